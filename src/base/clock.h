@@ -1,0 +1,7 @@
+#pragma once
+// Monotonic time.
+
+#include <stdint.h>
+
+uint64_t ew_clock_ns(void);
+double ew_clock_s(void);

@@ -1,0 +1,20 @@
+#pragma once
+// safetensors: one file, or the shards that an index names. Source: the safetensors format description (8-byte length, JSON
+// header, data). Offsets must lie in the file, match dtype and shape, and not overlap.
+
+#include "base/alloc.h"
+#include "base/error.h"
+#include "format/mapfile.h"
+#include "format/tensors.h"
+
+struct ew_safetensors {
+    struct ew_mapfile *files;
+    uint32_t n_files;
+    struct ew_tensors tensors;
+    struct ew_arena arena;
+};
+
+int ew_safetensors_open(struct ew_safetensors *st, const char *path, struct ew_error *err) EW_MUST_CHECK;           // one file
+int ew_safetensors_open_dir(struct ew_safetensors *st, const char *dir, struct ew_error *err) EW_MUST_CHECK;        // model.safetensors or the index
+int ew_safetensors_parse(struct ew_safetensors *st, const unsigned char *bytes, uint64_t size, struct ew_error *err) EW_MUST_CHECK; // in memory
+void ew_safetensors_close(struct ew_safetensors *st);
