@@ -42,7 +42,8 @@ uint64_t ew_args_bytes(const struct ew_args *args, const char *name, uint64_t fa
 bool ew_args_has(const struct ew_args *args, const char *name);
 uint32_t ew_args_count(const struct ew_args *args);                 // positional arguments
 const char *ew_args_at(const struct ew_args *args, uint32_t index);
-uint32_t ew_args_strings(const struct ew_args *args, const char *name, const char *const **out);
+// Values of an option that may repeat, at most max of them; returns their number.
+uint32_t ew_args_strings(const struct ew_args *args, const char *name, const char **out, uint32_t max);
 
 extern const struct ew_opt ew_opts_common[]; // --json, --verbose, --help
 extern const struct ew_opt ew_opts_model[];  // -m

@@ -1,8 +1,147 @@
-#include "cli/cli.h"
+// Finds the command, parses its options, runs it, turns its result into an exit status; nothing else.
+
+#include <errno.h>
+#include <locale.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cli/args.h"
+
+enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+static volatile sig_atomic_t g_interrupts;
+
+static void on_interrupt(int signal_number)
+{
+    if (++g_interrupts > 1) { // the command did not stop: the second one ends the process as the default action would
+        signal(signal_number, SIG_DFL);
+        raise(signal_number);
+    }
+}
+
+bool ew_interrupted(void)
+{
+    return g_interrupts > 0;
+}
+
+void ew_interrupt_reset(void)
+{
+    g_interrupts = 0;
+}
+
+static void catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt};
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL); // no SA_RESTART: a blocked read returns so that the command can stop
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGPIPE, SIG_IGN);         // a closed pipe is an error of write, not a death
+}
+
+// Commands with a verb have names of two words; both must be there.
+static const struct ew_command *find_command(int argc, char **argv, int *n_words)
+{
+    for (const struct ew_command *const *at = ew_commands; *at; at++) {
+        const char *name = (*at)->name, *verb = strchr(name, ' ');
+        size_t len = verb ? (size_t)(verb - name) : strlen(name);
+
+        if (strlen(argv[0]) != len || memcmp(argv[0], name, len) != 0)
+            continue;
+        if (verb && (argc < 2 || strcmp(argv[1], verb + 1) != 0))
+            continue;
+        *n_words = verb ? 2 : 1;
+        return *at;
+    }
+    return NULL;
+}
+
+static int unknown_command(int argc, char **argv)
+{
+    size_t len = strlen(argv[0]);
+    bool verb_missing = false;
+
+    for (const struct ew_command *const *at = ew_commands; *at; at++)
+        if (strncmp((*at)->name, argv[0], len) == 0 && (*at)->name[len] == ' ') {
+            if (!verb_missing)
+                fprintf(stderr, "edgewise: %s %s\n", argv[0],
+                        argc > 1 ? "does not know that verb. It has:" : "needs a verb. It has:");
+            fprintf(stderr, "  edgewise %s\n", (*at)->usage);
+            verb_missing = true;
+        }
+    if (!verb_missing)
+        fprintf(stderr, "edgewise: there is no command \"%s\". edgewise help lists them.\n", argv[0]);
+    return EXIT_USAGE;
+}
+
+static int finish(int code, const struct ew_error *err)
+{
+    if (fflush(stdout) != 0 && errno != EPIPE && code == EW_OK) {
+        fprintf(stderr, "edgewise: cannot write to standard output: %s.\n", strerror(errno));
+        return EXIT_FAILED;
+    }
+    if (code == EW_OK)
+        return EXIT_DONE;
+    if (err->message[0])
+        ew_log_error(err);
+    return code == EW_ERR_USAGE ? EXIT_USAGE : EXIT_FAILED;
+}
+
+static int help(int argc, char **argv)
+{
+    const struct ew_command *command;
+    int n_words;
+
+    if (argc == 0) {
+        ew_help(stdout);
+        return EXIT_DONE;
+    }
+    command = find_command(argc, argv, &n_words);
+    if (!command)
+        return unknown_command(argc, argv);
+    ew_command_help(command, stdout);
+    return EXIT_DONE;
+}
+
+static int dispatch(int argc, char **argv)
+{
+    struct ew_error err = {0};
+    const struct ew_command *command;
+    struct ew_args args;
+    int n_words, code;
+
+    command = find_command(argc, argv, &n_words);
+    if (!command)
+        return unknown_command(argc, argv);
+    code = ew_args_parse(&args, command, argc - n_words, argv + n_words, &err);
+    if (code != EW_OK)
+        return finish(code, &err);
+    if (ew_args_flag(&args, "help")) {
+        ew_command_help(command, stdout);
+        return EXIT_DONE;
+    }
+    if (ew_args_flag(&args, "verbose"))
+        ew_log_set_level(EW_LOG_INFO);
+    if (ew_args_flag(&args, "debug"))
+        ew_log_set_level(EW_LOG_DEBUG);
+    code = command->run(&args, &err);
+    return finish(code, &err);
+}
 
 int main(int argc, char **argv)
 {
-    (void)argc, (void)argv;
-    fputs("edgewise: no command\n", stderr);
-    return 2;
+    setlocale(LC_CTYPE, ""); // terminals: character widths. Numbers stay in the C locale
+    catch_signals();
+    if (argc < 2) {
+        ew_help(stderr);
+        return EXIT_USAGE;
+    }
+    if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)
+        return help(argc - 2, argv + 2);
+    if (strcmp(argv[1], "--version") == 0)
+        argv[1] += 2;
+    return dispatch(argc - 1, argv + 1);
 }
