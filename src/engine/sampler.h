@@ -32,3 +32,35 @@ struct ew_logprob {
     int32_t token;
     float logprob; // natural log of the softmax of the raw logits
 };
+
+#define EW_LOGPROBS_MAX 64
+
+// Values that make no sense (a negative temperature, a bias on a token that does not exist) are an EW_ERR_USAGE.
+int ew_sampling_check(const struct ew_sampling *sampling, uint32_t n_vocab, struct ew_error *err) EW_MUST_CHECK;
+
+// Scratch for one vocabulary; one thread at a time.
+struct ew_sampler {
+    uint32_t n_vocab;
+    struct ew_candidate *candidates; // [n_vocab]
+    uint32_t *counts;                // [n_vocab], all zero between picks
+};
+
+int ew_sampler_init(struct ew_sampler *sampler, uint32_t n_vocab, struct ew_error *err) EW_MUST_CHECK;
+void ew_sampler_fini(struct ew_sampler *sampler);
+
+struct ew_sampler_input {
+    const float *logits;    // [n_vocab], raw
+    const uint32_t *mask;   // bit t % 32 of word t / 32 set: token t is allowed; NULL: all are
+    const int32_t *history; // the sequence so far, prompt first; its ids are in the vocabulary
+    uint32_t n_history, n_prompt;
+};
+
+// The next token; its position, which keys the draw, is n_history. Logits that are NaN or +inf, or a mask that leaves nothing,
+// are an error. Allocates nothing.
+int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling, const struct ew_sampler_input *input,
+                    int32_t *token, struct ew_error *err) EW_MUST_CHECK;
+// out[0] is the chosen token's, the others are the best of the remaining tokens, best first. n at most EW_LOGPROBS_MAX and
+// n_vocab. The logits are ones that ew_sampler_pick accepted.
+void ew_sampler_logprobs(const float *logits, uint32_t n_vocab, int32_t chosen, struct ew_logprob *out, uint32_t n);
+// ln(sum(exp(logits))), summed in double.
+double ew_log_sum_exp(const float *logits, uint32_t n);
