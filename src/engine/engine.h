@@ -67,7 +67,8 @@ struct ew_event {
     enum ew_event_kind kind;
     uint64_t request;
     int32_t token;               // TOKEN
-    struct ew_str text;          // TOKEN: text that became whole with it (maybe none), stop strings held back; valid until the next call
+    struct ew_str text;          // TOKEN: text that became whole with it (maybe none), stop strings held back; FINISHED: what
+                                 // had been held back and is part of the answer after all; both valid until the next step
     const struct ew_logprob *logprobs; // [n_logprobs], the chosen token first
     uint32_t n_logprobs;
     enum ew_finish finish;       // FINISHED
@@ -76,6 +77,7 @@ struct ew_event {
     struct ew_error error;       // FINISHED with ERROR
 };
 
-// Runs one step if there is work. *idle tells that there was none.
+// Runs one step if there is work. *idle tells that there was none. Take all events before the next step: until then the
+// engine only waits (and is not idle). A failure of the backend ends the requests of that step, and is returned too.
 int ew_engine_step(struct ew_engine *engine, bool *idle, struct ew_error *err) EW_MUST_CHECK;
 bool ew_engine_next_event(struct ew_engine *engine, struct ew_event *event);

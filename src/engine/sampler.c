@@ -152,7 +152,8 @@ static void sift_down(struct ew_candidate *heap, uint32_t at, uint32_t n)
     heap[at] = moving;
 }
 
-// Puts the best in front, in order: at most n_max of them, and no more than it takes to reach the weight. Returns how many.
+// Puts the best in front, in order: at least one, at most n_max, and no more than it takes to reach the weight. Returns
+// how many.
 static uint32_t keep_best(struct ew_candidate *list, uint32_t n, uint32_t n_max, double weight)
 {
     uint32_t left = n;
@@ -160,7 +161,7 @@ static uint32_t keep_best(struct ew_candidate *list, uint32_t n, uint32_t n_max,
 
     for (uint32_t i = n / 2; i-- > 0;)
         sift_down(list, i, n);
-    while (left > 0 && n - left < n_max && sum < weight) {
+    while (left == n || (left > 0 && n - left < n_max && sum < weight)) {
         struct ew_candidate best = list[0];
 
         list[0] = list[--left];
@@ -246,10 +247,8 @@ static int32_t pick_random(struct ew_candidate *list, uint32_t n, const struct e
     if (sampling->top_k > 0 && (uint32_t)sampling->top_k < n)
         n = keep_best(list, n, (uint32_t)sampling->top_k, INFINITY);
     sum = weigh(list, n, sampling->temperature);
-    if (sampling->top_p < 1) {
+    if (sampling->top_p < 1)
         n = keep_best(list, n, n, sum * (double)sampling->top_p);
-        n = EW_MAX(n, 1u); // top_p 0 keeps the best
-    }
     if (sampling->min_p > 0)
         n = drop_below(list, n, sampling->min_p);
     return draw(list, n, rng);
