@@ -14,7 +14,8 @@
 #include "base/assert.h"
 
 #define CACHE_LINE 64
-// Pauses before a waiting thread sleeps. A pause takes 40 to 140 cycles on x86 and an isb about 40 on arm: 20 to 100 us.
+// Pauses before a waiting thread sleeps. A pause takes 40 to 140 cycles on x86 and an isb about 40 on arm, so this is
+// 20 to 100 us.
 #define SPINS_MAX 2000
 #define CHUNKS_PER_THREAD 8 // of ew_pool_run: few enough claims to be cheap, enough to even out unequal tasks
 
@@ -123,8 +124,10 @@ static int start_worker(struct ew_pool *pool, const char *name, struct ew_error 
     *worker = (struct worker){.pool = pool, .index = pool->n_started + 1};
     failed = pthread_create(&worker->thread, NULL, worker_main, worker);
     if (failed)
-        return ew_remedy(err, ew_fail(err, EW_ERR_MEMORY, "cannot start worker thread %u of %u (error %d)", worker->index,
-                                      pool->n_threads - 1, failed), "use fewer --threads, or raise the limit on processes");
+        return ew_remedy(err,
+                         ew_fail(err, EW_ERR_MEMORY, "cannot start worker thread %u of %u (error %d)", worker->index,
+                                 pool->n_threads - 1, failed),
+                         "use fewer --threads, or raise the limit on processes");
     pool->n_started++;
     snprintf(full, sizeof(full), "%.10s-%u", name, worker->index);
     pthread_setname_np(worker->thread, full);

@@ -15,12 +15,19 @@ struct memory_files {
 static const struct memory_files g_files_v1 = {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"};
 static const struct memory_files g_files_v2 = {"memory.max", "memory.current", "inactive_file"};
 
+static uint64_t left_of(uint64_t limit, uint64_t used)
+{
+    return limit - EW_MIN(used, limit);
+}
+
 static uint64_t file_number(const char *root, const char *dir, const char *name, uint64_t fallback)
 {
     char text[64];
     uint64_t value;
 
-    return ew_sysfile_readf(root, text, sizeof(text), "%s/%s", dir, name) > 0 && ew_sysfile_number(text, &value) ? value : fallback;
+    if (ew_sysfile_readf(root, text, sizeof(text), "%s/%s", dir, name) <= 0 || !ew_sysfile_number(text, &value))
+        return fallback;
+    return value;
 }
 
 static void consider_group(void *ctx, const char *root, const char *dir, bool v2)
@@ -28,7 +35,7 @@ static void consider_group(void *ctx, const char *root, const char *dir, bool v2
     const struct memory_files *files = v2 ? &g_files_v2 : &g_files_v1;
     struct ew_memory *memory = ctx;
     char stat[FILE_BYTES_MAX];
-    uint64_t limit = file_number(root, dir, files->limit, UINT64_MAX), used, droppable = 0, left;
+    uint64_t limit = file_number(root, dir, files->limit, UINT64_MAX), used, droppable = 0;
 
     if (limit >= NO_LIMIT_BYTES)
         return;
@@ -36,8 +43,7 @@ static void consider_group(void *ctx, const char *root, const char *dir, bool v2
     if (ew_sysfile_readf(root, stat, sizeof(stat), "%s/memory.stat", dir) > 0)
         ew_sysfile_field(stat, files->droppable_key, &droppable);
     used -= EW_MIN(droppable, used);
-    left = limit - EW_MIN(used, limit);
-    if (!memory->cgroup_limit_bytes || left < memory->cgroup_limit_bytes - EW_MIN(memory->cgroup_used_bytes, memory->cgroup_limit_bytes)) {
+    if (!memory->cgroup_limit_bytes || left_of(limit, used) < left_of(memory->cgroup_limit_bytes, memory->cgroup_used_bytes)) {
         memory->cgroup_limit_bytes = limit;
         memory->cgroup_used_bytes = used;
     }
@@ -53,7 +59,6 @@ static bool field_kb(const char *text, const char *key, uint64_t *bytes)
 int ew_memory_read(const char *root, struct ew_memory *out, struct ew_error *err)
 {
     char text[FILE_BYTES_MAX];
-    uint64_t left;
 
     *out = (struct ew_memory){0};
     if (ew_sysfile_read(root, "/proc/meminfo", text, sizeof(text)) < 0)
@@ -62,10 +67,8 @@ int ew_memory_read(const char *root, struct ew_memory *out, struct ew_error *err
         return ew_fail(err, EW_ERR_FORMAT, "%s/proc/meminfo has no MemTotal or no MemAvailable", root ? root : "");
     ew_cgroup_visit(root, "memory", consider_group, out);
     out->available_bytes = out->free_bytes;
-    if (out->cgroup_limit_bytes) {
-        left = out->cgroup_limit_bytes - EW_MIN(out->cgroup_used_bytes, out->cgroup_limit_bytes);
-        out->available_bytes = EW_MIN(out->available_bytes, left);
-    }
+    if (out->cgroup_limit_bytes)
+        out->available_bytes = EW_MIN(out->available_bytes, left_of(out->cgroup_limit_bytes, out->cgroup_used_bytes));
     return 0;
 }
 
@@ -74,7 +77,9 @@ static uint64_t own_status_bytes(const char *key)
     char text[FILE_BYTES_MAX];
     uint64_t bytes;
 
-    return ew_sysfile_read(NULL, "/proc/self/status", text, sizeof(text)) > 0 && field_kb(text, key, &bytes) ? bytes : 0;
+    if (ew_sysfile_read(NULL, "/proc/self/status", text, sizeof(text)) <= 0 || !field_kb(text, key, &bytes))
+        return 0;
+    return bytes;
 }
 
 uint64_t ew_memory_resident_bytes(void)

@@ -98,30 +98,32 @@ static void read_caches(const char *root, uint32_t cpu, struct ew_topology *out)
     }
 }
 
-static void tighten(double *quota_cpus, double time_us, double period_us)
-{
-    double cpus = period_us > 0 ? time_us / period_us : 0;
-
-    if (cpus > 0 && (*quota_cpus == 0 || cpus < *quota_cpus))
-        *quota_cpus = cpus;
-}
-
 // Version 2 has "max 100000" or "150000 100000" in one file, version 1 has two files and -1 for no limit.
-static void consider_quota(void *ctx, const char *root, const char *dir, bool v2)
+static bool read_quota(const char *root, const char *dir, bool v2, uint64_t *time_us, uint64_t *period_us)
 {
     char text[64];
+
+    if (ew_sysfile_readf(root, text, sizeof(text), "%s/%s", dir, v2 ? "cpu.max" : "cpu.cfs_quota_us") <= 0)
+        return false;
+    if (!ew_sysfile_number(text, time_us))
+        return false;
+    if (v2)
+        return ew_sysfile_number(text + strspn(text, "0123456789"), period_us);
+    if (ew_sysfile_readf(root, text, sizeof(text), "%s/cpu.cfs_period_us", dir) <= 0)
+        return false;
+    return ew_sysfile_number(text, period_us);
+}
+
+static void consider_quota(void *ctx, const char *root, const char *dir, bool v2)
+{
+    double *quota_cpus = ctx, cpus;
     uint64_t time_us, period_us;
 
-    if (ew_sysfile_readf(root, text, sizeof(text), "%s/%s", dir, v2 ? "cpu.max" : "cpu.cfs_quota_us") <= 0 ||
-        !ew_sysfile_number(text, &time_us))
+    if (!read_quota(root, dir, v2, &time_us, &period_us) || !time_us || !period_us)
         return;
-    if (v2) {
-        if (!ew_sysfile_number(text + strspn(text, "0123456789"), &period_us))
-            return;
-    } else if (ew_sysfile_readf(root, text, sizeof(text), "%s/cpu.cfs_period_us", dir) <= 0 || !ew_sysfile_number(text, &period_us)) {
-        return;
-    }
-    tighten(ctx, (double)time_us, (double)period_us);
+    cpus = (double)time_us / (double)period_us;
+    if (*quota_cpus == 0 || cpus < *quota_cpus)
+        *quota_cpus = cpus;
 }
 
 void ew_topology_read(const char *root, struct ew_topology *out)

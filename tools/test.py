@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Runs the tests: test.py [STAGE...], all stages by default. The last line is "N passed, N failed, N skipped".
+
+Each stage builds what it needs in its own build folder. Tests are counted one by one: the cases of the unit tests (cmocka) and
+of the Python tests, the corpora of the fuzz entries, the rules of tidy and of the ABI check.
+"""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+
+import source
+
+SANITIZED = ["-Dbuildtype=debug", "-Doptimization=1", "-Dwerror=false", "-Db_lundef=false"]
+ASAN_ENV = {"ASAN_OPTIONS": "allocator_may_return_null=1:strict_string_checks=1:abort_on_error=0",
+            "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
+# Folder and options of each build.
+BUILDS = {
+    "release": ("build", []),
+    "asan": ("build-asan", SANITIZED + ["-Db_sanitize=address,undefined", "-Dc_args=-fno-sanitize-recover=undefined"]),
+    "ubsan": ("build-ubsan", SANITIZED + ["-Db_sanitize=undefined", "-Dc_args=-fno-sanitize-recover=undefined"]),
+    "tsan": ("build-tsan", SANITIZED + ["-Db_sanitize=thread"]),
+    "arm64": ("build-arm64", ["--cross-file", "build-arm64-root/cross.ini"]),
+}
+
+
+class Counts:
+    def __init__(self):
+        self.passed, self.failed, self.skipped, self.notes = 0, 0, 0, []
+
+    def add(self, other):
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.notes += other.notes
+
+    def fail(self, note):
+        self.failed += 1
+        self.notes.append("FAILED " + note)
+
+    def skip(self, note, count=1):
+        self.skipped += count
+        self.notes.append("skipped " + note)
+
+    def __str__(self):
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def run(command, **options):
+    return subprocess.run([str(word) for word in command], cwd=source.ROOT, **options)
+
+
+def build(name, counts):
+    folder, options = BUILDS[name]
+    if not (source.ROOT / folder / "build.ninja").exists():
+        result = run(["meson", "setup", folder, *options], capture_output=True, text=True)
+        if result.returncode:
+            print(result.stdout[-4000:] + result.stderr[-2000:])
+            counts.fail(f"{folder}: meson setup")
+            return None
+    result = run(["ninja", "-C", folder], capture_output=True, text=True)
+    if result.returncode:
+        print(result.stdout[-8000:] + result.stderr[-2000:])
+        counts.fail(f"{folder}: build")
+        return None
+    return folder
+
+
+def named(text, word):
+    """The names that cmocka lists at its end, as "[  FAILED  ] name"."""
+    names = re.findall(rf"^\[\s+{word}\s*\] ([A-Za-z_]\w*)\s*$", text, re.M)
+    return list(dict.fromkeys(names))
+
+
+def count_program(test, counts):
+    """One entry of Meson's log: a cmocka program counts by its cases, any other as one test."""
+    text = test.get("stdout", "") + "\n" + test.get("stderr", "")
+    name, ok = test["name"], test["result"] in ("OK", "EXPECTEDFAIL")
+    passed = re.search(r"^\[  PASSED  \] (\d+) test\(s\)", text, re.M)
+    failed, skipped = named(text, "FAILED"), named(text, "SKIPPED")
+    if test["result"] == "SKIP":
+        counts.skip(name)
+    elif not passed:
+        counts.passed += ok
+        if not ok:
+            counts.fail(f"{name}: {test['result']} (status {test.get('returncode')})")
+    else:
+        counts.passed += int(passed.group(1))
+        for case in skipped:
+            counts.skip(f"{name}: {case}")
+        for case in failed:
+            counts.fail(f"{name}: {case}")
+        if not ok and not failed:
+            counts.fail(f"{name}: {test['result']} (status {test.get('returncode')})")
+    if not ok:
+        print(f"--- {name}\n{text[-6000:]}")
+
+
+def meson_tests(build_name, suites, env=None):
+    counts = Counts()
+    folder = build(build_name, counts)
+    if not folder:
+        return counts
+    log = source.ROOT / folder / "meson-logs/testlog.json"
+    log.unlink(missing_ok=True)
+    suite_options = [word for suite in suites for word in ("--suite", suite)]
+    result = run(["meson", "test", "-C", folder, "--no-rebuild", "--timeout-multiplier", "4", *suite_options], capture_output=True,
+                 text=True, env=dict(os.environ, **(env or {})))
+    if not log.exists():
+        print(result.stdout[-4000:] + result.stderr[-2000:])
+        counts.fail(f"{folder}: meson test")
+        return counts
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        count_program(json.loads(line), counts)
+    return counts
+
+
+def stage_unit():
+    return meson_tests("release", ["unit"])
+
+
+def python_for_tests():
+    for python in (source.ROOT / "build-py/bin/python", shutil.which("python3")):
+        if python and subprocess.run([str(python), "-c", "import pytest"], capture_output=True).returncode == 0:
+            return python
+    return None
+
+
+def count_junit(report, counts):
+    for case in xml.parse(report).getroot().iter("testcase"):
+        name = f"{case.get('classname')}.{case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            counts.fail(name)
+        elif skipped is not None:
+            counts.skip(f"{name}: {skipped.get('message')}")
+        else:
+            counts.passed += 1
+
+
+def stage_python():
+    counts = Counts()
+    folder, python = build("release", counts), python_for_tests()
+    if not folder:
+        return counts
+    if not python:
+        counts.skip("the Python tests: there is no pytest (tools/setup test could not install it)")
+        return counts
+    if not list((source.ROOT / "tests/py").glob("test_*.py")):
+        return counts
+    report = source.ROOT / folder / "pytest.xml"
+    report.unlink(missing_ok=True)
+    env = dict(os.environ, EDGEWISE=str(source.ROOT / folder / "edgewise"), PYTHONDONTWRITEBYTECODE="1")
+    result = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", "tests/py"], env=env,
+                 capture_output=True, text=True)
+    if result.returncode:
+        print(result.stdout[-12000:] + result.stderr[-2000:])
+    if report.exists():
+        count_junit(report, counts)
+    if result.returncode and not counts.failed:
+        counts.fail(f"pytest ended with status {result.returncode}")
+    return counts
+
+
+def stage_asan():
+    return meson_tests("asan", ["unit", "fuzz"], ASAN_ENV)
+
+
+def stage_ubsan():
+    return meson_tests("ubsan", ["unit", "fuzz"], ASAN_ENV)
+
+
+def stage_tsan():
+    return meson_tests("tsan", ["threads"], {"TSAN_OPTIONS": "halt_on_error=1"})
+
+
+def stage_arm64():
+    counts = Counts()
+    if os.uname().machine != "x86_64":
+        counts.skip("the arm64 cross build: this host is not x86-64")
+        return counts
+    for program in ("aarch64-linux-gnu-gcc", "qemu-aarch64"):
+        if not shutil.which(program):
+            counts.skip(f"the arm64 cross build: there is no {program} (tools/setup test installs it)")
+            return counts
+    result = run(["tools/arm64_sysroot", "build-arm64-root"], capture_output=True, text=True)
+    if result.returncode:
+        counts.skip("the arm64 cross build: cannot fetch the arm64 libraries: " + (result.stderr.strip().splitlines() or ["?"])[-1])
+        return counts
+    counts = meson_tests("arm64", ["unit"])
+    counts.add(checks(["tools/abi_check.sh", "build-arm64/edgewise"]))
+    return counts
+
+
+def checks(command):
+    """Counts a tool that prints "pass: ...", "fail: ..." and "skip: ..." lines."""
+    counts = Counts()
+    result = run(command, capture_output=True, text=True)
+    print(result.stdout.rstrip() + result.stderr.rstrip())
+    for kind, text in re.findall(r"^(pass|fail|skip): (.*)$", result.stdout, re.M):
+        counts.passed += kind == "pass"
+        if kind == "fail":
+            counts.fail(text)
+        elif kind == "skip":
+            counts.skip(text)
+    if result.returncode and not counts.failed:
+        counts.fail(f"{command[0]} ended with status {result.returncode}")
+    return counts
+
+
+def stage_tidy():
+    counts = Counts()
+    if build("release", counts):
+        counts.add(checks([sys.executable, "tools/tidy.py", "build"]))
+    return counts
+
+
+def stage_abi():
+    counts = Counts()
+    if build("release", counts):
+        counts.add(checks(["tools/abi_check.sh", "build/edgewise"]))
+    return counts
+
+
+STAGES = {
+    "tidy": stage_tidy, "abi": stage_abi, "unit": stage_unit, "python": stage_python, "asan": stage_asan, "ubsan": stage_ubsan,
+    "tsan": stage_tsan, "arm64": stage_arm64,
+}
+DEFAULT_STAGES = ["tidy", "abi", "unit", "python", "asan", "tsan", "arm64"]  # asan has UBSan in it too
+
+
+def main():
+    names = sys.argv[1:] or DEFAULT_STAGES
+    unknown = [name for name in names if name not in STAGES]
+    if unknown:
+        sys.exit(f"test: no stage {unknown[0]}; there are {', '.join(STAGES)}")
+    total = Counts()
+    for name in names:
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        counts = STAGES[name]()
+        total.add(counts)
+        print(f"   {name}: {counts} ({time.monotonic() - started:.0f} s)", flush=True)
+    if total.notes:
+        print("== what failed or was skipped")
+        for note, times in {note: total.notes.count(note) for note in total.notes}.items():
+            print(f"  {note}" + (f" (x{times})" if times > 1 else ""))
+    print(total)
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
