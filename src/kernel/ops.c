@@ -1,0 +1,136 @@
+#include "kernel/ops.h"
+
+#include "base/assert.h"
+
+const char *ew_op_name(enum ew_op_kind kind)
+{
+    static const char *const names[EW_OP_COUNT] = {
+        [EW_OP_EMBED] = "embed", [EW_OP_POSITION] = "position", [EW_OP_NORM] = "norm", [EW_OP_LINEAR] = "linear",
+        [EW_OP_ROPE] = "rope", [EW_OP_ATTENTION] = "attention", [EW_OP_ACT] = "act", [EW_OP_GLU] = "glu",
+        [EW_OP_ADD] = "add", [EW_OP_SCALE] = "scale", [EW_OP_SOFTCAP] = "softcap", [EW_OP_SELECT] = "select",
+        [EW_OP_ALL_REDUCE] = "all_reduce",
+    };
+
+    return kind < EW_OP_COUNT ? names[kind] : "unknown";
+}
+
+static uint32_t width_of(const struct ew_program *program, uint32_t slot)
+{
+    EW_ASSERT(slot < program->n_slots);
+    return program->slot_width[slot];
+}
+
+static const struct ew_weight *weight_of(const struct ew_program *program, uint32_t weight, bool is_matrix)
+{
+    EW_ASSERT(weight < program->n_weights);
+    EW_ASSERT(program->weights[weight].is_matrix == is_matrix);
+    return &program->weights[weight];
+}
+
+// An optional vector of exactly n elements.
+static void check_vector(const struct ew_program *program, uint32_t weight, uint64_t n)
+{
+    if (weight == EW_WEIGHT_NONE)
+        return;
+    EW_ASSERT(weight_of(program, weight, false)->rows == 1);
+    EW_ASSERT(program->weights[weight].cols == n);
+}
+
+static void check_norm(const struct ew_program *program, const struct ew_op *op)
+{
+    uint32_t width = width_of(program, op->in), group = op->norm.group ? op->norm.group : width;
+
+    EW_ASSERT(group > 0 && width % group == 0);
+    check_vector(program, op->weight, op->norm.weight_per_group ? width : group);
+    check_vector(program, op->bias, op->norm.weight_per_group ? width : group);
+}
+
+static void check_linear(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_weight *weight = weight_of(program, op->weight, true);
+
+    EW_ASSERT(weight->cols == width_of(program, op->in));
+    EW_ASSERT(weight->rows == width_of(program, op->out));
+    check_vector(program, op->bias, weight->rows);
+    EW_ASSERT(op->in != op->out);
+}
+
+static void check_rope(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_rope *rope;
+
+    EW_ASSERT(op->in == op->out);
+    EW_ASSERT(op->rope.table < program->n_ropes);
+    rope = &program->ropes[op->rope.table];
+    EW_ASSERT(width_of(program, op->in) == op->rope.n_heads * op->rope.head_dim);
+    EW_ASSERT(rope->n_dims % 2 == 0 && rope->n_dims > 0 && rope->freq_short);
+    EW_ASSERT(rope->first + rope->n_dims <= op->rope.head_dim);
+}
+
+static void check_attention(const struct ew_program *program, const struct ew_op *op)
+{
+    uint32_t kv = op->attention.n_kv_heads, heads = op->attention.n_heads;
+
+    EW_ASSERT(kv > 0 && heads % kv == 0);
+    EW_ASSERT(width_of(program, op->in) == heads * op->attention.head_dim);
+    EW_ASSERT(width_of(program, op->out) == heads * op->attention.v_dim);
+    EW_ASSERT((op->in2 == EW_SLOT_NONE) == (op->in3 == EW_SLOT_NONE));
+    if (op->in2 != EW_SLOT_NONE) {
+        EW_ASSERT(width_of(program, op->in2) == kv * op->attention.head_dim);
+        EW_ASSERT(width_of(program, op->in3) == kv * op->attention.v_dim);
+    }
+    check_vector(program, op->attention.sinks, heads);
+    if (program->n_groups) { // an encoder needs none
+        const struct ew_cache_group *group;
+
+        EW_ASSERT(op->attention.group < program->n_groups);
+        group = &program->groups[op->attention.group];
+        EW_ASSERT(op->attention.cache_layer < group->n_layers);
+        EW_ASSERT(group->n_kv_heads == kv && group->k_dim == op->attention.head_dim && group->v_dim == op->attention.v_dim);
+    }
+}
+
+static void check_op(const struct ew_program *program, const struct ew_op *op)
+{
+    uint32_t out = width_of(program, op->out);
+
+    switch (op->kind) {
+    case EW_OP_EMBED:
+        EW_ASSERT(weight_of(program, op->weight, true)->cols == out);
+        break;
+    case EW_OP_POSITION:
+        EW_ASSERT(weight_of(program, op->weight, true)->cols == out && width_of(program, op->in) == out);
+        break;
+    case EW_OP_NORM:
+        EW_ASSERT(width_of(program, op->in) == out);
+        check_norm(program, op);
+        break;
+    case EW_OP_LINEAR: check_linear(program, op); break;
+    case EW_OP_ROPE: check_rope(program, op); break;
+    case EW_OP_ATTENTION: check_attention(program, op); break;
+    case EW_OP_GLU:
+    case EW_OP_ADD:
+        EW_ASSERT(width_of(program, op->in2) == out);
+        EW_ASSERT(width_of(program, op->in) == out);
+        break;
+    case EW_OP_ACT:
+    case EW_OP_SCALE:
+    case EW_OP_SOFTCAP:
+    case EW_OP_SELECT:
+    case EW_OP_ALL_REDUCE:
+        EW_ASSERT(width_of(program, op->in) == out);
+        break;
+    case EW_OP_COUNT:
+    default: EW_ASSERT(!"a known op");
+    }
+}
+
+void ew_program_check(const struct ew_program *program)
+{
+    EW_ASSERT(program->n_ops > 0 && program->n_slots > 0);
+    EW_ASSERT(program->logits < program->n_slots);
+    for (uint32_t i = 0; i < program->n_slots; i++)
+        EW_ASSERT(program->slot_width[i] > 0);
+    for (uint32_t i = 0; i < program->n_ops; i++)
+        check_op(program, &program->ops[i]);
+}
