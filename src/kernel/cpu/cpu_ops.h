@@ -1,0 +1,59 @@
+#pragma once
+// The CPU kernels as a table of functions: filled by the plain C reference, then overwritten by the instruction sets that
+// this machine has, in rising order. All of them work on rows of f32 and never allocate; one call belongs to one thread.
+
+#include <stdint.h>
+
+#include "kernel/backend.h"
+#include "kernel/cpu/layout.h"
+
+// Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
+// integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
+struct ew_cpu_q8 {
+    int8_t *q;            // [n_rows, q_stride], zero past the row's end
+    float *scale;         // [n_rows, group_stride]
+    int16_t *sum;         // [n_rows, 2 * group_stride]
+    uint32_t q_stride, group_stride;
+};
+
+// One product out = x * matrix^T + bias of n_rows activations. Works on tiles of EW_CPU_TILE_ROWS rows of the matrix.
+struct ew_cpu_linear {
+    const struct ew_cpu_matrix *matrix;
+    const float *x;              // [n_rows, x_stride]
+    const struct ew_cpu_q8 *q8;  // the same rows, where the layout wants them
+    const float *bias;           // [rows] or NULL
+    float *out;                  // [n_rows, out_stride]
+    uint32_t n_rows, x_stride, out_stride;
+    float *scratch;              // of this thread, [cols]
+};
+
+typedef void (*ew_cpu_linear_fn)(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
+typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
+                               float weight_offset);
+
+struct ew_cpu_ops {
+    const char *isa; // the last initialiser that filled something
+    ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
+    void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
+    ew_cpu_norm_fn norm[2];  // enum ew_norm_kind; weight and bias may be NULL
+    void (*act)(float *out, const float *in, uint32_t n, enum ew_act act);
+    void (*glu)(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha);
+    void (*add)(float *out, const float *a, const float *b, uint32_t n, float scale); // a + scale * b
+    void (*scale)(float *out, const float *in, uint32_t n, float scale);
+    void (*softcap)(float *out, const float *in, uint32_t n, float cap);
+    // Rotates n_dims elements of each head; cos_sin holds n_dims / 2 cosines, then as many sines.
+    void (*rope)(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim, enum ew_rope_kind kind);
+    // Cache rows: one token and head. Scales are f16 and only used by the 8-bit types.
+    void (*kv_encode)(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
+    // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
+    void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
+                      uint32_t out_stride);
+    // score[i] = scale * q . k[i] for n_k rows of k; dim is a multiple of 8.
+    void (*scores)(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale);
+    // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.
+    float (*exp_sum)(float *x, uint32_t n, float max);
+    // acc = factor * acc + sum of p[i] * v[i] over n_k rows; dim is a multiple of 8.
+    void (*values)(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor);
+};
+
+void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops);

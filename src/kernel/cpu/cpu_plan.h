@@ -1,0 +1,54 @@
+#pragma once
+// A program lowered to stages. Between two stages all threads meet; inside one they share out rows, tiles or heads.
+//
+// Everything that works on each row alone is gathered into chains, so that a layer needs about nine meetings. Slots live in
+// buffers that are reused as soon as no later op reads them. The row stride of a buffer is its own, so that row i of
+// whatever lives in it is always in the same place: a thread that is ahead in a chain never writes another one's rows.
+
+#include "base/alloc.h"
+#include "kernel/ops.h"
+
+#define EW_CPU_NO_BUFFER UINT32_MAX
+
+struct ew_cpu_buffer {
+    uint32_t width;    // row stride in floats
+    bool logits_rows;  // rows are those of selected tokens
+    bool is_exact;     // holds one slot, stride == width: may be handed out
+};
+
+enum ew_cpu_step_kind {
+    EW_CPU_STEP_OP,          // an op of the program
+    EW_CPU_STEP_ROPE_TABLES, // cosines and sines of every table, once a step
+    EW_CPU_STEP_QUANTISE,    // `in` to 8 bits
+    EW_CPU_STEP_APPEND,      // keys and values of an ATTENTION op into its cache
+};
+
+struct ew_cpu_step {
+    enum ew_cpu_step_kind kind;
+    uint32_t op;
+    uint32_t in, in2, in3, out; // buffers
+};
+
+enum ew_cpu_stage_kind { EW_CPU_STAGE_CHAIN, EW_CPU_STAGE_LINEAR, EW_CPU_STAGE_ATTENTION };
+
+struct ew_cpu_stage {
+    enum ew_cpu_stage_kind kind;
+    bool logits_rows;
+    uint32_t first, count; // its steps
+};
+
+struct ew_cpu_plan {
+    const struct ew_program *program;
+    struct ew_cpu_buffer *buffers;
+    struct ew_cpu_step *steps;
+    struct ew_cpu_stage *stages;   // fused
+    struct ew_cpu_stage *singles;  // one step each, for traces
+    uint32_t n_buffers, n_steps, n_stages, n_singles;
+    uint32_t result;               // buffer of the program's logits
+    uint32_t result_width;
+    uint32_t q8_cols_max;          // widest input of a product that wants 8-bit activations, 0: none
+};
+
+// needs_q8: [n_weights], which matrices want 8-bit activations. Memory comes from the arena.
+int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8, struct ew_arena *arena,
+                      struct ew_error *err) EW_MUST_CHECK;

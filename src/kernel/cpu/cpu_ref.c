@@ -1,0 +1,278 @@
+// The plain C kernels: what every other variant is compared with. Compiled with -ffp-contract=off, so that they give the same
+// bits on every machine that has the same libm.
+
+#include "kernel/cpu/cpu_ops.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/half.h"
+
+// ---- products --------------------------------------------------------------------------------------------------------------
+
+#define LANES 16
+
+// Sums in LANES partial sums of f32, so that the compiler may vectorise without reordering anything, then in double.
+static double dot(const float *a, const float *b, uint32_t n)
+{
+    float part[LANES] = {0};
+    double sum = 0;
+    uint32_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        for (uint32_t k = 0; k < LANES; k++)
+            part[k] += a[i + k] * b[i + k];
+    }
+    for (; i < n; i++)
+        sum += (double)a[i] * b[i];
+    for (uint32_t k = 0; k < LANES; k++)
+        sum += part[k];
+    return sum;
+}
+
+static void linear_file(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)
+{
+    const struct ew_cpu_matrix *matrix = job->matrix;
+    uint32_t row = tile * EW_CPU_TILE_ROWS, row_end = EW_MIN(tile_end * EW_CPU_TILE_ROWS, matrix->rows);
+    const struct ew_dtype_info *info = ew_dtype_info(matrix->dtype);
+
+    for (; row < row_end; row++) {
+        float bias = job->bias ? job->bias[row] : 0;
+
+        info->decode(matrix->data + row * matrix->row_bytes, job->scratch, matrix->cols);
+        for (uint32_t i = 0; i < job->n_rows; i++)
+            job->out[(uint64_t)i * job->out_stride + row] =
+                (float)(dot(job->x + (uint64_t)i * job->x_stride, job->scratch, matrix->cols) + bias);
+    }
+}
+
+// ---- rows ------------------------------------------------------------------------------------------------------------------
+
+static void norm_rms(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+{
+    double sum = 0;
+    float factor;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += (double)in[i] * in[i];
+    factor = (float)(1 / sqrt(sum / n + eps));
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = in[i] * factor * (weight ? weight[i] + weight_offset : 1) + (bias ? bias[i] : 0);
+}
+
+static void norm_layer(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+{
+    double sum = 0, square = 0, mean;
+    float factor;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += in[i];
+    mean = sum / n;
+    for (uint32_t i = 0; i < n; i++)
+        square += (in[i] - mean) * (in[i] - mean);
+    factor = (float)(1 / sqrt(square / n + eps));
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = (float)(in[i] - mean) * factor * (weight ? weight[i] + weight_offset : 1) + (bias ? bias[i] : 0);
+}
+
+static float act_one(float x, enum ew_act act)
+{
+    switch (act) {
+    case EW_ACT_SILU: return x / (1 + expf(-x));
+    case EW_ACT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+    case EW_ACT_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case EW_ACT_RELU: return x > 0 ? x : 0;
+    case EW_ACT_RELU2: return x > 0 ? x * x : 0;
+    case EW_ACT_SIGMOID: return 1 / (1 + expf(-x));
+    case EW_ACT_TANH: return tanhf(x);
+    case EW_ACT_NONE: break;
+    }
+    return x;
+}
+
+static void act_row(float *out, const float *in, uint32_t n, enum ew_act act)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = act_one(in[i], act);
+}
+
+// With a limit the gate is clamped from above and the other side from both; with alpha it is gpt-oss's form,
+// gate * sigmoid(alpha * gate) * (up + 1).
+static void glu_row(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        float g = gate[i], u = up[i];
+
+        if (limit > 0) {
+            g = fminf(g, limit);
+            u = fmaxf(fminf(u, limit), -limit);
+        }
+        out[i] = alpha > 0 ? g / (1 + expf(-alpha * g)) * (u + 1) : act_one(g, act) * u;
+    }
+}
+
+static void add_row(float *out, const float *a, const float *b, uint32_t n, float scale)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = a[i] + scale * b[i];
+}
+
+static void scale_row(float *out, const float *in, uint32_t n, float scale)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = scale * in[i];
+}
+
+static void softcap_row(float *out, const float *in, uint32_t n, float cap)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = cap * tanhf(in[i] / cap);
+}
+
+static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim, enum ew_rope_kind kind)
+{
+    uint32_t half = n_dims / 2, step = kind == EW_ROPE_HALVES ? 1 : 2, apart = kind == EW_ROPE_HALVES ? half : 1;
+
+    for (uint32_t head = 0; head < n_heads; head++, x += head_dim) {
+        for (uint32_t i = 0; i < half; i++) {
+            float *a = x + i * step, *b = a + apart, c = cos_sin[i], s = cos_sin[half + i], old = *a;
+
+            *a = old * c - *b * s;
+            *b = *b * c + old * s;
+        }
+    }
+}
+
+// ---- caches ----------------------------------------------------------------------------------------------------------------
+
+static float largest(const float *in, uint32_t n)
+{
+    float max = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (max == max && !(fabsf(in[i]) <= max)) // a NaN stays
+            max = fabsf(in[i]);
+    }
+    return max;
+}
+
+static void encode_8bit(enum ew_kv_dtype dtype, const float *in, uint32_t n, uint8_t *out, uint16_t *scale)
+{
+    float limit = dtype == EW_KV_F8 ? 448 : 127, step, inverse;
+
+    *scale = ew_f16_of_f32(largest(in, n) / limit);
+    step = ew_f32_of_f16(*scale);
+    if (!(step > 0 && step < INFINITY)) { // all zero, too small for f16, or not finite: the scale carries it
+        memset(out, 0, n);
+        return;
+    }
+    inverse = 1 / step;
+    for (uint32_t i = 0; i < n; i++) {
+        float x = in[i] * inverse;
+
+        out[i] = dtype == EW_KV_F8 ? ew_e4m3_of_f32(x) : (uint8_t)(int8_t)lrintf(fmaxf(fminf(x, 127), -127));
+    }
+}
+
+static void kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale)
+{
+    uint16_t *half = out;
+
+    switch (dtype) {
+    case EW_KV_F32: memcpy(out, in, n * sizeof(*in)); break;
+    case EW_KV_F16:
+        for (uint32_t i = 0; i < n; i++)
+            half[i] = ew_f16_of_f32(in[i]);
+        break;
+    case EW_KV_F8:
+    case EW_KV_I8: encode_8bit(dtype, in, n, out, scale); break;
+    }
+}
+
+static void decode_row(enum ew_kv_dtype dtype, const void *in, float scale, uint32_t n, float *out)
+{
+    const uint16_t *half = in;
+    const uint8_t *byte = in;
+
+    switch (dtype) {
+    case EW_KV_F32: memcpy(out, in, n * sizeof(*out)); break;
+    case EW_KV_F16:
+        for (uint32_t i = 0; i < n; i++)
+            out[i] = ew_f32_of_f16(half[i]);
+        break;
+    case EW_KV_F8:
+        for (uint32_t i = 0; i < n; i++)
+            out[i] = ew_f32_of_e4m3(byte[i]) * scale;
+        break;
+    case EW_KV_I8:
+        for (uint32_t i = 0; i < n; i++)
+            out[i] = (float)(int8_t)byte[i] * scale;
+        break;
+    }
+}
+
+static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
+                      uint32_t out_stride)
+{
+    uint64_t row_bytes = (uint64_t)n * (dtype == EW_KV_F32 ? 4 : dtype == EW_KV_F16 ? 2 : 1);
+    bool scaled = dtype == EW_KV_F8 || dtype == EW_KV_I8;
+
+    for (uint32_t i = 0; i < n_tokens; i++)
+        decode_row(dtype, (const uint8_t *)in + i * row_bytes, scaled ? ew_f32_of_f16(scale[i]) : 1, n,
+                   out + (uint64_t)i * out_stride);
+}
+
+// ---- attention -------------------------------------------------------------------------------------------------------------
+
+static void scores(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale)
+{
+    for (uint32_t i = 0; i < n_k; i++)
+        score[i] = (float)(dot(q, k + (uint64_t)i * dim, dim) * scale);
+}
+
+static float exp_sum(float *x, uint32_t n, float max)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        x[i] = expf(x[i] - max);
+        sum += x[i];
+    }
+    return (float)sum;
+}
+
+static void values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor)
+{
+    for (uint32_t d = 0; d < dim; d++)
+        acc[d] *= factor;
+    for (uint32_t i = 0; i < n_k; i++) {
+        for (uint32_t d = 0; d < dim; d++)
+            acc[d] += p[i] * v[(uint64_t)i * dim + d];
+    }
+}
+
+static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum)
+{
+    for (uint32_t at = 0; at < n; at += EW_CPU_GROUP, q += EW_CPU_GROUP, scale++, sum += 2) {
+        uint32_t len = EW_MIN(n - at, EW_CPU_GROUP);
+        float max = largest(x + at, len), inverse = max >= 1e-30f && max < INFINITY ? 127 / max : 0;
+
+        *scale = max < INFINITY ? max / 127 : NAN; // what is not finite must not look like a number
+        sum[0] = sum[1] = 0;
+        for (uint32_t i = 0; i < EW_CPU_GROUP; i++) {
+            q[i] = (int8_t)(i < len && inverse > 0 ? lrintf(x[at + i] * inverse) : 0);
+            sum[i / (EW_CPU_GROUP / 2)] = (int16_t)(sum[i / (EW_CPU_GROUP / 2)] + q[i]);
+        }
+    }
+}
+
+void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
+{
+    *ops = (struct ew_cpu_ops){
+        .isa = "reference", .quantise = quantise, .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
+        .act = act_row, .glu = glu_row, .add = add_row, .scale = scale_row, .softcap = softcap_row, .rope = rope_row,
+        .kv_encode = kv_encode, .kv_decode = kv_decode, .scores = scores, .exp_sum = exp_sum, .values = values,
+        .linear = {[EW_CPU_FILE] = linear_file},
+    };
+}

@@ -1,0 +1,302 @@
+// One step: every thread walks the stages, takes its share of each, and meets the others after it.
+
+#include <math.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "kernel/cpu/cpu_backend.h"
+
+static float *row_at(const struct ew_cpu_backend *backend, uint32_t buffer, uint32_t row)
+{
+    if (buffer == EW_CPU_NO_BUFFER)
+        return NULL;
+    return backend->work.buffers[buffer] + (uint64_t)row * backend->plan.buffers[buffer].width;
+}
+
+static const float *vector_of(const struct ew_cpu_backend *backend, uint32_t weight)
+{
+    return weight == EW_WEIGHT_NONE ? NULL : backend->vectors[weight];
+}
+
+// ---- rotary tables ---------------------------------------------------------------------------------------------------------
+
+// Position dimension of pair i: sections are counts of neighbouring pairs.
+static uint32_t section_of(const struct ew_rope *rope, uint32_t pair)
+{
+    for (uint32_t d = 0, end = 0; d < 4; d++) {
+        end += rope->sections[d];
+        if (pair < end)
+            return d;
+    }
+    return 0;
+}
+
+static double frequency(const struct ew_rope *rope, uint32_t pair, uint32_t span, double dynamic)
+{
+    if (dynamic > 0)
+        return pow(dynamic, -2.0 * pair / rope->n_dims);
+    return rope->freq_long && span > rope->span_short_max ? rope->freq_long[pair] : rope->freq_short[pair];
+}
+
+static double dynamic_base(const struct ew_rope *rope, uint32_t span)
+{
+    double n = rope->n_dims, factor = rope->dynamic_factor;
+
+    if (rope->dynamic_base <= 0 || span <= rope->span_short_max || rope->n_dims <= 2)
+        return 0;
+    return rope->dynamic_base * pow(factor * span / rope->span_short_max - (factor - 1), n / (n - 2));
+}
+
+static void rope_table_row(const struct ew_cpu_backend *backend, const struct ew_rope *rope, uint32_t t, float *row)
+{
+    const struct ew_batch *batch = backend->batch;
+    uint32_t half = rope->n_dims / 2, span = batch->seqs[backend->work.tokens[t].seq].rope_span;
+    bool is_long = rope->freq_long && span > rope->span_short_max;
+    double dynamic = dynamic_base(rope, span), scale = is_long ? rope->scale_long : rope->scale_short;
+
+    for (uint32_t i = 0; i < half; i++) {
+        uint32_t dim = backend->program->n_position_dims > 1 ? section_of(rope, i) : 0;
+        double angle = batch->position[(uint64_t)dim * batch->n_tokens + t] * frequency(rope, i, span, dynamic);
+
+        row[i] = (float)(cos(angle) * scale);
+        row[half + i] = (float)(sin(angle) * scale);
+    }
+}
+
+static void rope_tables(const struct ew_cpu_backend *backend, uint32_t t)
+{
+    for (uint32_t i = 0; i < backend->program->n_ropes; i++) {
+        const struct ew_rope *rope = &backend->program->ropes[i];
+
+        rope_table_row(backend, rope, t, backend->work.rope_rows[i] + (uint64_t)t * rope->n_dims);
+    }
+}
+
+// ---- steps on one row ------------------------------------------------------------------------------------------------------
+
+static void embed_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, float *out)
+{
+    const struct ew_batch *batch = backend->batch;
+    uint32_t width = backend->program->slot_width[op->out];
+    int32_t token = batch->token[t];
+
+    if (token < 0) {
+        memcpy(out, batch->embedding + (uint64_t)(-1 - token) * width, width * sizeof(*out));
+        return;
+    }
+    ew_cpu_matrix_row(&backend->matrices[op->weight], (uint32_t)token, out);
+    if (op->embed.scale != 1)
+        backend->ops.scale(out, out, width, op->embed.scale);
+}
+
+static void position_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, const float *in, float *out,
+                         float *scratch)
+{
+    uint32_t row = (uint32_t)(backend->batch->position[t] + op->position.first);
+
+    ew_cpu_matrix_row(&backend->matrices[op->weight], row, scratch);
+    backend->ops.add(out, in, scratch, backend->program->slot_width[op->out], 1);
+}
+
+static void norm_row(const struct ew_cpu_backend *backend, const struct ew_op *op, const float *in, float *out)
+{
+    uint32_t width = backend->program->slot_width[op->out], group = op->norm.group ? op->norm.group : width;
+    const float *weight = vector_of(backend, op->weight), *bias = vector_of(backend, op->bias);
+
+    for (uint32_t at = 0; at < width; at += group) {
+        uint32_t skip = op->norm.weight_per_group ? at : 0;
+
+        backend->ops.norm[op->norm.kind](out + at, in + at, weight ? weight + skip : NULL, bias ? bias + skip : NULL, group,
+                                         op->norm.eps, op->norm.weight_offset);
+    }
+}
+
+static void rope_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, float *x)
+{
+    const struct ew_rope *rope = &backend->program->ropes[op->rope.table];
+
+    backend->ops.rope(x + rope->first, backend->work.rope_rows[op->rope.table] + (uint64_t)t * rope->n_dims, rope->n_dims,
+                      op->rope.n_heads, op->rope.head_dim, rope->kind);
+}
+
+static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *scratch)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
+    const struct ew_cpu_ops *ops = &backend->ops;
+    uint32_t width = backend->program->slot_width[op->out];
+    const float *in2 = row_at(backend, step->in2, row);
+    float *in = row_at(backend, step->in, op->kind == EW_OP_SELECT ? backend->work.selected[row] : row);
+    float *out = row_at(backend, step->out, row);
+
+    switch (op->kind) {
+    case EW_OP_EMBED: embed_row(backend, op, row, out); break;
+    case EW_OP_POSITION: position_row(backend, op, row, in, out, scratch); break;
+    case EW_OP_NORM: norm_row(backend, op, in, out); break;
+    case EW_OP_ROPE: rope_row(backend, op, row, out); break;
+    case EW_OP_ACT: ops->act(out, in, width, op->act.act); break;
+    case EW_OP_GLU: ops->glu(out, in, in2, width, op->act.act, op->act.limit, op->act.alpha); break;
+    case EW_OP_ADD: ops->add(out, in, in2, width, op->add.scale); break;
+    case EW_OP_SCALE: ops->scale(out, in, width, op->mul.scale); break;
+    case EW_OP_SOFTCAP: ops->softcap(out, in, width, op->softcap.cap); break;
+    case EW_OP_SELECT:
+    case EW_OP_ALL_REDUCE: // one device has the whole sum
+        if (in != out)
+            memcpy(out, in, width * sizeof(*out));
+        break;
+    case EW_OP_LINEAR:
+    case EW_OP_ATTENTION:
+    case EW_OP_COUNT:
+    default: EW_ASSERT(!"an op on single rows");
+    }
+}
+
+static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
+{
+    const struct ew_cpu_q8 *q8 = &backend->work.q8;
+    uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
+    uint64_t group = (uint64_t)row * q8->group_stride;
+
+    backend->ops.quantise(row_at(backend, step->in, row), width, q8->q + (uint64_t)row * q8->q_stride, q8->scale + group,
+                          q8->sum + 2 * group);
+}
+
+static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
+    struct ew_cpu_token token = backend->work.tokens[row];
+    const struct ew_batch_seq *seq = &backend->batch->seqs[token.seq];
+    const struct ew_cpu_cache *cache = &backend->caches[op->attention.group];
+
+    if (seq->no_cache)
+        return;
+    ew_cpu_cache_append(&backend->ops, cache, seq->blocks[op->attention.group][token.index / cache->block_tokens],
+                        op->attention.cache_layer, token.index % cache->block_tokens, row_at(backend, step->in2, row),
+                        row_at(backend, step->in3, row));
+}
+
+static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *scratch)
+{
+    switch (step->kind) {
+    case EW_CPU_STEP_OP: op_row(backend, step, row, scratch); break;
+    case EW_CPU_STEP_ROPE_TABLES: rope_tables(backend, row); break;
+    case EW_CPU_STEP_QUANTISE: quantise_row(backend, step, row); break;
+    case EW_CPU_STEP_APPEND: append_row(backend, step, row); break;
+    }
+}
+
+// ---- stages ----------------------------------------------------------------------------------------------------------------
+
+static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
+{
+    return stage->logits_rows ? backend->batch->n_logits : backend->batch->n_tokens;
+}
+
+static void run_chain(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t thread, uint32_t n_threads)
+{
+    uint64_t n_rows = stage_rows(backend, stage);
+    uint32_t row = (uint32_t)(n_rows * thread / n_threads), end = (uint32_t)(n_rows * (thread + 1) / n_threads);
+
+    for (; row < end; row++) {
+        for (uint32_t i = 0; i < stage->count; i++)
+            step_row(backend, &backend->plan.steps[stage->first + i], row, backend->work.scratch[thread]);
+    }
+}
+
+static struct ew_cpu_linear linear_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows, float *scratch)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
+
+    return (struct ew_cpu_linear){
+        .matrix = &backend->matrices[op->weight], .x = row_at(backend, step->in, 0), .q8 = &backend->work.q8,
+        .bias = vector_of(backend, op->bias), .out = row_at(backend, step->out, 0), .n_rows = n_rows,
+        .x_stride = backend->plan.buffers[step->in].width, .out_stride = backend->plan.buffers[step->out].width, .scratch = scratch,
+    };
+}
+
+// The part of tiles [from, to) of the whole stage that falls on each of its products.
+static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from, uint32_t to, float *scratch)
+{
+    uint32_t n_rows = stage_rows(backend, stage);
+
+    for (uint32_t i = 0, first = 0; i < stage->count && first < to; i++) {
+        struct ew_cpu_linear job = linear_job(backend, &backend->plan.steps[stage->first + i], n_rows, scratch);
+        uint32_t n = ew_cpu_tiles(job.matrix->rows);
+
+        if (from < first + n)
+            backend->ops.linear[job.matrix->layout](&job, from - first, EW_MIN(to - first, n));
+        first += n;
+        from = EW_MAX(from, first);
+    }
+}
+
+static void run_linear(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next, uint32_t thread,
+                       uint32_t n_threads)
+{
+    uint32_t n = 0, share, from;
+
+    if (stage_rows(backend, stage) == 0)
+        return;
+    for (uint32_t i = 0; i < stage->count; i++)
+        n += ew_cpu_tiles(backend->matrices[backend->program->ops[backend->plan.steps[stage->first + i].op].weight].rows);
+    // Shares small enough that a thread that was held up costs little, large enough that memory is read in long runs.
+    share = EW_MAX(1, n / (n_threads * 8));
+    while ((from = atomic_fetch_add_explicit(next, share, memory_order_relaxed)) < n)
+        run_tiles(backend, stage, from, EW_MIN(from + share, n), backend->work.scratch[thread]);
+}
+
+static void run_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next, uint32_t thread,
+                      uint32_t n_threads)
+{
+    switch (stage->kind) {
+    case EW_CPU_STAGE_CHAIN: run_chain(backend, stage, thread, n_threads); break;
+    case EW_CPU_STAGE_LINEAR: run_linear(backend, stage, next, thread, n_threads); break;
+    case EW_CPU_STAGE_ATTENTION:
+        ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], next, backend->work.scratch[thread]);
+        break;
+    }
+}
+
+// Shows an op's rows to the trace as neighbouring rows, and takes them back as it left them.
+static void trace_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
+{
+    const struct ew_cpu_step *step = &backend->plan.steps[stage->first];
+    uint32_t width, stride, n_rows = stage_rows(backend, stage);
+    float *rows, *packed = (float *)backend->trace_rows.data;
+
+    if (step->kind != EW_CPU_STEP_OP)
+        return;
+    width = backend->program->slot_width[backend->program->ops[step->op].out];
+    stride = backend->plan.buffers[step->out].width;
+    rows = row_at(backend, step->out, 0);
+    if (stride == width) {
+        backend->trace(backend->trace_ctx, backend->program, step->op, rows, n_rows, width);
+        return;
+    }
+    for (uint32_t i = 0; i < n_rows; i++)
+        memcpy(packed + (uint64_t)i * width, rows + (uint64_t)i * stride, width * sizeof(*rows));
+    backend->trace(backend->trace_ctx, backend->program, step->op, packed, n_rows, width);
+    for (uint32_t i = 0; i < n_rows; i++)
+        memcpy(rows + (uint64_t)i * stride, packed + (uint64_t)i * width, width * sizeof(*rows));
+}
+
+static void step_thread(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+    struct ew_cpu_backend *backend = ctx;
+    const struct ew_cpu_stage *stages = backend->trace ? backend->plan.singles : backend->plan.stages;
+    uint32_t n_stages = backend->trace ? backend->plan.n_singles : backend->plan.n_stages;
+
+    for (uint32_t i = 0; i < n_stages; i++) {
+        run_stage(backend, &stages[i], &backend->work.next[i], thread, n_threads);
+        ew_pool_barrier(backend->pool);
+        if (!backend->trace)
+            continue;
+        if (thread == 0)
+            trace_stage(backend, &stages[i]);
+        ew_pool_barrier(backend->pool);
+    }
+}
+
+void ew_cpu_step_run(struct ew_cpu_backend *backend)
+{
+    ew_pool_all(backend->pool, step_thread, backend);
+}

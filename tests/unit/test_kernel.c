@@ -1,0 +1,198 @@
+// The CPU backend on a program small enough to be computed by hand.
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernel/backend.h"
+
+#include <math.h>
+
+// ---- a model of one attention layer: width 2, vocabulary 3, one head, identity projections, tied head --------------------------
+
+static const float EMBEDDING[3][2] = {{1, 0}, {0, 1}, {1, 1}};
+static const float IDENTITY[2][2] = {{1, 0}, {0, 1}};
+
+static int read_rows(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst, struct ew_error *err)
+{
+    uint64_t row_bytes = source->arg[0];
+
+    memcpy(dst, (const char *)source->ctx + row * row_bytes, n_rows * row_bytes);
+    return 0;
+}
+
+#define MATRIX(table) {.name = #table, .rows = sizeof(table) / sizeof(*(table)), .cols = 2, .is_matrix = true, \
+    .source = {.dtype = EW_DTYPE_F32, .read = read_rows, .ctx = (table), .arg = {8}}}
+
+enum { X, Q, K, V, ATT, LAST, LOGITS, N_SLOTS };
+
+static struct ew_weight g_weights[] = {MATRIX(EMBEDDING), MATRIX(IDENTITY)};
+static uint32_t g_widths[N_SLOTS] = {2, 2, 2, 2, 2, 2, 3};
+
+#define NONE EW_SLOT_NONE
+#define LINEAR(to, from, w) {.kind = EW_OP_LINEAR, .in = from, .in2 = NONE, .in3 = NONE, .out = to, .weight = w, .bias = EW_WEIGHT_NONE}
+
+static struct ew_op g_ops[] = {
+    {.kind = EW_OP_EMBED, .in = NONE, .in2 = NONE, .in3 = NONE, .out = X, .weight = 0, .embed = {1}},
+    LINEAR(Q, X, 1), LINEAR(K, X, 1), LINEAR(V, X, 1),
+    {.kind = EW_OP_ATTENTION, .in = Q, .in2 = K, .in3 = V, .out = ATT, .attention = {.n_heads = 1, .n_kv_heads = 1,
+        .head_dim = 2, .v_dim = 2, .scale = 1, .sinks = EW_WEIGHT_NONE}},
+    {.kind = EW_OP_ADD, .in = X, .in2 = ATT, .in3 = NONE, .out = X, .add = {1}},
+    {.kind = EW_OP_SELECT, .in = X, .in2 = NONE, .in3 = NONE, .out = LAST},
+    LINEAR(LOGITS, LAST, 0),
+};
+
+static struct ew_cache_group g_group = {.kind = EW_CACHE_FULL, .n_layers = 1, .n_kv_heads = 1, .k_dim = 2, .v_dim = 2};
+
+static struct ew_program g_program = {
+    .name = "by hand", .n_ops = 8, .n_slots = N_SLOTS, .n_weights = 2, .n_groups = 1, .ops = g_ops, .slot_width = g_widths,
+    .weights = g_weights, .groups = &g_group, .logits = LOGITS, .n_vocab = 3, .width = 2, .n_position_dims = 1,
+};
+
+static struct ew_backend *prepared(enum ew_kv_dtype kv, uint32_t n_threads)
+{
+    struct ew_backend_config config = {.n_threads = n_threads, .kernels = EW_KERNELS_REFERENCE};
+    uint32_t n_blocks = 4;
+    struct ew_limits limits = {.n_tokens_max = 8, .n_seqs_max = 2, .n_logits_max = 8, .context_max = 16, .block_tokens = 2,
+                               .n_blocks = &n_blocks, .kv = kv};
+    struct ew_backend *backend;
+
+    ew_program_check(&g_program);
+    assert_int_equal(ew_backend_create("cpu", &config, &backend, NULL), 0);
+    assert_int_equal(backend->ops->load(backend, &g_program, NULL, NULL, NULL), 0);
+    assert_int_equal(backend->ops->prepare(backend, &limits, NULL), 0);
+    return backend;
+}
+
+// Feeds tokens [from, from + n) of 0, 1, 2 to a sequence whose blocks lie out of order; the logits are those of the last.
+static const float *feed(struct ew_backend *backend, uint32_t from, uint32_t n)
+{
+    static const int32_t tokens[] = {0, 1, 2}, positions[] = {0, 1, 2}, blocks[] = {3, 1};
+    static const int32_t *const tables[] = {blocks};
+    uint8_t want[3] = {0};
+    struct ew_batch_seq seq = {.n_tokens = n, .n_past = from, .rope_span = 3, .blocks = tables};
+    struct ew_batch batch = {.n_tokens = n, .n_seqs = 1, .n_logits = 1, .token = tokens + from, .position = positions + from,
+                             .want_logits = want, .seqs = &seq};
+    const float *logits;
+
+    want[n - 1] = 1;
+    assert_int_equal(backend->ops->submit(backend, &batch, NULL), 0);
+    assert_int_equal(backend->ops->wait(backend, &logits, NULL), 0);
+    return logits;
+}
+
+static void assert_near(const float *logits, const double *expected, double tolerance)
+{
+    for (int i = 0; i < 3; i++)
+        assert_true(fabs(logits[i] - expected[i]) <= tolerance);
+}
+
+// Token 1 scores 0 against itself's predecessor and 1 against itself; token 2 scores 1, 1 and 2.
+static const double E = 2.718281828459045;
+
+static void expect_second(double *out)
+{
+    out[0] = 1 / (1 + E), out[1] = 1 + E / (1 + E), out[2] = out[0] + out[1];
+}
+
+static void expect_third(double *out)
+{
+    double sum = E + E + E * E;
+
+    out[0] = out[1] = 1 + (E + E * E) / sum, out[2] = out[0] + out[1];
+}
+
+static void test_by_hand(void **state)
+{
+    static const double TOLERANCE[] = {[EW_KV_F32] = 1e-6, [EW_KV_F16] = 1e-3, [EW_KV_F8] = 1e-3, [EW_KV_I8] = 5e-3};
+    double second[3], third[3];
+
+    expect_second(second);
+    expect_third(third);
+    for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++) {
+        for (uint32_t n_threads = 1; n_threads <= 3; n_threads += 2) {
+            struct ew_backend *backend = prepared((enum ew_kv_dtype)kv, n_threads);
+
+            assert_near(feed(backend, 0, 2), second, TOLERANCE[kv]);
+            assert_near(feed(backend, 2, 1), third, TOLERANCE[kv]);
+            assert_near(feed(backend, 0, 3), third, TOLERANCE[kv]);
+            ew_backend_destroy(backend);
+        }
+    }
+}
+
+static void test_export_import(void **state)
+{
+    struct ew_backend *backend = prepared(EW_KV_F16, 1);
+    float rows[8], expected[8] = {1, 0, 0, 1, 1, 0, 0, 1};
+    double third[3];
+
+    expect_third(third);
+    feed(backend, 0, 3);
+    assert_int_equal(backend->ops->export_block(backend, 0, 3, 2, rows, NULL), 0);
+    assert_memory_equal(rows, expected, sizeof(rows));
+    assert_int_equal(backend->ops->copy_block(backend, 0, 3, 0, NULL), 0);
+    memset(expected, 0, sizeof(expected));
+    assert_int_equal(backend->ops->import_block(backend, 0, 3, 2, expected, NULL), 0);
+    assert_int_equal(backend->ops->export_block(backend, 0, 0, 2, rows, NULL), 0);
+    assert_int_equal(backend->ops->import_block(backend, 0, 3, 2, rows, NULL), 0);
+    assert_near(feed(backend, 2, 1), third, 1e-3);
+    assert_int_equal(backend->ops->export_block(backend, 0, 4, 2, rows, NULL), EW_ERR_USAGE);
+    ew_backend_destroy(backend);
+}
+
+static void double_embedding(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+{
+    (*(int *)ctx)++;
+    for (uint32_t i = 0; i < n_rows * width && program->ops[op].kind == EW_OP_SELECT; i++)
+        rows[i] *= 2;
+}
+
+static void test_trace(void **state)
+{
+    struct ew_backend *backend = prepared(EW_KV_F32, 2);
+    double second[3];
+    int n_calls = 0;
+
+    expect_second(second);
+    for (int i = 0; i < 3; i++)
+        second[i] *= 2;
+    backend->ops->trace(backend, double_embedding, &n_calls);
+    assert_near(feed(backend, 0, 2), second, 1e-6);
+    assert_int_equal(n_calls, 8);
+    ew_backend_destroy(backend);
+}
+
+static void test_bad_batches(void **state)
+{
+    struct ew_backend *backend = prepared(EW_KV_F32, 1);
+    static const int32_t token = 3, position = 0, blocks[] = {7};
+    static const int32_t *const tables[] = {blocks};
+    uint8_t want = 0;
+    struct ew_batch_seq seq = {.n_tokens = 1, .no_cache = true, .blocks = tables};
+    struct ew_batch batch = {.n_tokens = 1, .n_seqs = 1, .token = &token, .position = &position, .want_logits = &want, .seqs = &seq};
+
+    assert_int_equal(backend->ops->submit(backend, &batch, NULL), EW_ERR_LIMIT); // no such token
+    seq.no_cache = false;
+    assert_int_equal(backend->ops->submit(backend, &batch, NULL), EW_ERR_USAGE); // no such block
+    seq.n_past = 16;
+    assert_int_equal(backend->ops->submit(backend, &batch, NULL), EW_ERR_LIMIT); // past the context
+    batch.n_tokens = 9;
+    assert_int_equal(backend->ops->submit(backend, &batch, NULL), EW_ERR_LIMIT);
+    ew_backend_destroy(backend);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_export_import),
+        cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_bad_batches),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
