@@ -23,9 +23,9 @@ int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t c
     int rc = 0;
 
     *seq = (struct ew_sequence){.cache = cache, .capacity = capacity};
-    seq->tokens = ew_alloc_array((size_t)capacity + 1, sizeof(*seq->tokens));
+    seq->tokens = ew_alloc_array(capacity, sizeof(*seq->tokens));
     if (!seq->tokens)
-        return ew_fail_memory(err, ((size_t)capacity + 1) * sizeof(*seq->tokens), "a sequence's tokens");
+        return ew_fail_memory(err, (size_t)capacity * sizeof(*seq->tokens), "a sequence's tokens");
     for (uint32_t g = 0; g < cache->n_groups && rc == 0; g++)
         rc = alloc_table(seq, g, err);
     if (rc < 0)
@@ -45,7 +45,7 @@ void ew_sequence_fini(struct ew_sequence *seq)
 
 void ew_sequence_append(struct ew_sequence *seq, const int32_t *tokens, uint32_t n)
 {
-    EW_ASSERT(n <= seq->capacity + 1 - seq->n_tokens);
+    EW_ASSERT(n <= seq->capacity - seq->n_tokens);
     memcpy(seq->tokens + seq->n_tokens, tokens, n * sizeof(*tokens));
     seq->n_tokens += n;
 }

@@ -10,7 +10,7 @@
 struct ew_sequence {
     struct ew_cache *cache;
     uint32_t capacity;  // tokens
-    int32_t *tokens;    // [capacity + 1]: the one that a full context still yields is known but never cached
+    int32_t *tokens;    // [capacity]
     uint32_t n_tokens;  // known: prompt and answer
     uint32_t n_cached;  // of these, computed (or being computed by the step in flight); the next token's position
     uint32_t rope_span; // see struct ew_batch_seq

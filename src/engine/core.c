@@ -1,0 +1,82 @@
+#include "engine/core.h"
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+static bool on_progress(void *ctx, uint64_t done, uint64_t total)
+{
+    struct ew_progress *progress = ctx;
+
+    progress->total = total;
+    ew_progress_update(progress, done);
+    return true;
+}
+
+static int load(struct ew_core *core, struct ew_error *err)
+{
+    struct ew_progress progress;
+    double started_s = ew_clock_s();
+    int rc;
+
+    if (!core->config.show_progress) {
+        rc = core->backend->ops->load(core->backend, &core->model->program, NULL, NULL, err);
+    } else {
+        ew_progress_begin(&progress, "loading", core->fit.need.weight_bytes);
+        rc = core->backend->ops->load(core->backend, &core->model->program, on_progress, &progress, err);
+        ew_progress_end(&progress);
+    }
+    if (rc == 0)
+        rc = core->backend->ops->prepare(core->backend, &core->fit.limits, err);
+    core->load_s = ew_clock_s() - started_s;
+    return rc;
+}
+
+static int init_sequences(struct ew_core *core, struct ew_error *err)
+{
+    core->seqs = ew_alloc_array(core->fit.n_resident, sizeof(*core->seqs));
+    if (!core->seqs)
+        return ew_fail_memory(err, core->fit.n_resident * sizeof(*core->seqs), "the sequences");
+    for (uint32_t i = 0; i < core->fit.n_resident; i++) {
+        int rc = ew_sequence_init(&core->seqs[i], &core->cache, core->fit.limits.context_max, err);
+
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int ew_core_init(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
+                 uint32_t n_logits_max, struct ew_error *err)
+{
+    const struct ew_fit *fit = &core->fit;
+    int rc;
+
+    *core = (struct ew_core){.model = model, .config = ew_engine_config_complete(config)};
+    rc = ew_backend_create(core->config.backend, &core->config.device, &core->backend, err);
+    if (rc == 0)
+        rc = ew_fit(model, core->backend, &core->config, n_logits_max ? n_logits_max : core->config.max_batch_size,
+                    &core->fit, err);
+    if (rc == 0)
+        rc = load(core, err);
+    if (rc == 0)
+        rc = ew_cache_init(&core->cache, &model->program, fit->n_blocks, fit->limits.block_tokens, err);
+    if (rc == 0)
+        rc = init_sequences(core, err);
+    if (rc == 0)
+        rc = ew_step_init(&core->step, core->backend, &model->program, &fit->limits, err);
+    if (rc < 0)
+        ew_core_fini(core);
+    return rc;
+}
+
+void ew_core_fini(struct ew_core *core)
+{
+    ew_step_fini(&core->step);
+    for (uint32_t i = 0; core->seqs && i < core->fit.n_resident; i++)
+        ew_sequence_fini(&core->seqs[i]);
+    ew_free(core->seqs);
+    ew_cache_fini(&core->cache);
+    ew_backend_destroy(core->backend);
+    *core = (struct ew_core){0};
+}

@@ -1,0 +1,339 @@
+#include "engine/engine.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "engine/schedule.h"
+
+int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null, const struct ew_engine_config *config,
+                     struct ew_engine **out, struct ew_error *err)
+{
+    struct ew_engine *engine = ew_alloc(sizeof(*engine));
+    uint32_t n_batch;
+    int rc;
+
+    if (!engine)
+        return ew_fail_memory(err, sizeof(*engine), "the engine");
+    rc = ew_core_init(&engine->core, model, config, 0, err);
+    if (rc < 0)
+        goto free_engine;
+    engine->tok = tok_or_null;
+    n_batch = engine->core.config.max_batch_size;
+    rc = ew_sampler_init(&engine->sampler, model->program.n_vocab, err);
+    if (rc < 0)
+        goto destroy;
+    engine->residents = ew_alloc_array(engine->core.fit.n_resident, sizeof(*engine->residents));
+    engine->sessions = ew_alloc_array(EW_SESSIONS_OPEN_MAX, sizeof(*engine->sessions));
+    engine->work = ew_alloc_array(n_batch, sizeof(*engine->work));
+    engine->work_jobs = ew_alloc_array(n_batch, sizeof(*engine->work_jobs));
+    if (!engine->residents || !engine->sessions || !engine->work || !engine->work_jobs) {
+        rc = ew_fail_memory(err, n_batch * sizeof(*engine->work), "the scheduler");
+        goto destroy;
+    }
+    *out = engine;
+    return 0;
+destroy:
+    ew_engine_destroy(engine);
+    return rc;
+free_engine:
+    ew_free(engine);
+    return rc;
+}
+
+void ew_engine_destroy(struct ew_engine *engine)
+{
+    if (!engine)
+        return;
+    while (engine->jobs) {
+        struct ew_job *job = engine->jobs;
+
+        engine->jobs = job->next;
+        ew_job_destroy(job);
+    }
+    ew_free(engine->residents);
+    ew_free(engine->sessions);
+    ew_free(engine->work);
+    ew_free(engine->work_jobs);
+    ew_sampler_fini(&engine->sampler);
+    ew_core_fini(&engine->core);
+    ew_free(engine);
+}
+
+void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out)
+{
+    const struct ew_core *core = &engine->core;
+
+    *out = engine->stats;
+    out->need = core->fit.need;
+    out->budget_bytes = core->fit.budget_bytes;
+    out->context_max = core->fit.limits.context_max;
+    out->blocks_total = ew_cache_blocks_total(&core->cache);
+    out->blocks_used = ew_cache_blocks_used(&core->cache);
+    out->load_s = core->load_s;
+    out->arith = core->backend->ops->arith(core->backend);
+    out->backend_text = core->backend->ops->describe(core->backend);
+}
+
+// ---- sessions ----------------------------------------------------------------------------------------------------------
+
+int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct ew_error *err)
+{
+    if (engine->n_sessions == EW_SESSIONS_OPEN_MAX)
+        return ew_fail(err, EW_ERR_LIMIT, "%d sessions are open, and no more can be", EW_SESSIONS_OPEN_MAX);
+    *session = ++engine->last_session;
+    engine->sessions[engine->n_sessions++] = *session;
+    return 0;
+}
+
+void ew_engine_session_close(struct ew_engine *engine, uint32_t session)
+{
+    for (uint32_t i = 0; i < engine->n_sessions; i++)
+        if (engine->sessions[i] == session)
+            engine->sessions[i--] = engine->sessions[--engine->n_sessions];
+    for (uint32_t i = 0; session && i < engine->core.fit.n_resident; i++) {
+        if (engine->residents[i].session != session)
+            continue;
+        engine->residents[i].session = 0;
+        if (!engine->residents[i].job)
+            ew_sequence_reset(&engine->core.seqs[i]);
+    }
+}
+
+// ---- requests ----------------------------------------------------------------------------------------------------------
+
+static int plan_length(const struct ew_engine *engine, struct ew_job *job, struct ew_error *err)
+{
+    uint32_t context = engine->core.fit.limits.context_max, n_ids = job->request.n_ids;
+
+    if (n_ids >= context) {
+        ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens and the context %u, which leaves no room for an answer", n_ids, context);
+        return ew_remedy(err, EW_ERR_LIMIT, "Shorten the prompt or raise --ctx");
+    }
+    job->n_tokens_max = context;
+    if (job->request.n_max && job->request.n_max < context - n_ids)
+        job->n_tokens_max = n_ids + job->request.n_max;
+    if (!ew_schedule_reserve(engine, job->n_tokens_max, job->reserve))
+        return ew_fail(err, EW_ERR_LIMIT, "a request of %u tokens needs more cache blocks than there are", job->n_tokens_max);
+    return 0;
+}
+
+static void append_job(struct ew_engine *engine, struct ew_job *job)
+{
+    struct ew_job **end = &engine->jobs;
+
+    while (*end)
+        end = &(*end)->next;
+    *end = job;
+}
+
+int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request, uint64_t *id, struct ew_error *err)
+{
+    struct ew_job *job;
+    int rc;
+
+    // Before anything is copied: a prompt may be far longer than any context.
+    if (request->n_ids >= engine->core.fit.limits.context_max)
+        return plan_length(engine, &(struct ew_job){.request = *request}, err);
+    rc = ew_job_create(request, engine->core.model, engine->tok, &job, err);
+    if (rc < 0)
+        return rc;
+    rc = plan_length(engine, job, err);
+    if (rc < 0) {
+        ew_job_destroy(job);
+        return rc;
+    }
+    job->id = *id = ++engine->last_id;
+    append_job(engine, job);
+    return 0;
+}
+
+static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish why)
+{
+    if (job->seq)
+        ew_schedule_release(engine, job, why != EW_FINISH_ERROR);
+    job->rest = ew_answer_end(&job->answer);
+    job->finish = why;
+    job->is_finished = true;
+    job->ended_s = ew_clock_s();
+}
+
+void ew_engine_cancel(struct ew_engine *engine, uint64_t id)
+{
+    for (struct ew_job *job = engine->jobs; job; job = job->next)
+        if (job->id == id && !job->is_finished)
+            finish(engine, job, EW_FINISH_CANCELLED);
+}
+
+// ---- a step ------------------------------------------------------------------------------------------------------------
+
+static bool is_eos(const struct ew_model_tokens *tokens, int32_t token)
+{
+    for (uint32_t i = 0; i < tokens->n_eos; i++)
+        if (tokens->eos[i] == token)
+            return true;
+    return false;
+}
+
+// Adds a chosen token to the answer, and says whether and why that is its end.
+static int extend_answer(struct ew_engine *engine, struct ew_job *job, int32_t token, bool *ends, enum ew_finish *why,
+                         struct ew_error *err)
+{
+    bool stopped;
+    int rc;
+
+    *ends = true;
+    *why = EW_FINISH_STOP;
+    if (!job->request.ignore_eos && is_eos(&engine->core.model->tokens, token))
+        return 0;
+    ew_sequence_push(job->seq, token);
+    job->token = token;
+    job->has_token = true;
+    job->n_new++;
+    rc = ew_answer_push(&job->answer, token, &stopped, err);
+    if (rc < 0 || stopped)
+        return rc;
+    *why = job->n_new == job->request.n_max ? EW_FINISH_LENGTH : EW_FINISH_CONTEXT;
+    *ends = job->seq->n_tokens == job->n_tokens_max;
+    return 0;
+}
+
+static void sample(struct ew_engine *engine, struct ew_job *job, const float *logits)
+{
+    const struct ew_request *request = &job->request;
+    struct ew_sampler_input input = {logits, NULL, job->seq->tokens, job->seq->n_tokens, request->n_ids};
+    enum ew_finish why = EW_FINISH_ERROR;
+    bool ends = true;
+    int32_t token;
+    int rc = ew_sampler_pick(&engine->sampler, &request->sampling, &input, &token, &job->error);
+
+    if (job->first_s == 0)
+        job->first_s = ew_clock_s();
+    if (rc == 0 && request->n_logprobs)
+        ew_sampler_logprobs(logits, engine->sampler.n_vocab, token, job->logprobs, request->n_logprobs);
+    if (rc == 0)
+        rc = extend_answer(engine, job, token, &ends, &why, &job->error);
+    if (ends)
+        finish(engine, job, rc < 0 ? EW_FINISH_ERROR : why);
+}
+
+// A mixed step's time is divided by tokens: a little unfair to the prompt, whose tokens cost less.
+static void count(struct ew_engine *engine, double seconds)
+{
+    uint64_t n_prefill = 0, n_decode = 0;
+
+    for (uint32_t w = 0; w < engine->n_work; w++)
+        *(engine->work_jobs[w]->n_new ? &n_decode : &n_prefill) += engine->work[w].n_tokens;
+    engine->stats.steps++;
+    engine->stats.prefill_tokens += n_prefill;
+    engine->stats.decode_tokens += n_decode;
+    engine->stats.prefill_s += seconds * (double)n_prefill / (double)(n_prefill + n_decode);
+    engine->stats.decode_s += seconds * (double)n_decode / (double)(n_prefill + n_decode);
+}
+
+static void fail_all(struct ew_engine *engine, const struct ew_error *why)
+{
+    for (uint32_t w = 0; w < engine->n_work; w++) {
+        engine->work_jobs[w]->error = *why;
+        finish(engine, engine->work_jobs[w], EW_FINISH_ERROR);
+    }
+}
+
+static bool has_events(const struct ew_engine *engine)
+{
+    for (const struct ew_job *job = engine->jobs; job; job = job->next)
+        if (job->has_token || (job->is_finished && !job->is_taken))
+            return true;
+    return false;
+}
+
+static void free_taken(struct ew_engine *engine)
+{
+    for (struct ew_job **at = &engine->jobs; *at;) {
+        struct ew_job *job = *at;
+
+        if (!job->is_taken) {
+            at = &job->next;
+            continue;
+        }
+        *at = job->next;
+        ew_job_destroy(job);
+    }
+}
+
+int ew_engine_step(struct ew_engine *engine, bool *idle, struct ew_error *err)
+{
+    struct ew_error failure = {0};
+    double started_s = ew_clock_s();
+    int rc;
+
+    *idle = false;
+    if (has_events(engine))
+        return 0;
+    free_taken(engine);
+    ew_schedule_admit(engine);
+    ew_schedule_plan(engine);
+    *idle = engine->n_work == 0;
+    if (*idle)
+        return 0;
+    rc = ew_step_run(&engine->core.step, engine->work, engine->n_work, &failure);
+    if (rc < 0) {
+        fail_all(engine, &failure);
+        if (err)
+            *err = failure;
+        return rc;
+    }
+    count(engine, ew_clock_s() - started_s);
+    for (uint32_t w = 0; w < engine->n_work; w++)
+        if (engine->work[w].n_logits)
+            sample(engine, engine->work_jobs[w], ew_step_logits(&engine->core.step, &engine->work[w], 0));
+    return 0;
+}
+
+// ---- events ------------------------------------------------------------------------------------------------------------
+
+static void take_token(struct ew_job *job, struct ew_event *event)
+{
+    event->kind = EW_EVENT_TOKEN;
+    event->token = job->token;
+    event->text = ew_buf_str(&job->answer.given);
+    event->logprobs = job->logprobs;
+    event->n_logprobs = job->request.n_logprobs;
+    job->has_token = false;
+}
+
+static void take_finished(struct ew_job *job, struct ew_event *event)
+{
+    event->kind = EW_EVENT_FINISHED;
+    event->text = job->rest;
+    event->finish = job->finish;
+    if (job->finish == EW_FINISH_ERROR)
+        event->error = job->error;
+    job->is_taken = true;
+}
+
+bool ew_engine_next_event(struct ew_engine *engine, struct ew_event *event)
+{
+    struct ew_job *job = engine->jobs;
+    double first_s;
+
+    while (job && !job->has_token && (!job->is_finished || job->is_taken))
+        job = job->next;
+    if (!job)
+        return false;
+    first_s = job->first_s > 0 ? job->first_s : job->ended_s;
+    *event = (struct ew_event){
+        .request = job->id,
+        .n_prompt = job->request.n_ids,
+        .n_reused = job->n_reused,
+        .n_new = job->n_new,
+        .prefill_s = job->started_s > 0 ? first_s - job->started_s : 0,
+        .decode_s = job->first_s > 0 && job->ended_s > 0 ? job->ended_s - job->first_s : 0,
+    };
+    if (job->has_token)
+        take_token(job, event);
+    else
+        take_finished(job, event);
+    return true;
+}

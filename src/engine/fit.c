@@ -1,0 +1,197 @@
+#include "engine/fit.h"
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "engine/cache.h"
+#include "platform/memory.h"
+
+#define CONTEXT_UNKNOWN 4096u // for models whose file does not say what context they were trained with
+#define CONTEXT_LEAST 256u    // a shorter one is only taken where it is asked for
+
+struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config)
+{
+    struct ew_engine_config c = *config;
+
+    c.backend = c.backend ? c.backend : "auto";
+    c.block_tokens = c.block_tokens ? c.block_tokens : 16;
+    c.max_batch_size = c.max_batch_size ? c.max_batch_size : 8;
+    c.max_sessions = EW_MAX(c.max_sessions, c.max_batch_size); // every sequence of a step is resident
+    c.max_num_tokens = c.max_num_tokens ? c.max_num_tokens : EW_MAX(512u, c.chunk);
+    c.max_num_tokens = EW_MAX(c.max_num_tokens, c.max_batch_size);
+    c.chunk = c.chunk ? EW_MIN(c.chunk, c.max_num_tokens) : c.max_num_tokens;
+    return c;
+}
+
+static int read_budget(const struct ew_engine_config *config, uint64_t *budget, struct ew_error *err)
+{
+    struct ew_memory memory;
+    int rc;
+
+    *budget = config->memory_budget;
+    if (*budget == 0) {
+        rc = ew_memory_read(NULL, &memory, err);
+        if (rc < 0)
+            return rc;
+        *budget = memory.available_bytes;
+    }
+    if (config->reserve >= *budget) {
+        ew_fail(err, EW_ERR_MEMORY, "the reserve of %llu MiB leaves nothing of the %llu MiB there are",
+                (unsigned long long)config->reserve >> 20, (unsigned long long)*budget >> 20);
+        return ew_remedy(err, EW_ERR_MEMORY, "Lower --reserve or raise --memory-budget");
+    }
+    *budget -= config->reserve;
+    return 0;
+}
+
+// Learned absolute positions end with their table; everything else can be computed for any position.
+static uint32_t context_hard_max(const struct ew_program *program)
+{
+    uint64_t max = UINT32_MAX / 2;
+
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        const struct ew_op *op = &program->ops[i];
+
+        if (op->kind == EW_OP_POSITION)
+            max = EW_MIN(max, program->weights[op->weight].rows - (uint64_t)EW_MAX(op->position.first, 0));
+    }
+    return (uint32_t)max;
+}
+
+static int choose_context(const struct ew_model *model, const struct ew_engine_config *config, uint32_t *context,
+                          struct ew_error *err)
+{
+    uint32_t hard = context_hard_max(&model->program), trained = model->shape.context_trained;
+
+    if (config->context_max > hard)
+        return ew_fail(err, EW_ERR_USAGE, "a context of %u is asked for and the model has learned positions for %u",
+                       config->context_max, hard);
+    if (trained && config->context_max > trained)
+        ew_log(EW_LOG_WARN, "the context of %u is longer than the %u the model was trained with: answers may get worse",
+               config->context_max, trained);
+    *context = config->context_max ? config->context_max : EW_MIN(trained ? trained : CONTEXT_UNKNOWN, hard);
+    return 0;
+}
+
+static uint32_t blocks_per_sequence(const struct ew_model *model, const struct ew_engine_config *config, uint32_t group,
+                                    uint32_t context)
+{
+    return ew_cache_blocks_needed(&model->program.groups[group], context, EW_MIN(config->chunk, context), config->block_tokens);
+}
+
+// The bytes of the engine's own lists, of which only those that grow with the context count.
+static uint64_t host_bytes(const struct ew_model *model, const struct ew_fit *fit, uint32_t context)
+{
+    uint64_t table = 0;
+
+    for (uint32_t g = 0; g < model->program.n_groups; g++)
+        table += ew_cache_table_length(&model->program.groups[g], context, fit->limits.block_tokens) * sizeof(int32_t);
+    return fit->n_resident * (table + context * sizeof(int32_t)) + model->program.n_vocab * 16ull;
+}
+
+// Sizes everything for this context and this many whole contexts' worth of blocks, in hundredths. Groups whose share does not
+// grow with the context get what every resident sequence needs.
+static int size_for(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
+                    uint32_t context, uint32_t percent, struct ew_fit *fit, struct ew_error *err)
+{
+    fit->limits.context_max = context;
+    fit->limits.n_blocks = fit->n_blocks;
+    for (uint32_t g = 0; g < model->program.n_groups; g++) {
+        uint64_t each = blocks_per_sequence(model, config, g, context), all = each * fit->n_resident, some = all;
+        enum ew_cache_kind kind = model->program.groups[g].kind;
+
+        if (kind == EW_CACHE_FULL || kind == EW_CACHE_LATENT || kind == EW_CACHE_CROSS)
+            some = (each * percent + 99) / 100;
+        some = EW_MIN(some, all);
+        if (some > INT32_MAX)
+            return ew_fail(err, EW_ERR_LIMIT, "a context of %u for %u sequences needs more cache blocks than can be counted",
+                           context, fit->n_resident);
+        fit->n_blocks[g] = (uint32_t)some;
+    }
+    fit->host_bytes = host_bytes(model, fit, context);
+    return ew_model_size(model, backend, &fit->limits, &fit->need, err);
+}
+
+static bool fits(const struct ew_fit *fit)
+{
+    return fit->need.total_bytes <= fit->budget_bytes && fit->host_bytes <= fit->budget_bytes - fit->need.total_bytes;
+}
+
+// The greatest value in [low, high) that fits, where low is known to; leaves fit sized for it. by_context: the value is the
+// context of the one sequence that there is room for, otherwise hundredths of contexts.
+static int search(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config, bool by_context,
+                  uint32_t context, uint32_t low, uint32_t high, struct ew_fit *fit, struct ew_error *err)
+{
+    int rc;
+
+    while (high - low > 1) {
+        uint32_t middle = low + (high - low) / 2;
+
+        rc = size_for(model, backend, config, by_context ? middle : context, by_context ? 100 : middle, fit, err);
+        if (rc < 0)
+            return rc;
+        if (fits(fit))
+            low = middle;
+        else
+            high = middle;
+    }
+    return size_for(model, backend, config, by_context ? low : context, by_context ? 100 : low, fit, err);
+}
+
+static int refuse(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_fit *fit,
+                  struct ew_error *err)
+{
+    const double mib = 1 << 20;
+
+    ew_fail(err, EW_ERR_MEMORY, "%s needs %.0f MiB (weights %.0f, caches %.0f for a context of %u, workspace %.0f) and the "
+            "memory budget is %.0f MiB", model->path, (double)(fit->need.total_bytes + fit->host_bytes) / mib,
+            (double)fit->need.weight_bytes / mib, (double)fit->need.cache_bytes / mib, fit->limits.context_max,
+            (double)(fit->need.workspace_bytes + fit->host_bytes) / mib, (double)fit->budget_bytes / mib);
+    if (fit->need.weight_bytes >= fit->budget_bytes)
+        return ew_remedy(err, EW_ERR_MEMORY, "Use a smaller model or a smaller type of weights, or raise --memory-budget");
+    return ew_remedy(err, EW_ERR_MEMORY, config->context_max ? "Lower --ctx or --chunk, use --kv fp8, or raise --memory-budget"
+                                                             : "Lower --chunk, use --kv fp8, or raise --memory-budget");
+}
+
+// In order of preference: the whole context for every resident sequence; for fewer than all; a shorter context for one.
+static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
+                         uint32_t context, struct ew_fit *fit, struct ew_error *err)
+{
+    uint32_t least = config->context_max ? context : EW_MIN(CONTEXT_LEAST, context);
+    int rc = size_for(model, backend, config, context, 100 * fit->n_resident, fit, err);
+
+    if (rc < 0 || fits(fit))
+        return rc;
+    rc = size_for(model, backend, config, context, 100, fit, err);
+    if (rc < 0)
+        return rc;
+    if (fits(fit))
+        return search(model, backend, config, false, context, 100, 100 * fit->n_resident, fit, err);
+    rc = size_for(model, backend, config, least, 100, fit, err);
+    if (rc < 0)
+        return rc;
+    return fits(fit) ? search(model, backend, config, true, context, least, context, fit, err) : refuse(model, config, fit, err);
+}
+
+int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
+           uint32_t n_logits_max, struct ew_fit *fit, struct ew_error *err)
+{
+    uint32_t context = 0;
+    int rc;
+
+    *fit = (struct ew_fit){
+        .n_resident = config->max_sessions,
+        .limits = {
+            .n_tokens_max = config->max_num_tokens,
+            .n_seqs_max = config->max_batch_size,
+            .n_logits_max = n_logits_max,
+            .block_tokens = config->block_tokens,
+            .kv = config->kv,
+        },
+    };
+    rc = choose_context(model, config, &context, err);
+    if (rc == 0)
+        rc = read_budget(config, &fit->budget_bytes, err);
+    if (rc == 0)
+        rc = shrink_to_fit(model, backend, config, context, fit, err);
+    return rc;
+}
