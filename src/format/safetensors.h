@@ -1,6 +1,7 @@
 #pragma once
 // safetensors: one file, or the shards that an index names. Source: the safetensors format description (8-byte length, JSON
-// header, data). Offsets must lie in the file, match dtype and shape, and not overlap.
+// header, data). Offsets must lie in the file, match dtype and shape, and not overlap. Tensors of types that edgewise does not
+// know are listed as refused. "__metadata__" is passed over.
 
 #include "base/alloc.h"
 #include "base/error.h"
@@ -14,7 +15,10 @@ struct ew_safetensors {
     struct ew_arena arena;
 };
 
+#define EW_SAFETENSORS_HEADER_MAX 100000000u // bytes; the reference implementation's bound
+#define EW_SAFETENSORS_FILES_MAX 4096u
+
 int ew_safetensors_open(struct ew_safetensors *st, const char *path, struct ew_error *err) EW_MUST_CHECK;           // one file
-int ew_safetensors_open_dir(struct ew_safetensors *st, const char *dir, struct ew_error *err) EW_MUST_CHECK;        // model.safetensors or the index
+int ew_safetensors_open_dir(struct ew_safetensors *st, const char *dir, struct ew_error *err) EW_MUST_CHECK;        // model.safetensors, or what model.safetensors.index.json names, or the only *.safetensors
 int ew_safetensors_parse(struct ew_safetensors *st, const unsigned char *bytes, uint64_t size, struct ew_error *err) EW_MUST_CHECK; // in memory
 void ew_safetensors_close(struct ew_safetensors *st);
