@@ -26,6 +26,10 @@ BANNED = [
     (r"exit|quick_exit|abort", "only main and failed asserts end the process", ("src/cli/main.c", "src/base/assert.c")),
 ]
 
+TEXT_FOLDERS = ("src", "tests", "tools", "data")
+TEXT_SUFFIXES = (".c", ".h", ".py", ".build", ".yaml", ".md", ".txt")
+NOT_TEXT = ("tests/fixtures/", "tests/fuzz/corpus/", "tools/__pycache__/")  # bytes that must stay as they are
+
 SYMBOL_ALLOWED = re.compile(r"^(ew_|main$|LLVMFuzzerTestOneInput$)")
 
 
@@ -87,15 +91,10 @@ def check_banned_calls():
 
 
 def text_files():
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=source.ROOT, capture_output=True)
-    if listed.returncode == 0:
-        names = [name for name in listed.stdout.decode().split("\0") if name]
-    else:  # an unpacked archive
-        names = [source.relative(p) for folder in ("src", "tests", "tools", "data") for p in (source.ROOT / folder).rglob("*")]
-    for name in sorted(set(names)):
-        path = source.ROOT / name
-        kind = path.suffix in (".c", ".h", ".py", ".sh", ".build", ".yaml", ".md", ".txt") or name.startswith("tools/")
-        if kind and path.is_file() and not name.startswith(("tests/fixtures/", "tests/fuzz/corpus/", "models/")):
+    paths = [path for folder in TEXT_FOLDERS for path in (source.ROOT / folder).rglob("*")] + list(source.ROOT.glob("*"))
+    for path in sorted(paths):
+        name = source.relative(path)
+        if path.is_file() and not name.startswith(NOT_TEXT) and (path.suffix in TEXT_SUFFIXES or name.startswith("tools/")):
             yield name, path.read_text(encoding="utf-8").split("\n")
 
 
