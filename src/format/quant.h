@@ -95,6 +95,8 @@ ew__decode_fn ew__decode_iq2_xxs, ew__decode_iq2_xs, ew__decode_iq2_s, ew__decod
 ew__decode_fn ew__decode_iq1_s, ew__decode_iq1_m;
 
 ew__encode_fn ew__encode_f32, ew__encode_f16, ew__encode_bf16, ew__encode_f8_e4m3;
+ew__encode_fn ew__encode_q4_0, ew__encode_q4_1, ew__encode_q5_0, ew__encode_q5_1, ew__encode_q8_0;
+ew__encode_fn ew__encode_q4_k, ew__encode_q5_k, ew__encode_q6_k;
 
 // Scale and minimum of sub-block i of eight in the twelve bytes that q4_k and q5_k share: six bits each.
 static inline void ew__unpack_scale_min(const uint8_t *scales, uint32_t i, uint8_t *scale, uint8_t *min)
