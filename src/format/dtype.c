@@ -5,7 +5,8 @@
 #include "base/assert.h"
 #include "format/quant.h"
 
-// Numbers of GGUF are those of enum ggml_type in the specification; the gaps are types that it has withdrawn or never stores.
+// Numbers of GGUF are those of enum ggml_type in the specification; the gaps are types that it has
+// withdrawn or never stores.
 static const struct ew_dtype_info infos[EW_DTYPE_COUNT] = {
     [EW_DTYPE_F32] = {"f32", "F32", 0, 1, 4, ew__decode_f32, ew__encode_f32},
     [EW_DTYPE_F16] = {"f16", "F16", 1, 1, 2, ew__decode_f16, ew__encode_f16},

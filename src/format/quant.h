@@ -1,8 +1,9 @@
 #pragma once
 // The block codecs behind ew_dtype_info, shared by the files quant_*.c and dtype.c only.
 //
-// Source of all layouts: the GGUF specification and the type definitions of the ggml project (docs/gguf.md, ggml-common.h), which
-// define them. Blocks are little-endian, packed and unaligned. Decoding accepts any bytes: a NaN scale gives NaN values, nothing more.
+// Source of all layouts: the GGUF specification and the type definitions of the ggml project (docs/gguf.md,
+// ggml-common.h), which define them. Blocks are little-endian, packed and unaligned. Decoding accepts any
+// bytes: a NaN scale gives NaN values, nothing more.
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -63,25 +64,25 @@ static inline void ew__put_u16(uint8_t *p, uint16_t value)
 }
 
 // Defines ew__decode_TYPE over decode_TYPE(block, out), the static function of one block.
-#define EW__DEFINE_DECODE(type, elements, bytes)                                                                                 \
-    void ew__decode_##type(const void *blocks, float *out, size_t n)                                                             \
-    {                                                                                                                            \
-        const uint8_t *block = blocks;                                                                                           \
-                                                                                                                                 \
-        EW_ASSERT(n % (elements) == 0);                                                                                          \
-        for (size_t i = 0; i < n; i += (elements), block += (bytes))                                                             \
-            decode_##type(block, out + i);                                                                                       \
+#define EW__DEFINE_DECODE(type, elements, bytes)                                                  \
+    void ew__decode_##type(const void *blocks, float *out, size_t n)                              \
+    {                                                                                             \
+        const uint8_t *block = blocks;                                                            \
+                                                                                                  \
+        EW_ASSERT(n % (elements) == 0);                                                           \
+        for (size_t i = 0; i < n; i += (elements), block += (bytes))                              \
+            decode_##type(block, out + i);                                                        \
     }
 
 // Likewise ew__encode_TYPE over encode_TYPE(in, weight or NULL, block).
-#define EW__DEFINE_ENCODE(type, elements, bytes)                                                                                 \
-    void ew__encode_##type(const float *in, const float *weight, void *blocks, size_t n)                                         \
-    {                                                                                                                            \
-        uint8_t *block = blocks;                                                                                                 \
-                                                                                                                                 \
-        EW_ASSERT(n % (elements) == 0);                                                                                          \
-        for (size_t i = 0; i < n; i += (elements), block += (bytes))                                                             \
-            encode_##type(in + i, weight ? weight + i : NULL, block);                                                            \
+#define EW__DEFINE_ENCODE(type, elements, bytes)                                                  \
+    void ew__encode_##type(const float *in, const float *weight, void *blocks, size_t n)          \
+    {                                                                                             \
+        uint8_t *block = blocks;                                                                  \
+                                                                                                  \
+        EW_ASSERT(n % (elements) == 0);                                                           \
+        for (size_t i = 0; i < n; i += (elements), block += (bytes))                              \
+            encode_##type(in + i, weight ? weight + i : NULL, block);                             \
     }
 
 typedef void ew__decode_fn(const void *blocks, float *out, size_t n);
@@ -90,7 +91,8 @@ typedef void ew__encode_fn(const float *in, const float *weight, void *blocks, s
 ew__decode_fn ew__decode_f32, ew__decode_f16, ew__decode_bf16, ew__decode_f64, ew__decode_f8_e4m3, ew__decode_f8_e5m2;
 ew__decode_fn ew__decode_q4_0, ew__decode_q4_1, ew__decode_q5_0, ew__decode_q5_1, ew__decode_q8_0;
 ew__decode_fn ew__decode_q2_k, ew__decode_q3_k, ew__decode_q4_k, ew__decode_q5_k, ew__decode_q6_k;
-ew__decode_fn ew__decode_iq4_nl, ew__decode_iq4_xs, ew__decode_mxfp4, ew__decode_nvfp4, ew__decode_tq1_0, ew__decode_tq2_0;
+ew__decode_fn ew__decode_iq4_nl, ew__decode_iq4_xs, ew__decode_mxfp4, ew__decode_nvfp4;
+ew__decode_fn ew__decode_tq1_0, ew__decode_tq2_0;
 ew__decode_fn ew__decode_iq2_xxs, ew__decode_iq2_xs, ew__decode_iq2_s, ew__decode_iq3_xxs, ew__decode_iq3_s;
 ew__decode_fn ew__decode_iq1_s, ew__decode_iq1_m;
 

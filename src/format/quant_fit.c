@@ -9,8 +9,10 @@
 #define F16_MAX 65504.0f
 #define TINY 1e-12f // spans below this have scales that are zero in f16, whatever the type
 
-#define CANDIDATES 19       // scales tried around the one that maps the largest magnitude onto the last code ...
-#define CANDIDATE_STEP 0.2f // ... which moves by this many codes each time; half the step lowers the rms error by under 0.2 %
+// Scales tried around the one that maps the largest magnitude onto the last code, and by how many codes they differ.
+// Half the step lowers the rms error by under 0.2 %.
+#define CANDIDATES 19
+#define CANDIDATE_STEP 0.2f
 
 static float cut(float value)
 {
@@ -34,8 +36,9 @@ float ew__fit_round(float scale)
     return ew_f32_of_f16(ew_f16_of_f32(cut(scale)));
 }
 
-// Nearest integer in [lo, hi], ties to even, in a form that compilers turn into vector code: adding 1.5 * 2^23 leaves no room for a
-// fraction. The operand may be NaN where a scale was: the comparison makes that lo.
+// Nearest integer in [lo, hi], ties to even, in a form that compilers turn into vector code: adding 1.5 *
+// 2^23 leaves no room for a fraction. The operand may be NaN where a scale was: the comparison makes that
+// lo.
 static inline float nearest(float value, float lo, float hi)
 {
     value = value > lo ? value : lo;
@@ -87,7 +90,8 @@ static float extreme_of(const float *x, int n)
     return extreme;
 }
 
-// For a given q the best scale is wxq / wqq and lowers the error by wxq^2 / wqq: the candidate that lowers it most wins.
+// For a given q the best scale is wxq / wqq and lowers the error by wxq^2 / wqq: the candidate that lowers
+// it most wins.
 void ew__fit_scale(struct ew__fit *fit, const float *x, const float *w, int n)
 {
     float extreme = extreme_of(x, n), best = 0;

@@ -1,8 +1,10 @@
 #pragma once
-// How the encoders choose scales: weighted least squares over a few candidate scales, on groups of 16 or 32 elements.
+// How the encoders choose scales: weighted least squares over a few candidate scales, on groups of 16 or 32
+// elements.
 //
-// All functions work on values prepared by ew__fit_load, which are finite, so nothing here can overflow. n is a multiple of
-// EW__FIT_LANES; sums run in that many lanes, in the same order on every machine, so that a file is the same bits wherever it is made.
+// All functions work on values prepared by ew__fit_load, which are finite, so nothing here can overflow. n
+// is a multiple of EW__FIT_LANES; sums run in that many lanes, in the same order on every machine, so that
+// a file is the same bits wherever it is made.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -15,8 +17,8 @@ struct ew__fit {
     int lo, hi;
 };
 
-// Copies n values with NaN as 0 and magnitudes cut to the largest f16, which every scale must fit, and their importances (1 where
-// `weight` is NULL; negative and non-finite ones count as 0).
+// Copies n values with NaN as 0 and magnitudes cut to the largest f16, which every scale must fit, and
+// their importances (1 where `weight` is NULL; negative and non-finite ones count as 0).
 void ew__fit_load(const float *in, const float *weight, int n, float *x, float *w);
 // Chooses fit->scale for values without a minimum (fit->min = 0).
 void ew__fit_scale(struct ew__fit *fit, const float *x, const float *w, int n);

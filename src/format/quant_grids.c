@@ -1,8 +1,10 @@
-// The lattices of the iq types: the points that iq1, iq2 and iq3 codes index. They define the formats, as a character set defines an
-// encoding, so they are constants and not data; the file is long because there are 4,608 of them.
+// The lattices of the iq types: the points that iq1, iq2 and iq3 codes index. They define the formats, as a
+// character set defines an encoding, so they are constants and not data; the file is long because there are
+// 4,608 of them.
 //
-// Source: ggml-common.h of the ggml project (tables iq1s_grid to iq3s_grid), with every element reduced to its digit: 0, 1, 2 for
-// 8, 25, 43 (iq2) and for -1, 0, 1 (iq1), two bits each; 0 to 7 for the eight values of iq3, four bits each.
+// Source: ggml-common.h of the ggml project (tables iq1s_grid to iq3s_grid), with every element reduced to
+// its digit: 0, 1, 2 for 8, 25, 43 (iq2) and for -1, 0, 1 (iq1), two bits each; 0 to 7 for the eight values
+// of iq3, four bits each.
 
 #include "format/quant.h"
 

@@ -1,4 +1,5 @@
-// The iq types below four bits: groups of four or eight elements are indices into a lattice (quant_grids.c), with signs apart.
+// The iq types below four bits: groups of four or eight elements are indices into a lattice
+// (quant_grids.c), with signs apart.
 
 #include "format/quant.h"
 
@@ -31,7 +32,8 @@ static void put_iq3(const float *values, uint16_t point, uint8_t signs, float d,
         out[i] = d * values[point >> (4 * i) & 7] * sign_of(signs, i);
 }
 
-// iq2_xxs: f16 scale, then for each 32 elements four indices u8 and a u32 of four times seven signs and a four-bit scale.
+// iq2_xxs: f16 scale, then for each 32 elements four indices u8 and a u32 of four times seven signs and a
+// four-bit scale.
 static void decode_iq2_xxs(const uint8_t *block, float *out)
 {
     float d = ew__f16_at(block);
@@ -55,7 +57,8 @@ static void decode_iq2_xs(const uint8_t *block, float *out)
         uint16_t code = ew__u16_at(block + 2 + 2 * group);
         int scale = block[66 + group / 4] >> (group / 2 % 2 * 4) & 0x0F;
 
-        put_iq2(ew__grid_iq2_xs[code & 0x1FF], even_signs(code >> 9), d * (0.5f + (float)scale) * 0.25f, out + 8 * group);
+        put_iq2(ew__grid_iq2_xs[code & 0x1FF], even_signs(code >> 9), d * (0.5f + (float)scale) * 0.25f,
+                out + 8 * group);
     }
 }
 
@@ -88,7 +91,8 @@ static void decode_iq3_xxs(const uint8_t *block, float *out)
     }
 }
 
-// iq3_s: f16 scale, low index bits u8[64], ninth bits u8[8], signs u8[32], four-bit scales for each 32 elements.
+// iq3_s: f16 scale, low index bits u8[64], ninth bits u8[8], signs u8[32], four-bit scales for each 32
+// elements.
 static void decode_iq3_s(const uint8_t *block, float *out)
 {
     float d = ew__f16_at(block);
@@ -109,7 +113,8 @@ static void put_iq1(uint16_t point, bool down, float d, float *out)
         out[i] = d * ((float)((point >> (2 * i) & 3) - 1) + (down ? -0.125f : 0.125f));
 }
 
-// iq1_s: f16 scale, low index bits u8[32], then for each 32 elements a u16: four times three high bits, scale, shift.
+// iq1_s: f16 scale, low index bits u8[32], then for each 32 elements a u16: four times three high bits,
+// scale, shift.
 static void decode_iq1_s(const uint8_t *block, float *out)
 {
     float d = ew__f16_at(block);
@@ -122,8 +127,8 @@ static void decode_iq1_s(const uint8_t *block, float *out)
     }
 }
 
-// iq1_m: low index bits u8[32], nibbles of three high bits and the shift u8[16], u16[4] of four scales each for 16 elements; the
-// f16 scale is spread over the top nibbles of those four.
+// iq1_m: low index bits u8[32], nibbles of three high bits and the shift u8[16], u16[4] of four scales each
+// for 16 elements; the f16 scale is spread over the top nibbles of those four.
 static void decode_iq1_m(const uint8_t *block, float *out)
 {
     const uint8_t *scales = block + 48;

@@ -1,4 +1,5 @@
-// Types whose four-bit (or ternary) codes stand for values of a small table: iq4_nl, iq4_xs, mxfp4, nvfp4, tq1_0, tq2_0.
+// Types whose four-bit (or ternary) codes stand for values of a small table: iq4_nl, iq4_xs, mxfp4, nvfp4,
+// tq1_0, tq2_0.
 
 #include "format/quant.h"
 
@@ -21,7 +22,8 @@ static void decode_iq4_nl(const uint8_t *block, float *out)
     expand(values_iq4, block + 2, 16, ew__f16_at(block), out);
 }
 
-// iq4_xs: f16 scale, two high bits of the eight scales u16, low nibbles u8[4], codes u8[128]; scales are stored plus 32.
+// iq4_xs: f16 scale, two high bits of the eight scales u16, low nibbles u8[4], codes u8[128]; scales are
+// stored plus 32.
 static void decode_iq4_xs(const uint8_t *block, float *out)
 {
     float d = ew__f16_at(block);
@@ -34,7 +36,8 @@ static void decode_iq4_xs(const uint8_t *block, float *out)
     }
 }
 
-// Half of the power-of-two scale 2^(e - 127). Subnormal for the two smallest; 0xFF is a number here, as the format's reference has it.
+// Half of the power-of-two scale 2^(e - 127). Subnormal for the two smallest; 0xFF is a number here, as the
+// format's reference has it.
 static float half_e8m0(uint8_t e)
 {
     return ew_f32_of_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
@@ -62,7 +65,8 @@ static void decode_nvfp4(const uint8_t *block, float *out)
         expand(values_e2m1, block + 4 + 8 * sub, 8, half_ue4m3(block[sub]), out + 16 * sub);
 }
 
-// Five ternary digits in a byte are a fixed-point fraction of 243: multiplying by 3^k brings digit k to the top.
+// Five ternary digits in a byte are a fixed-point fraction of 243: multiplying by 3^k brings digit k to the
+// top.
 static void expand_ternary(const uint8_t *codes, int n_bytes, int n_digits, float d, float *out)
 {
     for (int digit = 0, power = 1; digit < n_digits; digit++, power *= 3)

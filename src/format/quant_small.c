@@ -1,6 +1,7 @@
 // Blocks of 32 elements with one scale (q4_0, q5_0, q8_0) or a scale and a minimum (q4_1, q5_1).
 //
-// Four-bit fields hold elements i (low) and i + 16 (high) in byte i; the fifth bits of all 32 are one little-endian u32.
+// Four-bit fields hold elements i (low) and i + 16 (high) in byte i; the fifth bits of all 32 are one
+// little-endian u32.
 
 #include "format/quant.h"
 

@@ -5,7 +5,8 @@
 
 #include <math.h>
 
-// Fits a scale (and a minimum where the type has one), rounds them to the f16 that the block stores, and codes the values.
+// Fits a scale (and a minimum where the type has one), rounds them to the f16 that the block stores, and
+// codes the values.
 static struct ew__fit fit_block(const float *in, const float *weight, int lo, int hi, bool with_min, uint8_t *codes)
 {
     struct ew__fit fit = {.lo = lo, .hi = hi};
@@ -79,8 +80,8 @@ static void encode_q5_1(const float *in, const float *weight, uint8_t *block)
     put_low_nibbles(block + 8, codes);
 }
 
-// With 255 codes a search gains nothing: the largest magnitude becomes 127, as every writer of the format does it, so that
-// encoding what was decoded gives the same bits again.
+// With 255 codes a search gains nothing: the largest magnitude becomes 127, as every writer of the format
+// does it, so that encoding what was decoded gives the same bits again.
 static void encode_q8_0(const float *in, const float *weight, uint8_t *block)
 {
     struct ew__fit fit = {.lo = -127, .hi = 127};

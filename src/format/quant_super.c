@@ -1,5 +1,5 @@
-// Super-blocks of 256 elements, decoding: q2_k to q6_k. Sub-blocks of 16 or 32 have small integer scales (and minima) under one
-// f16 scale (and minimum) of the whole.
+// Super-blocks of 256 elements, decoding: q2_k to q6_k. Sub-blocks of 16 or 32 have small integer scales
+// (and minima) under one f16 scale (and minimum) of the whole.
 
 #include "format/quant.h"
 
@@ -57,7 +57,8 @@ static void decode_q4_k(const uint8_t *block, float *out)
     }
 }
 
-// q5_k: as q4_k, with fifth bits u8[32] before the quants; bit `sub` of byte i belongs to element i of that sub-block.
+// q5_k: as q4_k, with fifth bits u8[32] before the quants; bit `sub` of byte i belongs to element i of that
+// sub-block.
 static void decode_q5_k(const uint8_t *block, float *out)
 {
     const uint8_t *high = block + 16, *quants = block + 48;

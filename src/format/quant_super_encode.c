@@ -1,7 +1,8 @@
 // Encoders of the 256-element super-blocks q4_k, q5_k and q6_k; the layouts stand in quant_super.c.
 //
-// In three steps: every sub-block finds its own scale (and minimum); those become small integers under one f16 scale; then the
-// integers are moved by one up or down where that lowers the error, and the f16 scales are solved again for what was chosen.
+// In three steps: every sub-block finds its own scale (and minimum); those become small integers under one
+// f16 scale; then the integers are moved by one up or down where that lowers the error, and the f16 scales
+// are solved again for what was chosen.
 
 #include "format/quant.h"
 #include "format/quant_fit.h"
@@ -13,10 +14,10 @@
 // A super-block on its way: element e is scale * sub_scale[s] * q - min * sub_min[s].
 struct super {
     int n_subs, sub_len;
-    int lo, hi;                   // of the codes
+    int lo, hi;                     // of the codes
     int scale_lo, scale_hi, min_hi; // of the sub-blocks' integers; min_hi 0: the type has no minima
     float x[EW__SUPER], w[EW__SUPER];
-    float scale, min;             // as f16 will have them
+    float scale, min; // as f16 will have them
     int sub_scale[16], sub_min[16];
 };
 
@@ -68,7 +69,8 @@ static void start(struct super *super)
     super->scale = ew__fit_round(scale_most / (float)(super->scale_lo < 0 ? super->scale_lo : super->scale_hi));
     super->min = super->min_hi ? ew__fit_round(min_most / (float)super->min_hi) : 0;
     for (int sub = 0; sub < super->n_subs; sub++) {
-        super->sub_scale[sub] = super->scale == 0 ? 0 : whole(scales[sub] / super->scale, super->scale_lo, super->scale_hi);
+        super->sub_scale[sub] =
+            super->scale == 0 ? 0 : whole(scales[sub] / super->scale, super->scale_lo, super->scale_hi);
         super->sub_min[sub] = super->min == 0 ? 0 : whole(mins[sub] / super->min, 0, super->min_hi);
     }
 }
@@ -95,7 +97,8 @@ static void improve_sub(struct super *super, int sub)
         }
 }
 
-// Solves the two f16 scales for the codes and integers as they stand: x = scale * a - min * b with a = sub_scale * q, b = sub_min.
+// Solves the two f16 scales for the codes and integers as they stand: x = scale * a - min * b with a =
+// sub_scale * q, b = sub_min.
 static void improve_scales(struct super *super)
 {
     struct super trial = *super;
