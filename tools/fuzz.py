@@ -22,13 +22,13 @@ def find_clang():
     sys.exit("fuzz: no clang 14 or newer: run tools/setup fuzz")
 
 
-def build():
+def build(names):
     if not (BUILD / "build.ninja").exists():
         env = dict(os.environ, CC=find_clang())
         options = ["-Dfuzz=true", "-Dwerror=false", "-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false",
                    "-Dc_args=-fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined"]
         subprocess.run(["meson", "setup", BUILD, *options], cwd=source.ROOT, env=env, check=True)
-    subprocess.run(["ninja", "-C", BUILD], check=True)
+    subprocess.run(["ninja", "-C", BUILD, *(f"tests/fuzz/fuzz_{name}" for name in names)], check=True)
 
 
 def folders(name):
@@ -61,7 +61,7 @@ def main():
     seconds = 60 if merging or not arguments else int(arguments[0])
     entries = sorted(p.stem.removeprefix("fuzz_") for p in (source.ROOT / "tests/fuzz").glob("fuzz_*.c"))
     names = arguments[1:] or entries
-    build()
+    build(names)
     if merging:
         for name in names:
             merge(name)
