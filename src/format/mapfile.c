@@ -159,25 +159,31 @@ int ew_file_read(const char *path, size_t max, char **out, size_t *len, struct e
     return code;
 }
 
+static const struct { const char *start, *what, *remedy; } impostors[] = {
+    {"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for",
+     "run `git lfs pull` in that repository, or download the file itself"},
+    {"<!DOCTYPE html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
+    {"<!doctype html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
+    {"<html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
+    {"PK\3\4", "is a zip archive, as PyTorch checkpoints are", "get or make a safetensors or GGUF form of the model"},
+    {"\x1F\x8B", "is compressed", "unpack it first"},
+    {"lmgg", "is in the format before GGUF", "get or make a GGUF form of the model"}, // 'ggml', 'ggmf', 'ggjt', 'ggla' as
+    {"fmgg", "is in the format before GGUF", "get or make a GGUF form of the model"}, // little-endian words
+    {"tjgg", "is in the format before GGUF", "get or make a GGUF form of the model"},
+    {"algg", "is a GGLA adapter, not a model", "get or make a GGUF form of it"},
+};
+
 int ew_file_check(const char *path, const void *bytes, size_t len, struct ew_error *err)
 {
-    static const struct { const char *start, *what, *remedy; } known[] = {
-        {"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for",
-         "run `git lfs pull` in that repository, or download the file itself"},
-        {"<!DOCTYPE html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
-        {"<!doctype html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
-        {"<html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
-    };
-
     if (len == 0) {
         ew_fail(err, EW_ERR_FORMAT, "%s is empty", path);
         return ew_remedy(err, EW_ERR_FORMAT, "download it again");
     }
-    for (size_t i = 0; i < EW_COUNT_OF(known); i++) {
-        if (!ew_str_starts((struct ew_str){bytes, len}, known[i].start))
+    for (size_t i = 0; i < EW_COUNT_OF(impostors); i++) {
+        if (!ew_str_starts((struct ew_str){bytes, len}, impostors[i].start))
             continue;
-        ew_fail(err, EW_ERR_FORMAT, "%s %s", path, known[i].what);
-        return ew_remedy(err, EW_ERR_FORMAT, "%s", known[i].remedy);
+        ew_fail(err, EW_ERR_FORMAT, "%s %s", path, impostors[i].what);
+        return ew_remedy(err, EW_ERR_FORMAT, "%s", impostors[i].remedy);
     }
     return EW_OK;
 }

@@ -22,5 +22,6 @@ void ew_mapfile_will_need(const struct ew_mapfile *file, uint64_t offset, uint64
 void ew_mapfile_dont_need(const struct ew_mapfile *file, uint64_t offset, uint64_t len);
 // Whole small file (or pipe) as NUL-terminated bytes; the caller frees with ew_free. Fails past max.
 int ew_file_read(const char *path, size_t max, char **out, size_t *len, struct ew_error *err) EW_MUST_CHECK;
-// Names what often lies in place of a model's file, given its first bytes: nothing, a Git LFS pointer, a web page. EW_OK otherwise.
+// Names what often lies in place of a model's file, given its first bytes: nothing, a Git LFS pointer, a web page, a PyTorch
+// checkpoint. EW_OK otherwise.
 int ew_file_check(const char *path, const void *bytes, size_t len, struct ew_error *err) EW_MUST_CHECK;
