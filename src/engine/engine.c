@@ -73,6 +73,7 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
     out->blocks_used = ew_cache_blocks_used(&core->cache);
     out->load_s = core->load_s;
     out->arith = core->backend->ops->arith(core->backend);
+    out->backend_name = core->backend->ops->name;
     out->backend_text = core->backend->ops->describe(core->backend);
 }
 

@@ -38,7 +38,7 @@ struct ew_engine_stats {
     uint64_t steps, prefill_tokens, decode_tokens, reused_tokens;
     double prefill_s, decode_s;
     enum ew_arith arith;
-    const char *backend_text;
+    const char *backend_name, *backend_text; // "cpu"; "cpu avx2, 2 threads". Live as long as the engine
 };
 void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out);
 

@@ -1,0 +1,315 @@
+#include "bench/eval_self.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/rng.h"
+#include "engine/core.h"
+
+#define SEED 20261121
+#define PROMPT_TOKENS 24u               // of the longer of two prompts: enough for matrix kernels' tiles, and not a multiple of 16
+#define PROMPT_TOKENS_LEAST 4u
+#define DECODE_STEPS 2u
+#define RECORD_BYTES_MAX (768ull << 20) // of what the reference computed
+
+// What one traced op computed.
+struct record {
+    uint32_t op, n_rows, width;
+    size_t first; // of its values
+};
+
+struct recording {
+    struct record *records;
+    float *values;
+    float *logits;       // of all steps
+    size_t n_records, n_values, n_logits, records_max, values_max, logits_max;
+    size_t at;           // replaying: the next record
+    bool overflowed, mismatched;
+    struct ew_self *out;
+};
+
+// ---- the two traces ----------------------------------------------------------------------------------------------------
+
+static void record_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+{
+    struct recording *r = ctx;
+    size_t n = (size_t)n_rows * width;
+
+    if (r->n_records == r->records_max || n > r->values_max - r->n_values) {
+        r->overflowed = true;
+        return;
+    }
+    r->records[r->n_records++] = (struct record){op, n_rows, width, r->n_values};
+    memcpy(r->values + r->n_values, rows, n * sizeof(*rows));
+    r->n_values += n;
+}
+
+// "linear ffn_down": the op, and its weight without the layer's number.
+static void name_op(const struct ew_program *program, const struct ew_op *op, char *out, size_t size)
+{
+    const char *weight = op->weight != EW_WEIGHT_NONE ? program->weights[op->weight].name : "", *dot;
+
+    if (strncmp(weight, "blk.", 4) == 0 && (dot = strchr(weight + 4, '.')))
+        weight = dot + 1;
+    snprintf(out, size, "%s%s%s", ew_op_name(op->kind), *weight ? " " : "", weight);
+}
+
+static struct ew_self_row *find_row(struct ew_self *out, const struct ew_program *program, const struct ew_op *op)
+{
+    char name[sizeof(out->rows[0].name)];
+
+    name_op(program, op, name, sizeof(name));
+    for (uint32_t i = 0; i < out->n_rows; i++)
+        if (strcmp(out->rows[i].name, name) == 0)
+            return &out->rows[i];
+    if (out->n_rows == EW_SELF_ROWS_MAX) // a family with that many different ops shares the last row
+        return &out->rows[EW_SELF_ROWS_MAX - 1];
+    memcpy(out->rows[out->n_rows].name, name, sizeof(name));
+    out->rows[out->n_rows].kind = op->kind;
+    return &out->rows[out->n_rows++];
+}
+
+// Relative error in the norm; 0 for two zero vectors, infinite where only the reference is zero, NaN kept.
+static double relative(const float *out, const float *ref, size_t n, double *max_abs)
+{
+    double sum_diff = 0, sum_ref = 0;
+
+    *max_abs = 0;
+    for (size_t i = 0; i < n; i++) {
+        double diff = (double)out[i] - (double)ref[i];
+
+        if (!(fabs(diff) <= *max_abs))
+            *max_abs = fabs(diff);
+        sum_diff += diff * diff;
+        sum_ref += (double)ref[i] * (double)ref[i];
+    }
+    return sum_diff == 0 ? 0 : sqrt(sum_diff / sum_ref);
+}
+
+static void compare_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+{
+    struct recording *r = ctx;
+    const struct record *record = &r->records[r->at];
+    size_t n = (size_t)n_rows * width;
+    struct ew_self_row *row;
+    double rel, max_abs;
+
+    if (r->at == r->n_records || record->op != op || record->n_rows != n_rows || record->width != width) {
+        r->mismatched = true;
+        return;
+    }
+    r->at++;
+    row = find_row(r->out, program, &program->ops[op]);
+    rel = relative(rows, r->values + record->first, n, &max_abs);
+    row->n_compared++;
+    if (!(rel <= row->rel)) {
+        row->rel = rel;
+        row->layer = program->ops[op].layer;
+    }
+    if (!(max_abs <= row->max_abs))
+        row->max_abs = max_abs;
+    memcpy(rows, r->values + record->first, n * sizeof(*rows));
+}
+
+// ---- the steps -----------------------------------------------------------------------------------------------------------
+
+struct run {
+    struct ew_core *core;
+    struct recording *recording;
+    bool keep_logits;           // otherwise they are compared
+    double worst_rel;
+};
+
+static void take_logits(struct run *run, const struct ew_work *work, uint32_t n_work)
+{
+    struct recording *r = run->recording;
+    size_t n_vocab = run->core->model->program.n_vocab;
+    double max_abs;
+
+    for (uint32_t w = 0; w < n_work; w++) {
+        const float *row;
+
+        if (work[w].n_logits == 0 || n_vocab > r->logits_max - r->n_logits)
+            continue;
+        row = ew_step_logits(&run->core->step, &work[w], 0);
+        if (run->keep_logits) {
+            memcpy(r->logits + r->n_logits, row, n_vocab * sizeof(*row));
+        } else {
+            double rel = relative(row, r->logits + r->n_logits, n_vocab, &max_abs);
+
+            run->worst_rel = rel <= run->worst_rel ? run->worst_rel : rel;
+        }
+        r->n_logits += n_vocab;
+    }
+}
+
+// Two sequences: a prompt alone, then a shorter prompt beside the first one's decoding, then both decoding.
+static int run_steps(struct run *run, uint32_t n_prompt, struct ew_error *err)
+{
+    struct ew_sequence *a = &run->core->seqs[0], *b = &run->core->seqs[1];
+    uint32_t n_vocab = run->core->model->program.n_vocab, second = n_prompt / 2;
+    struct ew_rng rng = ew_rng_at(SEED, 0);
+    int rc = 0;
+
+    run->recording->n_logits = 0;
+    ew_sequence_reset(a);
+    ew_sequence_reset(b);
+    for (uint32_t i = 0; i < n_prompt + 1 + DECODE_STEPS; i++)
+        ew_sequence_push(a, (int32_t)ew_rng_below(&rng, n_vocab));
+    for (uint32_t i = 0; i < second + DECODE_STEPS; i++)
+        ew_sequence_push(b, (int32_t)ew_rng_below(&rng, n_vocab));
+    a->rope_span = b->rope_span = run->core->fit.limits.context_max;
+    for (uint32_t i = 0; i < 2 + DECODE_STEPS && rc == 0; i++) {
+        struct ew_work work[2] = {
+            {.seq = a, .n_tokens = i == 0 ? n_prompt : 1, .want = EW_WANT_LAST},
+            {.seq = b, .n_tokens = i == 1 ? second : 1, .want = EW_WANT_LAST},
+        };
+        uint32_t n_work = i == 0 ? 1 : 2;
+
+        rc = ew_step_run(&run->core->step, work, n_work, err);
+        if (rc == 0)
+            take_logits(run, work, n_work);
+    }
+    return rc;
+}
+
+static int run_traced(struct ew_core *core, struct recording *recording, ew_trace_fn trace, uint32_t n_prompt, struct ew_error *err)
+{
+    struct run run = {.core = core, .recording = recording, .keep_logits = trace == record_op};
+    int rc;
+
+    core->backend->ops->trace(core->backend, trace, recording);
+    rc = run_steps(&run, n_prompt, err);
+    core->backend->ops->trace(core->backend, NULL, NULL);
+    return rc;
+}
+
+static int init_core(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
+                     enum ew_kernels kernels, uint32_t n_prompt, struct ew_error *err)
+{
+    struct ew_engine_config c = *config;
+    int rc;
+
+    c.device.kernels = kernels;
+    c.context_max = n_prompt + 1 + DECODE_STEPS;
+    c.max_num_tokens = c.chunk = EW_MAX(n_prompt, 2u);
+    c.max_batch_size = c.max_sessions = 2;
+    rc = ew_core_init(core, model, &c, 0, err);
+    if (rc == 0 && !core->backend->ops->trace) {
+        rc = ew_fail(err, EW_ERR_UNSUPPORTED, "the %s backend cannot show what its ops compute", core->backend->ops->name);
+        ew_core_fini(core);
+    }
+    return rc;
+}
+
+// ---- the three runs ------------------------------------------------------------------------------------------------------
+
+static int record_reference(const struct ew_model *model, const struct ew_engine_config *config, struct recording *recording,
+                            uint32_t n_prompt, struct ew_error *err)
+{
+    struct ew_core core;
+    int rc = init_core(&core, model, config, EW_KERNELS_REFERENCE, n_prompt, err);
+
+    if (rc < 0)
+        return rc;
+    rc = run_traced(&core, recording, record_op, n_prompt, err);
+    ew_core_fini(&core);
+    if (rc == 0 && (recording->overflowed || recording->n_records == 0))
+        rc = ew_fail(err, EW_ERR_MEMORY, "what the reference kernels compute could not be kept");
+    return rc;
+}
+
+static int compare_fast(const struct ew_model *model, const struct ew_engine_config *config, struct recording *recording,
+                        uint32_t n_prompt, struct ew_self *out, struct ew_error *err)
+{
+    struct run run = {.recording = recording};
+    struct ew_core core;
+    int rc = init_core(&core, model, config, config->device.kernels, n_prompt, err);
+
+    if (rc < 0)
+        return rc;
+    run.core = &core;
+    snprintf(out->backend_text, sizeof(out->backend_text), "%s", core.backend->ops->describe(core.backend));
+    out->arith = core.backend->ops->arith(core.backend);
+    rc = run_traced(&core, recording, compare_op, n_prompt, err);
+    if (rc == 0 && (recording->mismatched || recording->at != recording->n_records))
+        rc = ew_fail(err, EW_ERR_MISMATCH, "the fast backend ran other ops than the reference");
+    if (rc == 0)
+        rc = run_steps(&run, n_prompt, err);
+    out->logits_rel = run.worst_rel;
+    ew_core_fini(&core);
+    return rc;
+}
+
+// Products may be computed in the class's arithmetic, and attention reads caches and writes what they multiply; the rest of the
+// ops have no reason to be coarser than the reference.
+static void judge(struct ew_self *out)
+{
+    out->logits_tolerance = ew_arith_tolerance(out->arith);
+    out->pass = out->logits_rel <= out->logits_tolerance;
+    for (uint32_t i = 0; i < out->n_rows; i++) {
+        enum ew_op_kind kind = out->rows[i].kind;
+        bool is_product = kind == EW_OP_LINEAR || kind == EW_OP_ATTENTION || kind == EW_OP_EMBED;
+
+        out->rows[i].tolerance = ew_arith_tolerance(is_product ? out->arith : EW_ARITH_REFERENCE);
+        out->pass = out->pass && out->rows[i].rel <= out->rows[i].tolerance;
+    }
+}
+
+static uint32_t tokens_of(uint32_t n_prompt)
+{
+    return n_prompt + n_prompt / 2 + 1 + 2 * DECODE_STEPS;
+}
+
+// The longest prompt whose recording stays within the limit; 0 where not even the shortest does.
+static uint32_t choose_prompt(const struct ew_program *program, uint64_t *floats_per_token)
+{
+    uint32_t n = PROMPT_TOKENS;
+
+    *floats_per_token = program->n_vocab; // a selected row may be wider than what it was selected from
+    for (uint32_t i = 0; i < program->n_ops; i++)
+        *floats_per_token += program->slot_width[program->ops[i].out];
+    while (n >= PROMPT_TOKENS_LEAST && tokens_of(n) * *floats_per_token * sizeof(float) > RECORD_BYTES_MAX)
+        n--;
+    return n >= PROMPT_TOKENS_LEAST ? n : 0;
+}
+
+static int alloc_recording(struct recording *r, const struct ew_program *program, uint32_t n_prompt, uint64_t floats_per_token,
+                           struct ew_error *err)
+{
+    r->records_max = (size_t)program->n_ops * (2 + DECODE_STEPS);
+    r->values_max = tokens_of(n_prompt) * floats_per_token;
+    r->logits_max = (size_t)program->n_vocab * 2 * (2 + DECODE_STEPS);
+    r->records = ew_alloc_array(r->records_max, sizeof(*r->records));
+    r->values = ew_alloc_array(r->values_max, sizeof(*r->values));
+    r->logits = ew_alloc_array(r->logits_max, sizeof(*r->logits));
+    if (!r->records || !r->values || !r->logits)
+        return ew_fail_memory(err, r->values_max * sizeof(*r->values), "the reference's results");
+    return 0;
+}
+
+int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *config, struct ew_self *out, struct ew_error *err)
+{
+    struct recording recording = {.out = out};
+    uint64_t floats_per_token;
+    uint32_t n_prompt = choose_prompt(&model->program, &floats_per_token);
+    int rc;
+
+    *out = (struct ew_self){.n_tokens = tokens_of(n_prompt)};
+    if (n_prompt == 0)
+        return ew_fail(err, EW_ERR_LIMIT, "%s computes too much a token to keep it for comparison", model->path);
+    rc = alloc_recording(&recording, &model->program, n_prompt, floats_per_token, err);
+    if (rc == 0)
+        rc = record_reference(model, config, &recording, n_prompt, err);
+    if (rc == 0)
+        rc = compare_fast(model, config, &recording, n_prompt, out, err);
+    if (rc == 0)
+        judge(out);
+    ew_free(recording.records);
+    ew_free(recording.values);
+    ew_free(recording.logits);
+    return rc;
+}

@@ -1,0 +1,267 @@
+#include "bench/speed.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/rng.h"
+#include "bench/bandwidth.h"
+#include "platform/cpu.h"
+#include "platform/memory.h"
+#include "platform/topology.h"
+
+#define SEED 20261121
+
+struct speed {
+    struct ew_engine *engine;
+    const struct ew_speed_options *options;
+    struct ew_speed *out;
+    int32_t *ids;       // [max(n_prompt, depth) + 1] random; all sequences get the same
+    uint32_t *sessions; // [batch] of the decode runs: what they hold up to depth is computed once
+    double *itl_ms;     // [repeats * n_gen]
+    uint32_t n_itl;
+};
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+// Of sorted values, the smallest that at least this share of them does not exceed.
+static double quantile(const double *sorted, uint32_t n, double share)
+{
+    double rank = share * n;
+    uint32_t index = (uint32_t)rank;
+
+    if (n == 0)
+        return 0;
+    if ((double)index == rank && index > 0)
+        index--;
+    return sorted[EW_MIN(index, n - 1)];
+}
+
+static double median(const double *values, uint32_t n)
+{
+    double sorted[EW_SPEED_REPEATS_MAX];
+
+    for (uint32_t i = 0; i < n; i++)
+        sorted[i] = values[i];
+    qsort(sorted, n, sizeof(*sorted), compare_doubles);
+    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+static int submit(struct speed *s, uint32_t n_ids, uint32_t n_max, uint32_t session, uint64_t *id, struct ew_error *err)
+{
+    struct ew_request request = {.ids = s->ids, .n_ids = n_ids, .n_max = n_max, .session = session, .ignore_eos = true};
+
+    request.sampling = ew_sampling_default();
+    request.sampling.temperature = 0;
+    return ew_engine_submit(s->engine, &request, id, err);
+}
+
+// Runs one step and counts its events.
+static int step(struct speed *s, uint32_t *n_tokens, uint32_t *n_finished, struct ew_error *err)
+{
+    struct ew_event event;
+    bool idle;
+    int rc = ew_engine_step(s->engine, &idle, err);
+
+    *n_tokens = *n_finished = 0;
+    while (rc == 0 && ew_engine_next_event(s->engine, &event)) {
+        *n_tokens += event.kind == EW_EVENT_TOKEN;
+        *n_finished += event.kind == EW_EVENT_FINISHED;
+        if (event.kind == EW_EVENT_FINISHED && event.finish == EW_FINISH_ERROR)
+            rc = event.error.code;
+        if (rc < 0 && err)
+            *err = event.error;
+    }
+    if (rc == 0 && s->options->interrupted && s->options->interrupted())
+        rc = ew_fail(err, EW_ERR_CANCELLED, "interrupted");
+    return rc;
+}
+
+// One prompt a sequence, all submitted at once, up to the first token of each.
+static int measure_prefill(struct speed *s, uint32_t run, struct ew_error *err)
+{
+    uint32_t n_first = 0, n_tokens, n_finished, batch = s->options->batch;
+    double started_s = ew_clock_s(), sum_ttft_s = 0;
+    uint64_t id;
+    int rc = 0;
+
+    for (uint32_t b = 0; b < batch && rc == 0; b++)
+        rc = submit(s, s->options->n_prompt, 1, 0, &id, err);
+    while (rc == 0 && n_first < batch) {
+        rc = step(s, &n_tokens, &n_finished, err);
+        n_first += n_tokens;
+        sum_ttft_s += n_tokens * (ew_clock_s() - started_s);
+    }
+    s->out->prefill_runs[run] = batch * s->options->n_prompt / (ew_clock_s() - started_s);
+    s->out->ttft_runs[run] = 1e3 * sum_ttft_s / batch;
+    return rc;
+}
+
+// Steps until every sequence has its first token. Those that had theirs earlier go on, so the later steps are mixed ones,
+// which are not measured.
+static int reach_depth(struct speed *s, uint64_t *ids, struct ew_error *err)
+{
+    uint32_t n_tokens = 0, n_finished, batch = s->options->batch;
+    int rc = 0;
+
+    for (uint32_t b = 0; b < batch && rc == 0; b++)
+        rc = submit(s, EW_MAX(s->options->depth, 1u), 0, s->sessions[b], &ids[b], err);
+    while (rc == 0 && n_tokens < batch)
+        rc = step(s, &n_tokens, &n_finished, err);
+    return rc;
+}
+
+static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
+{
+    uint32_t n_tokens, n_finished, n_drained = 0, batch = s->options->batch;
+    uint64_t *ids = ew_alloc_array(batch, sizeof(*ids));
+    struct ew_event event;
+    double started_s;
+    int rc;
+
+    if (!ids)
+        return ew_fail_memory(err, batch * sizeof(*ids), "the benchmark");
+    rc = reach_depth(s, ids, err);
+    started_s = ew_clock_s();
+    for (uint32_t i = 0; i < s->options->n_gen && rc == 0; i++) {
+        double before_s = ew_clock_s();
+
+        rc = step(s, &n_tokens, &n_finished, err);
+        s->itl_ms[s->n_itl++] = 1e3 * (ew_clock_s() - before_s);
+    }
+    s->out->decode_runs[run] = batch * s->options->n_gen / (ew_clock_s() - started_s);
+    for (uint32_t b = 0; b < batch; b++)
+        ew_engine_cancel(s->engine, ids[b]);
+    while (n_drained < batch && ew_engine_next_event(s->engine, &event))
+        n_drained += event.kind == EW_EVENT_FINISHED;
+    ew_free(ids);
+    return rc;
+}
+
+// An embedding table that is not the head too is not streamed: a step reads a row of it.
+static uint64_t streamed_bytes(const struct ew_program *program, uint64_t held_bytes)
+{
+    double all = 0, streamed = 0;
+
+    for (uint32_t w = 0; w < program->n_weights; w++) {
+        const struct ew_weight *weight = &program->weights[w];
+        double bytes = (double)ew_dtype_row_bytes(weight->source.dtype, weight->cols) * (double)weight->rows;
+        bool is_streamed = false;
+
+        for (uint32_t i = 0; i < program->n_ops && !is_streamed; i++)
+            is_streamed = (program->ops[i].weight == w || program->ops[i].bias == w) && program->ops[i].kind != EW_OP_EMBED &&
+                          program->ops[i].kind != EW_OP_POSITION;
+        all += bytes;
+        streamed += is_streamed ? bytes : 0;
+    }
+    return all > 0 ? (uint64_t)((double)held_bytes * (streamed / all)) : 0;
+}
+
+static void describe(struct speed *s, const struct ew_model *model, const struct ew_engine_config *config)
+{
+    struct ew_speed *out = s->out;
+    struct ew_engine_stats stats;
+    struct ew_topology topology;
+
+    ew_engine_stats(s->engine, &stats);
+    ew_topology_read(NULL, &topology);
+    snprintf(out->backend, sizeof(out->backend), "%s", stats.backend_name);
+    snprintf(out->backend_text, sizeof(out->backend_text), "%s", stats.backend_text);
+    ew_cpu_brand(out->device, sizeof(out->device));
+    out->n_threads = config->device.n_threads ? config->device.n_threads : topology.n_usable;
+    out->weight_bytes = stats.need.weight_bytes;
+    out->streamed_bytes = streamed_bytes(&model->program, stats.need.weight_bytes);
+    out->load_s = stats.load_s;
+}
+
+static void summarise(struct speed *s)
+{
+    struct ew_speed *out = s->out;
+
+    qsort(s->itl_ms, s->n_itl, sizeof(*s->itl_ms), compare_doubles);
+    out->itl_ms_p50 = quantile(s->itl_ms, s->n_itl, 0.50);
+    out->itl_ms_p95 = quantile(s->itl_ms, s->n_itl, 0.95);
+    out->itl_ms_p99 = quantile(s->itl_ms, s->n_itl, 0.99);
+    out->prefill_tok_s = median(out->prefill_runs, out->n_runs);
+    out->decode_tok_s = median(out->decode_runs, out->n_runs);
+    out->ttft_ms = median(out->ttft_runs, out->n_runs);
+    out->weight_gb_s = (double)out->streamed_bytes * out->decode_tok_s / s->options->batch / 1e9;
+    out->limit_pct = out->limit_gb_s > 0 ? 100 * out->weight_gb_s / out->limit_gb_s : 0;
+}
+
+static int measure(struct speed *s, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (uint32_t b = 0; b < s->options->batch && rc == 0; b++)
+        rc = ew_engine_session_open(s->engine, &s->sessions[b], err);
+    for (uint32_t run = 0; run < s->options->repeats && rc == 0; run++) {
+        rc = measure_prefill(s, run, err);
+        if (rc == 0)
+            rc = measure_decode(s, run, err);
+        s->out->n_runs += rc == 0;
+    }
+    s->out->peak_bytes = ew_memory_peak_bytes(); // before the bandwidth's own buffer counts
+    return rc;
+}
+
+static int alloc(struct speed *s, uint32_t n_vocab, struct ew_error *err)
+{
+    const struct ew_speed_options *options = s->options;
+    uint32_t n_ids = EW_MAX(EW_MAX(options->n_prompt, options->depth), 1u);
+    struct ew_rng rng = ew_rng_at(SEED, 0);
+
+    s->ids = ew_alloc_array(n_ids, sizeof(*s->ids));
+    s->sessions = ew_alloc_array(options->batch, sizeof(*s->sessions));
+    s->itl_ms = ew_alloc_array((size_t)options->repeats * options->n_gen, sizeof(*s->itl_ms));
+    if (!s->ids || !s->sessions || !s->itl_ms)
+        return ew_fail_memory(err, n_ids * sizeof(*s->ids), "the benchmark");
+    for (uint32_t i = 0; i < n_ids; i++)
+        s->ids[i] = (int32_t)ew_rng_below(&rng, n_vocab);
+    return 0;
+}
+
+static struct ew_engine_config config_for(const struct ew_engine_config *config, const struct ew_speed_options *options)
+{
+    struct ew_engine_config c = *config;
+    // While the last of the prompts is computed, the first of them already decodes: one token a step.
+    uint64_t chunk = c.chunk ? c.chunk : 512, mixed_steps = options->batch * (options->depth / chunk + 1ull);
+    uint64_t context = EW_MAX(options->n_prompt + 2ull, options->depth + options->n_gen + mixed_steps + 4);
+
+    c.context_max = (uint32_t)EW_MIN(context, UINT32_MAX / 2);
+    c.max_batch_size = c.max_sessions = options->batch;
+    return c;
+}
+
+int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_speed_options *options,
+                   struct ew_speed *out, struct ew_error *err)
+{
+    struct ew_engine_config adapted = config_for(config, options);
+    struct speed s = {.options = options, .out = out};
+    int rc;
+
+    EW_ASSERT(options->repeats > 0 && options->repeats <= EW_SPEED_REPEATS_MAX && options->batch > 0);
+    *out = (struct ew_speed){0};
+    rc = ew_engine_create(model, NULL, &adapted, &s.engine, err);
+    if (rc == 0)
+        rc = alloc(&s, model->program.n_vocab, err);
+    if (rc == 0)
+        rc = measure(&s, err);
+    if (rc == 0) {
+        describe(&s, model, &adapted);
+        rc = ew_bandwidth_read(out->n_threads, &out->limit_gb_s, err);
+        summarise(&s);
+    }
+    ew_engine_destroy(s.engine);
+    ew_free(s.ids);
+    ew_free(s.sessions);
+    ew_free(s.itl_ms);
+    return rc;
+}
