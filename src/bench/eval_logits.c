@@ -224,8 +224,8 @@ static int run_modes(struct ew_core *core, const struct ew_refs *refs, const str
     return rc;
 }
 
-int ew_eval_logits(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_eval_logits_options *options,
-                   struct ew_eval_logits *out, struct ew_error *err)
+int ew_eval_logits(const struct ew_model *model, const struct ew_engine_config *config,
+                   const struct ew_eval_logits_options *options, struct ew_eval_logits *out, struct ew_error *err)
 {
     struct ew_engine_config adapted;
     struct ew_refs refs;

@@ -33,7 +33,8 @@ static void score(struct perplexity *p, const struct ew_work *work, const int32_
 }
 
 // Feeds tokens [from, to) of the window that starts at ids; with logits, they predict tokens [from + 1, to].
-static int feed(struct perplexity *p, const int32_t *ids, uint32_t from, uint32_t to, bool with_logits, struct ew_error *err)
+static int feed(struct perplexity *p, const int32_t *ids, uint32_t from, uint32_t to, bool with_logits,
+                struct ew_error *err)
 {
     uint32_t most = with_logits ? EW_MIN(p->rows_max, p->core->config.chunk) : p->core->config.chunk;
 
@@ -103,17 +104,20 @@ static int check(const struct ew_model *model, const int32_t *ids, uint64_t n_id
                  struct ew_error *err)
 {
     if (n_ids < 2)
-        return ew_fail(err, EW_ERR_USAGE, "the text has %llu tokens and perplexity needs two", (unsigned long long)n_ids);
+        return ew_fail(err, EW_ERR_USAGE, "the text has %llu tokens and perplexity needs two",
+                       (unsigned long long)n_ids);
     if (out->window < 2 || out->stride == 0 || out->stride > out->window)
-        return ew_fail(err, EW_ERR_USAGE, "a window of %u with a stride of %u leaves tokens out", out->window, out->stride);
+        return ew_fail(err, EW_ERR_USAGE, "a window of %u with a stride of %u leaves tokens out", out->window,
+                       out->stride);
     for (uint64_t i = 0; i < n_ids; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= model->program.n_vocab)
-            return ew_fail(err, EW_ERR_FORMAT, "the tokenizer gave token %d and the model has %u", ids[i], model->program.n_vocab);
+            return ew_fail(err, EW_ERR_FORMAT, "the tokenizer gave token %d and the model has %u", ids[i],
+                           model->program.n_vocab);
     return 0;
 }
 
-static int evaluate(struct ew_core *core, const struct ew_perplexity_options *options, const int32_t *ids, uint64_t n_ids,
-                    uint32_t rows_max, struct ew_perplexity *out, struct ew_error *err)
+static int evaluate(struct ew_core *core, const struct ew_perplexity_options *options, const int32_t *ids,
+                    uint64_t n_ids, uint32_t rows_max, struct ew_perplexity *out, struct ew_error *err)
 {
     struct perplexity p = {.core = core, .options = options, .ids = ids, .rows_max = rows_max};
     double started_s = ew_clock_s();
@@ -128,16 +132,17 @@ static int evaluate(struct ew_core *core, const struct ew_perplexity_options *op
     return rc;
 }
 
-int ew_eval_perplexity(const struct ew_model *model, const struct ew_engine_config *config, const int32_t *ids, uint64_t n_ids,
-                       uint64_t n_bytes, const struct ew_perplexity_options *options, struct ew_perplexity *out,
-                       struct ew_error *err)
+int ew_eval_perplexity(const struct ew_model *model, const struct ew_engine_config *config, const int32_t *ids,
+                       uint64_t n_ids, uint64_t n_bytes, const struct ew_perplexity_options *options,
+                       struct ew_perplexity *out, struct ew_error *err)
 {
     struct ew_engine_config adapted;
     struct ew_core core;
     uint32_t rows_max;
     int rc;
 
-    *out = (struct ew_perplexity){.n_tokens = n_ids, .n_bytes = n_bytes, .window = options->window ? options->window : 1024};
+    *out = (struct ew_perplexity){
+        .n_tokens = n_ids, .n_bytes = n_bytes, .window = options->window ? options->window : 1024};
     out->stride = options->stride ? options->stride : EW_MAX(out->window / 2, 1u);
     rc = check(model, ids, n_ids, out, err);
     if (rc < 0)

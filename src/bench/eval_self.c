@@ -10,7 +10,7 @@
 #include "engine/core.h"
 
 #define SEED 20261121
-#define PROMPT_TOKENS 24u               // of the longer of two prompts: enough for matrix kernels' tiles, and not a multiple of 16
+#define PROMPT_TOKENS 24u // of the longer of two prompts: enough for matrix kernels' tiles, and not a multiple of 16
 #define PROMPT_TOKENS_LEAST 4u
 #define DECODE_STEPS 2u
 #define RECORD_BYTES_MAX (768ull << 20) // of what the reference computed
@@ -24,16 +24,17 @@ struct record {
 struct recording {
     struct record *records;
     float *values;
-    float *logits;       // of all steps
+    float *logits; // of all steps
     size_t n_records, n_values, n_logits, records_max, values_max, logits_max;
-    size_t at;           // replaying: the next record
+    size_t at; // replaying: the next record
     bool overflowed, mismatched;
     struct ew_self *out;
 };
 
-// ---- the two traces ----------------------------------------------------------------------------------------------------
+// ---- the two traces ------------------------------------------------------------------------------------------------
 
-static void record_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+static void record_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
+                      uint32_t width)
 {
     struct recording *r = ctx;
     size_t n = (size_t)n_rows * width;
@@ -89,7 +90,8 @@ static double relative(const float *out, const float *ref, size_t n, double *max
     return sum_diff == 0 ? 0 : sqrt(sum_diff / sum_ref);
 }
 
-static void compare_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+static void compare_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
+                       uint32_t width)
 {
     struct recording *r = ctx;
     const struct record *record = &r->records[r->at];
@@ -114,12 +116,12 @@ static void compare_op(void *ctx, const struct ew_program *program, uint32_t op,
     memcpy(rows, r->values + record->first, n * sizeof(*rows));
 }
 
-// ---- the steps -----------------------------------------------------------------------------------------------------------
+// ---- the steps -----------------------------------------------------------------------------------------------------
 
 struct run {
     struct ew_core *core;
     struct recording *recording;
-    bool keep_logits;           // otherwise they are compared
+    bool keep_logits; // otherwise they are compared
     double worst_rel;
 };
 
@@ -176,7 +178,8 @@ static int run_steps(struct run *run, uint32_t n_prompt, struct ew_error *err)
     return rc;
 }
 
-static int run_traced(struct ew_core *core, struct recording *recording, ew_trace_fn trace, uint32_t n_prompt, struct ew_error *err)
+static int run_traced(struct ew_core *core, struct recording *recording, ew_trace_fn trace, uint32_t n_prompt,
+                      struct ew_error *err)
 {
     struct run run = {.core = core, .recording = recording, .keep_logits = trace == record_op};
     int rc;
@@ -199,16 +202,17 @@ static int init_core(struct ew_core *core, const struct ew_model *model, const s
     c.max_batch_size = c.max_sessions = 2;
     rc = ew_core_init(core, model, &c, 0, err);
     if (rc == 0 && !core->backend->ops->trace) {
-        rc = ew_fail(err, EW_ERR_UNSUPPORTED, "the %s backend cannot show what its ops compute", core->backend->ops->name);
+        rc = ew_fail(err, EW_ERR_UNSUPPORTED, "the %s backend cannot show what its ops compute",
+                     core->backend->ops->name);
         ew_core_fini(core);
     }
     return rc;
 }
 
-// ---- the three runs ------------------------------------------------------------------------------------------------------
+// ---- the three runs ------------------------------------------------------------------------------------------------
 
-static int record_reference(const struct ew_model *model, const struct ew_engine_config *config, struct recording *recording,
-                            uint32_t n_prompt, struct ew_error *err)
+static int record_reference(const struct ew_model *model, const struct ew_engine_config *config,
+                            struct recording *recording, uint32_t n_prompt, struct ew_error *err)
 {
     struct ew_core core;
     int rc = init_core(&core, model, config, EW_KERNELS_REFERENCE, n_prompt, err);
@@ -222,8 +226,8 @@ static int record_reference(const struct ew_model *model, const struct ew_engine
     return rc;
 }
 
-static int compare_fast(const struct ew_model *model, const struct ew_engine_config *config, struct recording *recording,
-                        uint32_t n_prompt, struct ew_self *out, struct ew_error *err)
+static int compare_fast(const struct ew_model *model, const struct ew_engine_config *config,
+                        struct recording *recording, uint32_t n_prompt, struct ew_self *out, struct ew_error *err)
 {
     struct run run = {.recording = recording};
     struct ew_core core;
@@ -244,8 +248,8 @@ static int compare_fast(const struct ew_model *model, const struct ew_engine_con
     return rc;
 }
 
-// Products may be computed in the class's arithmetic, and attention reads caches and writes what they multiply; the rest of the
-// ops have no reason to be coarser than the reference.
+// Products may be computed in the class's arithmetic, and attention reads caches and writes what they multiply; the
+// rest of the ops have no reason to be coarser than the reference.
 static void judge(struct ew_self *out)
 {
     out->logits_tolerance = ew_arith_tolerance(out->arith);
@@ -277,8 +281,8 @@ static uint32_t choose_prompt(const struct ew_program *program, uint64_t *floats
     return n >= PROMPT_TOKENS_LEAST ? n : 0;
 }
 
-static int alloc_recording(struct recording *r, const struct ew_program *program, uint32_t n_prompt, uint64_t floats_per_token,
-                           struct ew_error *err)
+static int alloc_recording(struct recording *r, const struct ew_program *program, uint32_t n_prompt,
+                           uint64_t floats_per_token, struct ew_error *err)
 {
     r->records_max = (size_t)program->n_ops * (2 + DECODE_STEPS);
     r->values_max = tokens_of(n_prompt) * floats_per_token;
@@ -291,7 +295,8 @@ static int alloc_recording(struct recording *r, const struct ew_program *program
     return 0;
 }
 
-int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *config, struct ew_self *out, struct ew_error *err)
+int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *config, struct ew_self *out,
+                 struct ew_error *err)
 {
     struct recording recording = {.out = out};
     uint64_t floats_per_token;

@@ -15,7 +15,8 @@ static const struct ew_tensor *find(const struct ew_safetensors *st, const char 
     return ew_tensors_find(&st->tensors, ew_str_of(name));
 }
 
-static int read_i64(struct ew_refs *refs, const struct ew_tensor *tensor, int32_t **out, uint32_t *count, struct ew_error *err)
+static int read_i64(struct ew_refs *refs, const struct ew_tensor *tensor, int32_t **out, uint32_t *count,
+                    struct ew_error *err)
 {
     uint64_t n = tensor->bytes / sizeof(int64_t);
 
@@ -29,8 +30,8 @@ static int read_i64(struct ew_refs *refs, const struct ew_tensor *tensor, int32_
 
         memcpy(&id, tensor->data + i * sizeof(id), sizeof(id)); // unaligned
         if (id < 0 || id >= refs->n_vocab)
-            return ew_fail(err, EW_ERR_FORMAT, EW_STR_FMT " holds %lld and the vocabulary has %u", EW_STR_ARG(tensor->name),
-                           (long long)id, refs->n_vocab);
+            return ew_fail(err, EW_ERR_FORMAT, EW_STR_FMT " holds %lld and the vocabulary has %u",
+                           EW_STR_ARG(tensor->name), (long long)id, refs->n_vocab);
         (*out)[i] = (int32_t)id;
     }
     *count = (uint32_t)n;
@@ -82,8 +83,8 @@ int ew_refs_open(struct ew_refs *refs, const char *path, uint32_t n_vocab, struc
     for (; rc == 0 && refs->count < EW_REFS_MAX && find(&st, "logits", refs->count); refs->count += rc == 0)
         rc = read_ref(refs, &st, refs->count, err);
     if (rc == 0 && refs->count == 0)
-        rc = ew_fail(err, EW_ERR_UNSUPPORTED, "%s holds no logits_0, and other references are not compared for this kind of model",
-                     path);
+        rc = ew_fail(err, EW_ERR_UNSUPPORTED,
+                     "%s holds no logits_0, and other references are not compared for this kind of model", path);
     else if (rc < 0)
         ew_fail_in(err, rc, "%s", path);
     ew_safetensors_close(&st);

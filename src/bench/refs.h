@@ -1,16 +1,17 @@
 #pragma once
-// The reference results of a fixture (design: sections 2 and 8): token ids, logits of every position, greedy continuations.
+// The reference results of a fixture (design: sections 2 and 8): token ids, logits of every position, greedy
+// continuations.
 
 #include "format/safetensors.h"
 
 #define EW_REFS_MAX 8
 
-struct ew_ref {              // of one sequence; the arrays live in the set's arena
+struct ew_ref {               // of one sequence; the arrays live in the set's arena
     uint32_t n_ids, n_greedy; // n_greedy 0: none given
-    int32_t *ids;            // [n_ids]
-    float *logits;           // [n_ids, n_vocab]
-    int32_t *greedy;         // [n_greedy]
-    float *margin;           // [n_greedy] how far the best logit was above the second
+    int32_t *ids;             // [n_ids]
+    float *logits;            // [n_ids, n_vocab]
+    int32_t *greedy;          // [n_greedy]
+    float *margin;            // [n_greedy] how far the best logit was above the second
 };
 
 struct ew_refs {

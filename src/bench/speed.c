@@ -104,8 +104,8 @@ static int measure_prefill(struct speed *s, uint32_t run, struct ew_error *err)
     return rc;
 }
 
-// Steps until every sequence has its first token. Those that had theirs earlier go on, so the later steps are mixed ones,
-// which are not measured.
+// Steps until every sequence has its first token. Those that had theirs earlier go on, so the later steps are mixed
+// ones, which are not measured.
 static int reach_depth(struct speed *s, uint64_t *ids, struct ew_error *err)
 {
     uint32_t n_tokens = 0, n_finished, batch = s->options->batch;
@@ -156,8 +156,8 @@ static uint64_t streamed_bytes(const struct ew_program *program, uint64_t held_b
         bool is_streamed = false;
 
         for (uint32_t i = 0; i < program->n_ops && !is_streamed; i++)
-            is_streamed = (program->ops[i].weight == w || program->ops[i].bias == w) && program->ops[i].kind != EW_OP_EMBED &&
-                          program->ops[i].kind != EW_OP_POSITION;
+            is_streamed = (program->ops[i].weight == w || program->ops[i].bias == w) &&
+                          program->ops[i].kind != EW_OP_EMBED && program->ops[i].kind != EW_OP_POSITION;
         all += bytes;
         streamed += is_streamed ? bytes : 0;
     }
@@ -240,8 +240,8 @@ static struct ew_engine_config config_for(const struct ew_engine_config *config,
     return c;
 }
 
-int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_speed_options *options,
-                   struct ew_speed *out, struct ew_error *err)
+int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *config,
+                   const struct ew_speed_options *options, struct ew_speed *out, struct ew_error *err)
 {
     struct ew_engine_config adapted = config_for(config, options);
     struct speed s = {.options = options, .out = out};

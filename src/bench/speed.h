@@ -14,15 +14,15 @@ struct ew_speed {
     char backend[32], backend_text[128], device[128];
     uint32_t n_threads;
     uint64_t weight_bytes, peak_bytes;
-    uint64_t streamed_bytes;     // of the weights, what a decode step has to read
+    uint64_t streamed_bytes; // of the weights, what a decode step has to read
     double load_s;
-    double prefill_tok_s, decode_tok_s, ttft_ms;                         // medians over the repeats
-    double itl_ms_p50, itl_ms_p95, itl_ms_p99;                           // over all measured steps
+    double prefill_tok_s, decode_tok_s, ttft_ms; // medians over the repeats
+    double itl_ms_p50, itl_ms_p95, itl_ms_p99;   // over all measured steps
     double weight_gb_s, limit_gb_s, limit_pct;
     uint32_t n_runs;
     double prefill_runs[EW_SPEED_REPEATS_MAX], decode_runs[EW_SPEED_REPEATS_MAX], ttft_runs[EW_SPEED_REPEATS_MAX];
 };
 
 // Of the config, context and batch are set here. Needs no vocabulary: the prompts are random ids.
-int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_speed_options *options,
-                   struct ew_speed *out, struct ew_error *err) EW_MUST_CHECK;
+int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *config,
+                   const struct ew_speed_options *options, struct ew_speed *out, struct ew_error *err) EW_MUST_CHECK;

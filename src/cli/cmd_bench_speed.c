@@ -6,7 +6,8 @@
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 
-static const char *const g_kv_names[] = {[EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
+static const char *const g_kv_names[] = {
+    [EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
 
 static void append_runs(struct ew_buf *json, const char *name, const double *runs, uint32_t n)
 {
@@ -16,8 +17,8 @@ static void append_runs(struct ew_buf *json, const char *name, const double *run
     ew_buf_append_char(json, ']');
 }
 
-static int print_json(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_speed_options *options,
-                      const struct ew_speed *speed, struct ew_error *err)
+static int print_json(const struct ew_model *model, const struct ew_engine_config *config,
+                      const struct ew_speed_options *options, const struct ew_speed *speed, struct ew_error *err)
 {
     struct ew_buf json;
     int rc = 0;
@@ -29,14 +30,18 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
     ew_buf_append_json(&json, ew_str_of(speed->backend));
     ew_buf_append_str(&json, EW_STR(", \"device\": "));
     ew_buf_append_json(&json, ew_str_of(speed->device));
-    ew_buf_printf(&json, ", \"threads\": %u, \"weight_bytes\": %llu, \"kv_dtype\": \"%s\", \"prompt_tokens\": %u, \"gen_tokens\": %u, "
-                  "\"depth\": %u, \"batch\": %u, \"prefill_tok_s\": %.6g, \"decode_tok_s\": %.6g, \"ttft_ms\": %.6g, ",
-                  speed->n_threads, (unsigned long long)speed->weight_bytes, g_kv_names[config->kv], options->n_prompt,
-                  options->n_gen, options->depth, options->batch, speed->prefill_tok_s, speed->decode_tok_s, speed->ttft_ms);
-    ew_buf_printf(&json, "\"itl_ms\": {\"p50\": %.6g, \"p95\": %.6g, \"p99\": %.6g}, \"weight_gb_s\": %.6g, \"limit_gb_s\": %.6g, "
-                  "\"limit_pct\": %.4g, \"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": null",
-                  speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99, speed->weight_gb_s, speed->limit_gb_s, speed->limit_pct,
-                  (unsigned long long)speed->peak_bytes, speed->load_s);
+    ew_buf_printf(
+        &json,
+        ", \"threads\": %u, \"weight_bytes\": %llu, \"kv_dtype\": \"%s\", \"prompt_tokens\": %u, \"gen_tokens\": %u, "
+        "\"depth\": %u, \"batch\": %u, \"prefill_tok_s\": %.6g, \"decode_tok_s\": %.6g, \"ttft_ms\": %.6g, ",
+        speed->n_threads, (unsigned long long)speed->weight_bytes, g_kv_names[config->kv], options->n_prompt,
+        options->n_gen, options->depth, options->batch, speed->prefill_tok_s, speed->decode_tok_s, speed->ttft_ms);
+    ew_buf_printf(
+        &json,
+        "\"itl_ms\": {\"p50\": %.6g, \"p95\": %.6g, \"p99\": %.6g}, \"weight_gb_s\": %.6g, \"limit_gb_s\": %.6g, "
+        "\"limit_pct\": %.4g, \"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": null",
+        speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99, speed->weight_gb_s, speed->limit_gb_s,
+        speed->limit_pct, (unsigned long long)speed->peak_bytes, speed->load_s);
     append_runs(&json, "prefill_tok_s_runs", speed->prefill_runs, speed->n_runs);
     append_runs(&json, "decode_tok_s_runs", speed->decode_runs, speed->n_runs);
     ew_buf_append_str(&json, EW_STR("}\n"));
@@ -48,20 +53,22 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
     return rc;
 }
 
-static void print_text(const struct ew_model *model, const struct ew_engine_config *config, const struct ew_speed_options *options,
-                       const struct ew_speed *speed)
+static void print_text(const struct ew_model *model, const struct ew_engine_config *config,
+                       const struct ew_speed_options *options, const struct ew_speed *speed)
 {
     const double mib = 1 << 20;
 
-    printf("%s on %s (%s), kv %s, batch %u, %u runs\n", model->path, speed->backend_text, speed->device, g_kv_names[config->kv],
-           options->batch, speed->n_runs);
-    printf("  prefill  %10.1f tok/s   %u tokens, first token after %.1f ms\n", speed->prefill_tok_s, options->n_prompt, speed->ttft_ms);
-    printf("  decode   %10.1f tok/s   %u tokens from a context of %u, a step %.2f ms (p95 %.2f, p99 %.2f)\n", speed->decode_tok_s,
-           options->n_gen, options->depth, speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99);
-    printf("  weights  %10.1f GB/s    %.0f %% of the %.1f GB/s that this machine reads its memory with\n", speed->weight_gb_s,
-           speed->limit_pct, speed->limit_gb_s);
-    printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s\n", (double)speed->peak_bytes / mib,
-           (double)speed->weight_bytes / mib, speed->load_s);
+    printf("%s on %s (%s), kv %s, batch %u, %u runs\n", model->path, speed->backend_text, speed->device,
+           g_kv_names[config->kv], options->batch, speed->n_runs);
+    printf("  prefill  %10.1f tok/s   %u tokens, first token after %.1f ms\n", speed->prefill_tok_s, options->n_prompt,
+           speed->ttft_ms);
+    printf("  decode   %10.1f tok/s   %u tokens from a context of %u, a step %.2f ms (p95 %.2f, p99 %.2f)\n",
+           speed->decode_tok_s, options->n_gen, options->depth, speed->itl_ms_p50, speed->itl_ms_p95,
+           speed->itl_ms_p99);
+    printf("  weights  %10.1f GB/s    %.0f %% of the %.1f GB/s that this machine reads its memory with\n",
+           speed->weight_gb_s, speed->limit_pct, speed->limit_gb_s);
+    printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s\n",
+           (double)speed->peak_bytes / mib, (double)speed->weight_bytes / mib, speed->load_s);
 }
 
 static int run(const struct ew_args *args, struct ew_error *err)
@@ -98,7 +105,8 @@ static const struct ew_opt g_own[] = {
     {"gen-tokens", 'n', EW_OPT_INT, "N", "tokens decoded; default 128", NULL, 1, 1000000},
     {"depth", 'd', EW_OPT_INT, "N", "context at which decoding starts; default 0", NULL, 0, 16777216},
     {"batch", 'b', EW_OPT_INT, "N", "sequences at once; default 1", NULL, 1, 1024},
-    {"repeats", 'r', EW_OPT_INT, "N", "repeats, of which the median is given; default 3", NULL, 1, EW_SPEED_REPEATS_MAX},
+    {"repeats", 'r', EW_OPT_INT, "N", "repeats, of which the median is given; default 3", NULL, 1,
+     EW_SPEED_REPEATS_MAX},
     EW_OPT_END,
 };
 static const struct ew_opt *const g_options[] = {ew_opts_model, g_own, ew_opts_engine, ew_opts_common, NULL};
@@ -107,7 +115,8 @@ const struct ew_command ew_cmd_bench_speed = {
     .name = "bench speed",
     .usage = "bench speed -m MODEL [-p N] [-n N] [-d N] [-b N] [-r N] [OPTIONS]",
     .summary = "Prefill and decode speed of a model here",
-    .details = "The engine runs in this process on random token ids, so no vocabulary is needed; synthetic:SHAPE:TYPE makes random\n"
+    .details = "The engine runs in this process on random token ids, so no vocabulary is needed; synthetic:SHAPE:TYPE "
+               "makes random\n"
                "weights in memory. The limit is this machine's memory bandwidth, measured in the same run.",
     .options = g_options,
     .run = run,

@@ -20,7 +20,10 @@ static void print_case(const struct ew_eval_case *result, bool is_last)
     print_number("max_abs", result->max_abs);
     print_number("rel", result->rel);
     printf("\"greedy_equal\": %s, \"near_ties\": %u}%s\n",
-           !result->has_greedy ? "null" : result->greedy_equal ? "true" : "false", result->near_ties, is_last ? "" : ",");
+           !result->has_greedy    ? "null"
+           : result->greedy_equal ? "true"
+                                  : "false",
+           result->near_ties, is_last ? "" : ",");
 }
 
 static void print(const struct ew_eval_logits *result)
@@ -38,7 +41,10 @@ static void print(const struct ew_eval_logits *result)
 static enum ew_eval_mode mode_of(const char *name)
 {
     static const char *const names[] = {
-        [EW_EVAL_WHOLE] = "whole", [EW_EVAL_CHUNK5] = "chunk5", [EW_EVAL_TOKEN] = "token", [EW_EVAL_BATCH] = "batch",
+        [EW_EVAL_WHOLE] = "whole",
+        [EW_EVAL_CHUNK5] = "chunk5",
+        [EW_EVAL_TOKEN] = "token",
+        [EW_EVAL_BATCH] = "batch",
     };
 
     for (uint32_t i = 0; i < EW_EVAL_ALL; i++)
@@ -73,9 +79,11 @@ static int run(const struct ew_args *args, struct ew_error *err)
     if (rc < 0)
         return rc;
     print(&result);
-    return result.pass ? 0 : ew_fail(err, EW_ERR_MISMATCH, "%s differs from %s: rel %.3g, and %.3g is allowed for the class %s, "
-                                     "or a continuation departs where there is no tie", path, options.ref, result.rel,
-                                     result.tolerance, ew_arith_name(result.arith));
+    return result.pass ? 0
+                       : ew_fail(err, EW_ERR_MISMATCH,
+                                 "%s differs from %s: rel %.3g, and %.3g is allowed for the class %s, "
+                                 "or a continuation departs where there is no tie",
+                                 path, options.ref, result.rel, result.tolerance, ew_arith_name(result.arith));
 }
 
 static const struct ew_opt g_own[] = {
@@ -91,9 +99,11 @@ const struct ew_command ew_cmd_eval_logits = {
     .name = "eval logits",
     .usage = "eval logits -m MODEL --ref FILE.safetensors [OPTIONS]",
     .summary = "Compare a model with reference logits",
-    .details = "Feeds the reference's token ids whole, in chunks of 5, token by token and all sequences in one batch, compares the\n"
-               "logits of every position, then continues greedily. Prints JSON. Exit status 1 where the relative error is\n"
-               "larger than the arithmetic allows, or where a continuation departs at a place that is no near-tie.",
+    .details =
+        "Feeds the reference's token ids whole, in chunks of 5, token by token and all sequences in one batch, "
+        "compares the\n"
+        "logits of every position, then continues greedily. Prints JSON. Exit status 1 where the relative error is\n"
+        "larger than the arithmetic allows, or where a continuation departs at a place that is no near-tie.",
     .options = g_options,
     .run = run,
 };

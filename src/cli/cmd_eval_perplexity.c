@@ -10,22 +10,26 @@
 static void print_text(const struct ew_perplexity *p)
 {
     printf("perplexity %.4f  (%.5f nats a token, %.5f bits a byte)\n", p->ppl, p->nll_per_token, p->bits_per_byte);
-    printf("protocol: %llu tokens without special tokens, %llu scored, each once, in the first of %u windows of %u tokens, one\n"
-           "every %u, that holds it and a token before it; each window is seen from its own first token, at position 0\n",
-           (unsigned long long)p->n_tokens, (unsigned long long)p->n_scored, p->n_windows, p->window, p->stride);
+    printf(
+        "protocol: %llu tokens without special tokens, %llu scored, each once, in the first of %u windows of %u "
+        "tokens, one\n"
+        "every %u, that holds it and a token before it; each window is seen from its own first token, at position 0\n",
+        (unsigned long long)p->n_tokens, (unsigned long long)p->n_scored, p->n_windows, p->window, p->stride);
     printf("class %s, %.1f s, %.0f tokens/s\n", ew_arith_name(p->arith), p->seconds,
            p->seconds > 0 ? (double)p->n_scored / p->seconds : 0);
 }
 
 static void print_json(const struct ew_perplexity *p)
 {
-    printf("{\"ppl\": %.6f, \"nll_per_token\": %.8f, \"bits_per_byte\": %.8f, \"tokens\": %llu, \"scored_tokens\": %llu, "
-           "\"bytes\": %llu, \"windows\": %u, \"window\": %u, \"stride\": %u, \"class\": \"%s\", \"seconds\": %.3f}\n",
-           p->ppl, p->nll_per_token, p->bits_per_byte, (unsigned long long)p->n_tokens, (unsigned long long)p->n_scored,
-           (unsigned long long)p->n_bytes, p->n_windows, p->window, p->stride, ew_arith_name(p->arith), p->seconds);
+    printf(
+        "{\"ppl\": %.6f, \"nll_per_token\": %.8f, \"bits_per_byte\": %.8f, \"tokens\": %llu, \"scored_tokens\": %llu, "
+        "\"bytes\": %llu, \"windows\": %u, \"window\": %u, \"stride\": %u, \"class\": \"%s\", \"seconds\": %.3f}\n",
+        p->ppl, p->nll_per_token, p->bits_per_byte, (unsigned long long)p->n_tokens, (unsigned long long)p->n_scored,
+        (unsigned long long)p->n_bytes, p->n_windows, p->window, p->stride, ew_arith_name(p->arith), p->seconds);
 }
 
-static int tokenize(const struct ew_model *model, const char *file, struct ew_ids *ids, uint64_t *n_bytes, struct ew_error *err)
+static int tokenize(const struct ew_model *model, const char *file, struct ew_ids *ids, uint64_t *n_bytes,
+                    struct ew_error *err)
 {
     struct ew_tokenizer *tok;
     size_t len;
@@ -44,7 +48,8 @@ static int tokenize(const struct ew_model *model, const char *file, struct ew_id
     return rc;
 }
 
-static int evaluate(const struct ew_args *args, const struct ew_model *model, struct ew_perplexity *result, struct ew_error *err)
+static int evaluate(const struct ew_args *args, const struct ew_model *model, struct ew_perplexity *result,
+                    struct ew_error *err)
 {
     struct ew_engine_config config = ew_engine_config_of(args);
     struct ew_perplexity_options options = {
@@ -98,7 +103,8 @@ const struct ew_command ew_cmd_eval_perplexity = {
     .name = "eval perplexity",
     .usage = "eval perplexity -m MODEL FILE [--window N] [--stride N] [OPTIONS]",
     .summary = "Perplexity of a text",
-    .details = "The text is one sequence of tokens without special tokens. Each token is scored once, in the first window that holds\n"
+    .details = "The text is one sequence of tokens without special tokens. Each token is scored once, in the first "
+               "window that holds\n"
                "it and a token before it; the protocol is printed with the result.",
     .options = g_options,
     .n_args_min = 1,

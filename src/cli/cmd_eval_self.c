@@ -27,10 +27,11 @@ static void print_text(const struct ew_self *self)
             printf("%6s ", "-");
         else
             printf("%6u ", row->layer);
-        printf("%12.3g %12.3g %12.3g%s\n", row->max_abs, row->rel, row->tolerance, row->rel <= row->tolerance ? "" : "  TOO LARGE");
+        printf("%12.3g %12.3g %12.3g%s\n", row->max_abs, row->rel, row->tolerance,
+               row->rel <= row->tolerance ? "" : "  TOO LARGE");
     }
-    printf("\nlogits, as users get them: rel %.3g, %.3g allowed for the class %s: %s\n", self->logits_rel, self->logits_tolerance,
-           ew_arith_name(self->arith), self->pass ? "pass" : "FAIL");
+    printf("\nlogits, as users get them: rel %.3g, %.3g allowed for the class %s: %s\n", self->logits_rel,
+           self->logits_tolerance, ew_arith_name(self->arith), self->pass ? "pass" : "FAIL");
 }
 
 static void print_json(const struct ew_self *self)
@@ -71,7 +72,8 @@ static int run(const struct ew_args *args, struct ew_error *err)
     else if (rc == 0)
         print_text(self);
     if (rc == 0 && !self->pass)
-        rc = ew_fail(err, EW_ERR_MISMATCH, "%s: the fast kernels differ from the reference by more than their arithmetic allows", path);
+        rc = ew_fail(err, EW_ERR_MISMATCH,
+                     "%s: the fast kernels differ from the reference by more than their arithmetic allows", path);
     ew_free(self);
     return rc;
 }
@@ -82,9 +84,11 @@ const struct ew_command ew_cmd_eval_self = {
     .name = "eval self",
     .usage = "eval self -m MODEL [OPTIONS]",
     .summary = "Compare the fast kernels with the reference kernels on a model's shapes",
-    .details = "The reference kernels compute a few steps; then the fast kernels compute the same steps, each op on the reference's\n"
-               "inputs, so that every op is judged by itself. Last, whole steps are compared as users get them. Needs the\n"
-               "model's memory once, and up to 800 MB for the results that are compared.",
+    .details =
+        "The reference kernels compute a few steps; then the fast kernels compute the same steps, each op on the "
+        "reference's\n"
+        "inputs, so that every op is judged by itself. Last, whole steps are compared as users get them. Needs the\n"
+        "model's memory once, and up to 800 MB for the results that are compared.",
     .options = g_options,
     .run = run,
 };

@@ -11,15 +11,16 @@ static int check_stop(const struct ew_str *stop, struct ew_error *err)
     if (stop->len == 0)
         return ew_fail(err, EW_ERR_USAGE, "a stop string is empty");
     if (stop->len > HELD_BYTES_MAX / 4)
-        return ew_fail(err, EW_ERR_USAGE, "a stop string has %zu bytes and at most %zu are allowed", stop->len, HELD_BYTES_MAX / 4);
+        return ew_fail(err, EW_ERR_USAGE, "a stop string has %zu bytes and at most %zu are allowed", stop->len,
+                       HELD_BYTES_MAX / 4);
     // A stop string that began inside a character would cut the text there.
     if (!ew_utf8_valid(stop->ptr, stop->len))
         return ew_fail(err, EW_ERR_USAGE, "a stop string is not valid UTF-8");
     return 0;
 }
 
-int ew_answer_init(struct ew_answer *answer, const struct ew_tokenizer *tok_or_null, const struct ew_str *stop, uint32_t n_stop,
-                   struct ew_error *err)
+int ew_answer_init(struct ew_answer *answer, const struct ew_tokenizer *tok_or_null, const struct ew_str *stop,
+                   uint32_t n_stop, struct ew_error *err)
 {
     size_t longest = 0;
 
@@ -38,7 +39,8 @@ int ew_answer_init(struct ew_answer *answer, const struct ew_tokenizer *tok_or_n
     if (!tok_or_null)
         return 0;
     ew_detok_init(&answer->detok, tok_or_null, true);
-    if (!ew_buf_reserve(&answer->held, longest + HELD_BYTES_USUAL) || !ew_buf_reserve(&answer->given, longest + HELD_BYTES_USUAL))
+    if (!ew_buf_reserve(&answer->held, longest + HELD_BYTES_USUAL) ||
+        !ew_buf_reserve(&answer->given, longest + HELD_BYTES_USUAL))
         return ew_fail_memory(err, 2 * (longest + HELD_BYTES_USUAL), "an answer's text");
     return 0;
 }

@@ -107,7 +107,8 @@ uint32_t ew_cache_blocks_needed(const struct ew_cache_group *group, uint32_t n_t
 
     if (group->kind != EW_CACHE_WINDOW)
         return all;
-    // Before a step the window and the block kept besides, then the step's own tokens; both ends may fall inside a block.
+    // Before a step the window and the block kept besides, then the step's own tokens; both ends may fall inside a
+    // block.
     held = blocks_of(EW_MIN(group->window, n_tokens), block_tokens) + blocks_of(step_tokens, block_tokens) + 2;
     return EW_MIN(all, held);
 }

@@ -1,8 +1,9 @@
 #pragma once
-// The pools of cache blocks: which blocks of the backend's memory are free, and how many sequences hold each of the others.
+// The pools of cache blocks: which blocks of the backend's memory are free, and how many sequences hold each of the
+// others.
 //
-// One pool a cache group of the program. A block's contents are the backend's own; here it is a number. Blocks are counted,
-// so that sequences may share a prefix. Everything is allocated by init. Engine thread only.
+// One pool a cache group of the program. A block's contents are the backend's own; here it is a number. Blocks are
+// counted, so that sequences may share a prefix. Everything is allocated by init. Engine thread only.
 
 #include <stdbool.h>
 
@@ -28,7 +29,8 @@ int ew_cache_init(struct ew_cache *cache, const struct ew_program *program, cons
                   uint32_t block_tokens, struct ew_error *err) EW_MUST_CHECK;
 void ew_cache_fini(struct ew_cache *cache);
 
-int32_t ew_cache_take(struct ew_cache *cache, uint32_t group); // held once by the caller; EW_BLOCK_NONE where the pool is empty
+int32_t ew_cache_take(struct ew_cache *cache,
+                      uint32_t group); // held once by the caller; EW_BLOCK_NONE where the pool is empty
 void ew_cache_ref(struct ew_cache *cache, uint32_t group, int32_t block);
 void ew_cache_unref(struct ew_cache *cache, uint32_t group, int32_t block);
 static inline bool ew_cache_is_shared(const struct ew_cache *cache, uint32_t group, int32_t block)
@@ -36,8 +38,8 @@ static inline bool ew_cache_is_shared(const struct ew_cache *cache, uint32_t gro
     return cache->pools[group].n_refs[block] > 1;
 }
 
-// The most blocks that a sequence of n_tokens holds at once, when a step adds at most step_tokens to it. The one place that
-// knows how the kinds differ in size.
+// The most blocks that a sequence of n_tokens holds at once, when a step adds at most step_tokens to it. The one
+// place that knows how the kinds differ in size.
 uint32_t ew_cache_blocks_needed(const struct ew_cache_group *group, uint32_t n_tokens, uint32_t step_tokens,
                                 uint32_t block_tokens);
 // Table entries of a sequence of n_tokens.

@@ -1,6 +1,6 @@
 #pragma once
-// A model loaded and ready to step: backend, caches, sequences. What the engine schedules on, and what the evaluations, which
-// need every row of logits, use by themselves. Engine thread only.
+// A model loaded and ready to step: backend, caches, sequences. What the engine schedules on, and what the
+// evaluations, which need every row of logits, use by themselves. Engine thread only.
 
 #include "engine/fit.h"
 #include "engine/step.h"
@@ -11,7 +11,7 @@ struct ew_core {
     struct ew_backend *backend;
     struct ew_fit fit;
     struct ew_cache cache;
-    struct ew_sequence *seqs;       // [fit.n_resident]
+    struct ew_sequence *seqs; // [fit.n_resident]
     struct ew_step step;
     double load_s;
 };

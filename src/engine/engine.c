@@ -7,8 +7,8 @@
 #include "base/clock.h"
 #include "engine/schedule.h"
 
-int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null, const struct ew_engine_config *config,
-                     struct ew_engine **out, struct ew_error *err)
+int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
+                     const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err)
 {
     struct ew_engine *engine = ew_alloc(sizeof(*engine));
     uint32_t n_batch;
@@ -77,7 +77,7 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
     out->backend_text = core->backend->ops->describe(core->backend);
 }
 
-// ---- sessions ----------------------------------------------------------------------------------------------------------
+// ---- sessions ------------------------------------------------------------------------------------------------------
 
 int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct ew_error *err)
 {
@@ -102,21 +102,23 @@ void ew_engine_session_close(struct ew_engine *engine, uint32_t session)
     }
 }
 
-// ---- requests ----------------------------------------------------------------------------------------------------------
+// ---- requests ------------------------------------------------------------------------------------------------------
 
 static int plan_length(const struct ew_engine *engine, struct ew_job *job, struct ew_error *err)
 {
     uint32_t context = engine->core.fit.limits.context_max, n_ids = job->request.n_ids;
 
     if (n_ids >= context) {
-        ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens and the context %u, which leaves no room for an answer", n_ids, context);
+        ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens and the context %u, which leaves no room for an answer",
+                n_ids, context);
         return ew_remedy(err, EW_ERR_LIMIT, "Shorten the prompt or raise --ctx");
     }
     job->n_tokens_max = context;
     if (job->request.n_max && job->request.n_max < context - n_ids)
         job->n_tokens_max = n_ids + job->request.n_max;
     if (!ew_schedule_reserve(engine, job->n_tokens_max, job->reserve))
-        return ew_fail(err, EW_ERR_LIMIT, "a request of %u tokens needs more cache blocks than there are", job->n_tokens_max);
+        return ew_fail(err, EW_ERR_LIMIT, "a request of %u tokens needs more cache blocks than there are",
+                       job->n_tokens_max);
     return 0;
 }
 
@@ -167,7 +169,7 @@ void ew_engine_cancel(struct ew_engine *engine, uint64_t id)
             finish(engine, job, EW_FINISH_CANCELLED);
 }
 
-// ---- a step ------------------------------------------------------------------------------------------------------------
+// ---- a step --------------------------------------------------------------------------------------------------------
 
 static bool is_eos(const struct ew_model_tokens *tokens, int32_t token)
 {
@@ -292,7 +294,7 @@ int ew_engine_step(struct ew_engine *engine, bool *idle, struct ew_error *err)
     return 0;
 }
 
-// ---- events ------------------------------------------------------------------------------------------------------------
+// ---- events --------------------------------------------------------------------------------------------------------
 
 static void take_token(struct ew_job *job, struct ew_event *event)
 {

@@ -1,33 +1,34 @@
 #pragma once
 // The engine: requests in, events out. It owns one backend, the caches of all sequences and the sampler state.
 //
-// Nothing here blocks but ew_engine_step, and one thread at a time calls in (the engine thread; run and chat call it directly).
-// The layers below: engine/cache.h (block pools), engine/sequence.h (a sequence and its tables), engine/step.h (work to batch),
-// engine/sampler.h.
+// Nothing here blocks but ew_engine_step, and one thread at a time calls in (the engine thread; run and chat call it
+// directly). The layers below: engine/cache.h (block pools), engine/sequence.h (a sequence and its tables),
+// engine/step.h (work to batch), engine/sampler.h.
 
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "text/tokenizer.h"
 
 struct ew_engine_config {
-    const char *backend;            // "auto", "cpu", "cuda"
+    const char *backend; // "auto", "cpu", "cuda"
     struct ew_backend_config device;
-    uint64_t memory_budget;         // bytes, 0: what the machine has available
-    uint64_t reserve;               // bytes left free for others
+    uint64_t memory_budget; // bytes, 0: what the machine has available
+    uint64_t reserve;       // bytes left free for others
     enum ew_kv_dtype kv;
-    uint32_t block_tokens;          // 0: 16
-    uint32_t context_max;           // 0: the model's, as far as the budget allows
-    uint32_t max_num_tokens;        // of a step, 0: 512 (also the prefill chunk unless `chunk` is smaller)
-    uint32_t chunk;                 // largest prompt chunk, 0: max_num_tokens
-    uint32_t max_batch_size;        // sequences of one step, 0: 8
-    uint32_t max_sessions;          // resident sequences, 0: max_batch_size
+    uint32_t block_tokens;   // 0: 16
+    uint32_t context_max;    // 0: the model's, as far as the budget allows
+    uint32_t max_num_tokens; // of a step, 0: 512 (also the prefill chunk unless `chunk` is smaller)
+    uint32_t chunk;          // largest prompt chunk, 0: max_num_tokens
+    uint32_t max_batch_size; // sequences of one step, 0: 8
+    uint32_t max_sessions;   // resident sequences, 0: max_batch_size
     bool show_progress;
 };
 
 struct ew_engine;
 
 // Sizes everything, refuses before loading what will not fit (with the figures), loads, prepares.
-int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null, const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err) EW_MUST_CHECK;
+int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
+                     const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err) EW_MUST_CHECK;
 void ew_engine_destroy(struct ew_engine *engine);
 
 struct ew_engine_stats {
@@ -47,7 +48,7 @@ int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct e
 void ew_engine_session_close(struct ew_engine *engine, uint32_t session);
 
 struct ew_request {
-    const int32_t *ids;          // the whole prompt, copied; the engine reuses what the session's caches already hold
+    const int32_t *ids; // the whole prompt, copied; the engine reuses what the session's caches already hold
     uint32_t n_ids;
     uint32_t n_max;              // new tokens at most; 0: until the context is full
     uint32_t session;            // or 0
@@ -57,7 +58,8 @@ struct ew_request {
 };
 
 // EW_ERR_LIMIT: the prompt does not fit the context (the message has the numbers).
-int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request, uint64_t *id, struct ew_error *err) EW_MUST_CHECK;
+int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request, uint64_t *id,
+                     struct ew_error *err) EW_MUST_CHECK;
 void ew_engine_cancel(struct ew_engine *engine, uint64_t id); // its FINISHED event follows
 
 enum ew_event_kind { EW_EVENT_TOKEN, EW_EVENT_FINISHED };
@@ -66,15 +68,15 @@ enum ew_finish { EW_FINISH_STOP, EW_FINISH_LENGTH, EW_FINISH_CONTEXT, EW_FINISH_
 struct ew_event {
     enum ew_event_kind kind;
     uint64_t request;
-    int32_t token;               // TOKEN
-    struct ew_str text;          // TOKEN: text that became whole with it (maybe none), stop strings held back; FINISHED: what
-                                 // had been held back and is part of the answer after all; both valid until the next step
+    int32_t token;      // TOKEN
+    struct ew_str text; // TOKEN: text that became whole with it (maybe none), stop strings held back; FINISHED: what
+                        // had been held back and is part of the answer after all; both valid until the next step
     const struct ew_logprob *logprobs; // [n_logprobs], the chosen token first
     uint32_t n_logprobs;
-    enum ew_finish finish;       // FINISHED
+    enum ew_finish finish; // FINISHED
     uint32_t n_prompt, n_reused, n_new;
-    double prefill_s, decode_s;  // of this request
-    struct ew_error error;       // FINISHED with ERROR
+    double prefill_s, decode_s; // of this request
+    struct ew_error error;      // FINISHED with ERROR
 };
 
 // Runs one step if there is work. *idle tells that there was none. Take all events before the next step: until then the

@@ -75,7 +75,8 @@ static int choose_context(const struct ew_model *model, const struct ew_engine_c
 static uint32_t blocks_per_sequence(const struct ew_model *model, const struct ew_engine_config *config, uint32_t group,
                                     uint32_t context)
 {
-    return ew_cache_blocks_needed(&model->program.groups[group], context, EW_MIN(config->chunk, context), config->block_tokens);
+    return ew_cache_blocks_needed(&model->program.groups[group], context, EW_MIN(config->chunk, context),
+                                  config->block_tokens);
 }
 
 // The bytes of the engine's own lists, of which only those that grow with the context count.
@@ -88,8 +89,8 @@ static uint64_t host_bytes(const struct ew_model *model, const struct ew_fit *fi
     return fit->n_resident * (table + context * sizeof(int32_t)) + model->program.n_vocab * 16ull;
 }
 
-// Sizes everything for this context and this many whole contexts' worth of blocks, in hundredths. Groups whose share does not
-// grow with the context get what every resident sequence needs.
+// Sizes everything for this context and this many whole contexts' worth of blocks, in hundredths. Groups whose share
+// does not grow with the context get what every resident sequence needs.
 static int size_for(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
                     uint32_t context, uint32_t percent, struct ew_fit *fit, struct ew_error *err)
 {
@@ -103,8 +104,9 @@ static int size_for(const struct ew_model *model, struct ew_backend *backend, co
             some = (each * percent + 99) / 100;
         some = EW_MIN(some, all);
         if (some > INT32_MAX)
-            return ew_fail(err, EW_ERR_LIMIT, "a context of %u for %u sequences needs more cache blocks than can be counted",
-                           context, fit->n_resident);
+            return ew_fail(err, EW_ERR_LIMIT,
+                           "a context of %u for %u sequences needs more cache blocks than can be counted", context,
+                           fit->n_resident);
         fit->n_blocks[g] = (uint32_t)some;
     }
     fit->host_bytes = host_bytes(model, fit, context);
@@ -116,10 +118,11 @@ static bool fits(const struct ew_fit *fit)
     return fit->need.total_bytes <= fit->budget_bytes && fit->host_bytes <= fit->budget_bytes - fit->need.total_bytes;
 }
 
-// The greatest value in [low, high) that fits, where low is known to; leaves fit sized for it. by_context: the value is the
-// context of the one sequence that there is room for, otherwise hundredths of contexts.
-static int search(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config, bool by_context,
-                  uint32_t context, uint32_t low, uint32_t high, struct ew_fit *fit, struct ew_error *err)
+// The greatest value in [low, high) that fits, where low is known to; leaves fit sized for it. by_context: the value
+// is the context of the one sequence that there is room for, otherwise hundredths of contexts.
+static int search(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
+                  bool by_context, uint32_t context, uint32_t low, uint32_t high, struct ew_fit *fit,
+                  struct ew_error *err)
 {
     int rc;
 
@@ -142,19 +145,24 @@ static int refuse(const struct ew_model *model, const struct ew_engine_config *c
 {
     const double mib = 1 << 20;
 
-    ew_fail(err, EW_ERR_MEMORY, "%s needs %.0f MiB (weights %.0f, caches %.0f for a context of %u, workspace %.0f) and the "
-            "memory budget is %.0f MiB", model->path, (double)(fit->need.total_bytes + fit->host_bytes) / mib,
-            (double)fit->need.weight_bytes / mib, (double)fit->need.cache_bytes / mib, fit->limits.context_max,
+    ew_fail(err, EW_ERR_MEMORY,
+            "%s needs %.0f MiB (weights %.0f, caches %.0f for a context of %u, workspace %.0f) and the "
+            "memory budget is %.0f MiB",
+            model->path, (double)(fit->need.total_bytes + fit->host_bytes) / mib, (double)fit->need.weight_bytes / mib,
+            (double)fit->need.cache_bytes / mib, fit->limits.context_max,
             (double)(fit->need.workspace_bytes + fit->host_bytes) / mib, (double)fit->budget_bytes / mib);
     if (fit->need.weight_bytes >= fit->budget_bytes)
-        return ew_remedy(err, EW_ERR_MEMORY, "Use a smaller model or a smaller type of weights, or raise --memory-budget");
-    return ew_remedy(err, EW_ERR_MEMORY, config->context_max ? "Lower --ctx or --chunk, use --kv fp8, or raise --memory-budget"
-                                                             : "Lower --chunk, use --kv fp8, or raise --memory-budget");
+        return ew_remedy(err, EW_ERR_MEMORY,
+                         "Use a smaller model or a smaller type of weights, or raise --memory-budget");
+    return ew_remedy(err, EW_ERR_MEMORY,
+                     config->context_max ? "Lower --ctx or --chunk, use --kv fp8, or raise --memory-budget"
+                                         : "Lower --chunk, use --kv fp8, or raise --memory-budget");
 }
 
 // In order of preference: the whole context for every resident sequence; for fewer than all; a shorter context for one.
-static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
-                         uint32_t context, struct ew_fit *fit, struct ew_error *err)
+static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backend,
+                         const struct ew_engine_config *config, uint32_t context, struct ew_fit *fit,
+                         struct ew_error *err)
 {
     uint32_t least = config->context_max ? context : EW_MIN(CONTEXT_LEAST, context);
     int rc = size_for(model, backend, config, context, 100 * fit->n_resident, fit, err);
@@ -169,7 +177,8 @@ static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backen
     rc = size_for(model, backend, config, least, 100, fit, err);
     if (rc < 0)
         return rc;
-    return fits(fit) ? search(model, backend, config, true, context, least, context, fit, err) : refuse(model, config, fit, err);
+    return fits(fit) ? search(model, backend, config, true, context, least, context, fit, err)
+                     : refuse(model, config, fit, err);
 }
 
 int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
@@ -180,13 +189,14 @@ int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struc
 
     *fit = (struct ew_fit){
         .n_resident = config->max_sessions,
-        .limits = {
-            .n_tokens_max = config->max_num_tokens,
-            .n_seqs_max = config->max_batch_size,
-            .n_logits_max = n_logits_max,
-            .block_tokens = config->block_tokens,
-            .kv = config->kv,
-        },
+        .limits =
+            {
+                .n_tokens_max = config->max_num_tokens,
+                .n_seqs_max = config->max_batch_size,
+                .n_logits_max = n_logits_max,
+                .block_tokens = config->block_tokens,
+                .kv = config->kv,
+            },
     };
     rc = choose_context(model, config, &context, err);
     if (rc == 0)

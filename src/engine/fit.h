@@ -4,11 +4,11 @@
 #include "engine/engine.h"
 
 struct ew_fit {
-    struct ew_limits limits;   // limits.n_blocks points at n_blocks below
+    struct ew_limits limits; // limits.n_blocks points at n_blocks below
     uint32_t n_blocks[8];
-    uint32_t n_resident;       // sequences
+    uint32_t n_resident; // sequences
     struct ew_model_need need;
-    uint64_t host_bytes;       // tables and token lists of the engine itself
+    uint64_t host_bytes; // tables and token lists of the engine itself
     uint64_t budget_bytes;
 };
 

@@ -13,10 +13,11 @@ static int check(const struct ew_request *request, uint32_t n_vocab, struct ew_e
         return ew_fail(err, EW_ERR_USAGE, "the prompt has no tokens");
     for (uint32_t i = 0; i < request->n_ids; i++)
         if (request->ids[i] < 0 || (uint32_t)request->ids[i] >= n_vocab)
-            return ew_fail(err, EW_ERR_USAGE, "token %u of the prompt is %d and the vocabulary has %u", i, request->ids[i], n_vocab);
+            return ew_fail(err, EW_ERR_USAGE, "token %u of the prompt is %d and the vocabulary has %u", i,
+                           request->ids[i], n_vocab);
     if (request->n_logprobs > EW_LOGPROBS_MAX || request->n_logprobs > n_vocab)
-        return ew_fail(err, EW_ERR_USAGE, "%u log probabilities are asked for and at most %u are given", request->n_logprobs,
-                       EW_MIN((uint32_t)EW_LOGPROBS_MAX, n_vocab));
+        return ew_fail(err, EW_ERR_USAGE, "%u log probabilities are asked for and at most %u are given",
+                       request->n_logprobs, EW_MIN((uint32_t)EW_LOGPROBS_MAX, n_vocab));
     return ew_sampling_check(&request->sampling, n_vocab, err);
 }
 
@@ -48,13 +49,14 @@ static bool copy(struct ew_job *job)
     struct ew_request *request = &job->request;
 
     request->ids = copy_array(&job->arena, request->ids, request->n_ids, sizeof(*request->ids));
-    request->sampling.bias = copy_array(&job->arena, request->sampling.bias, request->sampling.n_bias, sizeof(*request->sampling.bias));
+    request->sampling.bias = copy_array(&job->arena, request->sampling.bias, request->sampling.n_bias,
+                                        sizeof(*request->sampling.bias));
     job->logprobs = ew_arena_array(&job->arena, EW_MAX(request->n_logprobs, 1u), sizeof(*job->logprobs));
     return request->ids && request->sampling.bias && job->logprobs && copy_stops(job);
 }
 
-int ew_job_create(const struct ew_request *request, const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
-                  struct ew_job **out, struct ew_error *err)
+int ew_job_create(const struct ew_request *request, const struct ew_model *model,
+                  const struct ew_tokenizer *tok_or_null, struct ew_job **out, struct ew_error *err)
 {
     struct ew_job *job;
     int rc = check(request, model->program.n_vocab, err);

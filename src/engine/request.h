@@ -6,26 +6,26 @@
 #include "engine/sequence.h"
 
 struct ew_job {
-    struct ew_job *next;        // in the order of submission
-    struct ew_request request;  // its pointers lead into the arena
+    struct ew_job *next;       // in the order of submission
+    struct ew_request request; // its pointers lead into the arena
     struct ew_arena arena;
     uint64_t id;
-    struct ew_sequence *seq;    // NULL: waiting, or finished
-    uint32_t n_tokens_max;      // prompt and answer
+    struct ew_sequence *seq;               // NULL: waiting, or finished
+    uint32_t n_tokens_max;                 // prompt and answer
     uint32_t reserve[EW_CACHE_GROUPS_MAX]; // blocks that it may come to hold
     uint32_t n_reused, n_new;
-    double started_s, first_s, ended_s;    // admission, first token, end; 0: not yet
+    double started_s, first_s, ended_s; // admission, first token, end; 0: not yet
     struct ew_answer answer;
     struct ew_logprob *logprobs; // [request.n_logprobs]
     // Events not yet taken.
     int32_t token;
     bool has_token, is_finished, is_taken;
     enum ew_finish finish;
-    struct ew_str rest;          // of the text, released by the end
+    struct ew_str rest; // of the text, released by the end
     struct ew_error error;
 };
 
 // Copies the request. Checks it against the vocabulary; whether it can run is the engine's to say.
-int ew_job_create(const struct ew_request *request, const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
-                  struct ew_job **out, struct ew_error *err) EW_MUST_CHECK;
+int ew_job_create(const struct ew_request *request, const struct ew_model *model,
+                  const struct ew_tokenizer *tok_or_null, struct ew_job **out, struct ew_error *err) EW_MUST_CHECK;
 void ew_job_destroy(struct ew_job *job);

@@ -23,7 +23,8 @@ static int check_bias(const struct ew_sampling *sampling, uint32_t n_vocab, stru
         const struct ew_logit_bias *bias = &sampling->bias[i];
 
         if (bias->token < 0 || (uint32_t)bias->token >= n_vocab)
-            return ew_fail(err, EW_ERR_USAGE, "the logit bias names token %d and the vocabulary has %u", bias->token, n_vocab);
+            return ew_fail(err, EW_ERR_USAGE, "the logit bias names token %d and the vocabulary has %u", bias->token,
+                           n_vocab);
         if (!isfinite(bias->bias))
             return ew_fail(err, EW_ERR_USAGE, "the logit bias of token %d is not a finite number", bias->token);
     }
@@ -46,8 +47,8 @@ int ew_sampling_check(const struct ew_sampling *sampling, uint32_t n_vocab, stru
 
     for (size_t i = 0; i < EW_COUNT_OF(checks); i++)
         if (!(checks[i].value >= checks[i].min && checks[i].value <= checks[i].max)) // false for NaN
-            return ew_fail(err, EW_ERR_USAGE, "%s is %g and must be from %g to %g", checks[i].name, (double)checks[i].value,
-                           (double)checks[i].min, (double)checks[i].max);
+            return ew_fail(err, EW_ERR_USAGE, "%s is %g and must be from %g to %g", checks[i].name,
+                           (double)checks[i].value, (double)checks[i].min, (double)checks[i].max);
     return check_bias(sampling, n_vocab, err);
 }
 
@@ -70,13 +71,14 @@ void ew_sampler_fini(struct ew_sampler *sampler)
     *sampler = (struct ew_sampler){0};
 }
 
-// ---- bias, mask, penalties: over all candidates, in the order of their ids ------------------------------------------------
+// ---- bias, mask, penalties: over all candidates, in the order of their ids -----------------------------------------
 
 static int load_logits(struct ew_sampler *sampler, const float *logits, struct ew_error *err)
 {
     for (uint32_t i = 0; i < sampler->n_vocab; i++) {
         if (!(logits[i] < INFINITY))
-            return ew_fail(err, EW_ERR_DEVICE, "the model's logit of token %u is %s", i, isnan(logits[i]) ? "not a number" : "infinite");
+            return ew_fail(err, EW_ERR_DEVICE, "the model's logit of token %u is %s", i,
+                           isnan(logits[i]) ? "not a number" : "infinite");
         sampler->candidates[i] = (struct ew_candidate){.token = (int32_t)i, .logit = logits[i]};
     }
     return 0;
@@ -109,7 +111,8 @@ static void apply_repetition(struct ew_sampler *sampler, const struct ew_sampler
         sampler->counts[input->history[i]] = 0;
 }
 
-static void apply_presence(struct ew_sampler *sampler, const struct ew_sampler_input *input, const struct ew_sampling *sampling)
+static void apply_presence(struct ew_sampler *sampler, const struct ew_sampler_input *input,
+                           const struct ew_sampling *sampling)
 {
     for (uint32_t i = input->n_prompt; i < input->n_history; i++)
         sampler->counts[input->history[i]]++;
@@ -117,13 +120,14 @@ static void apply_presence(struct ew_sampler *sampler, const struct ew_sampler_i
         uint32_t *count = &sampler->counts[input->history[i]];
 
         if (*count > 0)
-            sampler->candidates[input->history[i]].logit -=
-                sampling->presence_penalty + (float)*count * sampling->frequency_penalty;
+            sampler->candidates[input->history[i]].logit -= sampling->presence_penalty +
+                                                            (float)*count * sampling->frequency_penalty;
         *count = 0;
     }
 }
 
-static void apply_penalties(struct ew_sampler *sampler, const struct ew_sampler_input *input, const struct ew_sampling *sampling)
+static void apply_penalties(struct ew_sampler *sampler, const struct ew_sampler_input *input,
+                            const struct ew_sampling *sampling)
 {
     if (sampling->repetition_penalty != 1)
         apply_repetition(sampler, input, sampling->repetition_penalty);
@@ -131,7 +135,7 @@ static void apply_penalties(struct ew_sampler *sampler, const struct ew_sampler_
         apply_presence(sampler, input, sampling);
 }
 
-// ---- the best of many: a heap, so that only what is kept is ever put in order ----------------------------------------------
+// ---- the best of many: a heap, so that only what is kept is ever put in order --------------------------------------
 
 static bool is_better(const struct ew_candidate *a, const struct ew_candidate *b)
 {
@@ -178,7 +182,7 @@ static uint32_t keep_best(struct ew_candidate *list, uint32_t n, uint32_t n_max,
     return n - left;
 }
 
-// ---- temperature, top-k, top-p, min-p, draw ----------------------------------------------------------------------------------
+// ---- temperature, top-k, top-p, min-p, draw ------------------------------------------------------------------------
 
 static const struct ew_candidate *greatest(const struct ew_candidate *list, uint32_t n)
 {
@@ -254,8 +258,8 @@ static int32_t pick_random(struct ew_candidate *list, uint32_t n, const struct e
     return draw(list, n, rng);
 }
 
-int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling, const struct ew_sampler_input *input,
-                    int32_t *token, struct ew_error *err)
+int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling,
+                    const struct ew_sampler_input *input, int32_t *token, struct ew_error *err)
 {
     struct ew_candidate *list = sampler->candidates;
     uint32_t n = sampler->n_vocab;
@@ -277,7 +281,7 @@ int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampli
     return 0;
 }
 
-// ---- log probabilities ---------------------------------------------------------------------------------------------------------
+// ---- log probabilities ---------------------------------------------------------------------------------------------
 
 double ew_log_sum_exp(const float *logits, uint32_t n)
 {

@@ -1,6 +1,7 @@
 #pragma once
-// From logits to a token. The chain, in this order: logit bias, token mask, penalties, temperature, top-k, top-p, min-p, draw.
-// Draws are keyed by (seed, position of the new token), so a request gives the same text alone and in any batch.
+// From logits to a token. The chain, in this order: logit bias, token mask, penalties, temperature, top-k, top-p,
+// min-p, draw. Draws are keyed by (seed, position of the new token), so a request gives the same text alone and in
+// any batch.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -14,10 +15,10 @@ struct ew_logit_bias {
 };
 
 struct ew_sampling {
-    float temperature;         // 0: greedy (argmax, lowest id on a tie)
-    int32_t top_k;             // <= 0: off
-    float top_p, min_p;        // 1 and 0: off
-    float repetition_penalty;  // 1: off (Keskar et al. 2019); over prompt and answer
+    float temperature;                         // 0: greedy (argmax, lowest id on a tie)
+    int32_t top_k;                             // <= 0: off
+    float top_p, min_p;                        // 1 and 0: off
+    float repetition_penalty;                  // 1: off (Keskar et al. 2019); over prompt and answer
     float presence_penalty, frequency_penalty; // 0: off (OpenAI's definition); over the answer
     uint64_t seed;
     const struct ew_str *stop; // strings that end the answer and are not part of it
@@ -55,12 +56,12 @@ struct ew_sampler_input {
     uint32_t n_history, n_prompt;
 };
 
-// The next token; its position, which keys the draw, is n_history. Logits that are NaN or +inf, or a mask that leaves nothing,
-// are an error. Allocates nothing.
-int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling, const struct ew_sampler_input *input,
-                    int32_t *token, struct ew_error *err) EW_MUST_CHECK;
-// out[0] is the chosen token's, the others are the best of the remaining tokens, best first. n at most EW_LOGPROBS_MAX and
-// n_vocab. The logits are ones that ew_sampler_pick accepted.
+// The next token; its position, which keys the draw, is n_history. Logits that are NaN or +inf, or a mask that leaves
+// nothing, are an error. Allocates nothing.
+int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling,
+                    const struct ew_sampler_input *input, int32_t *token, struct ew_error *err) EW_MUST_CHECK;
+// out[0] is the chosen token's, the others are the best of the remaining tokens, best first. n at most
+// EW_LOGPROBS_MAX and n_vocab. The logits are ones that ew_sampler_pick accepted.
 void ew_sampler_logprobs(const float *logits, uint32_t n_vocab, int32_t chosen, struct ew_logprob *out, uint32_t n);
 // ln(sum(exp(logits))), summed in double.
 double ew_log_sum_exp(const float *logits, uint32_t n);

@@ -9,7 +9,8 @@ bool ew_schedule_reserve(const struct ew_engine *engine, uint32_t n_tokens, uint
     bool fits = true;
 
     for (uint32_t g = 0; g < cache->n_groups; g++) {
-        reserve[g] = ew_cache_blocks_needed(&cache->pools[g].group, n_tokens, engine->core.config.chunk, cache->block_tokens);
+        reserve[g] = ew_cache_blocks_needed(&cache->pools[g].group, n_tokens, engine->core.config.chunk,
+                                            cache->block_tokens);
         fits = fits && reserve[g] <= cache->pools[g].n_blocks;
     }
     return fits;
@@ -134,7 +135,8 @@ static bool is_open(const struct ew_engine *engine, uint32_t session)
 
 void ew_schedule_admit(struct ew_engine *engine)
 {
-    for (struct ew_job *job = engine->jobs; job && engine->n_running < engine->core.config.max_batch_size; job = job->next) {
+    for (struct ew_job *job = engine->jobs; job && engine->n_running < engine->core.config.max_batch_size;
+         job = job->next) {
         struct ew_resident *resident;
 
         if (job->seq || job->is_finished)

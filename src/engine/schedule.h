@@ -1,18 +1,18 @@
 #pragma once
 // Who runs: admission of waiting requests, and the work of one step. The state that engine.c and schedule.c share.
 //
-// guaranteed_no_evict: a request is admitted, in the order of submission, once the blocks that it may ever come to hold are
-// set aside for it. Idle sessions keep their caches only as long as nobody needs the blocks.
+// guaranteed_no_evict: a request is admitted, in the order of submission, once the blocks that it may ever come to
+// hold are set aside for it. Idle sessions keep their caches only as long as nobody needs the blocks.
 
 #include "engine/core.h"
 #include "engine/request.h"
 
 #define EW_SESSIONS_OPEN_MAX 4096
 
-struct ew_resident {     // belongs to core.seqs[i]
-    uint32_t session;    // whose caches these are; 0: nobody's
-    struct ew_job *job;  // NULL: idle
-    uint64_t used_step;  // for least recently used first out
+struct ew_resident {    // belongs to core.seqs[i]
+    uint32_t session;   // whose caches these are; 0: nobody's
+    struct ew_job *job; // NULL: idle
+    uint64_t used_step; // for least recently used first out
 };
 
 struct ew_engine {
@@ -22,13 +22,13 @@ struct ew_engine {
     struct ew_resident *residents; // [core.fit.n_resident]
     struct ew_job *jobs;           // waiting, running and finished ones, in the order of submission
     uint32_t n_running;
-    uint32_t *sessions;            // [n_sessions] that are open
+    uint32_t *sessions; // [n_sessions] that are open
     uint32_t n_sessions, last_session;
     uint64_t last_id;
-    struct ew_work *work;          // [max_batch_size] of the newest step
-    struct ew_job **work_jobs;     // [max_batch_size]
+    struct ew_work *work;      // [max_batch_size] of the newest step
+    struct ew_job **work_jobs; // [max_batch_size]
     uint32_t n_work;
-    struct ew_engine_stats stats;  // the counters
+    struct ew_engine_stats stats; // the counters
 };
 
 // Blocks of each group that a sequence of n_tokens may come to hold. false where a pool has less in all.

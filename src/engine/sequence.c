@@ -142,7 +142,8 @@ int ew_sequence_extend(struct ew_sequence *seq, struct ew_backend *backend, uint
 {
     EW_ASSERT(n_more <= seq->capacity - seq->n_cached);
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
-        uint32_t length = ew_cache_table_length(&seq->cache->pools[g].group, seq->n_cached + n_more, seq->cache->block_tokens);
+        uint32_t length = ew_cache_table_length(&seq->cache->pools[g].group, seq->n_cached + n_more,
+                                                seq->cache->block_tokens);
         int rc = own_begun_block(seq, backend, g, err);
 
         if (rc < 0)

@@ -14,11 +14,12 @@ struct ew_sequence {
     uint32_t n_tokens;  // known: prompt and answer
     uint32_t n_cached;  // of these, computed (or being computed by the step in flight); the next token's position
     uint32_t rope_span; // see struct ew_batch_seq
-    int32_t *tables[EW_CACHE_GROUPS_MAX];    // entries [first, n_blocks) are held, earlier ones EW_BLOCK_NONE
+    int32_t *tables[EW_CACHE_GROUPS_MAX]; // entries [first, n_blocks) are held, earlier ones EW_BLOCK_NONE
     uint32_t first[EW_CACHE_GROUPS_MAX], n_blocks[EW_CACHE_GROUPS_MAX];
 };
 
-int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t capacity, struct ew_error *err) EW_MUST_CHECK;
+int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t capacity,
+                     struct ew_error *err) EW_MUST_CHECK;
 void ew_sequence_fini(struct ew_sequence *seq);
 
 void ew_sequence_push(struct ew_sequence *seq, int32_t token);
@@ -31,9 +32,10 @@ uint32_t ew_sequence_common_prefix(const struct ew_sequence *seq, const int32_t 
 uint32_t ew_sequence_truncate(struct ew_sequence *seq, uint32_t n);
 void ew_sequence_reset(struct ew_sequence *seq);
 
-// Makes room in the caches for n_more tokens after the cached ones; a block that others hold too is copied before it would be
-// written. EW_ERR_MEMORY where a pool is empty.
-int ew_sequence_extend(struct ew_sequence *seq, struct ew_backend *backend, uint32_t n_more, struct ew_error *err) EW_MUST_CHECK;
+// Makes room in the caches for n_more tokens after the cached ones; a block that others hold too is copied before it
+// would be written. EW_ERR_MEMORY where a pool is empty.
+int ew_sequence_extend(struct ew_sequence *seq, struct ew_backend *backend, uint32_t n_more,
+                       struct ew_error *err) EW_MUST_CHECK;
 // Gives back the blocks that no later token will see.
 void ew_sequence_release_passed(struct ew_sequence *seq);
 // Makes the empty sequence dst hold all that src has cached, sharing its blocks.

@@ -43,7 +43,8 @@ static void add_tokens(struct ew_step *step, struct ew_work *work)
     const struct ew_sequence *seq = work->seq;
     uint32_t at = step->batch.n_tokens;
 
-    EW_ASSERT(work->n_tokens > 0 && work->n_tokens <= seq->n_tokens - seq->n_cached && work->n_proposed < work->n_tokens);
+    EW_ASSERT(work->n_tokens > 0 && work->n_tokens <= seq->n_tokens - seq->n_cached &&
+              work->n_proposed < work->n_tokens);
     EW_ASSERT(work->n_tokens <= step->limits.n_tokens_max - at);
     memcpy(step->token + at, seq->tokens + seq->n_cached, work->n_tokens * sizeof(*step->token));
     work->first_logit = step->batch.n_logits;
@@ -88,7 +89,10 @@ int ew_step_build(struct ew_step *step, struct ew_work *work, uint32_t n_work, s
 {
     step->logits = NULL;
     step->batch = (struct ew_batch){
-        .token = step->token, .position = step->position, .want_logits = step->want_logits, .seqs = step->seqs,
+        .token = step->token,
+        .position = step->position,
+        .want_logits = step->want_logits,
+        .seqs = step->seqs,
     };
     for (uint32_t w = 0; w < n_work; w++) {
         int rc;

@@ -3,8 +3,8 @@
 //
 //   build -> submit -> wait -> logits
 //
-// The arrays are allocated once. build and submit are apart so that, with two of these, step n+1 can be built while step n
-// runs. Engine thread only.
+// The arrays are allocated once. build and submit are apart so that, with two of these, step n+1 can be built while
+// step n runs. Engine thread only.
 
 #include "engine/sequence.h"
 
@@ -12,8 +12,8 @@ enum ew_want { EW_WANT_NONE, EW_WANT_LAST, EW_WANT_ALL };
 
 struct ew_work {
     struct ew_sequence *seq;
-    uint32_t n_tokens;    // the next ones after its cached ones, proposals included; they stand in seq->tokens
-    uint32_t n_proposed;  // of these, the last ones are guesses: all of them and the token before want logits
+    uint32_t n_tokens;   // the next ones after its cached ones, proposals included; they stand in seq->tokens
+    uint32_t n_proposed; // of these, the last ones are guesses: all of them and the token before want logits
     enum ew_want want;
     uint32_t first_logit; // set by build: its rows of the logits are [first_logit, first_logit + n_logits)
     uint32_t n_logits;
@@ -35,11 +35,13 @@ int ew_step_init(struct ew_step *step, struct ew_backend *backend, const struct 
                  const struct ew_limits *limits, struct ew_error *err) EW_MUST_CHECK;
 void ew_step_fini(struct ew_step *step);
 
-// Takes the blocks that the work needs, and fills the batch. The limits must hold: the caller planned within them. On failure
-// the sequences are as before, but for blocks taken ahead.
+// Takes the blocks that the work needs, and fills the batch. The limits must hold: the caller planned within them. On
+// failure the sequences are as before, but for blocks taken ahead.
 int ew_step_build(struct ew_step *step, struct ew_work *work, uint32_t n_work, struct ew_error *err) EW_MUST_CHECK;
-// Starts it; its tokens count as cached from here on. Where submit or wait fails, the caches of its sequences are undefined.
-int ew_step_submit(struct ew_step *step, const struct ew_work *work, uint32_t n_work, struct ew_error *err) EW_MUST_CHECK;
+// Starts it; its tokens count as cached from here on. Where submit or wait fails, the caches of its sequences are
+// undefined.
+int ew_step_submit(struct ew_step *step, const struct ew_work *work, uint32_t n_work,
+                   struct ew_error *err) EW_MUST_CHECK;
 int ew_step_wait(struct ew_step *step, struct ew_error *err) EW_MUST_CHECK;
 // All three.
 int ew_step_run(struct ew_step *step, struct ew_work *work, uint32_t n_work, struct ew_error *err) EW_MUST_CHECK;

@@ -1,4 +1,5 @@
-// engine/cache, engine/sequence, engine/step: who holds which block, and what a batch says, against a backend that only records.
+// engine/cache, engine/sequence, engine/step: who holds which block, and what a batch says, against a backend that
+// only records.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,7 +39,8 @@ static int wait_step(struct ew_backend *backend, const float **logits, struct ew
     return 0;
 }
 
-static const struct ew_backend_ops g_ops = {.name = "fake", .submit = submit, .wait = wait_step, .copy_block = copy_block};
+static const struct ew_backend_ops g_ops = {
+    .name = "fake", .submit = submit, .wait = wait_step, .copy_block = copy_block};
 static struct ew_backend g_backend = {&g_ops};
 
 static struct ew_cache_group g_groups[] = {
@@ -56,7 +58,8 @@ struct fixture {
 static int setup(void **state)
 {
     static struct fixture f;
-    struct ew_limits limits = {.n_tokens_max = 8, .n_seqs_max = 2, .n_logits_max = 8, .context_max = 40, .block_tokens = BLOCK};
+    struct ew_limits limits = {
+        .n_tokens_max = 8, .n_seqs_max = 2, .n_logits_max = 8, .context_max = 40, .block_tokens = BLOCK};
 
     g_n_copied = 0;
     *state = &f;
@@ -158,7 +161,7 @@ static void forks_share_until_they_write(void **state)
     ew_sequence_fork(&f->b, &f->a);
     assert_int_equal(used(f, 0), 2);
     assert_int_equal(f->b.n_cached, 6);
-    feed(f, &f->b, 1); // writes into the second block
+    feed(f, &f->b, 1);               // writes into the second block
     assert_int_equal(g_n_copied, 2); // one in each group
     assert_int_equal(g_copied_from, f->a.tables[1][1]);
     assert_int_equal(g_copied_to, f->b.tables[1][1]);

@@ -217,11 +217,14 @@ static void unusable_logits_are_errors(void **state)
 
     (void)state;
     logits[5] = NAN;
-    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits}, &token, NULL), EW_ERR_DEVICE);
+    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits}, &token, NULL),
+                     EW_ERR_DEVICE);
     logits[5] = INFINITY;
-    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits}, &token, NULL), EW_ERR_DEVICE);
+    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits}, &token, NULL),
+                     EW_ERR_DEVICE);
     logits[5] = 0;
-    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits, &mask}, &token, NULL), EW_ERR_LIMIT);
+    assert_int_equal(ew_sampler_pick(&g_sampler, &sampling, &(struct ew_sampler_input){logits, &mask}, &token, NULL),
+                     EW_ERR_LIMIT);
 }
 
 static void senseless_settings_are_refused(void **state)
