@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/log.h"
 #include "cli/args.h"
 
@@ -40,6 +41,16 @@ static void catch_signals(void)
     sigaction(SIGINT, &action, NULL); // no SA_RESTART: a blocked read returns so that the command can stop
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);         // a closed pipe is an error of write, not a death
+}
+
+// For tests: the n-th allocation fails.
+static void inject_failure(void)
+{
+    const char *text = getenv("EW_ALLOC_FAIL_AT");
+    uint64_t n;
+
+    if (text && ew_str_to_u64(ew_str_of(text), &n))
+        ew_alloc_fail_at(n);
 }
 
 // Commands with a verb have names of two words; both must be there.
@@ -135,6 +146,7 @@ int main(int argc, char **argv)
 {
     setlocale(LC_CTYPE, ""); // terminals: character widths. Numbers stay in the C locale
     catch_signals();
+    inject_failure();
     if (argc < 2) {
         ew_help(stderr);
         return EXIT_USAGE;

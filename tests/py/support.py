@@ -1,0 +1,47 @@
+"""What the black-box tests share: the program, its fixtures, and how to run it.
+
+Test modules need packages that may be absent: `safetensors = pytest.importorskip("safetensors.numpy")` skips and says so.
+"""
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EDGEWISE = os.environ.get("EDGEWISE", str(ROOT / "build/edgewise"))
+SHARED = Path(os.environ.get("EW_SHARED", ROOT.parent / "shared"))
+
+
+def run(*arguments, stdin=b"", timeout=120, env=None):
+    """Runs the program; stdin and the outputs are bytes. A death by signal fails the test at once."""
+    result = subprocess.run([EDGEWISE, *map(str, arguments)], input=stdin, capture_output=True, timeout=timeout, check=False,
+                            env=dict(os.environ, **(env or {})))
+    assert result.returncode >= 0, f"died of signal {-result.returncode}: {result.stderr.decode(errors='replace')}"
+    return result
+
+
+def run_ok(*arguments, **options):
+    result = run(*arguments, **options)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    return result.stdout
+
+
+def run_json(*arguments, **options):
+    return json.loads(run_ok(*arguments, **options))
+
+
+def find(path):
+    """A fixture or model by its path ("fixtures/gguf/README.md"), or None: the repository's own copy, else the shared one."""
+    for place in (ROOT / "tests" / path, ROOT / path, SHARED / path):
+        if place.exists():
+            return place
+    return None
+
+
+def need(path):
+    found = find(path)
+    if found is None:
+        pytest.skip(f"{path} is absent")
+    return found
