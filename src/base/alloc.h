@@ -1,7 +1,8 @@
 #pragma once
 // Counted allocation and arenas.
 //
-// Every heap allocation of the program goes through here, so that tests can count them, cap them and make the n-th fail.
+// Every heap allocation of the program goes through here, so that tests can count them, cap them and make the n-th
+// fail.
 
 #include <stdbool.h>
 #include <stddef.h>

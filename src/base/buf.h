@@ -23,7 +23,8 @@ void ew_buf_append(struct ew_buf *buf, const void *bytes, size_t len);
 void ew_buf_append_str(struct ew_buf *buf, struct ew_str text);
 void ew_buf_append_char(struct ew_buf *buf, char c);
 void ew_buf_printf(struct ew_buf *buf, const char *fmt, ...) EW_PRINTF(2, 3);
-void ew_buf_append_json(struct ew_buf *buf, struct ew_str text); // as a JSON string with quotes; bad UTF-8 becomes U+FFFD
+// as a JSON string with quotes; bad UTF-8 becomes U+FFFD
+void ew_buf_append_json(struct ew_buf *buf, struct ew_str text);
 static inline bool ew_buf_ok(const struct ew_buf *buf) { return !buf->failed; }
 static inline struct ew_str ew_buf_str(const struct ew_buf *buf) { return (struct ew_str){buf->ptr, buf->len}; }
 char *ew_buf_take(struct ew_buf *buf);           // the caller frees with ew_free; the buffer is empty again

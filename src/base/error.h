@@ -2,8 +2,8 @@
 // Status codes and the error that travels with them.
 //
 // Functions that can fail for a reason outside the program return 0 or a negative ew_code and fill the caller's
-// struct ew_error at the point of failure. Programmer errors are asserts, never codes. An ew_error may be NULL where the
-// caller does not care. Messages are one sentence that names the thing and the cause; the remedy says what to do.
+// struct ew_error at the point of failure. Programmer errors are asserts, never codes. An ew_error may be NULL where
+// the caller does not care. Messages are one sentence that names the thing and the cause; the remedy says what to do.
 
 #include <stdarg.h>
 #include <stddef.h>

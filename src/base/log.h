@@ -14,8 +14,8 @@ void ew_log(enum ew_log_level level, const char *fmt, ...) EW_PRINTF(2, 3);
 // "edgewise: message. remedy." on standard error.
 void ew_log_error(const struct ew_error *err);
 
-// A progress bar for work that may take long. It appears only after half a second, and only on a terminal; otherwise one
-// line is logged at INFO when the work ends. update() may be called as often as wanted.
+// A progress bar for work that may take long. It appears only after half a second, and only on a terminal; otherwise
+// one line is logged at INFO when the work ends. update() may be called as often as wanted.
 struct ew_progress {
     const char *label;
     uint64_t total, done; // bytes

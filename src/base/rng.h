@@ -1,6 +1,6 @@
 #pragma once
-// Random numbers keyed by (seed, position): the same key always gives the same numbers, in any order and on any backend.
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// Random numbers keyed by (seed, position): the same key always gives the same numbers, in any order and on any
+// backend. Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
 #include <stddef.h>
 #include <stdint.h>

@@ -18,6 +18,7 @@ struct ew_args {
 };
 
 // argv without the program's and the command's names. Values are checked here; EW_ERR_USAGE says what is wrong.
-int ew_args_parse(struct ew_args *args, const struct ew_command *command, int argc, char **argv, struct ew_error *err) EW_MUST_CHECK;
+int ew_args_parse(struct ew_args *args, const struct ew_command *command, int argc, char **argv,
+                  struct ew_error *err) EW_MUST_CHECK;
 void ew_command_help(const struct ew_command *command, FILE *to);
 void ew_help(FILE *to);

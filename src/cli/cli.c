@@ -59,7 +59,8 @@ static int check_number(const struct ew_opt *opt, const char *value, struct ew_e
     if (integer)
         number = (double)whole;
     if (!isfinite(number) || ((opt->min != 0 || opt->max != 0) && (number < opt->min || number > opt->max)))
-        return ew_fail(err, EW_ERR_USAGE, "--%s must lie between %g and %g, not %s", opt->name, opt->min, opt->max, value);
+        return ew_fail(err, EW_ERR_USAGE, "--%s must lie between %g and %g, not %s", opt->name, opt->min, opt->max,
+                       value);
     return EW_OK;
 }
 
@@ -234,11 +235,12 @@ uint32_t ew_args_strings(const struct ew_args *args, const char *name, const cha
 static void print_opt(const struct ew_opt *opt, FILE *to)
 {
     char left[96];
-    int len = snprintf(left, sizeof(left), "  %c%c%s --%s%s%s", opt->letter ? '-' : ' ', opt->letter ? opt->letter : ' ',
-                       opt->letter ? "," : " ", opt->name, opt->argument ? " " : "", opt->argument ? opt->argument : "");
+    int len = snprintf(left, sizeof(left), "  %c%c%s --%s%s%s", opt->letter ? '-' : ' ',
+                       opt->letter ? opt->letter : ' ', opt->letter ? "," : " ", opt->name, opt->argument ? " " : "",
+                       opt->argument ? opt->argument : "");
 
-    fprintf(to, "%-*s%s%*s%s", HELP_COLUMN, left, len >= HELP_COLUMN ? "\n" : "", len >= HELP_COLUMN ? HELP_COLUMN : 0, "",
-            opt->help);
+    fprintf(to, "%-*s%s%*s%s", HELP_COLUMN, left, len >= HELP_COLUMN ? "\n" : "", len >= HELP_COLUMN ? HELP_COLUMN : 0,
+            "", opt->help);
     if (opt->type == EW_OPT_CHOICE)
         fprintf(to, " [%s]", opt->choices);
     fputc('\n', to);

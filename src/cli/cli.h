@@ -8,7 +8,10 @@
 #include "base/error.h"
 #include "base/str.h"
 
-enum ew_opt_type { EW_OPT_FLAG, EW_OPT_STRING, EW_OPT_INT, EW_OPT_FLOAT, EW_OPT_BYTES, EW_OPT_CHOICE, EW_OPT_STRINGS /* may repeat */ };
+enum ew_opt_type {
+    EW_OPT_FLAG, EW_OPT_STRING, EW_OPT_INT, EW_OPT_FLOAT, EW_OPT_BYTES, EW_OPT_CHOICE,
+    EW_OPT_STRINGS /* may repeat */,
+};
 
 struct ew_opt {
     const char *name;     // "memory-budget"

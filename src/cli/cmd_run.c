@@ -10,7 +10,8 @@
 #include "base/log.h"
 #include "cli/generate.h"
 
-#define PROMPT_BYTES_MAX ((size_t)256 << 20) // far beyond any context; keeps a mistaken `< /dev/zero` from eating the memory
+// far beyond any context; keeps a mistaken `< /dev/zero` from eating the memory
+#define PROMPT_BYTES_MAX ((size_t)256 << 20)
 #define ANSWER_BYTES_MAX ((size_t)1 << 30)
 
 struct answer {
@@ -31,7 +32,8 @@ static int read_stdin(struct ew_buf *text, struct ew_error *err)
     if (len < 0)
         return errno == EINTR ? ew_fail(err, EW_ERR_CANCELLED, "interrupted while reading the prompt")
                               : ew_fail_errno(err, EW_ERR_IO, "cannot read the prompt from standard input");
-    return ew_buf_ok(text) ? EW_OK : ew_fail(err, EW_ERR_LIMIT, "the prompt is larger than %zu MB", PROMPT_BYTES_MAX >> 20);
+    return ew_buf_ok(text) ? EW_OK
+                           : ew_fail(err, EW_ERR_LIMIT, "the prompt is larger than %zu MB", PROMPT_BYTES_MAX >> 20);
 }
 
 static int parse_ids(const char *text, int32_t n_vocab, struct ew_ids *ids, struct ew_error *err)
@@ -57,8 +59,8 @@ static void append_message(struct ew_buf *json, const char *role, struct ew_str 
 }
 
 // The conversation as the template wants it: --messages FILE as it stands, or a system message and the prompt.
-static int conversation(const struct ew_args *args, struct ew_str prompt, struct ew_arena *arena, const struct ew_json **out,
-                        struct ew_error *err)
+static int conversation(const struct ew_args *args, struct ew_str prompt, struct ew_arena *arena,
+                        const struct ew_json **out, struct ew_error *err)
 {
     const char *file = ew_args_str(args, "messages", NULL), *system = ew_args_str(args, "system", NULL);
     struct ew_buf json;
@@ -78,8 +80,8 @@ static int conversation(const struct ew_args *args, struct ew_str prompt, struct
     return code;
 }
 
-static int render(const struct ew_runtime *runtime, const struct ew_args *args, struct ew_str prompt, struct ew_buf *rendered,
-                  struct ew_ids *ids, struct ew_error *err)
+static int render(const struct ew_runtime *runtime, const struct ew_args *args, struct ew_str prompt,
+                  struct ew_buf *rendered, struct ew_ids *ids, struct ew_error *err)
 {
     const struct ew_json *inputs;
     struct ew_arena arena;
@@ -99,8 +101,8 @@ static int render(const struct ew_runtime *runtime, const struct ew_args *args, 
     return code;
 }
 
-static int text_prompt(const struct ew_runtime *runtime, const struct ew_args *args, struct ew_buf *rendered, struct ew_ids *ids,
-                       struct ew_error *err)
+static int text_prompt(const struct ew_runtime *runtime, const struct ew_args *args, struct ew_buf *rendered,
+                       struct ew_ids *ids, struct ew_error *err)
 {
     const char *given = ew_args_str(args, "prompt", NULL);
     struct ew_buf text;
@@ -126,7 +128,8 @@ static int text_prompt(const struct ew_runtime *runtime, const struct ew_args *a
 static void print_piece(struct answer *answer)
 {
     if (answer->reasoning.len) {
-        fprintf(stderr, answer->terminal ? "\x1b[2m%.*s\x1b[0m" : "%.*s", (int)answer->reasoning.len, answer->reasoning.ptr);
+        fprintf(stderr, answer->terminal ? "\x1b[2m%.*s\x1b[0m" : "%.*s", (int)answer->reasoning.len,
+                answer->reasoning.ptr);
         ew_buf_reset(&answer->reasoning);
     }
     if (answer->content.len) {
@@ -173,7 +176,8 @@ static double rate(uint64_t count, double seconds)
     return seconds > 0 ? (double)count / seconds : 0;
 }
 
-static int print_json(struct answer *answer, const struct ew_event *last, const struct ew_sampling *sampling, struct ew_error *err)
+static int print_json(struct answer *answer, const struct ew_event *last, const struct ew_sampling *sampling,
+                      struct ew_error *err)
 {
     struct ew_engine_stats stats;
     struct ew_buf out;
@@ -198,8 +202,10 @@ static int print_json(struct answer *answer, const struct ew_event *last, const 
     ew_buf_printf(&out, ", \"backend\": \"%s\", \"load_s\": %.4f, \"ttft_ms\": %.3f", stats.backend_text, stats.load_s,
                   last->prefill_s * 1e3);
     ew_buf_printf(&out, ", \"prefill_tok_s\": %.2f, \"decode_tok_s\": %.2f}\n",
-                  rate(last->n_prompt - last->n_reused, last->prefill_s), rate(last->n_new ? last->n_new - 1 : 0, last->decode_s));
-    if (!ew_buf_ok(&out) || !ew_buf_ok(&answer->content) || !ew_buf_ok(&answer->tokens) || !ew_buf_ok(&answer->logprobs))
+                  rate(last->n_prompt - last->n_reused, last->prefill_s),
+                  rate(last->n_new ? last->n_new - 1 : 0, last->decode_s));
+    if (!ew_buf_ok(&out) || !ew_buf_ok(&answer->content) || !ew_buf_ok(&answer->tokens) ||
+        !ew_buf_ok(&answer->logprobs))
         code = ew_fail_memory(err, out.len, "the answer");
     else
         fwrite(out.ptr, 1, out.len, stdout);
@@ -209,16 +215,16 @@ static int print_json(struct answer *answer, const struct ew_event *last, const 
 
 static void report(const struct ew_event *last)
 {
-    ew_log(EW_LOG_INFO, "%u prompt tokens in %.3f s (%.1f tok/s), %u new in %.3f s (%.1f tok/s), finished by %s", last->n_prompt,
-           last->prefill_s, rate(last->n_prompt, last->prefill_s), last->n_new, last->decode_s,
+    ew_log(EW_LOG_INFO, "%u prompt tokens in %.3f s (%.1f tok/s), %u new in %.3f s (%.1f tok/s), finished by %s",
+           last->n_prompt, last->prefill_s, rate(last->n_prompt, last->prefill_s), last->n_new, last->decode_s,
            rate(last->n_new ? last->n_new - 1 : 0, last->decode_s), ew_finish_name(last->finish));
     if (last->finish == EW_FINISH_CONTEXT)
         ew_log(EW_LOG_WARN, "the context is full after %u tokens, so the answer ends here; --ctx makes it larger",
                last->n_prompt + last->n_new);
 }
 
-static int answer_prompt(struct answer *answer, const struct ew_args *args, const struct ew_ids *ids, struct ew_str prompt_tail,
-                         struct ew_error *err)
+static int answer_prompt(struct answer *answer, const struct ew_args *args, const struct ew_ids *ids,
+                         struct ew_str prompt_tail, struct ew_error *err)
 {
     const struct ew_runtime *runtime = answer->runtime;
     static const struct ew_chat_caps no_template = {0};
@@ -238,7 +244,8 @@ static int answer_prompt(struct answer *answer, const struct ew_args *args, cons
         .n_logprobs = (uint32_t)ew_args_int(args, "logprobs", 0),
         .ignore_eos = ew_args_flag(args, "ignore-eos"),
     };
-    ew_reasoning_init(&answer->split, through_template ? ew_chat_format_caps(runtime->chat) : &no_template, prompt_tail);
+    ew_reasoning_init(&answer->split, through_template ? ew_chat_format_caps(runtime->chat) : &no_template,
+                      prompt_tail);
     code = ew_generate(runtime->engine, &request, on_event, answer, &last, err);
     ew_reasoning_fini(&answer->split);
     if (code != EW_OK)
@@ -287,19 +294,22 @@ static int run(const struct ew_args *args, struct ew_error *err)
 static const struct ew_opt g_own[] = {
     {"prompt", 'p', EW_OPT_STRING, "TEXT", "the prompt; default standard input"},
     {"system", 0, EW_OPT_STRING, "TEXT", "a system message before it"},
-    {"messages", 0, EW_OPT_STRING, "FILE", "a conversation as JSON instead: {messages, tools, ...} as chat templates take it"},
+    {"messages", 0, EW_OPT_STRING, "FILE",
+     "a conversation as JSON instead: {messages, tools, ...} as chat templates take it"},
     {"raw", 0, EW_OPT_FLAG, NULL, "continue the prompt as it stands, without the chat template"},
     {"ids", 0, EW_OPT_STRING, "\"1 2 3\"", "token ids in, token ids out; for models without a tokenizer"},
     {"logprobs", 0, EW_OPT_INT, "N", "with --json: the N likeliest tokens at each place", NULL, 0, 100},
     EW_OPT_END,
 };
-static const struct ew_opt *const g_options[] = {ew_opts_model, g_own, ew_opts_sampling, ew_opts_engine, ew_opts_common, NULL};
+static const struct ew_opt *const g_options[] = {ew_opts_model,  g_own,          ew_opts_sampling,
+                                                 ew_opts_engine, ew_opts_common, NULL};
 
 const struct ew_command ew_cmd_run = {
     .name = "run",
     .usage = "run -m MODEL [-p TEXT] [OPTIONS]",
     .summary = "Answer one prompt",
-    .details = "The prompt goes through the model's chat template unless --raw is given. The answer goes to standard output as it\n"
+    .details = "The prompt goes through the model's chat template unless --raw is given. The answer goes to standard "
+               "output as it\n"
                "is made; reasoning that the model marks as such goes to standard error. Ctrl-C stops the answer.",
     .options = g_options,
     .run = run,

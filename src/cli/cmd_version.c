@@ -6,7 +6,8 @@
 static int run(const struct ew_args *args, struct ew_error *err)
 {
     if (ew_args_flag(args, "json"))
-        printf("{\"version\": \"%s\", \"libc\": \"%s\", \"compiler\": \"%s\"}\n", EW_VERSION, gnu_get_libc_version(), __VERSION__);
+        printf("{\"version\": \"%s\", \"libc\": \"%s\", \"compiler\": \"%s\"}\n", EW_VERSION, gnu_get_libc_version(),
+               __VERSION__);
     else
         printf("edgewise %s\n", EW_VERSION);
     return EW_OK;

@@ -7,14 +7,16 @@
 #include "base/clock.h"
 
 const struct ew_opt ew_opts_sampling[] = {
-    {"n-predict", 'n', EW_OPT_INT, "N", "new tokens at most; default until the answer or the context ends", NULL, 1, 16777216},
+    {"n-predict", 'n', EW_OPT_INT, "N", "new tokens at most; default until the answer or the context ends", NULL, 1,
+     16777216},
     {"temp", 0, EW_OPT_FLOAT, "T", "temperature; 0 is greedy; default the model's, or 0.7", NULL, 0, 100},
     {"top-k", 0, EW_OPT_INT, "K", "only the K likeliest tokens; 0 is off", NULL, 0, 16777216},
     {"top-p", 0, EW_OPT_FLOAT, "P", "only the likeliest tokens that make up P; 1 is off", NULL, 0, 1},
     {"min-p", 0, EW_OPT_FLOAT, "P", "only tokens with P times the likeliest one's probability; 0 is off", NULL, 0, 1},
     {"seed", 0, EW_OPT_INT, "S", "makes the answer repeatable; default a random one", NULL, 0, 9007199254740992},
     {"repetition-penalty", 0, EW_OPT_FLOAT, "X", "divides the logits of tokens seen before; 1 is off", NULL, 0.01, 100},
-    {"presence-penalty", 0, EW_OPT_FLOAT, "X", "lowers the logits of tokens already in the answer; 0 is off", NULL, -100, 100},
+    {"presence-penalty", 0, EW_OPT_FLOAT, "X", "lowers the logits of tokens already in the answer; 0 is off", NULL,
+     -100, 100},
     {"frequency-penalty", 0, EW_OPT_FLOAT, "X", "the same times their number; 0 is off", NULL, -100, 100},
     {"logit-bias", 0, EW_OPT_STRINGS, "ID=X", "adds X to a token's logit; may repeat"},
     {"stop", 0, EW_OPT_STRINGS, "TEXT", "ends the answer before this text; may repeat"},
@@ -24,7 +26,8 @@ const struct ew_opt ew_opts_sampling[] = {
 
 static enum ew_kv_dtype kv_of(const char *name)
 {
-    static const char *const names[] = {[EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
+    static const char *const names[] = {
+        [EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
 
     for (int i = 0; i < 4; i++)
         if (strcmp(names[i], name) == 0)
@@ -38,7 +41,8 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
         .backend = ew_args_str(args, "backend", "auto"),
         .device = {
             .n_threads = (uint32_t)ew_args_int(args, "threads", 0),
-            .kernels = strcmp(ew_args_str(args, "kernels", "auto"), "reference") == 0 ? EW_KERNELS_REFERENCE : EW_KERNELS_AUTO,
+            .kernels = strcmp(ew_args_str(args, "kernels", "auto"), "reference") == 0 ? EW_KERNELS_REFERENCE
+                                                                                      : EW_KERNELS_AUTO,
             .cpu_max = ew_args_str(args, "cpu-max", NULL),
             .deterministic = ew_args_flag(args, "deterministic"),
         },
@@ -111,7 +115,8 @@ static uint64_t random_seed(void)
     return seed >> 11; // 53 bits: it survives JSON readers that know only doubles
 }
 
-int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, const struct ew_model *model, struct ew_error *err)
+int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, const struct ew_model *model,
+                   struct ew_error *err)
 {
     struct ew_sampling *sampling = &out->sampling;
 
@@ -176,8 +181,9 @@ void ew_runtime_close(struct ew_runtime *runtime)
     *runtime = (struct ew_runtime){0};
 }
 
-int ew_generate(struct ew_engine *engine, const struct ew_request *request, bool (*on_event)(void *ctx, const struct ew_event *event),
-                void *ctx, struct ew_event *last, struct ew_error *err)
+int ew_generate(struct ew_engine *engine, const struct ew_request *request,
+                bool (*on_event)(void *ctx, const struct ew_event *event), void *ctx, struct ew_event *last,
+                struct ew_error *err)
 {
     bool idle = false, cancelled = false;
     struct ew_event event;

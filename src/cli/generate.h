@@ -1,6 +1,6 @@
 #pragma once
-// What `run`, `chat` and the measuring commands share: options to configurations, and a model with everything that turns
-// text into text.
+// What `run`, `chat` and the measuring commands share: options to configurations, and a model with everything that
+// turns text into text.
 
 #include "cli/cli.h"
 #include "engine/engine.h"
@@ -16,13 +16,15 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args);
 #define EW_STOPS_MAX 16
 #define EW_BIASES_MAX 64
 
-// Sampling as asked on the command line, over generation_config's values, over our defaults. The strings live as long as args.
+// Sampling as asked on the command line, over generation_config's values, over our defaults. The strings live as long
+// as args.
 struct ew_sampling_args {
     struct ew_sampling sampling;
     struct ew_str stops[EW_STOPS_MAX];
     struct ew_logit_bias biases[EW_BIASES_MAX];
 };
-int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, const struct ew_model *model, struct ew_error *err) EW_MUST_CHECK;
+int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, const struct ew_model *model,
+                   struct ew_error *err) EW_MUST_CHECK;
 
 // --model's value, or EW_ERR_USAGE.
 int ew_model_of(const struct ew_args *args, const char **out, struct ew_error *err) EW_MUST_CHECK;
@@ -40,7 +42,8 @@ void ew_runtime_close(struct ew_runtime *runtime);
 
 // Runs one request to its end, calling on_event for each of its events; on_event returns false to cancel. An interrupt
 // (Ctrl-C) cancels too. The last event is the FINISHED one, copied to *last.
-int ew_generate(struct ew_engine *engine, const struct ew_request *request, bool (*on_event)(void *ctx, const struct ew_event *event),
-                void *ctx, struct ew_event *last, struct ew_error *err) EW_MUST_CHECK;
+int ew_generate(struct ew_engine *engine, const struct ew_request *request,
+                bool (*on_event)(void *ctx, const struct ew_event *event), void *ctx, struct ew_event *last,
+                struct ew_error *err) EW_MUST_CHECK;
 
 const char *ew_finish_name(enum ew_finish finish); // "stop", "length", "context", "cancelled", "error"

@@ -27,8 +27,8 @@ struct ew_dtype_info {
     uint32_t block_bytes;
     // Decodes n elements (a multiple of block_elements) to f32. NULL for types that hold no weights.
     void (*decode)(const void *blocks, float *out, size_t n);
-    // Encodes n f32 (a multiple of block_elements); NULL where quantize does not write the type. weight may be NULL or an
-    // importance for each element.
+    // Encodes n f32 (a multiple of block_elements); NULL where quantize does not write the type. weight may be NULL or
+    // an importance for each element.
     void (*encode)(const float *in, const float *weight, void *blocks, size_t n);
 };
 

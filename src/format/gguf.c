@@ -104,7 +104,8 @@ static int take_elements(struct cursor *c, struct ew_gguf_value *value, struct e
     if (value->element_type == EW_GGUF_STRING)
         return take_strings(c, value, err);
     if (__builtin_mul_overflow(value->count, (uint64_t)type_bytes[value->element_type], &value->bytes))
-        return ew_fail(err, EW_ERR_FORMAT, "%s: the array " EW_STR_FMT " is larger than any file", c->path, EW_STR_ARG(value->key));
+        return ew_fail(err, EW_ERR_FORMAT, "%s: the array " EW_STR_FMT " is larger than any file", c->path,
+                       EW_STR_ARG(value->key));
     if (!take(c, value->bytes, "a value", err))
         return EW_ERR_FORMAT;
     for (uint64_t i = 0; value->element_type == EW_GGUF_BOOL && i < value->count; i++)
@@ -120,7 +121,8 @@ static int take_type(struct cursor *c, const struct ew_gguf_value *value, enum e
     int code = take_u32(c, &type, "the type of a value", err);
 
     if (code == EW_OK && type >= EW_COUNT_OF(type_bytes))
-        code = ew_fail(err, EW_ERR_FORMAT, "%s: " EW_STR_FMT " has the unknown type %u", c->path, EW_STR_ARG(value->key), type);
+        code = ew_fail(err, EW_ERR_FORMAT, "%s: " EW_STR_FMT " has the unknown type %u", c->path,
+                       EW_STR_ARG(value->key), type);
     *out = (enum ew_gguf_type)type;
     return code;
 }
@@ -140,8 +142,8 @@ static int take_value(struct cursor *c, struct ew_gguf_value *value, struct ew_e
         if (code == EW_OK)
             code = take_u64(c, &value->count, "an array", err);
         if (code == EW_OK && value->element_type == EW_GGUF_ARRAY)
-            code = ew_fail(err, EW_ERR_UNSUPPORTED, "%s: " EW_STR_FMT " is an array of arrays, which no model has", c->path,
-                           EW_STR_ARG(value->key));
+            code = ew_fail(err, EW_ERR_UNSUPPORTED, "%s: " EW_STR_FMT " is an array of arrays, which no model has",
+                           c->path, EW_STR_ARG(value->key));
     }
     return code == EW_OK ? take_elements(c, value, err) : code;
 }
@@ -177,8 +179,8 @@ static int read_alignment(struct ew_gguf *gguf, const struct cursor *c, struct e
     int64_t alignment = ew_gguf_int(gguf, "general.alignment", ALIGNMENT_DEFAULT);
 
     if (alignment < 1 || alignment > EW_GGUF_ALIGNMENT_MAX || (alignment & (alignment - 1)))
-        return ew_fail(err, EW_ERR_FORMAT, "%s: the alignment %lld is no power of two up to %u", c->path, (long long)alignment,
-                       EW_GGUF_ALIGNMENT_MAX);
+        return ew_fail(err, EW_ERR_FORMAT, "%s: the alignment %lld is no power of two up to %u", c->path,
+                       (long long)alignment, EW_GGUF_ALIGNMENT_MAX);
     gguf->alignment = (uint32_t)alignment;
     return EW_OK;
 }
@@ -216,7 +218,8 @@ static int refuse(struct ew_gguf *gguf, struct ew_str name, uint32_t type, uint6
 }
 
 // Reads one declaration. `data` holds the offset only, until where the data begins is known.
-static int take_tensor(struct ew_gguf *gguf, struct cursor *c, uint64_t n_tensors, uint64_t *offset, struct ew_error *err)
+static int take_tensor(struct ew_gguf *gguf, struct cursor *c, uint64_t n_tensors, uint64_t *offset,
+                       struct ew_error *err)
 {
     struct ew_tensor *tensor = &gguf->tensors.list[gguf->tensors.count];
     uint32_t type = 0;
@@ -235,11 +238,12 @@ static int take_tensor(struct ew_gguf *gguf, struct cursor *c, uint64_t n_tensor
         return refuse(gguf, tensor->name, type, n_tensors, err);
     tensor->dtype = (enum ew_dtype)dtype;
     if (!ew_tensor_size(tensor->dtype, tensor->n_dims, tensor->shape, &tensor->bytes))
-        return ew_fail(err, EW_ERR_FORMAT, "%s: tensor " EW_STR_FMT " has a shape that its type %s cannot have", c->path,
-                       EW_STR_ARG(tensor->name), ew_dtype_name(tensor->dtype));
+        return ew_fail(err, EW_ERR_FORMAT, "%s: tensor " EW_STR_FMT " has a shape that its type %s cannot have",
+                       c->path, EW_STR_ARG(tensor->name), ew_dtype_name(tensor->dtype));
     if (*offset % gguf->alignment)
-        return ew_fail(err, EW_ERR_FORMAT, "%s: tensor " EW_STR_FMT " begins at offset %llu, which is not aligned to %u",
-                       c->path, EW_STR_ARG(tensor->name), (unsigned long long)*offset, gguf->alignment);
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "%s: tensor " EW_STR_FMT " begins at offset %llu, which is not aligned to %u", c->path,
+                       EW_STR_ARG(tensor->name), (unsigned long long)*offset, gguf->alignment);
     gguf->tensors.count++;
     return EW_OK;
 }
@@ -255,8 +259,8 @@ static int place_tensors(struct ew_gguf *gguf, struct cursor *c, const uint64_t 
         struct ew_tensor *tensor = &gguf->tensors.list[i];
 
         if (offsets[i] > space || tensor->bytes > space - offsets[i]) {
-            ew_fail(err, EW_ERR_FORMAT, "%s is truncated: tensor " EW_STR_FMT " does not end within its %llu bytes", c->path,
-                    EW_STR_ARG(tensor->name), (unsigned long long)c->size);
+            ew_fail(err, EW_ERR_FORMAT, "%s is truncated: tensor " EW_STR_FMT " does not end within its %llu bytes",
+                    c->path, EW_STR_ARG(tensor->name), (unsigned long long)c->size);
             return ew_remedy(err, EW_ERR_FORMAT, "download it again");
         }
         tensor->data = c->data + gguf->data_offset + offsets[i];
@@ -271,7 +275,8 @@ static int take_tensors(struct ew_gguf *gguf, struct cursor *c, uint64_t n_tenso
 
     if (n_tensors > EW_GGUF_TENSORS_MAX || n_tensors > bytes_left(c) / TENSOR_BYTES_MIN)
         return ew_fail(err, EW_ERR_FORMAT, "%s: the header announces %llu tensors, more than %s", c->path,
-                       (unsigned long long)n_tensors, n_tensors > EW_GGUF_TENSORS_MAX ? "any model has" : "the file can hold");
+                       (unsigned long long)n_tensors,
+                       n_tensors > EW_GGUF_TENSORS_MAX ? "any model has" : "the file can hold");
     gguf->tensors.list = ew_arena_array(&gguf->arena, n_tensors, sizeof(*gguf->tensors.list));
     offsets = ew_alloc_array(n_tensors, sizeof(*offsets));
     if (!gguf->tensors.list || !offsets)
@@ -309,7 +314,8 @@ static int take_version(struct ew_gguf *gguf, struct cursor *c, struct ew_error 
 }
 
 // Fills everything but `file` and `parts` of a zero-filled gguf. What it made is freed by ew_gguf_close.
-static int parse(struct ew_gguf *gguf, const unsigned char *bytes, uint64_t size, const char *path, struct ew_error *err)
+static int parse(struct ew_gguf *gguf, const unsigned char *bytes, uint64_t size, const char *path,
+                 struct ew_error *err)
 {
     struct cursor c = {.data = bytes, .size = size, .path = path};
     uint64_t n_tensors = 0;
@@ -353,7 +359,8 @@ static bool split_prefix(const char *path, uint32_t count, size_t *len)
     return path[*len] == '-';
 }
 
-static int open_split_part(struct ew_gguf *part, const char *path, size_t prefix, uint32_t i, uint32_t count, struct ew_error *err)
+static int open_split_part(struct ew_gguf *part, const char *path, size_t prefix, uint32_t i, uint32_t count,
+                           struct ew_error *err)
 {
     char name[4096];
     int code, len = snprintf(name, sizeof(name), "%.*s-%05u-of-%05u.gguf", (int)prefix, path, i + 1, count);
@@ -364,7 +371,8 @@ static int open_split_part(struct ew_gguf *part, const char *path, size_t prefix
     if (code == EW_ERR_IO)
         return ew_remedy(err, code, "put all %u files of the split model into one directory", count);
     if (code == EW_OK && (ew_gguf_int(part, "split.no", -1) != i || ew_gguf_int(part, "split.count", -1) != count))
-        return ew_fail(err, EW_ERR_FORMAT, "%s does not say that it is part %u of %u, as its name does", name, i + 1, count);
+        return ew_fail(err, EW_ERR_FORMAT, "%s does not say that it is part %u of %u, as its name does", name, i + 1,
+                       count);
     return code;
 }
 
@@ -408,8 +416,9 @@ static int open_split(struct ew_gguf *gguf, const char *path, uint32_t count, st
     if (count > EW_GGUF_SPLITS_MAX)
         return ew_fail(err, EW_ERR_LIMIT, "%s is split into %u files, more than %u", path, count, EW_GGUF_SPLITS_MAX);
     if (!split_prefix(path, count, &prefix)) {
-        ew_fail(err, EW_ERR_FORMAT, "%s is one of the %u files of a split model, but its name does not end in -NNNNN-of-%05u.gguf",
-                path, count, count);
+        ew_fail(err, EW_ERR_FORMAT,
+                "%s is one of the %u files of a split model, but its name does not end in -NNNNN-of-%05u.gguf", path,
+                count, count);
         return ew_remedy(err, EW_ERR_FORMAT, "give the files their original names back");
     }
     ew_gguf_close(gguf); // maybe it was not the first
@@ -453,7 +462,8 @@ int ew_gguf_parse(struct ew_gguf *gguf, const unsigned char *bytes, uint64_t siz
     *gguf = (struct ew_gguf){0};
     code = parse(gguf, bytes, size, "the GGUF file", err);
     if (code == EW_OK && split_count(gguf) > 1)
-        code = ew_fail(err, EW_ERR_UNSUPPORTED, "the GGUF file is a part of a split model, whose other files are unknown");
+        code = ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "the GGUF file is a part of a split model, whose other files are unknown");
     if (code != EW_OK)
         ew_gguf_close(gguf);
     return code;

@@ -1,5 +1,5 @@
-// Writing GGUF. Metadata and declarations are gathered in memory (a vocabulary makes some 10 MB of them) and go out, with the
-// counts that the header begins with, before the first byte of tensor data; the data is streamed.
+// Writing GGUF. Metadata and declarations are gathered in memory (a vocabulary makes some 10 MB of them) and go out,
+// with the counts that the header begins with, before the first byte of tensor data; the data is streamed.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -46,8 +46,8 @@ static int cannot_write(const struct ew_gguf_writer *w, struct ew_error *err)
     return full ? ew_remedy(err, code, "free space on that file system, or write elsewhere") : code;
 }
 
-// A file beside the final one, so that the rename stays within one file system. The name carries our process id: what is
-// there already was left by a process that died.
+// A file beside the final one, so that the rename stays within one file system. The name carries our process id: what
+// is there already was left by a process that died.
 static int create_temp(struct ew_gguf_writer *w, struct ew_error *err)
 {
     size_t size = strlen(w->path) + 32;
@@ -121,7 +121,8 @@ static int claim(struct ew_gguf_writer *w, struct ew_map *map, struct ew_str nam
     copy = ew_arena_copy(&w->names, name.ptr, name.len);
     if (!copy || ew_map_put(map, (struct ew_str){copy, name.len}, 0, &repeated) != EW_OK)
         return ew_fail_memory(err, name.len, "a name");
-    return repeated ? ew_fail(err, EW_ERR_USAGE, EW_STR_FMT " is written to %s twice", EW_STR_ARG(name), w->path) : EW_OK;
+    return repeated ? ew_fail(err, EW_ERR_USAGE, EW_STR_FMT " is written to %s twice", EW_STR_ARG(name), w->path)
+                    : EW_OK;
 }
 
 static void put_u32(struct ew_buf *buf, uint32_t value)
@@ -142,7 +143,8 @@ static void put_str(struct ew_buf *buf, struct ew_str text)
 
 static int check_buf(const struct ew_gguf_writer *w, const struct ew_buf *buf, struct ew_error *err)
 {
-    return ew_buf_ok(buf) ? EW_OK : ew_fail(err, EW_ERR_MEMORY, "the header of %s needs more memory than there is", w->path);
+    return ew_buf_ok(buf) ? EW_OK
+                          : ew_fail(err, EW_ERR_MEMORY, "the header of %s needs more memory than there is", w->path);
 }
 
 static int begin_value(struct ew_gguf_writer *w, struct ew_str key, enum ew_gguf_type type, struct ew_error *err)
@@ -170,8 +172,8 @@ static int put_scalar(struct ew_gguf_writer *w, const char *key, enum ew_gguf_ty
     return check_buf(w, &w->values, err);
 }
 
-static int put_array(struct ew_gguf_writer *w, const char *key, enum ew_gguf_type type, const void *items, uint64_t n, size_t size,
-                     struct ew_error *err)
+static int put_array(struct ew_gguf_writer *w, const char *key, enum ew_gguf_type type, const void *items, uint64_t n,
+                     size_t size, struct ew_error *err)
 {
     int code = begin_value(w, ew_str_of(key), EW_GGUF_ARRAY, err);
 
@@ -227,7 +229,8 @@ int ew_gguf_write_bool(struct ew_gguf_writer *w, const char *key, bool value, st
     return put_scalar(w, key, EW_GGUF_BOOL, &byte, sizeof(byte), err);
 }
 
-int ew_gguf_write_strs(struct ew_gguf_writer *w, const char *key, const struct ew_str *items, uint64_t n, struct ew_error *err)
+int ew_gguf_write_strs(struct ew_gguf_writer *w, const char *key, const struct ew_str *items, uint64_t n,
+                       struct ew_error *err)
 {
     int code = put_array(w, key, EW_GGUF_STRING, NULL, n, 0, err);
 
@@ -236,7 +239,8 @@ int ew_gguf_write_strs(struct ew_gguf_writer *w, const char *key, const struct e
     return code == EW_OK ? check_buf(w, &w->values, err) : code;
 }
 
-int ew_gguf_write_i32s(struct ew_gguf_writer *w, const char *key, const int32_t *items, uint64_t n, struct ew_error *err)
+int ew_gguf_write_i32s(struct ew_gguf_writer *w, const char *key, const int32_t *items, uint64_t n,
+                       struct ew_error *err)
 {
     return put_array(w, key, EW_GGUF_I32, items, n, sizeof(*items), err);
 }
@@ -269,14 +273,14 @@ int ew_gguf_declare_tensor(struct ew_gguf_writer *w, struct ew_str name, enum ew
 
     EW_ASSERT(!w->streaming);
     if (type < 0)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no type for the %s of tensor " EW_STR_FMT, ew_dtype_name(dtype),
-                       EW_STR_ARG(name));
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no type for the %s of tensor " EW_STR_FMT,
+                       ew_dtype_name(dtype), EW_STR_ARG(name));
     if (n_dims > EW_GGUF_DIMS_MAX)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " has %u dimensions, and GGUF allows %u", EW_STR_ARG(name),
-                       n_dims, EW_GGUF_DIMS_MAX);
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " has %u dimensions, and GGUF allows %u",
+                       EW_STR_ARG(name), n_dims, EW_GGUF_DIMS_MAX);
     if (!ew_tensor_size(dtype, n_dims, shape, &bytes) || bytes == 0)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the shape of tensor " EW_STR_FMT " cannot be stored as %s", EW_STR_ARG(name),
-                       ew_dtype_name(dtype));
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the shape of tensor " EW_STR_FMT " cannot be stored as %s",
+                       EW_STR_ARG(name), ew_dtype_name(dtype));
     code = claim(w, &w->tensor_names, name, NAME_BYTES_MAX, err);
     if (code == EW_OK)
         code = remember_size(w, bytes, err);

@@ -123,21 +123,23 @@ static int read_special_number(struct ew_json_reader *r, const char *word, doubl
 #define ONES 0x0101010101010101u // times a byte: that byte in all eight places
 #define TOPS 0x8080808080808080u
 
-// The top bit of every byte of x below n (at most 128) is set in the result. Bytes above a hit may be marked wrongly, so only
-// the lowest mark counts.
+// The top bit of every byte of x below n (at most 128) is set in the result. Bytes above a hit may be marked wrongly,
+// so only the lowest mark counts.
 static inline uint64_t bytes_below(uint64_t x, uint64_t n)
 {
     return (x - ONES * n) & ~x & TOPS;
 }
 
-// Offset of the first byte at or after `at` that is a quote, a backslash, a control character or not ASCII; len if none is.
+// Offset of the first byte at or after `at` that is a quote, a backslash, a control character or not ASCII; len if none
+// is.
 static size_t plain_run(const char *text, size_t at, size_t len)
 {
     for (; len - at >= 8; at += 8) {
         uint64_t word, hits;
 
         memcpy(&word, text + at, 8);
-        hits = bytes_below(word ^ ONES * '"', 1) | bytes_below(word ^ ONES * '\\', 1) | bytes_below(word, 0x20) | (word & TOPS);
+        hits = bytes_below(word ^ ONES * '"', 1) | bytes_below(word ^ ONES * '\\', 1) | bytes_below(word, 0x20) |
+               (word & TOPS);
         if (hits)
             return at + (size_t)__builtin_ctzll(hits) / 8;
     }
@@ -436,7 +438,8 @@ static int read_after_value(struct ew_json_reader *r, struct ew_error *err)
     if (c == (object ? '}' : ']'))
         return close_container(r);
     if (c != ',')
-        return bad(r, r->at, err, object ? "expected ',' or '}' after a member" : "expected ',' or ']' after an element");
+        return bad(r, r->at, err,
+                   object ? "expected ',' or '}' after a member" : "expected ',' or ']' after an element");
     r->at++;
     return object ? read_key(r, err) : read_value(r, err);
 }

@@ -12,7 +12,8 @@
 #define INDEX_FILE "model.safetensors.index.json"
 #define PATH_BYTES_MAX 4096
 #define LENGTH_BYTES 8                       // of the little-endian header length at the start
-#define ARENA_BYTES_MAX ((size_t)1 << 30)    // names: EW_TENSORS_MAX of EW_TENSOR_NAME_MAX bytes, and the lists of one index
+// names: EW_TENSORS_MAX of EW_TENSOR_NAME_MAX bytes, and the lists of one index
+#define ARENA_BYTES_MAX ((size_t)1 << 30)
 #define INDEX_BYTES_MAX ((size_t)256 << 20)
 #define WHY_BYTES 64
 
@@ -55,7 +56,9 @@ static int expect(struct part *p, int wanted, const char *what, struct ew_error 
 {
     int event = ew_json_next(&p->reader, err);
 
-    return event < 0 ? event : event == wanted ? EW_OK : ew_fail(err, EW_ERR_FORMAT, "the header holds something else than %s", what);
+    return event < 0         ? event
+           : event == wanted ? EW_OK
+                             : ew_fail(err, EW_ERR_FORMAT, "the header holds something else than %s", what);
 }
 
 // An array of integers from 0 up; the first `max` are stored, all are counted.
@@ -115,11 +118,13 @@ static int read_entry(struct part *p, struct entry *entry, struct ew_error *err)
     if (event < 0)
         return event;
     if (!entry->has_dtype || !entry->has_shape || !entry->has_offsets)
-        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " lacks its dtype, shape or data_offsets", EW_STR_ARG(entry->name));
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " lacks its dtype, shape or data_offsets",
+                       EW_STR_ARG(entry->name));
     if (entry->offsets[0] > entry->offsets[1])
         return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " ends before it begins", EW_STR_ARG(entry->name));
     if (entry->offsets[1] > p->size) {
-        ew_fail(err, EW_ERR_FORMAT, "the file is truncated: tensor " EW_STR_FMT " ends at byte %llu of its data, which has %llu",
+        ew_fail(err, EW_ERR_FORMAT,
+                "the file is truncated: tensor " EW_STR_FMT " ends at byte %llu of its data, which has %llu",
                 EW_STR_ARG(entry->name), (unsigned long long)entry->offsets[1], (unsigned long long)p->size);
         return ew_remedy(err, EW_ERR_FORMAT, "download it again");
     }
@@ -137,7 +142,8 @@ static int refuse(struct part *p, const struct entry *entry, struct ew_error *er
     if (!why)
         return ew_fail_memory(err, WHY_BYTES, "the list of tensors");
     if (entry->n_dims > EW_TENSOR_DIMS_MAX)
-        snprintf(why, WHY_BYTES, "has %llu dimensions, more than %d", (unsigned long long)entry->n_dims, EW_TENSOR_DIMS_MAX);
+        snprintf(why, WHY_BYTES, "has %llu dimensions, more than %d", (unsigned long long)entry->n_dims,
+                 EW_TENSOR_DIMS_MAX);
     else
         snprintf(why, WHY_BYTES, "has the unknown type %s", entry->dtype);
     set->refused[set->n_refused++] = (struct ew_tensor_refused){entry->name, why};
@@ -158,7 +164,8 @@ static int add_tensor(struct part *p, const struct entry *entry, struct ew_error
     if (!ew_tensor_size(tensor.dtype, tensor.n_dims, tensor.shape, &tensor.bytes) ||
         tensor.bytes != entry->offsets[1] - entry->offsets[0])
         return ew_fail(err, EW_ERR_FORMAT, "the %llu bytes of tensor " EW_STR_FMT " are not those of its shape in %s",
-                       (unsigned long long)(entry->offsets[1] - entry->offsets[0]), EW_STR_ARG(entry->name), entry->dtype);
+                       (unsigned long long)(entry->offsets[1] - entry->offsets[0]), EW_STR_ARG(entry->name),
+                       entry->dtype);
     tensor.data = p->data + entry->offsets[0];
     code = grow((void **)&set->list, set->count, sizeof(*set->list), err);
     if (code == EW_OK)
@@ -197,8 +204,8 @@ static int read_header(struct part *p, struct ew_error *err)
 }
 
 // Adds the tensors of one file, whose bytes stay where they are, to st.
-static int add_file(struct ew_safetensors *st, uint32_t file, const char *path, const unsigned char *bytes, uint64_t size,
-                    struct ew_error *err)
+static int add_file(struct ew_safetensors *st, uint32_t file, const char *path, const unsigned char *bytes,
+                    uint64_t size, struct ew_error *err)
 {
     struct part p = {.st = st, .file = file};
     uint64_t header = 0;
@@ -210,7 +217,8 @@ static int add_file(struct ew_safetensors *st, uint32_t file, const char *path, 
         memcpy(&header, bytes, LENGTH_BYTES);
     if (size < LENGTH_BYTES || header > size - LENGTH_BYTES || header > EW_SAFETENSORS_HEADER_MAX || header < 2 ||
         bytes[LENGTH_BYTES] != '{') {
-        ew_fail(err, EW_ERR_FORMAT, "%s is truncated or no safetensors file: its first bytes give no header within it", path);
+        ew_fail(err, EW_ERR_FORMAT, "%s is truncated or no safetensors file: its first bytes give no header within it",
+                path);
         return ew_remedy(err, EW_ERR_FORMAT, "download it again");
     }
     p.data = bytes + LENGTH_BYTES + header;
@@ -317,8 +325,9 @@ static int list_shards(struct shards *shards, const struct ew_json *weight_map, 
     if (!shards->names || ew_map_init(&shards->by_name, 64) != EW_OK)
         return ew_fail_memory(err, EW_SAFETENSORS_FILES_MAX * sizeof(*shards->names), "the list of shards");
     for (const struct ew_json *entry = weight_map->child; entry && code == EW_OK; entry = entry->next)
-        code = entry->type == EW_JSON_T_STRING ? add_shard(shards, entry->text, err)
-                                               : ew_fail(err, EW_ERR_FORMAT, "its weight_map holds something else than file names");
+        code = entry->type == EW_JSON_T_STRING
+                   ? add_shard(shards, entry->text, err)
+                   : ew_fail(err, EW_ERR_FORMAT, "its weight_map holds something else than file names");
     return code;
 }
 
@@ -337,12 +346,13 @@ static int check_shards_exist(const struct shards *shards, const char *dir, stru
         if (access(path, F_OK) == 0)
             continue;
         if (missing++ < 4 && len < sizeof(names))
-            len += (size_t)snprintf(names + len, sizeof(names) - len, "%s%.100s", missing > 1 ? ", " : "", shards->names[i].ptr);
+            len += (size_t)snprintf(names + len, sizeof(names) - len, "%s%.100s", missing > 1 ? ", " : "",
+                                    shards->names[i].ptr);
     }
     if (missing == 0)
         return EW_OK;
-    ew_fail(err, EW_ERR_IO, "%s lacks %u of the %u files that its index names: %s%s", dir, missing, shards->count, names,
-            missing > 4 ? ", ..." : "");
+    ew_fail(err, EW_ERR_IO, "%s lacks %u of the %u files that its index names: %s%s", dir, missing, shards->count,
+            names, missing > 4 ? ", ..." : "");
     return ew_remedy(err, EW_ERR_IO, "finish the download");
 }
 

@@ -12,7 +12,8 @@ const struct ew_tensor *ew_tensors_find(const struct ew_tensors *set, struct ew_
     return ew_map_get(&set->by_name, name, &at) && at < set->count ? &set->list[at] : NULL;
 }
 
-int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const struct ew_tensor **out, struct ew_error *err)
+int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const struct ew_tensor **out,
+                    struct ew_error *err)
 {
     uint32_t at;
 
@@ -20,7 +21,8 @@ int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const stru
     if (!ew_map_get(&set->by_name, name, &at))
         return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is missing from the model", EW_STR_ARG(name));
     if (at >= set->count)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " %s", EW_STR_ARG(name), set->refused[at - set->count].why);
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " %s", EW_STR_ARG(name),
+                       set->refused[at - set->count].why);
     *out = &set->list[at];
     return EW_OK;
 }

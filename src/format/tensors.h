@@ -17,7 +17,8 @@ struct ew_tensor {
     struct ew_str name;
     enum ew_dtype dtype;
     uint32_t n_dims;                    // 0 for a scalar
-    uint64_t shape[EW_TENSOR_DIMS_MAX]; // slowest first, as in PyTorch: a linear weight is [rows, cols]; unused ones are 1
+    // slowest first, as in PyTorch: a linear weight is [rows, cols]; unused ones are 1
+    uint64_t shape[EW_TENSOR_DIMS_MAX];
     const unsigned char *data;          // contiguous, block-encoded along the last dimension; maybe unaligned
     uint64_t bytes;                     // checked against shape, dtype and file size
     uint32_t file;                      // index of the shard it is in
@@ -40,12 +41,13 @@ struct ew_tensors {
 
 const struct ew_tensor *ew_tensors_find(const struct ew_tensors *set, struct ew_str name); // NULL where absent
 // The same, and where it is absent an error that says whether it is missing or was refused, and why.
-int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const struct ew_tensor **out, struct ew_error *err) EW_MUST_CHECK;
+int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const struct ew_tensor **out,
+                    struct ew_error *err) EW_MUST_CHECK;
 
 // For the readers of file formats.
 //
-// Fails for bytes that no tensor or metadata key is called by: none, too many, not UTF-8, control characters. Messages may
-// quote names that passed.
+// Fails for bytes that no tensor or metadata key is called by: none, too many, not UTF-8, control characters. Messages
+// may quote names that passed.
 int ew_tensor_name_check(struct ew_str name, size_t max, struct ew_error *err) EW_MUST_CHECK;
 // Bytes of all elements. false on overflow, and where the block size does not divide the last dimension.
 bool ew_tensor_size(enum ew_dtype dtype, uint32_t n_dims, const uint64_t *shape, uint64_t *bytes);

@@ -26,7 +26,8 @@ double ew_arith_tolerance(enum ew_arith arith)
     return ARITH[arith].tolerance;
 }
 
-int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err)
+int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out,
+                      struct ew_error *err)
 {
     *out = NULL;
     if (strcmp(name, "cpu") == 0 || strcmp(name, "auto") == 0)

@@ -31,9 +31,10 @@ struct ew_limits {
     enum ew_kv_dtype kv;
 };
 
-// Called after each op with its output rows (f32), in program order; it may change them (eval self compares each op on equal
-// inputs that way). Only the CPU backend offers it; it disables fusion.
-typedef void (*ew_trace_fn)(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width);
+// Called after each op with its output rows (f32), in program order; it may change them (eval self compares each op on
+// equal inputs that way). Only the CPU backend offers it; it disables fusion.
+typedef void (*ew_trace_fn)(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
+                            uint32_t width);
 
 struct ew_backend;
 
@@ -48,19 +49,27 @@ struct ew_backend_ops {
     int (*create)(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err);
     void (*destroy)(struct ew_backend *backend);
     // What load and prepare would take, without doing them; exact, or an upper bound within 1 %.
-    int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits, struct ew_backend_sizes *out, struct ew_error *err);
+    int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
+                 struct ew_backend_sizes *out, struct ew_error *err);
     // Imports every weight tile by tile; progress may be NULL and is called from one thread; returning false cancels.
-    int (*load)(struct ew_backend *backend, const struct ew_program *program, bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err);
+    int (*load)(struct ew_backend *backend, const struct ew_program *program,
+                bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err);
     int (*prepare)(struct ew_backend *backend, const struct ew_limits *limits, struct ew_error *err);
     void (*trace)(struct ew_backend *backend, ew_trace_fn fn, void *ctx); // NULL fn: off
-    // Starts a step, and waits for it. Between them the host may prepare the next batch; the batch's arrays stay until wait.
+    // Starts a step, and waits for it. Between them the host may prepare the next batch; the batch's arrays stay until
+    // wait.
     int (*submit)(struct ew_backend *backend, const struct ew_batch *batch, struct ew_error *err);
-    int (*wait)(struct ew_backend *backend, const float **logits, struct ew_error *err); // [n_logits, n_vocab], valid until the next submit
-    // Cache blocks: copy inside a group's pool (copy on write), and canonical export and import (f32 K then V: [n_layers, n_tokens, heads, dim]).
+    // [n_logits, n_vocab], valid until the next submit
+    int (*wait)(struct ew_backend *backend, const float **logits, struct ew_error *err);
+    // Cache blocks: copy inside a group's pool (copy on write), and canonical export and import (f32 K then V:
+    // [n_layers, n_tokens, heads, dim]).
     int (*copy_block)(struct ew_backend *backend, uint32_t group, int32_t from, int32_t to, struct ew_error *err);
-    int (*export_block)(struct ew_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, float *out, struct ew_error *err);
-    int (*import_block)(struct ew_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, const float *in, struct ew_error *err);
-    enum ew_arith (*arith)(const struct ew_backend *backend); // the widest-tolerance class that any matrix of the loaded program uses
+    int (*export_block)(struct ew_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, float *out,
+                        struct ew_error *err);
+    int (*import_block)(struct ew_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, const float *in,
+                        struct ew_error *err);
+    // the widest-tolerance class that any matrix of the loaded program uses
+    enum ew_arith (*arith)(const struct ew_backend *backend);
     const char *(*describe)(const struct ew_backend *backend); // "cpu avx2, 2 threads"
 };
 
@@ -70,5 +79,6 @@ struct ew_backend {
 
 extern const struct ew_backend_ops ew_backend_cpu;
 // "cpu", "cuda", "auto"; EW_ERR_UNSUPPORTED names what is missing.
-int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err) EW_MUST_CHECK;
+int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out,
+                      struct ew_error *err) EW_MUST_CHECK;
 static inline void ew_backend_destroy(struct ew_backend *backend) { if (backend) backend->ops->destroy(backend); }

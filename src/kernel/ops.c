@@ -86,7 +86,8 @@ static void check_attention(const struct ew_program *program, const struct ew_op
         EW_ASSERT(op->attention.group < program->n_groups);
         group = &program->groups[op->attention.group];
         EW_ASSERT(op->attention.cache_layer < group->n_layers);
-        EW_ASSERT(group->n_kv_heads == kv && group->k_dim == op->attention.head_dim && group->v_dim == op->attention.v_dim);
+        EW_ASSERT(group->n_kv_heads == kv && group->k_dim == op->attention.head_dim &&
+                  group->v_dim == op->attention.v_dim);
     }
 }
 

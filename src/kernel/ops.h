@@ -1,11 +1,11 @@
 #pragma once
-// What can be computed: the closed list of operations, tensor references, the program (the operations of one forward step) and
-// the batch (what one step works on). Everything a backend needs to know stands in this header.
+// What can be computed: the closed list of operations, tensor references, the program (the operations of one forward
+// step) and the batch (what one step works on). Everything a backend needs to know stands in this header.
 //
-// A program is semantic: it says what, one small op after the other, on per-token rows of f32. A backend lowers it: it owns
-// fusion, workspace and layouts. Slots are the rows: slot s holds [n_tokens, slot_width[s]] of the step's tokens (or
-// [n_logits, width] after EW_OP_SELECT). An op reads its inputs before it writes its output; in == out is allowed for
-// elementwise ops.
+// A program is semantic: it says what, one small op after the other, on per-token rows of f32. A backend lowers it: it
+// owns fusion, workspace and layouts. Slots are the rows: slot s holds [n_tokens, slot_width[s]] of the step's tokens
+// (or [n_logits, width] after EW_OP_SELECT). An op reads its inputs before it writes its output; in == out is allowed
+// for elementwise ops.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -16,10 +16,11 @@
 #define EW_SLOT_NONE UINT32_MAX
 #define EW_WEIGHT_NONE UINT32_MAX
 
-// ---- weights -------------------------------------------------------------------------------------------------------------
+// ---- weights --------------------------------------------------------------------------------------------------------
 
-// Where the rows of a weight come from. read() fills dst with n_rows rows of ew_dtype_row_bytes(dtype, cols) each, starting at
-// row; it may be called from several threads at once. `mapped` is all rows, contiguous in memory, where the file allows that.
+// Where the rows of a weight come from. read() fills dst with n_rows rows of ew_dtype_row_bytes(dtype, cols) each,
+// starting at row; it may be called from several threads at once. `mapped` is all rows, contiguous in memory, where the
+// file allows that.
 struct ew_weight_source {
     enum ew_dtype dtype;
     int (*read)(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst, struct ew_error *err);
@@ -28,7 +29,8 @@ struct ew_weight_source {
     uint64_t arg[4]; // the reader's own
 };
 
-enum ew_shard { EW_SHARD_NONE, EW_SHARD_ROW, EW_SHARD_COLUMN }; // of a weight over several devices; ROW splits rows (outputs)
+// of a weight over several devices; ROW splits rows (outputs)
+enum ew_shard { EW_SHARD_NONE, EW_SHARD_ROW, EW_SHARD_COLUMN };
 
 struct ew_weight {
     const char *name;   // canonical: "blk.3.attn_q"; lives as long as the program
@@ -39,7 +41,7 @@ struct ew_weight {
     struct ew_weight_source source;
 };
 
-// ---- operations ----------------------------------------------------------------------------------------------------------
+// ---- operations -----------------------------------------------------------------------------------------------------
 
 enum ew_op_kind {
     EW_OP_EMBED,     // out = scale * weight[token], or the batch's embedding row where the token is negative
@@ -59,12 +61,16 @@ enum ew_op_kind {
 };
 
 enum ew_norm_kind { EW_NORM_RMS, EW_NORM_LAYER };
-enum ew_act { EW_ACT_NONE, EW_ACT_SILU, EW_ACT_GELU, EW_ACT_GELU_TANH, EW_ACT_RELU, EW_ACT_RELU2, EW_ACT_SIGMOID, EW_ACT_TANH };
-enum ew_rope_kind { EW_ROPE_HALVES, EW_ROPE_PAIRS }; // (x[i], x[i + n/2]) as in NeoX; (x[2i], x[2i+1]) as in GPT-J and llama GGUF
+enum ew_act {
+    EW_ACT_NONE, EW_ACT_SILU, EW_ACT_GELU, EW_ACT_GELU_TANH, EW_ACT_RELU, EW_ACT_RELU2,
+    EW_ACT_SIGMOID, EW_ACT_TANH,
+};
+// (x[i], x[i + n/2]) as in NeoX; (x[2i], x[2i+1]) as in GPT-J and llama GGUF
+enum ew_rope_kind { EW_ROPE_HALVES, EW_ROPE_PAIRS };
 
 // Rotary frequencies, computed by the model layer (docs in model/rope.h). Angles are position * freq in double.
-// A sequence uses `freq_long`/`scale_long` when its rope_span exceeds span_short_max (longrope); with dynamic_base set, the
-// frequencies are recomputed for the sequence's rope_span (dynamic NTK).
+// A sequence uses `freq_long`/`scale_long` when its rope_span exceeds span_short_max (longrope); with dynamic_base set,
+// the frequencies are recomputed for the sequence's rope_span (dynamic NTK).
 struct ew_rope {
     enum ew_rope_kind kind;
     uint32_t n_dims;          // rotated elements of each head, from `first`
@@ -73,25 +79,30 @@ struct ew_rope {
     const float *freq_long;   // NULL: freq_short serves all
     float scale_short, scale_long; // on cos and sin (attention factor of yarn and longrope); 1 where unused
     uint32_t span_short_max;
-    float dynamic_base;       // 0: off. Otherwise base' = base * (factor * span / span_short_max - (factor - 1))^(n / (n - 2))
+    // 0: off. Otherwise base' = base * (factor * span / span_short_max - (factor - 1))^(n / (n - 2))
+    float dynamic_base;
     float dynamic_factor;
     uint8_t sections[4];      // mrope: pairs of each position dimension; all 0: one dimension
 };
 
-enum ew_mask { EW_MASK_CAUSAL, EW_MASK_BIDIRECTIONAL, EW_MASK_IMAGE_SPAN }; // IMAGE_SPAN: causal, but bidirectional inside a span
+// IMAGE_SPAN: causal, but bidirectional inside a span
+enum ew_mask { EW_MASK_CAUSAL, EW_MASK_BIDIRECTIONAL, EW_MASK_IMAGE_SPAN };
 
 struct ew_op {
     enum ew_op_kind kind;
     uint16_t layer;           // for traces; UINT16_MAX outside layers
-    uint32_t in, in2, in3;    // slots; EW_SLOT_NONE where unused. ATTENTION: q, k, v; k and v NONE: reads what an earlier op of the same cache layer appended
+    // slots; EW_SLOT_NONE where unused. ATTENTION: q, k, v; k and v NONE: reads what an earlier op of the same cache
+    // layer appended
+    uint32_t in, in2, in3;
     uint32_t out;
     uint32_t weight, bias;    // indices into the program's weights
     union {
         struct { float scale; } embed, add, mul;      // EMBED, ADD, SCALE
         struct { int32_t first; } position;
         struct { enum ew_norm_kind kind; uint32_t group; float eps, weight_offset; bool weight_per_group; } norm;
-        // group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's when weight_per_group.
-        struct { enum ew_act act; float limit, alpha; } act;   // ACT and GLU; limit > 0 clamps (gpt-oss), alpha: its sigmoid factor
+        // group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's when
+        // weight_per_group. ACT and GLU; limit > 0 clamps (gpt-oss), alpha: its sigmoid factor
+        struct { enum ew_act act; float limit, alpha; } act;
         struct { float cap; } softcap;
         struct { uint32_t n_heads, head_dim; uint32_t table; } rope; // table: index into program.ropes
         struct {
@@ -101,7 +112,8 @@ struct ew_op {
             uint32_t window;            // tokens seen, the own one included; 0: all
             uint32_t chunk;             // > 0: only tokens of the same chunk of this many positions
             enum ew_mask mask;
-            float q_scale_beta; uint32_t q_scale_floor, q_scale_offset; // q *= 1 + beta * ln(1 + floor((pos + offset) / floor)); beta 0: off
+            // q *= 1 + beta * ln(1 + floor((pos + offset) / floor)); beta 0: off
+            float q_scale_beta; uint32_t q_scale_floor, q_scale_offset;
             const float *alibi;         // [n_heads] slopes, or NULL
             uint32_t sinks;             // weight [n_heads] of learned sink logits, or EW_WEIGHT_NONE
         } attention;
@@ -110,13 +122,14 @@ struct ew_op {
 
 const char *ew_op_name(enum ew_op_kind kind);
 
-// ---- caches --------------------------------------------------------------------------------------------------------------
+// ---- caches ---------------------------------------------------------------------------------------------------------
 
 enum ew_cache_kind { EW_CACHE_FULL, EW_CACHE_WINDOW, EW_CACHE_LATENT, EW_CACHE_STATE, EW_CACHE_CROSS };
-enum ew_kv_dtype { EW_KV_F32, EW_KV_F16, EW_KV_F8, EW_KV_I8 }; // F8 (e4m3) and I8: one f16 scale a token and KV head, K and V each
+// F8 (e4m3) and I8: one f16 scale a token and KV head, K and V each
+enum ew_kv_dtype { EW_KV_F32, EW_KV_F16, EW_KV_F8, EW_KV_I8 };
 
-// A sequence has blocks of each group; a block holds block_tokens tokens of all the group's layers. STATE blocks hold one
-// snapshot of state_bytes each instead of tokens. Contents are the backend's own.
+// A sequence has blocks of each group; a block holds block_tokens tokens of all the group's layers. STATE blocks hold
+// one snapshot of state_bytes each instead of tokens. Contents are the backend's own.
 struct ew_cache_group {
     enum ew_cache_kind kind;
     uint32_t n_layers;
@@ -125,7 +138,7 @@ struct ew_cache_group {
     uint64_t state_bytes;      // STATE: of one layer
 };
 
-// ---- program -------------------------------------------------------------------------------------------------------------
+// ---- program --------------------------------------------------------------------------------------------------------
 
 struct ew_program {
     const char *name;
@@ -143,7 +156,7 @@ struct ew_program {
 // Checks slots, weights, groups and widths of every op: our own invariants, asserted; call it once after building.
 void ew_program_check(const struct ew_program *program);
 
-// ---- batch ---------------------------------------------------------------------------------------------------------------
+// ---- batch ----------------------------------------------------------------------------------------------------------
 
 // One sequence's part of a step: a prompt chunk, a decoding token, or proposals to verify. The cache already holds the
 // tokens before `position` of its first token.
@@ -152,9 +165,11 @@ struct ew_batch_seq {
     uint32_t n_past;            // tokens in its caches before this step
     uint32_t n_proposed;        // the last n_proposed of its tokens are proposals (speculation); all want logits
     uint32_t adapter;           // adapter slot, 0: none
-    uint32_t rope_span;         // tokens this sequence was admitted for: chooses long or dynamic rotary frequencies, once
+    // tokens this sequence was admitted for: chooses long or dynamic rotary frequencies, once
+    uint32_t rope_span;
     bool no_cache;              // encoders: attends only inside the step, appends nothing
-    const int32_t *const *blocks; // [n_groups] block tables; table[i] is the pool block of tokens [i * block_tokens, ...), -1: given back
+    // [n_groups] block tables; table[i] is the pool block of tokens [i * block_tokens, ...), -1: given back
+    const int32_t *const *blocks;
 };
 
 struct ew_batch {

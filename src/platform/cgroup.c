@@ -15,7 +15,8 @@ static void visit_levels(const char *root, const char *mount, const char *group,
     size_t mount_len = strlen(mount);
     int len = snprintf(dir, sizeof(dir), "%s%s", mount, strcmp(group, "/") == 0 ? "" : group);
 
-    if (len < 0 || (size_t)len >= sizeof(dir) || strstr(group, "/..")) // outside this namespace: no level of it is visible
+    // outside this namespace: no level of it is visible
+    if (len < 0 || (size_t)len >= sizeof(dir) || strstr(group, "/.."))
         len = snprintf(dir, sizeof(dir), "%s", mount);
     for (;;) {
         snprintf(full, sizeof(full), "%s%s", root ? root : "", dir);

@@ -1,8 +1,8 @@
 #pragma once
 // Which instruction sets may be used here: what the CPU has and the operating system keeps the registers of.
 //
-// A level is a bundle that kernels are written for, and implies the levels below it. This folder is compiled without ISA
-// flags: code that asks what the CPU can do must run on one that cannot.
+// A level is a bundle that kernels are written for, and implies the levels below it. This folder is compiled without
+// ISA flags: code that asks what the CPU can do must run on one that cannot.
 
 #include <stddef.h>
 #include <stdint.h>

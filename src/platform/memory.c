@@ -43,7 +43,8 @@ static void consider_group(void *ctx, const char *root, const char *dir, bool v2
     if (ew_sysfile_readf(root, stat, sizeof(stat), "%s/memory.stat", dir) > 0)
         ew_sysfile_field(stat, files->droppable_key, &droppable);
     used -= EW_MIN(droppable, used);
-    if (!memory->cgroup_limit_bytes || left_of(limit, used) < left_of(memory->cgroup_limit_bytes, memory->cgroup_used_bytes)) {
+    if (!memory->cgroup_limit_bytes ||
+        left_of(limit, used) < left_of(memory->cgroup_limit_bytes, memory->cgroup_used_bytes)) {
         memory->cgroup_limit_bytes = limit;
         memory->cgroup_used_bytes = used;
     }

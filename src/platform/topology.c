@@ -56,7 +56,8 @@ static bool is_first_sibling(const char *root, uint32_t cpu, const struct cpu_ma
     const char *cursor = list;
     uint32_t first, last;
 
-    if (ew_sysfile_readf(root, list, sizeof(list), "/sys/devices/system/cpu/cpu%u/topology/thread_siblings_list", cpu) <= 0)
+    if (ew_sysfile_readf(root, list, sizeof(list), "/sys/devices/system/cpu/cpu%u/topology/thread_siblings_list",
+                         cpu) <= 0)
         return true;
     while (ew_sysfile_range(&cursor, &first, &last))
         for (uint32_t sibling = first; sibling <= last && sibling < cpu; sibling++)

@@ -1,6 +1,7 @@
 #pragma once
-// The Jinja subset that chat templates use, with limits on steps, depth and output. Semantics are those of Jinja2's sandbox as
-// transformers configures it (trim_blocks, lstrip_blocks, loop controls, tojson, strftime_now, raise_exception, generation blocks).
+// The Jinja subset that chat templates use, with limits on steps, depth and output. Semantics are those of Jinja2's
+// sandbox as transformers configures it (trim_blocks, lstrip_blocks, loop controls, tojson, strftime_now,
+// raise_exception, generation blocks).
 
 #include <stdint.h>
 
@@ -28,4 +29,5 @@ struct ew_jinja_vars {
 };
 
 // raise_exception ends with EW_ERR_UNSUPPORTED and the template's own message as err->message (nothing added).
-int ew_jinja_render(const struct ew_jinja *tmpl, const struct ew_jinja_vars *vars, const struct ew_jinja_limits *limits, struct ew_buf *out, struct ew_error *err) EW_MUST_CHECK;
+int ew_jinja_render(const struct ew_jinja *tmpl, const struct ew_jinja_vars *vars, const struct ew_jinja_limits *limits,
+                    struct ew_buf *out, struct ew_error *err) EW_MUST_CHECK;

@@ -1,6 +1,6 @@
 #pragma once
-// Text to token ids and back, for every vocabulary that GGUF and tokenizer.json files carry. Immutable after loading, so any
-// thread may use one; encode and decode keep their state in the caller's buffers.
+// Text to token ids and back, for every vocabulary that GGUF and tokenizer.json files carry. Immutable after loading,
+// so any thread may use one; encode and decode keep their state in the caller's buffers.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -26,7 +26,8 @@ struct ew_tokenizer_info {
 // EW_ERR_UNSUPPORTED too, with a remedy that points at --ids.
 int ew_tokenizer_load(const struct ew_modelfile *file, struct ew_tokenizer **out, struct ew_error *err) EW_MUST_CHECK;
 // From tokenizer.json alone (tests, fuzzing).
-int ew_tokenizer_load_json(const struct ew_json *tokenizer, const struct ew_json *tokenizer_config, struct ew_tokenizer **out, struct ew_error *err) EW_MUST_CHECK;
+int ew_tokenizer_load_json(const struct ew_json *tokenizer, const struct ew_json *tokenizer_config,
+                           struct ew_tokenizer **out, struct ew_error *err) EW_MUST_CHECK;
 void ew_tokenizer_free(struct ew_tokenizer *tok);
 const struct ew_tokenizer_info *ew_tokenizer_info(const struct ew_tokenizer *tok);
 
@@ -37,13 +38,16 @@ struct ew_ids {
 void ew_ids_fini(struct ew_ids *ids);
 int ew_ids_push(struct ew_ids *ids, int32_t id) EW_MUST_CHECK; // EW_ERR_MEMORY
 
-// Appends the ids of text. add_special: the model's own BOS/EOS/CLS. parse_special: special tokens written in the text become
-// their ids (chat templates need it; untrusted user text must not). Added tokens that are not special are always found, as the
-// reference implementations do. Any bytes are accepted: ill-formed UTF-8 goes through byte fallback or U+FFFD.
-int ew_tokenize(const struct ew_tokenizer *tok, struct ew_str text, bool add_special, bool parse_special, struct ew_ids *out, struct ew_error *err) EW_MUST_CHECK;
+// Appends the ids of text. add_special: the model's own BOS/EOS/CLS. parse_special: special tokens written in the text
+// become their ids (chat templates need it; untrusted user text must not). Added tokens that are not special are always
+// found, as the reference implementations do. Any bytes are accepted: ill-formed UTF-8 goes through byte fallback or
+// U+FFFD.
+int ew_tokenize(const struct ew_tokenizer *tok, struct ew_str text, bool add_special, bool parse_special,
+                struct ew_ids *out, struct ew_error *err) EW_MUST_CHECK;
 
 // Appends the bytes of the ids. skip_special leaves out special tokens.
-int ew_detokenize(const struct ew_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, struct ew_buf *out, struct ew_error *err) EW_MUST_CHECK;
+int ew_detokenize(const struct ew_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, struct ew_buf *out,
+                  struct ew_error *err) EW_MUST_CHECK;
 
 // Token by token: gives only whole characters. Equal, taken together, to ew_detokenize of all ids.
 struct ew_detok {
@@ -53,10 +57,12 @@ struct ew_detok {
     uint32_t n_pending;
 };
 void ew_detok_init(struct ew_detok *detok, const struct ew_tokenizer *tok, bool skip_special);
-int ew_detok_push(struct ew_detok *detok, int32_t id, struct ew_buf *out, struct ew_error *err) EW_MUST_CHECK; // appends what became whole
+// appends what became whole
+int ew_detok_push(struct ew_detok *detok, int32_t id, struct ew_buf *out, struct ew_error *err) EW_MUST_CHECK;
 void ew_detok_flush(struct ew_detok *detok, struct ew_buf *out);   // what is left, bad bytes as U+FFFD
 
 // The raw bytes of one token (control tokens give their text). false for an id out of range.
 bool ew_token_bytes(const struct ew_tokenizer *tok, int32_t id, struct ew_buf *out);
 bool ew_token_is_special(const struct ew_tokenizer *tok, int32_t id);
-int32_t ew_token_find(const struct ew_tokenizer *tok, struct ew_str text); // the token with exactly this text, or EW_TOKEN_NONE
+// the token with exactly this text, or EW_TOKEN_NONE
+int32_t ew_token_find(const struct ew_tokenizer *tok, struct ew_str text);

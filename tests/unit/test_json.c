@@ -1,4 +1,5 @@
-// JSON: the event reader and the tree. Python's json is the oracle of tests/py/test_json.py; here are the rules of our own.
+// JSON: the event reader and the tree. Python's json is the oracle of tests/py/test_json.py; here are the rules of our
+// own.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -23,9 +24,10 @@ static const struct ew_json *parse(struct ew_arena *arena, const char *text)
 
 static void events_come_in_order(void **state)
 {
-    static const int expected[] = {EW_JSON_OBJECT_BEGIN, EW_JSON_KEY, EW_JSON_ARRAY_BEGIN, EW_JSON_NUMBER, EW_JSON_NUMBER,
-                                   EW_JSON_ARRAY_END, EW_JSON_KEY, EW_JSON_OBJECT_BEGIN, EW_JSON_OBJECT_END, EW_JSON_KEY,
-                                   EW_JSON_STRING, EW_JSON_OBJECT_END, EW_JSON_END, EW_JSON_END};
+    static const int expected[] = {EW_JSON_OBJECT_BEGIN, EW_JSON_KEY,       EW_JSON_ARRAY_BEGIN, EW_JSON_NUMBER,
+                                   EW_JSON_NUMBER,       EW_JSON_ARRAY_END, EW_JSON_KEY,         EW_JSON_OBJECT_BEGIN,
+                                   EW_JSON_OBJECT_END,   EW_JSON_KEY,       EW_JSON_STRING,      EW_JSON_OBJECT_END,
+                                   EW_JSON_END,          EW_JSON_END};
     struct ew_json_reader reader;
 
     (void)state;
@@ -110,7 +112,8 @@ static void numbers_keep_their_kind(void **state)
 
     (void)state;
     ew_arena_init(&arena, 1 << 20);
-    root = parse(&arena, "[9223372036854775807, -9223372036854775808, 9223372036854775808, 1e3, 1E400, NaN, -0.0, 4.5]");
+    root = parse(&arena,
+                 "[9223372036854775807, -9223372036854775808, 9223372036854775808, 1e3, 1E400, NaN, -0.0, 4.5]");
     assert_true(ew_json_at(root, 0)->integer == INT64_MAX && ew_json_at(root, 1)->integer == INT64_MIN);
     assert_int_equal(ew_json_at(root, 2)->type, EW_JSON_T_DOUBLE);
     assert_string_equal(ew_json_at(root, 2)->text.ptr, "9223372036854775808");
@@ -181,7 +184,8 @@ static void memory_stops_at_the_limit(void **state)
 // Every allocation on the way fails once: an error, never a crash or a leak (the sanitizer builds see leaks).
 static void failing_allocations_are_reported(void **state)
 {
-    static const char text[] = "{\"\\n\": 1.2345678901234567, \"1\":1,\"2\":1,\"3\":1,\"4\":1,\"5\":1,\"6\":1,\"7\":1,\"8\":1,\"1\":2}";
+    static const char text[] =
+        "{\"\\n\": 1.2345678901234567, \"1\":1,\"2\":1,\"3\":1,\"4\":1,\"5\":1,\"6\":1,\"7\":1,\"8\":1,\"1\":2}";
     int code = EW_ERR_MEMORY;
 
     (void)state;

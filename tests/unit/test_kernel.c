@@ -11,12 +11,13 @@
 
 #include <math.h>
 
-// ---- a model of one attention layer: width 2, vocabulary 3, one head, identity projections, tied head --------------------------
+// ---- a model of one attention layer: width 2, vocabulary 3, one head, identity projections, tied head ---------------
 
 static const float EMBEDDING[3][2] = {{1, 0}, {0, 1}, {1, 1}};
 static const float IDENTITY[2][2] = {{1, 0}, {0, 1}};
 
-static int read_rows(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst, struct ew_error *err)
+static int read_rows(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                     struct ew_error *err)
 {
     uint64_t row_bytes = source->arg[0];
 
@@ -33,7 +34,10 @@ static struct ew_weight g_weights[] = {MATRIX(EMBEDDING), MATRIX(IDENTITY)};
 static uint32_t g_widths[N_SLOTS] = {2, 2, 2, 2, 2, 2, 3};
 
 #define NONE EW_SLOT_NONE
-#define LINEAR(to, from, w) {.kind = EW_OP_LINEAR, .in = from, .in2 = NONE, .in3 = NONE, .out = to, .weight = w, .bias = EW_WEIGHT_NONE}
+#define LINEAR(to, from, w)                                                                                            \
+    {                                                                                                                  \
+        .kind = EW_OP_LINEAR, .in = from, .in2 = NONE, .in3 = NONE, .out = to, .weight = w, .bias = EW_WEIGHT_NONE     \
+    }
 
 static struct ew_op g_ops[] = {
     {.kind = EW_OP_EMBED, .in = NONE, .in2 = NONE, .in3 = NONE, .out = X, .weight = 0, .embed = {1}},
@@ -48,16 +52,32 @@ static struct ew_op g_ops[] = {
 static struct ew_cache_group g_group = {.kind = EW_CACHE_FULL, .n_layers = 1, .n_kv_heads = 1, .k_dim = 2, .v_dim = 2};
 
 static struct ew_program g_program = {
-    .name = "by hand", .n_ops = 8, .n_slots = N_SLOTS, .n_weights = 2, .n_groups = 1, .ops = g_ops, .slot_width = g_widths,
-    .weights = g_weights, .groups = &g_group, .logits = LOGITS, .n_vocab = 3, .width = 2, .n_position_dims = 1,
+    .name = "by hand",
+    .n_ops = 8,
+    .n_slots = N_SLOTS,
+    .n_weights = 2,
+    .n_groups = 1,
+    .ops = g_ops,
+    .slot_width = g_widths,
+    .weights = g_weights,
+    .groups = &g_group,
+    .logits = LOGITS,
+    .n_vocab = 3,
+    .width = 2,
+    .n_position_dims = 1,
 };
 
 static struct ew_backend *prepared(enum ew_kv_dtype kv, uint32_t n_threads)
 {
     struct ew_backend_config config = {.n_threads = n_threads, .kernels = EW_KERNELS_REFERENCE};
     uint32_t n_blocks = 4;
-    struct ew_limits limits = {.n_tokens_max = 8, .n_seqs_max = 2, .n_logits_max = 8, .context_max = 16, .block_tokens = 2,
-                               .n_blocks = &n_blocks, .kv = kv};
+    struct ew_limits limits = {.n_tokens_max = 8,
+                               .n_seqs_max = 2,
+                               .n_logits_max = 8,
+                               .context_max = 16,
+                               .block_tokens = 2,
+                               .n_blocks = &n_blocks,
+                               .kv = kv};
     struct ew_backend *backend;
 
     ew_program_check(&g_program);
@@ -67,15 +87,21 @@ static struct ew_backend *prepared(enum ew_kv_dtype kv, uint32_t n_threads)
     return backend;
 }
 
-// Feeds tokens [from, from + n) of 0, 1, 2 to a sequence whose blocks lie out of order; the logits are those of the last.
+// Feeds tokens [from, from + n) of 0, 1, 2 to a sequence whose blocks lie out of order; the logits are those of the
+// last.
 static const float *feed(struct ew_backend *backend, uint32_t from, uint32_t n)
 {
     static const int32_t tokens[] = {0, 1, 2}, positions[] = {0, 1, 2}, blocks[] = {3, 1};
     static const int32_t *const tables[] = {blocks};
     uint8_t want[3] = {0};
     struct ew_batch_seq seq = {.n_tokens = n, .n_past = from, .rope_span = 3, .blocks = tables};
-    struct ew_batch batch = {.n_tokens = n, .n_seqs = 1, .n_logits = 1, .token = tokens + from, .position = positions + from,
-                             .want_logits = want, .seqs = &seq};
+    struct ew_batch batch = {.n_tokens = n,
+                             .n_seqs = 1,
+                             .n_logits = 1,
+                             .token = tokens + from,
+                             .position = positions + from,
+                             .want_logits = want,
+                             .seqs = &seq};
     const float *logits;
 
     want[n - 1] = 1;
@@ -144,7 +170,8 @@ static void test_export_import(void **state)
     ew_backend_destroy(backend);
 }
 
-static void double_embedding(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows, uint32_t width)
+static void double_embedding(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
+                             uint32_t width)
 {
     (*(int *)ctx)++;
     for (uint32_t i = 0; i < n_rows * width && program->ops[op].kind == EW_OP_SELECT; i++)
@@ -173,7 +200,8 @@ static void test_bad_batches(void **state)
     static const int32_t *const tables[] = {blocks};
     uint8_t want = 0;
     struct ew_batch_seq seq = {.n_tokens = 1, .no_cache = true, .blocks = tables};
-    struct ew_batch batch = {.n_tokens = 1, .n_seqs = 1, .token = &token, .position = &position, .want_logits = &want, .seqs = &seq};
+    struct ew_batch batch = {
+        .n_tokens = 1, .n_seqs = 1, .token = &token, .position = &position, .want_logits = &want, .seqs = &seq};
 
     assert_int_equal(backend->ops->submit(backend, &batch, NULL), EW_ERR_LIMIT); // no such token
     seq.no_cache = false;

@@ -63,7 +63,7 @@ static int cpu_create(const struct ew_backend_config *config, struct ew_backend 
     return 0;
 }
 
-// ---- sizes -----------------------------------------------------------------------------------------------------------------
+// ---- sizes ----------------------------------------------------------------------------------------------------------
 
 static uint64_t rows_of(const struct ew_cpu_buffer *buffer, const struct ew_limits *limits)
 {
@@ -93,8 +93,8 @@ static uint64_t scratch_floats(const struct ew_program *program, const struct ew
 }
 
 // Lays out everything that a step needs; with carver->base NULL it only counts.
-static void carve_workspace(const struct ew_cpu_backend *backend, const struct ew_cpu_plan *plan, const struct ew_limits *limits,
-                            struct ew_cpu_carver *carver, struct ew_cpu_workspace *work)
+static void carve_workspace(const struct ew_cpu_backend *backend, const struct ew_cpu_plan *plan,
+                            const struct ew_limits *limits, struct ew_cpu_carver *carver, struct ew_cpu_workspace *work)
 {
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, floats = scratch_floats(program, limits);
@@ -129,8 +129,9 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     work->next = ew_cpu_carve(carver, EW_MAX(plan->n_stages, plan->n_singles) * sizeof(*work->next));
 }
 
-static int build_plan(const struct ew_cpu_backend *backend, const struct ew_program *program, const struct ew_cpu_weight_plan *weights,
-                      struct ew_arena *arena, struct ew_cpu_plan *plan, struct ew_error *err)
+static int build_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
+                      const struct ew_cpu_weight_plan *weights, struct ew_arena *arena, struct ew_cpu_plan *plan,
+                      struct ew_error *err)
 {
     bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
 
@@ -149,8 +150,9 @@ static int check_groups(const struct ew_program *program, struct ew_error *err)
     return 0;
 }
 
-static int size_program(struct ew_cpu_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
-                        struct ew_arena *arena, struct ew_backend_sizes *out, struct ew_error *err)
+static int size_program(struct ew_cpu_backend *backend, const struct ew_program *program,
+                        const struct ew_limits *limits, struct ew_arena *arena, struct ew_backend_sizes *out,
+                        struct ew_error *err)
 {
     struct ew_cpu_weight_plan *weights = ew_arena_array(arena, program->n_weights + 1, sizeof(*weights));
     struct ew_cpu_carver carver = {0};
@@ -191,7 +193,7 @@ static int cpu_sizes(struct ew_backend *base, const struct ew_program *program, 
     return rc;
 }
 
-// ---- load and prepare ------------------------------------------------------------------------------------------------------
+// ---- load and prepare -----------------------------------------------------------------------------------------------
 
 static int cpu_load(struct ew_backend *base, const struct ew_program *program,
                     bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err)
@@ -278,9 +280,10 @@ static void cpu_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
     backend->trace_ctx = ctx;
 }
 
-// ---- steps -----------------------------------------------------------------------------------------------------------------
+// ---- steps ----------------------------------------------------------------------------------------------------------
 
-static int check_blocks(const struct ew_cpu_backend *backend, const struct ew_batch_seq *seq, uint32_t group, struct ew_error *err)
+static int check_blocks(const struct ew_cpu_backend *backend, const struct ew_batch_seq *seq, uint32_t group,
+                        struct ew_error *err)
 {
     const struct ew_cpu_cache *cache = &backend->caches[group];
     const struct ew_cache_group *shape = &backend->program->groups[group];
@@ -292,12 +295,14 @@ static int check_blocks(const struct ew_cpu_backend *backend, const struct ew_ba
         int32_t block = seq->blocks[group][i];
 
         if (block < 0 || (uint32_t)block >= cache->n_blocks)
-            return ew_fail(err, EW_ERR_USAGE, "block %u of a sequence is %d, but its pool has %u blocks", i, block, cache->n_blocks);
+            return ew_fail(err, EW_ERR_USAGE, "block %u of a sequence is %d, but its pool has %u blocks", i, block,
+                           cache->n_blocks);
     }
     return 0;
 }
 
-static int check_seq(const struct ew_cpu_backend *backend, const struct ew_batch_seq *seq, uint32_t first, struct ew_error *err)
+static int check_seq(const struct ew_cpu_backend *backend, const struct ew_batch_seq *seq, uint32_t first,
+                     struct ew_error *err)
 {
     uint32_t left = backend->batch->n_tokens - first;
 
@@ -326,7 +331,8 @@ static int check_token(const struct ew_cpu_backend *backend, const struct ew_op 
         return 0;
     if (row < 0 || row >= backend->matrices[op->weight].rows)
         return ew_fail(err, EW_ERR_LIMIT, "%s %lld is outside the %u that the model has",
-                       op->kind == EW_OP_EMBED ? "token id" : "position", (long long)row, backend->matrices[op->weight].rows);
+                       op->kind == EW_OP_EMBED ? "token id" : "position", (long long)row,
+                       backend->matrices[op->weight].rows);
     return 0;
 }
 
@@ -352,8 +358,8 @@ static int check_batch(const struct ew_cpu_backend *backend, struct ew_error *er
     const struct ew_batch *batch = backend->batch;
     uint32_t first = 0, n_logits = 0;
 
-    if (batch->n_tokens == 0 || batch->n_tokens > backend->limits.n_tokens_max || batch->n_seqs > backend->limits.n_seqs_max ||
-        batch->n_logits > backend->limits.n_logits_max)
+    if (batch->n_tokens == 0 || batch->n_tokens > backend->limits.n_tokens_max ||
+        batch->n_seqs > backend->limits.n_seqs_max || batch->n_logits > backend->limits.n_logits_max)
         return ew_fail(err, EW_ERR_LIMIT, "a step of %u tokens, %u sequences and %u logits is past what was prepared",
                        batch->n_tokens, batch->n_seqs, batch->n_logits);
     for (uint32_t i = 0; i < batch->n_seqs; i++) {
@@ -403,7 +409,8 @@ static int cpu_submit(struct ew_backend *base, const struct ew_batch *batch, str
     if (rc)
         return rc;
     map_tokens(backend);
-    memset(backend->work.next, 0, EW_MAX(backend->plan.n_stages, backend->plan.n_singles) * sizeof(*backend->work.next));
+    memset(backend->work.next, 0,
+           EW_MAX(backend->plan.n_stages, backend->plan.n_singles) * sizeof(*backend->work.next));
     ew_cpu_step_run(backend);
     return 0;
 }
@@ -416,13 +423,15 @@ static int cpu_wait(struct ew_backend *base, const float **logits, struct ew_err
     return 0;
 }
 
-// ---- caches ----------------------------------------------------------------------------------------------------------------
+// ---- caches ---------------------------------------------------------------------------------------------------------
 
-static int check_block(const struct ew_cpu_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, struct ew_error *err)
+static int check_block(const struct ew_cpu_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens,
+                       struct ew_error *err)
 {
     if (group >= backend->program->n_groups || block < 0 || (uint32_t)block >= backend->caches[group].n_blocks ||
         n_tokens > backend->caches[group].block_tokens)
-        return ew_fail(err, EW_ERR_USAGE, "there is no block %d with %u tokens in cache group %u", block, n_tokens, group);
+        return ew_fail(err, EW_ERR_USAGE, "there is no block %d with %u tokens in cache group %u", block, n_tokens,
+                       group);
     return 0;
 }
 
@@ -436,12 +445,14 @@ static int cpu_copy_block(struct ew_backend *base, uint32_t group, int32_t from,
     if (rc == 0 && from != to) {
         const struct ew_cpu_cache *cache = &backend->caches[group];
 
-        memcpy(cache->data + (uint64_t)to * cache->block_bytes, cache->data + (uint64_t)from * cache->block_bytes, cache->block_bytes);
+        memcpy(cache->data + (uint64_t)to * cache->block_bytes, cache->data + (uint64_t)from * cache->block_bytes,
+               cache->block_bytes);
     }
     return rc;
 }
 
-static int cpu_export_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, float *out, struct ew_error *err)
+static int cpu_export_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, float *out,
+                            struct ew_error *err)
 {
     struct ew_cpu_backend *backend = of(base);
     int rc = check_block(backend, group, block, n_tokens, err);
@@ -451,7 +462,8 @@ static int cpu_export_block(struct ew_backend *base, uint32_t group, int32_t blo
     return rc;
 }
 
-static int cpu_import_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, const float *in, struct ew_error *err)
+static int cpu_import_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, const float *in,
+                            struct ew_error *err)
 {
     struct ew_cpu_backend *backend = of(base);
     int rc = check_block(backend, group, block, n_tokens, err);
@@ -478,7 +490,18 @@ static const char *cpu_describe(const struct ew_backend *base)
 }
 
 const struct ew_backend_ops ew_backend_cpu = {
-    .name = "cpu", .create = cpu_create, .destroy = cpu_destroy, .sizes = cpu_sizes, .load = cpu_load, .prepare = cpu_prepare,
-    .trace = cpu_trace, .submit = cpu_submit, .wait = cpu_wait, .copy_block = cpu_copy_block, .export_block = cpu_export_block,
-    .import_block = cpu_import_block, .arith = cpu_arith, .describe = cpu_describe,
+    .name = "cpu",
+    .create = cpu_create,
+    .destroy = cpu_destroy,
+    .sizes = cpu_sizes,
+    .load = cpu_load,
+    .prepare = cpu_prepare,
+    .trace = cpu_trace,
+    .submit = cpu_submit,
+    .wait = cpu_wait,
+    .copy_block = cpu_copy_block,
+    .export_block = cpu_export_block,
+    .import_block = cpu_import_block,
+    .arith = cpu_arith,
+    .describe = cpu_describe,
 };

@@ -1,5 +1,5 @@
-// Attention over paged caches. Tokens are known by their index in the sequence: masks, windows and chunks count tokens, not
-// rotary positions.
+// Attention over paged caches. Tokens are known by their index in the sequence: masks, windows and chunks count tokens,
+// not rotary positions.
 
 #include <math.h>
 #include <string.h>
@@ -32,8 +32,8 @@ static struct range span_of(const struct ew_batch *batch, const struct ew_batch_
     return run;
 }
 
-// The keys that token t of the batch sees. A window of w is the token and the w - 1 before it; of a bidirectional mask it is
-// w / 2 tokens to each side.
+// The keys that token t of the batch sees. A window of w is the token and the w - 1 before it; of a bidirectional mask
+// it is w / 2 tokens to each side.
 static struct range visible(const struct ew_op *op, const struct ew_batch *batch, struct ew_cpu_token token, uint32_t t)
 {
     const struct ew_batch_seq *seq = &batch->seqs[token.seq];
@@ -83,10 +83,11 @@ static void adjust(const struct job *job, float *score, uint32_t n, uint32_t beg
     }
 }
 
-// ---- the reference: one token and head at a time, two passes, sums in double -----------------------------------------------
+// ---- the reference: one token and head at a time, two passes, sums in double ----------------------------------------
 
 // Row of K or V of key `index`, decoded into row where it is in a cache.
-static const float *key_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head, bool of_v, float *row)
+static const float *key_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head,
+                            bool of_v, float *row)
 {
     const struct ew_cpu_cache *cache = job->cache;
     uint32_t dim = of_v ? job->op->attention.v_dim : job->op->attention.head_dim, in_block;
@@ -94,13 +95,14 @@ static const float *key_row(const struct job *job, const struct ew_batch_seq *se
     uint64_t offset;
 
     if (seq->no_cache)
-        return (of_v ? job->v : job->k) + (uint64_t)(seq->first + index) * (of_v ? job->v_stride : job->k_stride) + head * dim;
+        return (of_v ? job->v : job->k) + (uint64_t)(seq->first + index) * (of_v ? job->v_stride : job->k_stride) +
+               head * dim;
     in_block = index % cache->block_tokens;
     offset = (uint64_t)in_block * dim * ew_cpu_kv_bytes(cache->dtype);
     tile = ew_cpu_cache_tile(cache, seq->blocks[job->op->attention.group][index / cache->block_tokens],
                              job->op->attention.cache_layer, head);
-    job->backend->ops.kv_decode(cache->dtype, (of_v ? tile.v : tile.k) + offset, (of_v ? tile.v_scale : tile.k_scale) + in_block,
-                                1, dim, row, dim);
+    job->backend->ops.kv_decode(cache->dtype, (of_v ? tile.v : tile.k) + offset,
+                                (of_v ? tile.v_scale : tile.k_scale) + in_block, 1, dim, row, dim);
     return row;
 }
 
@@ -111,14 +113,17 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     struct ew_cpu_token token = backend->work.tokens[t];
     const struct ew_batch_seq *seq = &backend->batch->seqs[token.seq];
     struct range keys = visible(op, backend->batch, token, t);
-    uint32_t v_dim = op->attention.v_dim, kv_head = head / (op->attention.n_heads / op->attention.n_kv_heads), n = keys.end - keys.begin;
+    uint32_t v_dim = op->attention.v_dim, kv_head = head / (op->attention.n_heads / op->attention.n_kv_heads),
+             n = keys.end - keys.begin;
     const float *q = job->q + (uint64_t)t * job->q_stride + head * op->attention.head_dim;
-    float *out = job->out + (uint64_t)t * job->out_stride + head * v_dim, *row = scratch, *score = row + EW_MAX(op->attention.head_dim, v_dim);
+    float *out = job->out + (uint64_t)t * job->out_stride + head * v_dim, *row = scratch,
+          *score = row + EW_MAX(op->attention.head_dim, v_dim);
     float scale = query_scale(op, backend->batch, t), max = job->sinks ? job->sinks[head] : -INFINITY;
     double sum = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.scores(score + i, q, key_row(job, seq, keys.begin + i, kv_head, false, row), 1, op->attention.head_dim, scale);
+        backend->ops.scores(score + i, q, key_row(job, seq, keys.begin + i, kv_head, false, row), 1,
+                            op->attention.head_dim, scale);
     adjust(job, score, n, keys.begin, token.index, head);
     for (uint32_t i = 0; i < n; i++)
         max = fmaxf(max, score[i]);
@@ -145,7 +150,8 @@ uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct
     return dims ? keys + dims : 0;
 }
 
-void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next, float *scratch)
+void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next,
+                          float *scratch)
 {
     const struct ew_program *program = backend->program;
     const struct ew_op *op = &program->ops[step->op];

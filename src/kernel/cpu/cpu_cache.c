@@ -16,7 +16,8 @@ static bool has_scales(enum ew_kv_dtype dtype)
 int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *group, const struct ew_limits *limits,
                        struct ew_error *err)
 {
-    uint64_t row = ((uint64_t)group->k_dim + group->v_dim) * ew_cpu_kv_bytes(limits->kv) + (has_scales(limits->kv) ? 4 : 0);
+    uint64_t row = ((uint64_t)group->k_dim + group->v_dim) * ew_cpu_kv_bytes(limits->kv) +
+                   (has_scales(limits->kv) ? 4 : 0);
 
     if (group->kind != EW_CACHE_FULL && group->kind != EW_CACHE_WINDOW)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CPU backend has no caches of kind %d yet", (int)group->kind);
@@ -24,7 +25,8 @@ int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *
         .dtype = limits->kv, .block_tokens = limits->block_tokens, .n_layers = group->n_layers,
         .n_kv_heads = group->n_kv_heads, .k_dim = group->k_dim, .v_dim = group->v_dim,
     };
-    cache->head_bytes = (row * limits->block_tokens + (has_scales(limits->kv) ? 1 : 0) + 63) & ~(uint64_t)63; // 1: see ew_cpu_cache_tile
+    // 1: see ew_cpu_cache_tile
+    cache->head_bytes = (row * limits->block_tokens + (has_scales(limits->kv) ? 1 : 0) + 63) & ~(uint64_t)63;
     if (!ew_mul_size(cache->head_bytes, group->n_kv_heads, &cache->layer_bytes) ||
         !ew_mul_size(cache->layer_bytes, group->n_layers, &cache->block_bytes))
         return ew_fail(err, EW_ERR_LIMIT, "a cache block of %u tokens is too large", limits->block_tokens);
@@ -33,7 +35,8 @@ int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *
 
 struct ew_cpu_kv_tile ew_cpu_cache_tile(const struct ew_cpu_cache *cache, int32_t block, uint32_t layer, uint32_t head)
 {
-    uint8_t *base = cache->data + (uint64_t)block * cache->block_bytes + layer * cache->layer_bytes + head * cache->head_bytes;
+    uint8_t *base = cache->data + (uint64_t)block * cache->block_bytes + layer * cache->layer_bytes +
+                    head * cache->head_bytes;
     uint64_t element = ew_cpu_kv_bytes(cache->dtype), k_bytes = element * cache->k_dim * cache->block_tokens,
              v_bytes = element * cache->v_dim * cache->block_tokens;
 
@@ -59,12 +62,14 @@ void ew_cpu_cache_append(const struct ew_cpu_ops *ops, const struct ew_cpu_cache
 }
 
 // Where row `token` of a head stands in the canonical form.
-static uint64_t canonical(const struct ew_cpu_cache *cache, uint32_t layer, uint32_t n_tokens, uint32_t head, uint32_t dim)
+static uint64_t canonical(const struct ew_cpu_cache *cache, uint32_t layer, uint32_t n_tokens, uint32_t head,
+                          uint32_t dim)
 {
     return ((uint64_t)layer * n_tokens * cache->n_kv_heads + head) * dim;
 }
 
-void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block, uint32_t n_tokens, float *out)
+void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block,
+                         uint32_t n_tokens, float *out)
 {
     float *v_out = out + (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * cache->k_dim;
 
@@ -73,14 +78,17 @@ void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache
             struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(cache, block, layer, head);
 
             ops->kv_decode(cache->dtype, tile.k, tile.k_scale, n_tokens, cache->k_dim,
-                           out + canonical(cache, layer, n_tokens, head, cache->k_dim), cache->n_kv_heads * cache->k_dim);
+                           out + canonical(cache, layer, n_tokens, head, cache->k_dim),
+                           cache->n_kv_heads * cache->k_dim);
             ops->kv_decode(cache->dtype, tile.v, tile.v_scale, n_tokens, cache->v_dim,
-                           v_out + canonical(cache, layer, n_tokens, head, cache->v_dim), cache->n_kv_heads * cache->v_dim);
+                           v_out + canonical(cache, layer, n_tokens, head, cache->v_dim),
+                           cache->n_kv_heads * cache->v_dim);
         }
     }
 }
 
-void ew_cpu_cache_import(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block, uint32_t n_tokens, const float *in)
+void ew_cpu_cache_import(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block,
+                         uint32_t n_tokens, const float *in)
 {
     const float *v_in = in + (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * cache->k_dim;
 

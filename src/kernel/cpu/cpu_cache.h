@@ -1,6 +1,6 @@
 #pragma once
-// The block pools of one cache group. A block holds, for each layer and KV head, block_tokens rows of K, as many of V, and
-// (8-bit types) one f16 scale of each row: what one work item of attention reads is contiguous.
+// The block pools of one cache group. A block holds, for each layer and KV head, block_tokens rows of K, as many of V,
+// and (8-bit types) one f16 scale of each row: what one work item of attention reads is contiguous.
 
 #include "kernel/cpu/cpu_ops.h"
 
@@ -24,5 +24,7 @@ uint32_t ew_cpu_kv_bytes(enum ew_kv_dtype dtype); // of one element
 void ew_cpu_cache_append(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block, uint32_t layer,
                          uint32_t row, const float *k, const float *v);
 // The canonical form: f32 K, then V, each [n_layers, n_tokens, heads, dim].
-void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block, uint32_t n_tokens, float *out);
-void ew_cpu_cache_import(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block, uint32_t n_tokens, const float *in);
+void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block,
+                         uint32_t n_tokens, float *out);
+void ew_cpu_cache_import(const struct ew_cpu_ops *ops, const struct ew_cpu_cache *cache, int32_t block,
+                         uint32_t n_tokens, const float *in);

@@ -1,6 +1,7 @@
 #pragma once
-// The CPU kernels as a table of functions: filled by the plain C reference, then overwritten by the instruction sets that
-// this machine has, in rising order. All of them work on rows of f32 and never allocate; one call belongs to one thread.
+// The CPU kernels as a table of functions: filled by the plain C reference, then overwritten by the instruction sets
+// that this machine has, in rising order. All of them work on rows of f32 and never allocate; one call belongs to one
+// thread.
 
 #include <stdint.h>
 
@@ -28,8 +29,8 @@ struct ew_cpu_linear {
 };
 
 typedef void (*ew_cpu_linear_fn)(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
-typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
-                               float weight_offset);
+typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight, const float *bias, uint32_t n,
+                               float eps, float weight_offset);
 
 struct ew_cpu_ops {
     const char *isa; // the last initialiser that filled something
@@ -42,12 +43,13 @@ struct ew_cpu_ops {
     void (*scale)(float *out, const float *in, uint32_t n, float scale);
     void (*softcap)(float *out, const float *in, uint32_t n, float cap);
     // Rotates n_dims elements of each head; cos_sin holds n_dims / 2 cosines, then as many sines.
-    void (*rope)(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim, enum ew_rope_kind kind);
+    void (*rope)(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim,
+                 enum ew_rope_kind kind);
     // Cache rows: one token and head. Scales are f16 and only used by the 8-bit types.
     void (*kv_encode)(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
-    void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                      uint32_t out_stride);
+    void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
+                      float *out, uint32_t out_stride);
     // score[i] = scale * q . k[i] for n_k rows of k; dim is a multiple of 8.
     void (*scores)(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale);
     // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.

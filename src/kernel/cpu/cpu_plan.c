@@ -57,7 +57,8 @@ static uint32_t write_slot(struct lowering *low, uint32_t index, const struct ew
 
     if (!reads(op, slot) || op->kind == EW_OP_SELECT) {
         low->current[slot] = low->n_ranges;
-        low->ranges[low->n_ranges++] = (struct range){slot, index, low->program->slot_width[slot], EW_CPU_NO_BUFFER, logits_rows};
+        low->ranges[low->n_ranges++] = (struct range){slot, index, low->program->slot_width[slot], EW_CPU_NO_BUFFER,
+                                                      logits_rows};
     }
     low->ranges[low->current[slot]].last = index;
     return low->current[slot];
@@ -77,7 +78,8 @@ static void find_ranges(struct lowering *low)
         operand[1] = has_input ? read_slot(low, i, op->in2) : NO_RANGE;
         operand[2] = has_input ? read_slot(low, i, op->in3) : NO_RANGE;
         for (int k = 1; k < 3; k++)
-            EW_ASSERT(operand[k] == NO_RANGE || low->ranges[operand[k]].logits_rows == low->ranges[operand[0]].logits_rows);
+            EW_ASSERT(operand[k] == NO_RANGE ||
+                      low->ranges[operand[k]].logits_rows == low->ranges[operand[0]].logits_rows);
         operand[3] = write_slot(low, i, op, on_logits_rows(low, op, operand[0]));
     }
     EW_ASSERT(low->current[program->logits] != NO_RANGE);
@@ -95,9 +97,9 @@ static uint32_t take_buffer(struct lowering *low, const struct range *range, boo
 
         if (low->is_busy[i] || buffer->is_exact || buffer->logits_rows != range->logits_rows)
             continue;
-        if (best == EW_CPU_NO_BUFFER ||
-            (buffer->width >= range->width ? plan->buffers[best].width < range->width || buffer->width < plan->buffers[best].width
-                                           : buffer->width > plan->buffers[best].width))
+        if (best == EW_CPU_NO_BUFFER || (buffer->width >= range->width ? plan->buffers[best].width < range->width ||
+                                                                             buffer->width < plan->buffers[best].width
+                                                                       : buffer->width > plan->buffers[best].width))
             best = i;
     }
     if (best == EW_CPU_NO_BUFFER) {
@@ -110,8 +112,8 @@ static uint32_t take_buffer(struct lowering *low, const struct range *range, boo
     return best;
 }
 
-// Gives a buffer to every range in the order of the ops. What an op reads for the last time is free only after it, as it
-// may write while other rows still read.
+// Gives a buffer to every range in the order of the ops. What an op reads for the last time is free only after it, as
+// it may write while other rows still read.
 static void assign_buffers(struct lowering *low)
 {
     uint32_t result = low->current[low->program->logits];
@@ -142,8 +144,8 @@ static struct ew_cpu_step *add_step(struct lowering *low, enum ew_cpu_step_kind 
     struct ew_cpu_step *step = &low->plan->steps[low->plan->n_steps++];
     const uint32_t *operand = low->operands[op];
 
-    *step = (struct ew_cpu_step){kind, op, buffer_of(low, operand[0]), buffer_of(low, operand[1]), buffer_of(low, operand[2]),
-                                 buffer_of(low, operand[3])};
+    *step = (struct ew_cpu_step){kind, op, buffer_of(low, operand[0]), buffer_of(low, operand[1]),
+                                 buffer_of(low, operand[2]), buffer_of(low, operand[3])};
     return step;
 }
 
@@ -187,7 +189,9 @@ static enum ew_cpu_stage_kind stage_kind(const struct ew_program *program, const
 
     if (step->kind != EW_CPU_STEP_OP)
         return EW_CPU_STAGE_CHAIN;
-    return kind == EW_OP_LINEAR ? EW_CPU_STAGE_LINEAR : kind == EW_OP_ATTENTION ? EW_CPU_STAGE_ATTENTION : EW_CPU_STAGE_CHAIN;
+    return kind == EW_OP_LINEAR      ? EW_CPU_STAGE_LINEAR
+           : kind == EW_OP_ATTENTION ? EW_CPU_STAGE_ATTENTION
+                                     : EW_CPU_STAGE_CHAIN;
 }
 
 // Which rows a step walks: those of its output, but for steps that only read.
@@ -239,12 +243,12 @@ static bool allocate(struct lowering *low, struct ew_arena *arena)
     low->operands = ew_arena_array(arena, n_ops, sizeof(*low->operands));
     low->is_busy = ew_arena_array(arena, n_ops, sizeof(*low->is_busy));
     low->current = ew_arena_array(arena, low->program->n_slots, sizeof(*low->current));
-    return plan->buffers && plan->steps && plan->stages && plan->singles && low->ranges && low->operands && low->is_busy &&
-           low->current;
+    return plan->buffers && plan->steps && plan->stages && plan->singles && low->ranges && low->operands &&
+           low->is_busy && low->current;
 }
 
-int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8, struct ew_arena *arena,
-                      struct ew_error *err)
+int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8,
+                      struct ew_arena *arena, struct ew_error *err)
 {
     struct lowering low = {.plan = plan, .program = program, .needs_q8 = needs_q8};
 

@@ -1,9 +1,10 @@
 #pragma once
 // A program lowered to stages. Between two stages all threads meet; inside one they share out rows, tiles or heads.
 //
-// Everything that works on each row alone is gathered into chains, so that a layer needs about nine meetings. Slots live in
-// buffers that are reused as soon as no later op reads them. The row stride of a buffer is its own, so that row i of
-// whatever lives in it is always in the same place: a thread that is ahead in a chain never writes another one's rows.
+// Everything that works on each row alone is gathered into chains, so that a layer needs about nine meetings. Slots
+// live in buffers that are reused as soon as no later op reads them. The row stride of a buffer is its own, so that row
+// i of whatever lives in it is always in the same place: a thread that is ahead in a chain never writes another one's
+// rows.
 
 #include "base/alloc.h"
 #include "kernel/ops.h"
@@ -50,5 +51,5 @@ struct ew_cpu_plan {
 };
 
 // needs_q8: [n_weights], which matrices want 8-bit activations. Memory comes from the arena.
-int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8, struct ew_arena *arena,
-                      struct ew_error *err) EW_MUST_CHECK;
+int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8,
+                      struct ew_arena *arena, struct ew_error *err) EW_MUST_CHECK;

@@ -18,7 +18,7 @@ static const float *vector_of(const struct ew_cpu_backend *backend, uint32_t wei
     return weight == EW_WEIGHT_NONE ? NULL : backend->vectors[weight];
 }
 
-// ---- rotary tables ---------------------------------------------------------------------------------------------------------
+// ---- rotary tables --------------------------------------------------------------------------------------------------
 
 // Position dimension of pair i: sections are counts of neighbouring pairs.
 static uint32_t section_of(const struct ew_rope *rope, uint32_t pair)
@@ -72,7 +72,7 @@ static void rope_tables(const struct ew_cpu_backend *backend, uint32_t t)
     }
 }
 
-// ---- steps on one row ------------------------------------------------------------------------------------------------------
+// ---- steps on one row -----------------------------------------------------------------------------------------------
 
 static void embed_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, float *out)
 {
@@ -89,8 +89,8 @@ static void embed_row(const struct ew_cpu_backend *backend, const struct ew_op *
         backend->ops.scale(out, out, width, op->embed.scale);
 }
 
-static void position_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, const float *in, float *out,
-                         float *scratch)
+static void position_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, const float *in,
+                         float *out, float *scratch)
 {
     uint32_t row = (uint32_t)(backend->batch->position[t] + op->position.first);
 
@@ -106,8 +106,8 @@ static void norm_row(const struct ew_cpu_backend *backend, const struct ew_op *o
     for (uint32_t at = 0; at < width; at += group) {
         uint32_t skip = op->norm.weight_per_group ? at : 0;
 
-        backend->ops.norm[op->norm.kind](out + at, in + at, weight ? weight + skip : NULL, bias ? bias + skip : NULL, group,
-                                         op->norm.eps, op->norm.weight_offset);
+        backend->ops.norm[op->norm.kind](out + at, in + at, weight ? weight + skip : NULL, bias ? bias + skip : NULL,
+                                         group, op->norm.eps, op->norm.weight_offset);
     }
 }
 
@@ -115,8 +115,8 @@ static void rope_row(const struct ew_cpu_backend *backend, const struct ew_op *o
 {
     const struct ew_rope *rope = &backend->program->ropes[op->rope.table];
 
-    backend->ops.rope(x + rope->first, backend->work.rope_rows[op->rope.table] + (uint64_t)t * rope->n_dims, rope->n_dims,
-                      op->rope.n_heads, op->rope.head_dim, rope->kind);
+    backend->ops.rope(x + rope->first, backend->work.rope_rows[op->rope.table] + (uint64_t)t * rope->n_dims,
+                      rope->n_dims, op->rope.n_heads, op->rope.head_dim, rope->kind);
 }
 
 static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *scratch)
@@ -156,8 +156,8 @@ static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_c
     uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
     uint64_t group = (uint64_t)row * q8->group_stride;
 
-    backend->ops.quantise(row_at(backend, step->in, row), width, q8->q + (uint64_t)row * q8->q_stride, q8->scale + group,
-                          q8->sum + 2 * group);
+    backend->ops.quantise(row_at(backend, step->in, row), width, q8->q + (uint64_t)row * q8->q_stride,
+                          q8->scale + group, q8->sum + 2 * group);
 }
 
 static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
@@ -184,14 +184,15 @@ static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_s
     }
 }
 
-// ---- stages ----------------------------------------------------------------------------------------------------------------
+// ---- stages ---------------------------------------------------------------------------------------------------------
 
 static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
     return stage->logits_rows ? backend->batch->n_logits : backend->batch->n_tokens;
 }
 
-static void run_chain(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t thread, uint32_t n_threads)
+static void run_chain(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t thread,
+                      uint32_t n_threads)
 {
     uint64_t n_rows = stage_rows(backend, stage);
     uint32_t row = (uint32_t)(n_rows * thread / n_threads), end = (uint32_t)(n_rows * (thread + 1) / n_threads);
@@ -202,19 +203,27 @@ static void run_chain(const struct ew_cpu_backend *backend, const struct ew_cpu_
     }
 }
 
-static struct ew_cpu_linear linear_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows, float *scratch)
+static struct ew_cpu_linear linear_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step,
+                                       uint32_t n_rows, float *scratch)
 {
     const struct ew_op *op = &backend->program->ops[step->op];
 
     return (struct ew_cpu_linear){
-        .matrix = &backend->matrices[op->weight], .x = row_at(backend, step->in, 0), .q8 = &backend->work.q8,
-        .bias = vector_of(backend, op->bias), .out = row_at(backend, step->out, 0), .n_rows = n_rows,
-        .x_stride = backend->plan.buffers[step->in].width, .out_stride = backend->plan.buffers[step->out].width, .scratch = scratch,
+        .matrix = &backend->matrices[op->weight],
+        .x = row_at(backend, step->in, 0),
+        .q8 = &backend->work.q8,
+        .bias = vector_of(backend, op->bias),
+        .out = row_at(backend, step->out, 0),
+        .n_rows = n_rows,
+        .x_stride = backend->plan.buffers[step->in].width,
+        .out_stride = backend->plan.buffers[step->out].width,
+        .scratch = scratch,
     };
 }
 
 // The part of tiles [from, to) of the whole stage that falls on each of its products.
-static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from, uint32_t to, float *scratch)
+static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
+                      uint32_t to, float *scratch)
 {
     uint32_t n_rows = stage_rows(backend, stage);
 
@@ -229,23 +238,24 @@ static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_
     }
 }
 
-static void run_linear(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next, uint32_t thread,
-                       uint32_t n_threads)
+static void run_linear(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next,
+                       uint32_t thread, uint32_t n_threads)
 {
     uint32_t n = 0, share, from;
 
     if (stage_rows(backend, stage) == 0)
         return;
     for (uint32_t i = 0; i < stage->count; i++)
-        n += ew_cpu_tiles(backend->matrices[backend->program->ops[backend->plan.steps[stage->first + i].op].weight].rows);
+        n += ew_cpu_tiles(
+            backend->matrices[backend->program->ops[backend->plan.steps[stage->first + i].op].weight].rows);
     // Shares small enough that a thread that was held up costs little, large enough that memory is read in long runs.
     share = EW_MAX(1, n / (n_threads * 8));
     while ((from = atomic_fetch_add_explicit(next, share, memory_order_relaxed)) < n)
         run_tiles(backend, stage, from, EW_MIN(from + share, n), backend->work.scratch[thread]);
 }
 
-static void run_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next, uint32_t thread,
-                      uint32_t n_threads)
+static void run_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next,
+                      uint32_t thread, uint32_t n_threads)
 {
     switch (stage->kind) {
     case EW_CPU_STAGE_CHAIN: run_chain(backend, stage, thread, n_threads); break;
