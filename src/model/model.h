@@ -1,7 +1,8 @@
 #pragma once
 // A model: its shape and weights, bound by canonical names from either file format, and the program that computes it.
 //
-// Opening reads headers only. A family is a YAML table (data/families) and, where its mathematics is new, one small hook.
+// Opening reads headers only. A family is a YAML table (data/families) and, where its mathematics is new, one small
+// hook.
 
 #include "format/modelfile.h"
 #include "kernel/backend.h"
@@ -10,14 +11,14 @@
 #define EW_LAYERS_MAX 1024
 
 struct ew_model_shape {
-    char arch[64];            // "llama", "qwen3": the family's name
+    char arch[64]; // "llama", "qwen3": the family's name
     uint32_t n_layers, n_vocab, width, ffn_width, n_heads, n_kv_heads, head_dim, context_trained;
     bool tied_head, has_weights;
     // ... what the builder needs besides is in model/shape.h
 };
 
 struct ew_model_tokens { // from generation_config, then config, then the tokenizer's metadata
-    int32_t bos;          // -1: none
+    int32_t bos;         // -1: none
     int32_t eos[16];
     uint32_t n_eos;
 };
@@ -29,25 +30,27 @@ struct ew_sampling_defaults { // generation_config's, where the model has one; N
 };
 
 struct ew_model {
-    char *path;                  // or "synthetic:1.1b:q8_0"
-    struct ew_modelfile file;    // closed again by ew_model_close; absent for synthetic models
+    char *path;               // or "synthetic:1.1b:q8_0"
+    struct ew_modelfile file; // closed again by ew_model_close; absent for synthetic models
     bool is_synthetic;
     struct ew_model_shape shape;
     struct ew_model_tokens tokens;
     struct ew_sampling_defaults sampling;
-    struct ew_program program;   // weights carry their sources
-    struct ew_arena arena;       // program and names
+    struct ew_program program;     // weights carry their sources
+    struct ew_arena arena;         // program and names
     uint64_t n_params, file_bytes; // weight bytes as stored, each tensor once
-    char dtype[32];              // the commonest matrix type: "q8_0", "bf16"
+    char dtype[32];                // the commonest matrix type: "q8_0", "bf16"
 };
 
-// model: a path, "demo" or "synthetic:SHAPE:TYPE". Unknown architectures, missing, surplus-shaped and ill-typed tensors are named.
+// model: a path, "demo" or "synthetic:SHAPE:TYPE". Unknown architectures, missing, surplus-shaped and ill-typed
+// tensors are named.
 int ew_model_open(const char *model, struct ew_model **out, struct ew_error *err) EW_MUST_CHECK;
 void ew_model_close(struct ew_model *model);
 
 // The one sizing function: what it costs to run `model` on `backend` within limits; plan and the engine both call it.
 struct ew_model_need {
     uint64_t weight_bytes, workspace_bytes, cache_bytes, total_bytes;
-    uint64_t kv_token_bytes;     // of one token, all FULL groups together
+    uint64_t kv_token_bytes; // of one token, all FULL groups together
 };
-int ew_model_size(const struct ew_model *model, struct ew_backend *backend, const struct ew_limits *limits, struct ew_model_need *out, struct ew_error *err) EW_MUST_CHECK;
+int ew_model_size(const struct ew_model *model, struct ew_backend *backend, const struct ew_limits *limits,
+                  struct ew_model_need *out, struct ew_error *err) EW_MUST_CHECK;

@@ -1,0 +1,450 @@
+#include "model/builder.h"
+
+#include <stdio.h>
+
+#include "base/assert.h"
+#include "model/rope.h"
+
+// Upper bounds of what build_* emit; asserted there.
+#define OPS_OUTSIDE_LAYERS 8
+#define OPS_PER_LAYER 32
+#define WEIGHTS_OUTSIDE_LAYERS 4
+#define WEIGHTS_PER_LAYER 32
+#define SLOTS_MAX 64
+#define GROUPS_MAX 8 // struct ew_backend_sizes has room for these
+
+// What a slot holds. The same role has the same slot in every layer, as long as its width is the same.
+enum role {
+    ROLE_X,
+    ROLE_NORMED,
+    ROLE_NORMED2,
+    ROLE_Q,
+    ROLE_K,
+    ROLE_V,
+    ROLE_Q_NORMED,
+    ROLE_K_NORMED,
+    ROLE_MIXED,
+    ROLE_ATTN_OUT,
+    ROLE_GATE,
+    ROLE_UP,
+    ROLE_FFN_OUT,
+    ROLE_POST_NORMED,
+    ROLE_SELECTED,
+    ROLE_FINAL,
+    ROLE_LOGITS
+};
+
+struct builder {
+    const struct ew_shape *shape;
+    const struct ew_weight_finder *finder;
+    struct ew_program *program;
+    struct ew_arena *arena;
+    struct ew_error *err;
+    int rc; // the first failure; everything after it does nothing
+    uint32_t ops_max, weights_max;
+    enum role roles[SLOTS_MAX]; // of each slot
+    uint32_t rope_tables[2];    // by ew_mixer
+    uint16_t layer;             // being built, or UINT16_MAX
+};
+
+// A dimension of a layer's matrix product, for names and sharding.
+struct linear {
+    const char *name; // within the layer, or of the model where outside layers
+    uint32_t rows, cols;
+    bool has_bias;
+    enum ew_shard shard;
+    const char *whole; // fused with others under this name, or NULL
+    uint32_t first_row, whole_rows;
+};
+
+static uint32_t slot_of(struct builder *b, enum role role, uint32_t width)
+{
+    struct ew_program *program = b->program;
+
+    for (uint32_t i = 0; i < program->n_slots; i++)
+        if (b->roles[i] == role && program->slot_width[i] == width)
+            return i;
+    EW_ASSERT(program->n_slots < SLOTS_MAX);
+    b->roles[program->n_slots] = role;
+    program->slot_width[program->n_slots] = width;
+    return program->n_slots++;
+}
+
+static struct ew_op *emit(struct builder *b, enum ew_op_kind kind, uint32_t in, uint32_t out)
+{
+    struct ew_op *op;
+
+    EW_ASSERT(b->program->n_ops < b->ops_max);
+    op = &b->program->ops[b->program->n_ops++];
+    *op = (struct ew_op){
+        .kind = kind,
+        .layer = b->layer,
+        .in = in,
+        .in2 = EW_SLOT_NONE,
+        .in3 = EW_SLOT_NONE,
+        .out = out,
+        .weight = EW_WEIGHT_NONE,
+        .bias = EW_WEIGHT_NONE,
+    };
+    return op;
+}
+
+// "blk.3.NAME", or NAME outside layers; with a suffix.
+static const char *full_name(struct builder *b, const char *name, const char *suffix)
+{
+    char text[96], *copy;
+    int len;
+
+    if (b->layer == UINT16_MAX)
+        len = snprintf(text, sizeof(text), "%s%s", name, suffix);
+    else
+        len = snprintf(text, sizeof(text), "blk.%u.%s%s", b->layer, name, suffix);
+    EW_ASSERT(len > 0 && (size_t)len < sizeof(text));
+    copy = ew_arena_copy(b->arena, text, (size_t)len);
+    if (!copy)
+        b->rc = ew_fail_memory(b->err, (size_t)len, "a weight's name");
+    return copy;
+}
+
+static uint32_t add_weight(struct builder *b, const struct ew_weight_want *want, enum ew_shard shard)
+{
+    struct ew_weight *weight = &b->program->weights[b->program->n_weights];
+
+    if (b->rc)
+        return EW_WEIGHT_NONE;
+    EW_ASSERT(b->program->n_weights < b->weights_max);
+    *weight = (struct ew_weight){
+        .name = want->name, .rows = want->rows, .cols = want->cols, .is_matrix = want->is_matrix, .shard = shard};
+    b->rc = b->finder->find(b->finder->ctx, want, &weight->source, b->err);
+    return b->rc ? EW_WEIGHT_NONE : b->program->n_weights++;
+}
+
+static uint32_t add_matrix(struct builder *b, const struct linear *linear)
+{
+    struct ew_weight_want want = {.rows = linear->rows, .cols = linear->cols, .is_matrix = true};
+
+    want.name = full_name(b, linear->name, "");
+    if (linear->whole) {
+        want.whole = full_name(b, linear->whole, "");
+        want.first_row = linear->first_row;
+        want.whole_rows = linear->whole_rows;
+    }
+    return add_weight(b, &want, linear->shard);
+}
+
+static uint32_t add_bias(struct builder *b, const struct linear *linear)
+{
+    struct ew_weight_want want = {.rows = 1, .cols = linear->rows};
+
+    want.name = full_name(b, linear->name, ".bias");
+    if (linear->whole) {
+        want.whole = full_name(b, linear->whole, ".bias");
+        want.first_row = linear->first_row;
+        want.whole_rows = linear->whole_rows;
+    }
+    return add_weight(b, &want, linear->shard == EW_SHARD_ROW ? EW_SHARD_ROW : EW_SHARD_NONE);
+}
+
+static uint32_t add_vector(struct builder *b, const char *name, const char *suffix, uint32_t cols, uint32_t n_heads)
+{
+    struct ew_weight_want want = {.name = full_name(b, name, suffix), .rows = 1, .cols = cols, .n_heads = n_heads};
+
+    return add_weight(b, &want, EW_SHARD_NONE);
+}
+
+static uint32_t build_norm(struct builder *b, const char *name, uint32_t in, enum role role)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = b->program->slot_width[in], out = slot_of(b, role, width);
+    struct ew_op *op = emit(b, EW_OP_NORM, in, out);
+
+    op->norm.kind = shape->norm;
+    op->norm.eps = shape->norm_eps;
+    op->norm.weight_offset = shape->norm_weight_offset;
+    op->weight = add_vector(b, name, "", width, 0);
+    if (shape->norm_bias)
+        op->bias = add_vector(b, name, ".bias", width, 0);
+    return out;
+}
+
+// Of q or k, before positions enter.
+static uint32_t build_qk_norm(struct builder *b, const char *name, uint32_t in, enum role role, uint32_t n_heads)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = b->program->slot_width[in], out;
+    bool own = shape->qk_norm == EW_QK_NORM_HEAD_OWN;
+    struct ew_op *op;
+
+    if (shape->qk_norm == EW_QK_NORM_NONE)
+        return in;
+    out = slot_of(b, role, width);
+    op = emit(b, EW_OP_NORM, in, out);
+    op->norm.kind = shape->norm;
+    op->norm.eps = shape->norm_eps;
+    op->norm.weight_offset = shape->norm_weight_offset;
+    op->norm.group = shape->qk_norm == EW_QK_NORM_ROW ? 0 : shape->common.head_dim;
+    op->norm.weight_per_group = own;
+    op->weight = add_vector(b, name, "", shape->qk_norm == EW_QK_NORM_HEAD ? shape->common.head_dim : width,
+                            own ? n_heads : 0);
+    return out;
+}
+
+static uint32_t build_linear(struct builder *b, const struct linear *linear, uint32_t in, enum role role)
+{
+    uint32_t out = slot_of(b, role, linear->rows);
+    struct ew_op *op = emit(b, EW_OP_LINEAR, in, out);
+
+    op->weight = add_matrix(b, linear);
+    if (linear->has_bias)
+        op->bias = add_bias(b, linear);
+    if (linear->shard == EW_SHARD_COLUMN) // each device has a part of every sum
+        emit(b, EW_OP_ALL_REDUCE, out, out);
+    return out;
+}
+
+static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads)
+{
+    const struct ew_layer_shape *layer = &b->shape->layers[b->layer];
+    struct ew_op *op;
+
+    if (layer->no_rope)
+        return;
+    op = emit(b, EW_OP_ROPE, slot, slot);
+    op->rope.n_heads = n_heads;
+    op->rope.head_dim = b->shape->common.head_dim;
+    op->rope.table = b->rope_tables[layer->mixer];
+}
+
+// The cache group of this layer: one for all layers with equal caches.
+static uint32_t find_group(struct builder *b, const struct ew_cache_group *wanted)
+{
+    struct ew_program *program = b->program;
+
+    for (uint32_t i = 0; i < program->n_groups; i++) {
+        const struct ew_cache_group *group = &program->groups[i];
+
+        if (group->kind == wanted->kind && group->window == wanted->window && group->n_kv_heads == wanted->n_kv_heads &&
+            group->k_dim == wanted->k_dim && group->v_dim == wanted->v_dim)
+            return i;
+    }
+    EW_ASSERT(program->n_groups < GROUPS_MAX); // a shape has two kinds of layer at most
+    program->groups[program->n_groups] = *wanted;
+    return program->n_groups++;
+}
+
+static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t v)
+{
+    const struct ew_shape *shape = b->shape;
+    const struct ew_model_shape *c = &shape->common;
+    bool windowed = shape->layers[b->layer].mixer == EW_MIXER_WINDOW;
+    struct ew_cache_group group = {
+        .kind = windowed ? EW_CACHE_WINDOW : EW_CACHE_FULL,
+        .window = windowed ? shape->window : 0,
+        .n_kv_heads = c->n_kv_heads,
+        .k_dim = c->head_dim,
+        .v_dim = shape->v_dim,
+    };
+    uint32_t out = slot_of(b, ROLE_MIXED, c->n_heads * shape->v_dim);
+    struct ew_op *op = emit(b, EW_OP_ATTENTION, q, out);
+
+    op->in2 = k;
+    op->in3 = v;
+    op->attention.n_heads = c->n_heads;
+    op->attention.n_kv_heads = c->n_kv_heads;
+    op->attention.head_dim = c->head_dim;
+    op->attention.v_dim = shape->v_dim;
+    op->attention.scale = shape->attention_scale;
+    op->attention.softcap = shape->attention_softcap;
+    op->attention.window = group.window;
+    op->attention.group = find_group(b, &group);
+    op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
+    op->attention.mask = EW_MASK_CAUSAL;
+    op->attention.sinks = EW_WEIGHT_NONE;
+    if (shape->q_scale_beta > 0) {
+        op->attention.q_scale_beta = shape->q_scale_beta;
+        op->attention.q_scale_floor = shape->ropes[EW_MIXER_FULL].context_original;
+    }
+    return out;
+}
+
+static uint32_t build_attention(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    const struct ew_model_shape *c = &shape->common;
+    uint32_t n_q = c->n_heads * c->head_dim, n_k = c->n_kv_heads * c->head_dim, n_v = c->n_kv_heads * shape->v_dim,
+             whole = n_q + n_k + n_v;
+    struct linear q_linear = {"attn_q", n_q, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", 0, whole};
+    struct linear k_linear = {"attn_k", n_k, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", n_q, whole};
+    struct linear v_linear = {"attn_v", n_v, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", n_q + n_k, whole};
+    struct linear out_linear = {"attn_output", c->width, c->n_heads * shape->v_dim, shape->bias_attn_output,
+                                EW_SHARD_COLUMN};
+    uint32_t q = build_linear(b, &q_linear, in, ROLE_Q), k = build_linear(b, &k_linear, in, ROLE_K),
+             v = build_linear(b, &v_linear, in, ROLE_V);
+
+    q = build_qk_norm(b, "attn_q_norm", q, ROLE_Q_NORMED, c->n_heads);
+    k = build_qk_norm(b, "attn_k_norm", k, ROLE_K_NORMED, c->n_kv_heads);
+    build_rope(b, q, c->n_heads);
+    build_rope(b, k, c->n_kv_heads);
+    return build_linear(b, &out_linear, build_mixer(b, q, k, v), ROLE_ATTN_OUT);
+}
+
+static uint32_t build_ffn(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width,
+             n = shape->layers[b->layer].ffn_width ? shape->layers[b->layer].ffn_width : shape->common.ffn_width;
+    struct linear gate_linear = {"ffn_gate", n, width, shape->bias_ffn, EW_SHARD_ROW, "ffn_gate_up", 0, 2 * n};
+    struct linear up_linear = {"ffn_up", n, width, shape->bias_ffn, EW_SHARD_ROW, "ffn_gate_up", n, 2 * n};
+    struct linear down_linear = {"ffn_down", width, n, shape->bias_ffn, EW_SHARD_COLUMN};
+    uint32_t gate, up;
+    struct ew_op *op;
+
+    if (shape->ffn_plain) {
+        up_linear.whole = NULL;
+        gate = up = build_linear(b, &up_linear, in, ROLE_UP);
+        op = emit(b, EW_OP_ACT, up, up);
+    } else {
+        gate = build_linear(b, &gate_linear, in, ROLE_GATE);
+        up = build_linear(b, &up_linear, in, ROLE_UP);
+        op = emit(b, EW_OP_GLU, gate, gate);
+        op->in2 = up;
+    }
+    op->act.act = shape->act;
+    return build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
+}
+
+static void build_residual(struct builder *b, uint32_t x, uint32_t add)
+{
+    struct ew_op *op = emit(b, EW_OP_ADD, x, x);
+
+    op->in2 = add;
+    op->add.scale = b->shape->residual_scale;
+}
+
+static void build_parallel_layer(struct builder *b, uint32_t x)
+{
+    uint32_t normed = build_norm(b, "attn_norm", x, ROLE_NORMED);
+    uint32_t ffn_in = b->shape->parallel_own_norm ? build_norm(b, "ffn_norm", x, ROLE_NORMED2) : normed;
+    uint32_t attention = build_attention(b, normed), ffn = build_ffn(b, ffn_in);
+
+    build_residual(b, x, attention);
+    build_residual(b, x, ffn);
+}
+
+static void build_sequential_layer(struct builder *b, uint32_t x)
+{
+    bool pre = b->shape->norm_place != EW_NORM_PLACE_POST, post = b->shape->norm_place != EW_NORM_PLACE_PRE;
+    uint32_t part = build_attention(b, pre ? build_norm(b, "attn_norm", x, ROLE_NORMED) : x);
+
+    build_residual(b, x, post ? build_norm(b, "post_attention_norm", part, ROLE_POST_NORMED) : part);
+    part = build_ffn(b, pre ? build_norm(b, "ffn_norm", x, ROLE_NORMED) : x);
+    build_residual(b, x, post ? build_norm(b, "post_ffw_norm", part, ROLE_POST_NORMED) : part);
+}
+
+static uint32_t build_embedding(struct builder *b, uint32_t *weight)
+{
+    const struct ew_model_shape *c = &b->shape->common;
+    struct linear embed = {"token_embd", c->n_vocab, c->width};
+    uint32_t x = slot_of(b, ROLE_X, c->width);
+    struct ew_op *op = emit(b, EW_OP_EMBED, EW_SLOT_NONE, x);
+
+    op->embed.scale = b->shape->embed_scale;
+    op->weight = *weight = add_matrix(b, &embed);
+    return x;
+}
+
+static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
+{
+    const struct ew_shape *shape = b->shape;
+    struct linear head = {"output", shape->common.n_vocab, shape->common.width, .shard = EW_SHARD_ROW};
+    uint32_t selected = slot_of(b, ROLE_SELECTED, shape->common.width),
+             logits = slot_of(b, ROLE_LOGITS, shape->common.n_vocab), normed;
+    struct ew_op *op;
+
+    emit(b, EW_OP_SELECT, x, selected);
+    normed = build_norm(b, "output_norm", selected, ROLE_FINAL);
+    op = emit(b, EW_OP_LINEAR, normed, logits);
+    op->weight = shape->common.tied_head ? embedding : add_matrix(b, &head);
+    if (shape->logit_divisor != 1)
+        emit(b, EW_OP_SCALE, logits, logits)->mul.scale = 1 / shape->logit_divisor;
+    if (shape->logit_softcap > 0)
+        emit(b, EW_OP_SOFTCAP, logits, logits)->softcap.cap = shape->logit_softcap;
+    b->program->logits = logits;
+}
+
+// One frequency table for each kind of layer that rotates; equal ones are shared.
+static void build_rope_tables(struct builder *b)
+{
+    const struct ew_shape *shape = b->shape;
+    bool used[2] = {false, false};
+
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        if (!shape->layers[i].no_rope)
+            used[shape->layers[i].mixer] = true;
+    for (int kind = 0; kind < 2 && !b->rc; kind++) {
+        if (!used[kind])
+            continue;
+        if (kind == EW_MIXER_WINDOW && used[EW_MIXER_FULL] &&
+            memcmp(&shape->ropes[0], &shape->ropes[1], sizeof(shape->ropes[0])) == 0) {
+            b->rope_tables[kind] = b->rope_tables[EW_MIXER_FULL];
+            continue;
+        }
+        b->rope_tables[kind] = b->program->n_ropes;
+        b->rc = ew_rope_build(b->arena, &shape->ropes[kind], shape->rope_kind,
+                              &b->program->ropes[b->program->n_ropes++], b->err);
+    }
+}
+
+static int allocate(struct builder *b)
+{
+    struct ew_program *program = b->program;
+    uint32_t n_layers = b->shape->common.n_layers;
+
+    b->ops_max = OPS_OUTSIDE_LAYERS + n_layers * OPS_PER_LAYER;
+    b->weights_max = WEIGHTS_OUTSIDE_LAYERS + n_layers * WEIGHTS_PER_LAYER;
+    program->ops = ew_arena_array(b->arena, b->ops_max, sizeof(*program->ops));
+    program->weights = ew_arena_array(b->arena, b->weights_max, sizeof(*program->weights));
+    program->slot_width = ew_arena_array(b->arena, SLOTS_MAX, sizeof(*program->slot_width));
+    program->ropes = ew_arena_array(b->arena, EW_COUNT_OF(b->rope_tables), sizeof(*program->ropes));
+    program->groups = ew_arena_array(b->arena, GROUPS_MAX, sizeof(*program->groups));
+    if (!program->ops || !program->weights || !program->slot_width || !program->ropes || !program->groups)
+        return ew_fail_memory(b->err, b->ops_max * sizeof(*program->ops), "the program");
+    return 0;
+}
+
+static void build_layers(struct builder *b, uint32_t x)
+{
+    for (uint32_t i = 0; i < b->shape->common.n_layers && !b->rc; i++) {
+        b->layer = (uint16_t)i;
+        if (b->shape->parallel)
+            build_parallel_layer(b, x);
+        else
+            build_sequential_layer(b, x);
+    }
+    b->layer = UINT16_MAX;
+}
+
+int ew_program_build(struct ew_program *program, const struct ew_shape *shape, const struct ew_weight_finder *finder,
+                     struct ew_arena *arena, struct ew_error *err)
+{
+    struct builder b = {
+        .shape = shape, .finder = finder, .program = program, .arena = arena, .err = err, .layer = UINT16_MAX};
+    uint32_t x, embedding;
+
+    *program = (struct ew_program){.name = shape->common.arch,
+                                   .n_vocab = shape->common.n_vocab,
+                                   .width = shape->common.width,
+                                   .n_position_dims = 1};
+    b.rc = allocate(&b);
+    if (!b.rc)
+        build_rope_tables(&b);
+    if (b.rc)
+        return b.rc;
+    x = build_embedding(&b, &embedding);
+    build_layers(&b, x);
+    if (!b.rc)
+        build_head(&b, x, embedding);
+    if (!b.rc)
+        ew_program_check(program);
+    return b.rc;
+}

@@ -1,0 +1,25 @@
+#pragma once
+// From a shape to a program: one generic block, driven by the shape alone.
+
+#include "model/shape.h"
+
+// A weight that the program needs, in canonical terms. Where it may stand fused with others in the file, `whole`
+// names that tensor and first_row says where its rows begin there.
+struct ew_weight_want {
+    const char *name;    // "blk.3.attn_q", "blk.3.attn_q.bias"; lives as long as the program
+    uint64_t rows, cols; // a vector is [1, cols]
+    uint32_t n_heads;    // of a vector that holds a part for each head; 0 otherwise
+    bool is_matrix;
+    const char *whole; // "blk.3.attn_qkv", or NULL
+    uint64_t first_row, whole_rows;
+};
+
+// Finds the weight's bytes; fails where they are missing or of another shape or type.
+struct ew_weight_finder {
+    int (*find)(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err);
+    void *ctx;
+};
+
+// Builds into the arena. The shape must be finished.
+int ew_program_build(struct ew_program *program, const struct ew_shape *shape, const struct ew_weight_finder *finder,
+                     struct ew_arena *arena, struct ew_error *err) EW_MUST_CHECK;

@@ -1,0 +1,72 @@
+#pragma once
+// Model families: YAML tables (data/families, docs/families.md) read once per ew_families_load, checked strictly.
+//
+// A family says, for each file format, how to recognise it, what its constants are, which keys fill which fields of
+// the shape (model/field.h), which tensors' presence does, and what the tensors are called. It inherits what it
+// does not say.
+
+#include "base/alloc.h"
+#include "base/error.h"
+#include "format/yaml_tree.h"
+#include "model/shape.h"
+
+#define EW_FAMILIES_MAX 128
+#define EW_FAMILY_CHAIN_MAX 4 // of `extends`
+
+enum ew_family_format { EW_FAMILY_HF, EW_FAMILY_GGUF, EW_FAMILY_FORMATS };
+
+// What a table says for one format; NULL where it says nothing.
+struct ew_family_side {
+    const struct ew_yaml *model_types;   // HF: list
+    const struct ew_yaml *architectures; // list
+    const struct ew_yaml *shape;         // field: constant
+    const struct ew_yaml *keys;          // field: key, or list of keys of which the first present one counts
+    const struct ew_yaml *present;       // field: tensors, any of which makes it true
+    const struct ew_yaml *absent;        // field: tensors, whose absence makes it true
+    const struct ew_yaml *tensors;       // canonical name: name in the file
+};
+
+// For what tables cannot say: changes the shape once everything was read and its layers were derived.
+typedef void (*ew_family_hook)(struct ew_shape *shape);
+
+struct ew_family {
+    const char *name;
+    const char *file;              // of data/, for messages
+    const struct ew_yaml *extends; // names the parent, or NULL
+    const struct ew_family *parent;
+    bool is_abstract;            // only there to be extended
+    const struct ew_yaml *shape; // constants for both formats
+    struct ew_family_side sides[EW_FAMILY_FORMATS];
+    ew_family_hook hook;
+};
+
+struct ew_families {
+    struct ew_arena arena;
+    uint32_t count;
+    struct ew_family list[EW_FAMILIES_MAX];
+};
+
+// Reads every compiled-in families/*.yaml; a wrong table is named with its line.
+int ew_families_load(struct ew_families *families, struct ew_error *err) EW_MUST_CHECK;
+// The same from tables that the caller has (ended by path NULL).
+struct ew_data_file;
+int ew_families_parse(struct ew_families *families, const struct ew_data_file *files,
+                      struct ew_error *err) EW_MUST_CHECK;
+void ew_families_free(struct ew_families *families);
+
+// By what the file calls itself; NULL where no family claims it.
+const struct ew_family *ew_family_of_model_type(const struct ew_families *families, struct ew_str model_type);
+const struct ew_family *ew_family_of_architecture(const struct ew_families *families, enum ew_family_format format,
+                                                  struct ew_str architecture);
+bool ew_family_has_architecture(const struct ew_family *family, enum ew_family_format format,
+                                struct ew_str architecture);
+
+// What the family or the nearest ancestor maps `field` to (a scalar or list), or NULL.
+const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_family_format format, const char *field);
+// The file's name of a canonical tensor name without suffix ("blk.3.attn_q" -> "model.layers.3.self_attn.q_proj").
+// Components N and H of the table stand for layer and head numbers; head is only used where the name has an H.
+// False where the family has no such tensor in this format, or the name is longer than size.
+bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
+                      uint32_t head, char *out, size_t size);
+// Whether that name has an H: the tensor is a stack of one a head.
+bool ew_family_is_stack(const struct ew_family *family, enum ew_family_format format, const char *canonical);

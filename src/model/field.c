@@ -1,0 +1,231 @@
+#include "model/field.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#include "base/assert.h"
+
+// Names of enumerated values: "name" or "name=alias=alias", in the order of the enumeration.
+static const char *const g_norms[] = {"rms", "layer", NULL};
+static const char *const g_norm_places[] = {"pre", "post", "sandwich", NULL};
+static const char *const g_qk_norms[] = {"none", "head", "head_own", "row", NULL};
+static const char *const g_acts[] = {
+    "none", "silu=swish",         "gelu=gelu_python", "gelu_tanh=gelu_pytorch_tanh=gelu_new=gelu_fast",
+    "relu", "relu2=relu_squared", "sigmoid",          "tanh",
+    NULL};
+static const char *const g_rope_kinds[] = {"halves", "pairs", NULL};
+static const char *const g_mixers[] = {"full_attention", "sliding_attention", NULL};
+static const char *const g_has_rope[] = {"0", "1", NULL};
+
+#define COMMON(member) offsetof(struct ew_shape, common.member)
+#define SHAPE(member) offsetof(struct ew_shape, member)
+
+const struct ew_field ew_fields[] = {
+    {"n_layers", EW_FIELD_UINT, COMMON(n_layers), 1, EW_LAYERS_MAX},
+    {"n_vocab", EW_FIELD_UINT, COMMON(n_vocab), 1, EW_VOCAB_MAX},
+    {"width", EW_FIELD_UINT, COMMON(width), 1, EW_WIDTH_MAX},
+    {"ffn_width", EW_FIELD_UINT, COMMON(ffn_width), 1, EW_FFN_WIDTH_MAX},
+    {"n_heads", EW_FIELD_UINT, COMMON(n_heads), 1, EW_HEADS_MAX},
+    {"n_kv_heads", EW_FIELD_UINT, COMMON(n_kv_heads), 1, EW_HEADS_MAX},
+    {"head_dim", EW_FIELD_UINT, COMMON(head_dim), 1, EW_HEAD_DIM_MAX},
+    {"v_dim", EW_FIELD_UINT, SHAPE(v_dim), 1, EW_HEAD_DIM_MAX},
+    {"context_trained", EW_FIELD_UINT, COMMON(context_trained), 1, EW_CONTEXT_MAX},
+    {"tied_head", EW_FIELD_BOOL, COMMON(tied_head)},
+    {"norm", EW_FIELD_ENUM, SHAPE(norm), .names = g_norms},
+    {"norm_place", EW_FIELD_ENUM, SHAPE(norm_place), .names = g_norm_places},
+    {"norm_bias", EW_FIELD_BOOL, SHAPE(norm_bias)},
+    {"norm_eps", EW_FIELD_FLOAT, SHAPE(norm_eps), 0, 1},
+    {"norm_weight_offset", EW_FIELD_FLOAT, SHAPE(norm_weight_offset), -10, 10},
+    {"qk_norm", EW_FIELD_ENUM, SHAPE(qk_norm), .names = g_qk_norms},
+    {"qk_norm_on", EW_FIELD_NOT, SHAPE(qk_norm_off)},
+    {"bias_qkv", EW_FIELD_BOOL, SHAPE(bias_qkv)},
+    {"bias_attn_output", EW_FIELD_BOOL, SHAPE(bias_attn_output)},
+    {"attention_scale", EW_FIELD_FLOAT, SHAPE(attention_scale), 1e-6, 1e6},
+    {"attention_softcap", EW_FIELD_FLOAT, SHAPE(attention_softcap), 0, 1e9},
+    {"q_scale_beta", EW_FIELD_FLOAT, SHAPE(q_scale_beta), 0, 1e3},
+    {"window", EW_FIELD_UINT, SHAPE(window), 0, EW_CONTEXT_MAX},
+    {"window_on", EW_FIELD_NOT, SHAPE(window_off)},
+    {"window_first_layer", EW_FIELD_UINT, SHAPE(window_first_layer), 0, EW_CONTEXT_MAX},
+    {"window_period", EW_FIELD_UINT, SHAPE(window_period), 0, EW_LAYERS_MAX},
+    {"no_rope_period", EW_FIELD_UINT, SHAPE(no_rope_period), 0, EW_LAYERS_MAX},
+    {"rope_kind", EW_FIELD_ENUM, SHAPE(rope_kind), .names = g_rope_kinds},
+    {"rope_theta", EW_FIELD_DOUBLE, SHAPE(rope_theta), 1.001, 1e15},
+    {"rope_partial", EW_FIELD_DOUBLE, SHAPE(rope_partial), 1e-3, 1},
+    {"rope_dims", EW_FIELD_UINT, SHAPE(rope_dims), 2, EW_HEAD_DIM_MAX},
+    {"context_original", EW_FIELD_UINT, SHAPE(context_original), 2, EW_CONTEXT_MAX},
+    {"rope_scaled_full_only", EW_FIELD_BOOL, SHAPE(rope_scaled_full_only)},
+    {"ffn_gated", EW_FIELD_NOT, SHAPE(ffn_plain)},
+    {"bias_ffn", EW_FIELD_BOOL, SHAPE(bias_ffn)},
+    {"act", EW_FIELD_ENUM, SHAPE(act), .names = g_acts},
+    {"parallel", EW_FIELD_BOOL, SHAPE(parallel)},
+    {"parallel_own_norm", EW_FIELD_BOOL, SHAPE(parallel_own_norm)},
+    {"embed_scale", EW_FIELD_FLOAT, SHAPE(embed_scale), -1e6, 1e6},
+    {"residual_scale", EW_FIELD_FLOAT, SHAPE(residual_scale), -1e6, 1e6},
+    {"logit_divisor", EW_FIELD_FLOAT, SHAPE(logit_divisor), 1e-6, 1e6},
+    {"logit_softcap", EW_FIELD_FLOAT, SHAPE(logit_softcap), 0, 1e9},
+    {"layer_types", EW_FIELD_LAYERS, SHAPE(layers[0].mixer), .names = g_mixers, .given_offset = SHAPE(layers_given)},
+    {"layer_has_rope", EW_FIELD_LAYERS, SHAPE(layers[0].no_rope), .names = g_has_rope,
+     .given_offset = SHAPE(no_rope_given)},
+    {0},
+};
+
+const struct ew_field *ew_field_find(struct ew_str name)
+{
+    for (const struct ew_field *field = ew_fields; field->name; field++)
+        if (ew_str_is(name, field->name))
+            return field;
+    return NULL;
+}
+
+static int fail_kind(const struct ew_value *value, const char *where, const char *expected, struct ew_error *err)
+{
+    return ew_fail(err, EW_ERR_FORMAT, "%s is %s where %s was expected", where, ew_value_kind_name(value->kind),
+                   expected);
+}
+
+static int set_uint(uint32_t *out, const struct ew_field *field, const struct ew_value *value, const char *where,
+                    struct ew_error *err)
+{
+    double number = value->number;
+
+    if (value->kind == EW_VALUE_NULL) {
+        *out = 0;
+        return 0;
+    }
+    if (value->kind != EW_VALUE_INT && (value->kind != EW_VALUE_NUMBER || number != floor(number)))
+        return fail_kind(value, where, "a whole number", err);
+    if (!(number >= field->min && number <= field->max))
+        return ew_fail(err, EW_ERR_FORMAT, "%s is %.17g where %.0f to %.0f is possible", where, number, field->min,
+                       field->max);
+    *out = (uint32_t)number;
+    return 0;
+}
+
+static int read_number(double *out, const struct ew_field *field, const struct ew_value *value, const char *where,
+                       struct ew_error *err)
+{
+    if (value->kind != EW_VALUE_INT && value->kind != EW_VALUE_NUMBER)
+        return fail_kind(value, where, "a number", err);
+    if (!(value->number >= field->min && value->number <= field->max))
+        return ew_fail(err, EW_ERR_FORMAT, "%s is %g where %g to %g is possible", where, value->number, field->min,
+                       field->max);
+    *out = value->number;
+    return 0;
+}
+
+static int set_number(void *out, const struct ew_field *field, const struct ew_value *value, const char *where,
+                      struct ew_error *err)
+{
+    double number = 0;
+    int rc;
+
+    if (value->kind == EW_VALUE_NULL)
+        return 0;
+    rc = read_number(&number, field, value, where, err);
+    if (!rc && field->kind == EW_FIELD_DOUBLE)
+        *(double *)out = number;
+    else if (!rc)
+        *(float *)out = (float)number;
+    return rc;
+}
+
+static int set_bool(bool *out, bool inverted, const struct ew_value *value, const char *where, struct ew_error *err)
+{
+    if (value->kind != EW_VALUE_BOOL && value->kind != EW_VALUE_NULL)
+        return fail_kind(value, where, "true or false", err);
+    *out = (value->kind == EW_VALUE_BOOL && value->boolean) != inverted;
+    return 0;
+}
+
+// Whether `text` is one of the names in "name=alias=alias".
+static bool is_alias(const char *names, struct ew_str text)
+{
+    while (*names) {
+        size_t len = strcspn(names, "=");
+
+        if (ew_str_eq((struct ew_str){names, len}, text))
+            return true;
+        names += len + (names[len] == '=');
+    }
+    return false;
+}
+
+static int set_enum(int *out, const struct ew_field *field, const struct ew_value *value, const char *where,
+                    struct ew_error *err)
+{
+    if (value->kind == EW_VALUE_NULL)
+        return 0;
+    if (value->kind != EW_VALUE_TEXT)
+        return fail_kind(value, where, "a text", err);
+    for (int i = 0; field->names[i]; i++)
+        if (is_alias(field->names[i], value->text)) {
+            *out = i;
+            return 0;
+        }
+    return ew_fail(err, EW_ERR_UNSUPPORTED, "%s is \"" EW_STR_FMT "\", which edgewise does not know", where,
+                   EW_STR_ARG(value->text));
+}
+
+// One layer's mixer (a text) or whether it has positions (0, 1, true or false).
+static int set_layer(struct ew_layer_shape *layer, const struct ew_field *field, const struct ew_value *value,
+                     const char *where, struct ew_error *err)
+{
+    if (field->names == g_mixers) {
+        int mixer = 0, rc = set_enum(&mixer, field, value, where, err);
+
+        layer->mixer = (enum ew_mixer)mixer;
+        return rc;
+    }
+    if (value->kind == EW_VALUE_INT || value->kind == EW_VALUE_BOOL) {
+        layer->no_rope = value->kind == EW_VALUE_INT ? value->integer == 0 : !value->boolean;
+        return 0;
+    }
+    return fail_kind(value, where, "0 or 1", err);
+}
+
+static int set_layers(struct ew_shape *shape, const struct ew_field *field, const struct ew_value *value,
+                      const char *where, struct ew_error *err)
+{
+    uint32_t n_layers = shape->common.n_layers;
+    int rc = 0;
+
+    if (value->kind == EW_VALUE_NULL)
+        return 0;
+    if (value->kind != EW_VALUE_LIST)
+        return fail_kind(value, where, "a list with an entry for each layer", err);
+    if (value->count < n_layers)
+        return ew_fail(err, EW_ERR_FORMAT, "%s has %llu entries for %u layers", where, (unsigned long long)value->count,
+                       n_layers);
+    for (uint32_t i = 0; i < n_layers && !rc; i++) {
+        struct ew_value element = ew_value_at(value, i);
+
+        rc = set_layer(&shape->layers[i], field, &element, where, err);
+    }
+    *(bool *)((char *)shape + field->given_offset) = true;
+    return rc;
+}
+
+int ew_field_set(struct ew_shape *shape, const struct ew_field *field, const struct ew_value *value, const char *where,
+                 struct ew_error *err)
+{
+    void *member = (char *)shape + field->offset;
+
+    if (value->kind == EW_VALUE_ABSENT)
+        return 0;
+    switch (field->kind) {
+    case EW_FIELD_UINT:
+        return set_uint(member, field, value, where, err);
+    case EW_FIELD_FLOAT:
+    case EW_FIELD_DOUBLE:
+        return set_number(member, field, value, where, err);
+    case EW_FIELD_BOOL:
+    case EW_FIELD_NOT:
+        return set_bool(member, field->kind == EW_FIELD_NOT, value, where, err);
+    case EW_FIELD_ENUM:
+        return set_enum(member, field, value, where, err);
+    case EW_FIELD_LAYERS:
+        return set_layers(shape, field, value, where, err);
+    }
+    EW_ASSERT(false);
+    return 0;
+}

@@ -1,0 +1,331 @@
+#include "model/shape.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "base/assert.h"
+#include "model/family.h"
+#include "model/field.h"
+#include "model/rope.h"
+
+// Where a shape is read from: one of the two formats.
+struct source {
+    enum ew_family_format format;
+    const struct ew_family *family;
+    const struct ew_json *config;     // HF
+    const struct ew_gguf *gguf;       // GGUF
+    const struct ew_tensors *tensors; // or NULL
+};
+
+void ew_shape_init(struct ew_shape *shape)
+{
+    memset(shape, 0, sizeof(*shape)); // padding too: shapes are compared bytewise
+    shape->norm = EW_NORM_RMS;
+    shape->norm_eps = 1e-6f;
+    shape->act = EW_ACT_SILU;
+    shape->rope_theta = 10000; // RoFormer's
+    shape->rope_partial = 1;
+    shape->embed_scale = shape->residual_scale = shape->logit_divisor = 1;
+}
+
+static int apply_constants(struct ew_shape *shape, const struct ew_yaml *map, struct ew_error *err)
+{
+    for (const struct ew_yaml *item = map ? map->child : NULL; item; item = item->next) {
+        struct ew_value value = ew_value_of_yaml(item);
+        int rc = ew_field_set(shape, ew_field_find(item->key), &value, item->key.ptr, err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static bool any_tensor(const struct ew_tensors *tensors, const struct ew_yaml *names)
+{
+    if (names->type == EW_YAML_SCALAR)
+        return ew_tensors_find(tensors, names->text) != NULL;
+    for (const struct ew_yaml *item = names->child; item; item = item->next)
+        if (ew_tensors_find(tensors, item->text))
+            return true;
+    return false;
+}
+
+// Sets the fields that the presence (or, with `wanted` false, the absence) of tensors decides.
+static int apply_presence(struct ew_shape *shape, const struct ew_yaml *map, const struct ew_tensors *tensors,
+                          bool wanted, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (const struct ew_yaml *item = map && tensors ? map->child : NULL; item && !rc; item = item->next) {
+        struct ew_value value = {.kind = EW_VALUE_BOOL, .boolean = any_tensor(tensors, item) == wanted};
+
+        rc = ew_field_set(shape, ew_field_find(item->key), &value, item->key.ptr, err);
+    }
+    return rc;
+}
+
+// The family's constants, ancestors first.
+static int apply_family(struct ew_shape *shape, const struct source *source, struct ew_error *err)
+{
+    const struct ew_family *chain[EW_FAMILY_CHAIN_MAX];
+    size_t n = 0;
+    int rc = 0;
+
+    for (const struct ew_family *family = source->family; family; family = family->parent) {
+        EW_ASSERT(n < EW_COUNT_OF(chain));
+        chain[n++] = family;
+    }
+    while (n-- && !rc) {
+        const struct ew_family_side *side = &chain[n]->sides[source->format];
+
+        rc = apply_constants(shape, chain[n]->shape, err);
+        if (!rc)
+            rc = apply_constants(shape, side->shape, err);
+        if (!rc)
+            rc = apply_presence(shape, side->present, source->tensors, true, err);
+        if (!rc)
+            rc = apply_presence(shape, side->absent, source->tensors, false, err);
+    }
+    return rc;
+}
+
+// A GGUF key that begins with a dot stands under the architecture's name.
+static struct ew_value read_key(const struct ew_shape *shape, const struct source *source, struct ew_str key,
+                                char *where, size_t size)
+{
+    char full[192];
+
+    if (source->format == EW_FAMILY_HF) {
+        snprintf(where, size, "config.json: " EW_STR_FMT, EW_STR_ARG(key));
+        return ew_value_of_json(ew_json_path(source->config, key));
+    }
+    snprintf(full, sizeof(full), "%s" EW_STR_FMT, key.ptr[0] == '.' ? shape->common.arch : "", EW_STR_ARG(key));
+    snprintf(where, size, "GGUF key %s", full);
+    return ew_value_of_gguf(source->gguf, full);
+}
+
+static int apply_key(struct ew_shape *shape, const struct source *source, const struct ew_field *field,
+                     struct ew_error *err)
+{
+    const struct ew_yaml *node = ew_family_key(source->family, source->format, field->name), *item;
+    char where[256];
+
+    if (!node)
+        return 0;
+    for (item = node->type == EW_YAML_LIST ? node->child : node; item;
+         item = node->type == EW_YAML_LIST ? item->next : NULL) {
+        struct ew_value value = read_key(shape, source, item->text, where, sizeof(where));
+
+        if (value.kind != EW_VALUE_ABSENT)
+            return ew_field_set(shape, field, &value, where, err);
+    }
+    return 0;
+}
+
+static void derive_layers(struct ew_shape *shape)
+{
+    bool windows = shape->window > 0 && !shape->window_off;
+
+    for (uint32_t i = 0; i < shape->common.n_layers; i++) {
+        struct ew_layer_shape *layer = &shape->layers[i];
+
+        if (!shape->layers_given) {
+            bool full = i < shape->window_first_layer || (shape->window_period && (i + 1) % shape->window_period == 0);
+
+            layer->mixer = full ? EW_MIXER_FULL : EW_MIXER_WINDOW;
+        }
+        if (!windows)
+            layer->mixer = EW_MIXER_FULL;
+        if (!shape->no_rope_given)
+            layer->no_rope = shape->no_rope_period && (i + 1) % shape->no_rope_period == 0;
+    }
+}
+
+static int read_shape(struct ew_shape *shape, const struct source *source, struct ew_error *err)
+{
+    const struct ew_family *hooked = source->family;
+    int rc = apply_family(shape, source, err);
+
+    for (const struct ew_field *field = ew_fields; field->name && !rc; field++)
+        rc = apply_key(shape, source, field, err);
+    if (rc)
+        return rc;
+    derive_layers(shape);
+    while (hooked && !hooked->hook)
+        hooked = hooked->parent;
+    if (hooked)
+        hooked->hook(shape);
+    return 0;
+}
+
+static void set_arch(struct ew_shape *shape, struct ew_str name)
+{
+    snprintf(shape->common.arch, sizeof(shape->common.arch), EW_STR_FMT, EW_STR_ARG(name));
+}
+
+// The family of config.json, by model_type and else by architectures; the architecture must be one that the family
+// computes.
+static int find_hf_family(const struct ew_families *families, const struct ew_json *config,
+                          const struct ew_family **out, struct ew_error *err)
+{
+    struct ew_str type = ew_json_str(ew_json_get(config, "model_type"), "");
+    struct ew_str arch = ew_json_str(ew_json_at(ew_json_get(config, "architectures"), 0), "");
+
+    *out = type.len ? ew_family_of_model_type(families, type) : ew_family_of_architecture(families, EW_FAMILY_HF, arch);
+    if (!*out)
+        ew_fail(err, EW_ERR_UNSUPPORTED,
+                "config.json describes a model of type \"" EW_STR_FMT "\" (" EW_STR_FMT
+                "), which edgewise cannot compute",
+                EW_STR_ARG(type), EW_STR_ARG(arch));
+    else if (arch.len && !ew_family_has_architecture(*out, EW_FAMILY_HF, arch))
+        ew_fail(err, EW_ERR_UNSUPPORTED,
+                "config.json describes a " EW_STR_FMT ", but of the family %s edgewise computes language models only",
+                EW_STR_ARG(arch), (*out)->name);
+    else
+        return 0;
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "docs/families.md lists what is supported and how to add a family");
+}
+
+static int refuse_quantised(const struct ew_json *config, struct ew_error *err)
+{
+    const struct ew_json *quant = ew_json_get(config, "quantization_config");
+
+    if (!quant || quant->type != EW_JSON_T_OBJECT)
+        return 0;
+    return ew_fail(err, EW_ERR_UNSUPPORTED,
+                   "config.json describes a checkpoint quantised by \"" EW_STR_FMT "\", which edgewise does not read",
+                   EW_STR_ARG(ew_json_str(ew_json_get(quant, "quant_method"), "unknown")));
+}
+
+int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *families, const struct ew_json *config,
+                         const struct ew_tensors *tensors, const struct ew_family **family, struct ew_error *err)
+{
+    struct source source = {.format = EW_FAMILY_HF, .config = config, .tensors = tensors};
+    int rc;
+
+    ew_shape_init(shape);
+    if (!config || config->type != EW_JSON_T_OBJECT)
+        return ew_fail(err, EW_ERR_FORMAT, "config.json is not an object");
+    rc = find_hf_family(families, config, &source.family, err);
+    if (!rc)
+        rc = refuse_quantised(config, err);
+    if (rc)
+        return rc;
+    *family = source.family;
+    set_arch(shape, ew_str_of(source.family->name));
+    rc = read_shape(shape, &source, err);
+    if (!rc)
+        rc = ew_rope_from_config(shape, config, err);
+    return rc ? rc : ew_shape_finish(shape, err);
+}
+
+// Files without the key: the embedding knows best, then the tokenizer.
+static void find_gguf_vocab(struct ew_shape *shape, const struct ew_gguf *gguf)
+{
+    const struct ew_tensor *embed = ew_tensors_find(&gguf->tensors, EW_STR("token_embd.weight"));
+    const struct ew_gguf_value *tokens = ew_gguf_find(gguf, "tokenizer.ggml.tokens");
+
+    if (embed && embed->n_dims == 2 && embed->shape[0] <= EW_VOCAB_MAX)
+        shape->common.n_vocab = (uint32_t)embed->shape[0];
+    else if (!shape->common.n_vocab && tokens && tokens->type == EW_GGUF_ARRAY && tokens->count <= EW_VOCAB_MAX)
+        shape->common.n_vocab = (uint32_t)tokens->count;
+}
+
+int ew_shape_from_gguf(struct ew_shape *shape, const struct ew_families *families, const struct ew_gguf *gguf,
+                       const struct ew_family **family, struct ew_error *err)
+{
+    struct source source = {.format = EW_FAMILY_GGUF, .gguf = gguf, .tensors = &gguf->tensors};
+    struct ew_str arch = ew_gguf_str(gguf, "general.architecture", "");
+    int rc;
+
+    ew_shape_init(shape);
+    source.family = ew_family_of_architecture(families, EW_FAMILY_GGUF, arch);
+    if (!source.family) {
+        ew_fail(err, EW_ERR_UNSUPPORTED,
+                "the GGUF file holds a model of architecture \"" EW_STR_FMT "\", which edgewise cannot compute",
+                EW_STR_ARG(arch));
+        return ew_remedy(err, EW_ERR_UNSUPPORTED, "docs/families.md lists what is supported and how to add a family");
+    }
+    *family = source.family;
+    set_arch(shape, arch); // its keys stand under this name
+    rc = read_shape(shape, &source, err);
+    if (!rc)
+        rc = ew_rope_from_gguf(shape, gguf, err);
+    find_gguf_vocab(shape, gguf);
+    set_arch(shape, ew_str_of(source.family->name));
+    return rc ? rc : ew_shape_finish(shape, err);
+}
+
+static int check_given(const struct ew_model_shape *c, struct ew_error *err)
+{
+    const struct {
+        const char *what;
+        uint32_t value;
+    } needed[] = {
+        {"layers", c->n_layers},
+        {"the vocabulary's entries", c->n_vocab},
+        {"the residual stream's width", c->width},
+        {"the feed-forward's width", c->ffn_width},
+        {"attention heads", c->n_heads},
+        {"trained context tokens", c->context_trained},
+    };
+
+    for (size_t i = 0; i < EW_COUNT_OF(needed); i++)
+        if (!needed[i].value)
+            return ew_fail(err, EW_ERR_FORMAT, "the model's configuration does not give the number of %s",
+                           needed[i].what);
+    return 0;
+}
+
+static int check_heads(const struct ew_shape *shape, struct ew_error *err)
+{
+    const struct ew_model_shape *c = &shape->common;
+
+    if (!c->head_dim)
+        return ew_fail(err, EW_ERR_FORMAT, "a width of %u cannot be shared by %u heads, and no head size is given",
+                       c->width, c->n_heads);
+    if (c->n_heads % c->n_kv_heads)
+        return ew_fail(err, EW_ERR_FORMAT, "%u attention heads cannot share %u key/value heads evenly", c->n_heads,
+                       c->n_kv_heads);
+    if ((uint64_t)c->n_heads * EW_MAX(c->head_dim, shape->v_dim) > EW_WIDTH_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "%u heads of %u elements are more than the %u that a model may have in all",
+                       c->n_heads, c->head_dim, EW_WIDTH_MAX);
+    return 0;
+}
+
+// Clears what only served to derive the rest, so that equal models have equal shapes.
+static void forget_reading(struct ew_shape *shape)
+{
+    shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = false;
+    shape->window_first_layer = shape->window_period = shape->no_rope_period = 0;
+    shape->rope_dims = shape->context_original = 0;
+    shape->rope_theta = shape->rope_partial = 0;
+    shape->rope_scaled_full_only = false;
+}
+
+int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
+{
+    struct ew_model_shape *c = &shape->common;
+    int rc = check_given(c, err);
+
+    if (rc)
+        return rc;
+    if (!c->n_kv_heads)
+        c->n_kv_heads = c->n_heads;
+    if (!c->head_dim && c->width % c->n_heads == 0)
+        c->head_dim = c->width / c->n_heads;
+    if (!shape->v_dim)
+        shape->v_dim = c->head_dim;
+    rc = check_heads(shape, err);
+    if (rc)
+        return rc;
+    if (!(shape->attention_scale > 0))
+        shape->attention_scale = (float)(1 / sqrt(c->head_dim));
+    if (shape->window_off)
+        shape->window = 0;
+    if (shape->qk_norm_off)
+        shape->qk_norm = EW_QK_NORM_NONE;
+    rc = ew_rope_finish(shape, err);
+    forget_reading(shape);
+    return rc;
+}

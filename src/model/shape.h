@@ -1,0 +1,135 @@
+#pragma once
+// The shape of a model: everything that the program builder needs to know, whichever file format and family it came
+// from.
+//
+// A shape is filled in three steps, each overriding the one before: the family's constants (data/families), what
+// the presence of tensors says, and the file's own keys. ew_shape_finish derives the rest and checks all of it;
+// only then it may be used. No member is a pointer: a shape is plain data, and two that were read from equal models
+// compare equal by memcmp.
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernel/ops.h"
+#include "model/model.h"
+
+// Hard limits on what a file may ask for: far above every published model, low enough that no product of two overflows.
+#define EW_WIDTH_MAX (1u << 20) // of the residual stream, of all heads together
+#define EW_FFN_WIDTH_MAX (1u << 22)
+#define EW_VOCAB_MAX (1u << 24)
+#define EW_HEADS_MAX 2048
+#define EW_HEAD_DIM_MAX 2048
+#define EW_CONTEXT_MAX (1u << 30)
+#define EW_ROPE_PAIRS_MAX 512 // rotated pairs of one head
+
+enum ew_norm_place {
+    EW_NORM_PLACE_PRE,      // x + f(norm(x)): llama
+    EW_NORM_PLACE_POST,     // x + norm(f(x)): olmo2
+    EW_NORM_PLACE_SANDWICH, // x + norm(f(norm(x))): gemma2
+};
+
+enum ew_qk_norm {
+    EW_QK_NORM_NONE,
+    EW_QK_NORM_HEAD,     // each head alone, one weight for all: qwen3
+    EW_QK_NORM_HEAD_OWN, // each head alone, with its own weight: stablelm 2 12b
+    EW_QK_NORM_ROW,      // all heads together: olmo2
+};
+
+enum ew_mixer { EW_MIXER_FULL, EW_MIXER_WINDOW }; // what mixes tokens in a layer
+
+enum ew_rope_scaling {
+    EW_ROPE_SCALING_NONE,
+    EW_ROPE_SCALING_LINEAR,
+    EW_ROPE_SCALING_DYNAMIC,
+    EW_ROPE_SCALING_YARN,
+    EW_ROPE_SCALING_LLAMA3,
+    EW_ROPE_SCALING_LONGROPE,
+};
+
+// Rotary embedding as configured; model/rope.h turns it into frequencies.
+struct ew_rope_shape {
+    enum ew_rope_scaling scaling;
+    uint32_t n_dims; // rotated elements of a head
+    uint32_t context_trained;
+    uint32_t context_original; // that the scaling starts from; 0: the trained context
+    bool truncate;             // yarn: whole dimensions as the ramp's ends
+    double theta;
+    double partial;                           // n_dims / head_dim, where the model's rope_dims is not given
+    double factor;                            // 0: trained context / original context
+    double attention_multiplier;              // GGUF's yarn: on top of the rule; 0: none
+    double attention_factor;                  // on cos and sin; 0: by the scaling's own rule
+    double beta_fast, beta_slow;              // yarn
+    double mscale, mscale_all_dim;            // yarn, both or none
+    double low_freq_factor, high_freq_factor; // llama3
+    uint32_t n_short, n_long;                 // given divisors: all n_dims / 2 or none
+    double short_factor[EW_ROPE_PAIRS_MAX];   // longrope's, or GGUF's rope_freqs
+    double long_factor[EW_ROPE_PAIRS_MAX];    // longrope's
+};
+
+struct ew_layer_shape {
+    enum ew_mixer mixer;
+    bool no_rope;       // positions do not enter this layer
+    uint32_t ffn_width; // 0: the model's
+};
+
+struct ew_shape {
+    struct ew_model_shape common;
+
+    // Norms.
+    enum ew_norm_kind norm;
+    enum ew_norm_place norm_place;
+    bool norm_bias;
+    float norm_eps;
+    float norm_weight_offset; // gemma: 1
+    enum ew_qk_norm qk_norm;
+    bool qk_norm_off; // this member of the family has none
+
+    // Attention.
+    uint32_t v_dim; // of a head's value; 0: head_dim
+    bool bias_qkv, bias_attn_output;
+    float attention_scale;       // on q k; 0: 1 / sqrt(head_dim)
+    float attention_softcap;     // 0: none
+    float q_scale_beta;          // llama 4 and ministral 3: q grows with the logarithm of the position; 0: off
+    uint32_t window;             // tokens that a window layer sees, the own one included; 0: none
+    bool window_off;             // the configured window is not in use
+    uint32_t window_first_layer; // layers before it are full
+    uint32_t window_period;      // every n-th layer is full; 0: none is
+    uint32_t no_rope_period;     // every n-th layer has no positions; 0: all have
+    enum ew_rope_kind rope_kind;
+    double rope_theta, rope_partial; // what a rope without its own has
+    uint32_t rope_dims;              // rotated elements of a head; 0: rope_partial * head_dim
+    uint32_t context_original;       // before the context was stretched; 0: not given
+    bool rope_scaled_full_only;      // the scaling serves full layers; window layers have plain frequencies
+    struct ew_rope_shape ropes[2];   // by ew_mixer
+
+    // Feed-forward.
+    bool ffn_plain; // act(up) without a gate
+    bool bias_ffn;
+    enum ew_act act;
+
+    // Residual stream.
+    bool parallel;          // attention and feed-forward read the same input
+    bool parallel_own_norm; // ... each through its own norm
+    float embed_scale, residual_scale;
+    float logit_divisor, logit_softcap; // softcap 0: none
+
+    // By layer; entries past n_layers are zero.
+    bool layers_given; // layers[].mixer were read, not derived
+    bool no_rope_given;
+    struct ew_layer_shape layers[EW_LAYERS_MAX];
+};
+
+struct ew_families;
+struct ew_family;
+
+// Llama's mathematics without any size.
+void ew_shape_init(struct ew_shape *shape);
+// Reads Hugging Face's config.json (old and new form). tensors may be NULL (then their presence decides nothing).
+// *family tells whose tables were used.
+int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *families, const struct ew_json *config,
+                         const struct ew_tensors *tensors, const struct ew_family **family,
+                         struct ew_error *err) EW_MUST_CHECK;
+int ew_shape_from_gguf(struct ew_shape *shape, const struct ew_families *families, const struct ew_gguf *gguf,
+                       const struct ew_family **family, struct ew_error *err) EW_MUST_CHECK;
+// Derives what was left open and checks everything against the limits and against each other.
+int ew_shape_finish(struct ew_shape *shape, struct ew_error *err) EW_MUST_CHECK;

@@ -1,0 +1,252 @@
+#include "model/synthetic.h"
+
+#include <math.h>
+#include <stdio.h>
+
+#include "base/assert.h"
+#include "base/half.h"
+
+static const struct {
+    const char *name;
+    uint32_t n_layers, width, ffn_width, n_heads, n_kv_heads, head_dim, n_vocab;
+} g_shapes[] = {
+    {"8b", 32, 4096, 14336, 32, 8, 128, 128256},
+    {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
+    {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
+    {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
+};
+
+#define CONTEXT_TRAINED 131072 // no limit for any benchmark
+
+// `matrix` is the type of most matrices, `better` of those that the usual mix keeps finer.
+struct ew_synthetic_type {
+    const char *name;
+    enum ew_dtype matrix, better;
+};
+
+static const struct ew_synthetic_type g_types[] = {
+    {"f16", EW_DTYPE_F16, EW_DTYPE_F16},    {"bf16", EW_DTYPE_BF16, EW_DTYPE_BF16},
+    {"q8_0", EW_DTYPE_Q8_0, EW_DTYPE_Q8_0}, {"q4_0", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0},
+    {"q4_k", EW_DTYPE_Q4_K, EW_DTYPE_Q4_K}, {"q4_k_m", EW_DTYPE_Q4_K, EW_DTYPE_Q6_K},
+};
+
+// SplitMix64 (Steele, Lea and Flood, 2014): the k-th number of a stream is a function of k alone.
+static inline uint64_t mix(uint64_t z)
+{
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+#define GOLDEN 0x9E3779B97F4A7C15u // SplitMix64's increment
+
+static void random_bytes(uint64_t state, unsigned char *out, size_t n)
+{
+    uint64_t word;
+
+    for (; n >= 8; n -= 8, out += 8) {
+        word = mix(state += GOLDEN);
+        memcpy(out, &word, 8);
+    }
+    if (n) {
+        word = mix(state += GOLDEN);
+        memcpy(out, &word, n);
+    }
+}
+
+// 16-bit floats of random sign and mantissa, with exponents of four neighbouring octaves: magnitudes from 2^low to
+// 2^(low + 4).
+static void random_halves(uint64_t state, unsigned char *out, uint64_t n, uint32_t mantissa_bits, uint32_t exponent)
+{
+    uint64_t lanes = 0x0001000100010001u, keep = lanes * (0x8000u | ((1u << (mantissa_bits + 2)) - 1)),
+             add = lanes * (exponent << mantissa_bits);
+
+    for (uint64_t i = 0; i < n; i += 4) {
+        uint64_t word = (mix(state += GOLDEN) & keep) + add;
+
+        memcpy(out + 2 * i, &word, 2 * (size_t)EW_MIN(n - i, 4u));
+    }
+}
+
+// Where a block keeps its f16 scales, and the deviation of its elements when every other byte is random and the
+// scale is 1.
+static const struct block_kind {
+    enum ew_dtype dtype;
+    uint32_t scale_at;
+    double deviation;
+    int32_t minimum_at;   // second scale, or -1
+    double minimum_ratio; // of it to the first, so that the mean is 0
+} g_blocks[] = {
+    {EW_DTYPE_Q8_0, 0, 73.9, -1, 0},   // int8
+    {EW_DTYPE_Q4_0, 0, 4.61, -1, 0},   // -8 .. 7
+    {EW_DTYPE_Q5_0, 0, 9.23, -1, 0},   // -16 .. 15
+    {EW_DTYPE_Q4_K, 0, 258, 2, 7.5},   // 6-bit scale * 4-bit value - 6-bit minimum
+    {EW_DTYPE_Q6_K, 208, 1366, -1, 0}, // int8 scale * (-32 .. 31)
+};
+
+static const struct block_kind *block_kind(enum ew_dtype dtype)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_blocks); i++)
+        if (g_blocks[i].dtype == dtype)
+            return &g_blocks[i];
+    return NULL;
+}
+
+static void put_f16(unsigned char *at, double value)
+{
+    uint16_t half = ew_f16_of_f32((float)value);
+
+    memcpy(at, &half, sizeof(half));
+}
+
+// arg: seed, cols, dtype.
+static int read_matrix(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                       struct ew_error *err)
+{
+    uint64_t cols = source->arg[1], row_bytes = ew_dtype_row_bytes(source->dtype, cols);
+    const struct block_kind *kind = block_kind(source->dtype);
+    uint32_t block_bytes = ew_dtype_info(source->dtype)->block_bytes;
+    double deviation = 1 / sqrt((double)cols);
+    unsigned char *out = dst;
+
+    (void)err;
+    for (uint64_t r = row; r < row + n_rows; r++, out += row_bytes) {
+        uint64_t state = mix(source->arg[0] + r * GOLDEN);
+
+        if (!kind) { // the four octaves reach a little above the deviation
+            bool bf16 = source->dtype == EW_DTYPE_BF16;
+
+            random_halves(state, out, cols, bf16 ? 7 : 10,
+                          (uint32_t)((bf16 ? 127 : 15) + (int)floor(log2(deviation)) - 3));
+            continue;
+        }
+        random_bytes(state, out, row_bytes);
+        for (uint64_t at = 0; at < row_bytes; at += block_bytes) {
+            put_f16(out + at + kind->scale_at, deviation / kind->deviation);
+            if (kind->minimum_at >= 0)
+                put_f16(out + at + kind->minimum_at, deviation / kind->deviation * kind->minimum_ratio);
+        }
+    }
+    return 0;
+}
+
+// Vectors are norms' weights: ones.
+static int read_ones(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                     struct ew_error *err)
+{
+    (void)row;
+    (void)err;
+    for (uint64_t i = 0; i < n_rows * source->arg[1]; i++)
+        ((float *)dst)[i] = 1;
+    return 0;
+}
+
+// Which layers the usual mixes keep finer: the first and last eighth, and every third between (llama.cpp's choice
+// for q4_k_m).
+static bool is_better_layer(uint32_t layer, uint32_t n_layers)
+{
+    uint32_t eighth = n_layers / 8;
+
+    return layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2;
+}
+
+static enum ew_dtype matrix_type(const struct ew_synthetic *synthetic, const struct ew_weight_want *want)
+{
+    enum ew_dtype dtype = synthetic->type->matrix;
+    unsigned layer;
+    char part[32];
+
+    if (strcmp(want->name, "output") == 0)
+        dtype = synthetic->type->better;
+    else if (sscanf(want->name, "blk.%u.%31s", &layer, part) == 2 &&
+             (strcmp(part, "attn_v") == 0 || strcmp(part, "ffn_down") == 0) &&
+             is_better_layer(layer, synthetic->n_layers))
+        dtype = synthetic->type->better;
+    if (want->cols % ew_dtype_info(dtype)->block_elements) // rows that a type does not divide fall back, as in quantize
+        dtype = dtype == EW_DTYPE_Q4_K ? EW_DTYPE_Q5_0 : EW_DTYPE_Q8_0;
+    return dtype;
+}
+
+static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err)
+{
+    struct ew_synthetic *synthetic = ctx;
+    uint64_t row_bytes;
+
+    *out = (struct ew_weight_source){.dtype = EW_DTYPE_F32, .read = read_ones, .arg = {0, want->cols}};
+    if (want->is_matrix) {
+        out->dtype = matrix_type(synthetic, want);
+        out->read = read_matrix;
+        out->arg[0] = mix(++synthetic->seed);
+    }
+    row_bytes = ew_dtype_row_bytes(out->dtype, want->cols);
+    if (!row_bytes)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "rows of %llu elements of %s cannot be made in %s",
+                       (unsigned long long)want->cols, want->name, ew_dtype_name(out->dtype));
+    synthetic->bytes += want->rows * row_bytes;
+    if (want->is_matrix)
+        synthetic->type_bytes[out->dtype] += want->rows * row_bytes;
+    return 0;
+}
+
+struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic)
+{
+    return (struct ew_weight_finder){.find = find_weight, .ctx = synthetic};
+}
+
+static int set_type(struct ew_synthetic *synthetic, const char *name, struct ew_error *err)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_types); i++)
+        if (strcmp(name, g_types[i].name) == 0) {
+            synthetic->type = &g_types[i];
+            return 0;
+        }
+    ew_fail(err, EW_ERR_UNSUPPORTED, "synthetic weights of type \"%.32s\" cannot be made", name);
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of f16, bf16, q8_0, q4_0, q4_k, q4_k_m");
+}
+
+static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error *err)
+{
+    struct ew_model_shape *c = &shape->common;
+
+    ew_shape_init(shape);
+    for (size_t i = 0; i < EW_COUNT_OF(g_shapes); i++) {
+        if (!ew_str_is(name, g_shapes[i].name))
+            continue;
+        *c = (struct ew_model_shape){
+            .arch = "llama",
+            .n_layers = g_shapes[i].n_layers,
+            .n_vocab = g_shapes[i].n_vocab,
+            .width = g_shapes[i].width,
+            .ffn_width = g_shapes[i].ffn_width,
+            .n_heads = g_shapes[i].n_heads,
+            .n_kv_heads = g_shapes[i].n_kv_heads,
+            .head_dim = g_shapes[i].head_dim,
+            .context_trained = CONTEXT_TRAINED,
+            .has_weights = true,
+        };
+        for (int kind = 0; kind < 2; kind++)
+            shape->ropes[kind] = (struct ew_rope_shape){
+                .theta = 500000, .partial = 1, .context_trained = CONTEXT_TRAINED};
+        return ew_shape_finish(shape, err);
+    }
+    ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"%s", EW_STR_ARG(name),
+            ew_str_is(name, "30b-a3b") ? " yet: it has experts" : "");
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b");
+}
+
+int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)
+{
+    const char *name = model + strlen("synthetic:"), *colon = strchr(name, ':');
+    int rc;
+
+    *synthetic = (struct ew_synthetic){0};
+    if (!colon) {
+        ew_fail(err, EW_ERR_USAGE, "\"%.64s\" does not name a shape and a type", model);
+        return ew_remedy(err, EW_ERR_USAGE, "write synthetic:SHAPE:TYPE, for example synthetic:1.1b:q8_0");
+    }
+    rc = set_shape(shape, (struct ew_str){name, (size_t)(colon - name)}, err);
+    if (!rc)
+        rc = set_type(synthetic, colon + 1, err);
+    synthetic->n_layers = shape->common.n_layers;
+    return rc;
+}

@@ -1,0 +1,18 @@
+#pragma once
+// Models without a file, for benchmarks and tests: the shapes of well-known models with reproducible random
+// weights, which are made row by row where a backend asks for them. Scales keep activations finite.
+
+#include "model/builder.h"
+
+struct ew_synthetic {
+    const struct ew_synthetic_type *type;
+    uint32_t n_layers;
+    uint64_t seed;  // of the next weight
+    uint64_t bytes; // of all weights so far, as stored
+    uint64_t type_bytes[EW_DTYPE_COUNT];
+};
+
+// "synthetic:1.1b:q8_0": the shape, and what its weights are made from.
+int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape,
+                       struct ew_error *err) EW_MUST_CHECK;
+struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic);

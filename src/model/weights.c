@@ -1,0 +1,258 @@
+#include "model/weights.h"
+
+#include <stdio.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+
+// Bytes of a weight that lie in equal parts at several places: row r begins r * row_bytes into their concatenation.
+struct parts {
+    uint32_t count;
+    uint64_t part_bytes, row_bytes;
+    const unsigned char *at[];
+};
+
+static int read_mapped(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                       struct ew_error *err)
+{
+    (void)err;
+    memcpy(dst, (const unsigned char *)source->mapped + row * source->arg[0], n_rows * source->arg[0]);
+    return 0;
+}
+
+static int read_parts(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                      struct ew_error *err)
+{
+    const struct parts *parts = source->ctx;
+    uint64_t from = row * parts->row_bytes, left = n_rows * parts->row_bytes;
+    unsigned char *out = dst;
+
+    (void)err;
+    while (left) {
+        uint64_t inside = from % parts->part_bytes, n = EW_MIN(parts->part_bytes - inside, left);
+
+        memcpy(out, parts->at[from / parts->part_bytes] + inside, n);
+        out += n;
+        from += n;
+        left -= n;
+    }
+    return 0;
+}
+
+static void shape_text(const struct ew_tensor *tensor, char *out, size_t size)
+{
+    size_t len = (size_t)snprintf(out, size, "[");
+
+    for (uint32_t i = 0; i < tensor->n_dims && len < size; i++)
+        len += (size_t)snprintf(out + len, size - len, "%s%llu", i ? ", " : "", (unsigned long long)tensor->shape[i]);
+    if (len < size)
+        snprintf(out + len, size - len, "]");
+}
+
+static int fail_shape(const struct ew_tensor *tensor, const struct ew_weight_want *want, uint64_t rows, uint64_t cols,
+                      struct ew_error *err)
+{
+    char found[96];
+
+    shape_text(tensor, found, sizeof(found));
+    if (want->is_matrix)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is %s where the configuration asks for [%llu, %llu]",
+                       EW_STR_ARG(tensor->name), found, (unsigned long long)rows, (unsigned long long)cols);
+    return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is %s where the configuration asks for [%llu]",
+                   EW_STR_ARG(tensor->name), found, (unsigned long long)cols);
+}
+
+// Matrices have two dimensions; vectors have any that multiply to their length.
+static bool shape_fits(const struct ew_tensor *tensor, bool is_matrix, uint64_t rows, uint64_t cols)
+{
+    uint64_t elements = 1;
+
+    if (is_matrix)
+        return tensor->n_dims == 2 && tensor->shape[0] == rows && tensor->shape[1] == cols;
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        if (__builtin_mul_overflow(elements, tensor->shape[i], &elements))
+            return false;
+    return elements == cols;
+}
+
+static int check_type(const struct ew_tensor *tensor, bool is_matrix, struct ew_error *err)
+{
+    const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
+
+    if (!info->decode)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " has the type %s, which no weight can have",
+                       EW_STR_ARG(tensor->name), info->name);
+    if (!is_matrix && info->block_elements != 1)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "tensor " EW_STR_FMT " has the type %s where a vector needs a plain one",
+                       EW_STR_ARG(tensor->name), info->name);
+    return 0;
+}
+
+static void mark_used(struct ew_binder *binder, const struct ew_tensor *tensor, bool is_matrix)
+{
+    size_t index = (size_t)(tensor - binder->tensors->list);
+
+    if (binder->used[index])
+        return;
+    binder->used[index] = true;
+    binder->used_bytes += tensor->bytes;
+    if (is_matrix)
+        binder->type_bytes[tensor->dtype] += tensor->bytes;
+}
+
+// "blk.3.attn_q.bias" -> the file's name of blk.3.attn_q and ".bias"; everything else has ".weight".
+static bool file_name(const struct ew_binder *binder, const char *canonical, uint32_t head, char *out, size_t size)
+{
+    struct ew_str name = ew_str_of(canonical);
+    const char *suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight";
+    char stem[128];
+    size_t len;
+
+    snprintf(stem, sizeof(stem), "%.*s", (int)(name.len - (suffix[1] == 'b' ? 5 : 0)), canonical);
+    if (!ew_family_tensor(binder->family, binder->format, stem, head, out, size))
+        return false;
+    len = strlen(out);
+    if (len + strlen(suffix) >= size)
+        return false;
+    memcpy(out + len, suffix, strlen(suffix) + 1);
+    return true;
+}
+
+static const struct ew_tensor *find_tensor(const struct ew_binder *binder, const char *canonical, uint32_t head)
+{
+    char name[256];
+
+    return file_name(binder, canonical, head, name, sizeof(name)) ? ew_tensors_find(binder->tensors, ew_str_of(name))
+                                                                  : NULL;
+}
+
+// Rows [first, first + n) of a tensor that has whole_rows; a vector counts its elements as rows.
+static int bind_slice(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
+                      uint64_t first, uint64_t whole_rows, struct ew_weight_source *out, struct ew_error *err)
+{
+    uint64_t row_bytes, rows = want->is_matrix ? whole_rows : 1, cols = want->is_matrix ? want->cols : whole_rows;
+    int rc;
+
+    if (!shape_fits(tensor, want->is_matrix, rows, cols))
+        return fail_shape(tensor, want, rows, cols, err);
+    rc = check_type(tensor, want->is_matrix, err);
+    if (rc)
+        return rc;
+    row_bytes = ew_dtype_row_bytes(tensor->dtype, want->cols);
+    if (!row_bytes)
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "tensor " EW_STR_FMT " has rows of %llu elements, which blocks of %s do not divide",
+                       EW_STR_ARG(tensor->name), (unsigned long long)want->cols, ew_dtype_name(tensor->dtype));
+    mark_used(binder, tensor, want->is_matrix);
+    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_mapped, .arg = {row_bytes}};
+    out->mapped = tensor->data + first * (want->is_matrix ? row_bytes : ew_dtype_row_bytes(tensor->dtype, 1));
+    return 0;
+}
+
+// One head's part of a vector whose heads are tensors of their own.
+static int bind_head(struct ew_binder *binder, const struct ew_weight_want *want, uint32_t head,
+                     struct ew_weight_source *out, struct ew_error *err)
+{
+    const struct ew_tensor *tensor = find_tensor(binder, want->name, head);
+    struct ew_weight_want part = {.name = want->name, .rows = 1, .cols = want->cols / want->n_heads};
+
+    if (!tensor)
+        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to head %u is missing", want->name, head);
+    return bind_slice(binder, &part, tensor, 0, part.cols, out, err);
+}
+
+static int bind_heads(struct ew_binder *binder, const struct ew_weight_want *want, struct ew_weight_source *out,
+                      struct ew_error *err)
+{
+    struct parts *parts = ew_arena_alloc(binder->arena, sizeof(*parts) + want->n_heads * sizeof(parts->at[0]));
+    struct ew_weight_source first = {0};
+
+    if (!parts)
+        return ew_fail_memory(err, want->n_heads * sizeof(parts->at[0]), "the parts of a weight");
+    for (uint32_t i = 0; i < want->n_heads; i++) {
+        struct ew_weight_source source;
+        int rc = bind_head(binder, want, i, &source, err);
+
+        if (rc)
+            return rc;
+        if (i == 0)
+            first = source;
+        if (source.dtype != first.dtype)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the parts of %s have different types", want->name);
+        parts->at[i] = source.mapped;
+    }
+    parts->count = want->n_heads;
+    parts->part_bytes = first.arg[0];
+    parts->row_bytes = parts->part_bytes * parts->count;
+    *out = (struct ew_weight_source){.dtype = first.dtype, .read = read_parts, .ctx = parts};
+    return 0;
+}
+
+static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
+{
+    char own[256], whole[256];
+    bool has_own = file_name(binder, want->name, 0, own, sizeof(own));
+    bool has_whole = want->whole && file_name(binder, want->whole, 0, whole, sizeof(whole));
+    const struct ew_tensor *tensor;
+
+    if (has_own && ew_tensors_need(binder->tensors, ew_str_of(own), &tensor, err) == EW_ERR_UNSUPPORTED)
+        return EW_ERR_UNSUPPORTED; // it is there, in a form that the reader had to refuse
+    if (has_own && has_whole)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor %s is missing, and so is %s, of which it could be a part", own,
+                       whole);
+    return ew_fail(err, EW_ERR_FORMAT, "tensor %s is missing", has_own ? own : has_whole ? whole : want->name);
+}
+
+static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err)
+{
+    struct ew_binder *binder = ctx;
+    const struct ew_tensor *tensor;
+
+    // The fused tensor first: GGUF calls Phi-3's gate and up together what elsewhere is up alone.
+    tensor = want->whole ? find_tensor(binder, want->whole, 0) : NULL;
+    if (tensor)
+        return bind_slice(binder, want, tensor, want->first_row, want->whole_rows, out, err);
+    if (want->n_heads && ew_family_is_stack(binder->family, binder->format, want->name))
+        return bind_heads(binder, want, out, err);
+    tensor = find_tensor(binder, want->name, 0);
+    if (!tensor)
+        return fail_missing(binder, want, err);
+    return bind_slice(binder, want, tensor, 0, want->is_matrix ? want->rows : want->cols, out, err);
+}
+
+int ew_binder_init(struct ew_binder *binder, const struct ew_family *family, enum ew_family_format format,
+                   const struct ew_tensors *tensors, struct ew_arena *arena, struct ew_error *err)
+{
+    *binder = (struct ew_binder){.family = family, .format = format, .tensors = tensors, .arena = arena};
+    binder->used = ew_alloc_array(tensors->count, sizeof(*binder->used));
+    return binder->used ? 0 : ew_fail_memory(err, tensors->count, "the list of tensors in use");
+}
+
+void ew_binder_fini(struct ew_binder *binder)
+{
+    ew_free(binder->used);
+    binder->used = NULL;
+}
+
+struct ew_weight_finder ew_binder_finder(struct ew_binder *binder)
+{
+    return (struct ew_weight_finder){.find = find_weight, .ctx = binder};
+}
+
+void ew_binder_log_unused(const struct ew_binder *binder)
+{
+    for (uint64_t i = 0; i < binder->tensors->count && ew_log_enabled(EW_LOG_DEBUG); i++)
+        if (!binder->used[i])
+            ew_log(EW_LOG_DEBUG, "tensor " EW_STR_FMT " is not used", EW_STR_ARG(binder->tensors->list[i].name));
+}
+
+enum ew_dtype ew_binder_main_type(const struct ew_binder *binder)
+{
+    int best = EW_DTYPE_F32;
+
+    for (int i = 0; i < EW_DTYPE_COUNT; i++)
+        if (binder->type_bytes[i] > binder->type_bytes[best])
+            best = i;
+    return (enum ew_dtype)best;
+}
