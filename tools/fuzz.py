@@ -16,10 +16,13 @@ LIMITS = ["-timeout=20", "-rss_limit_mb=2048", "-max_len=65536", "-print_final_s
 
 
 def find_clang():
+    """The newest clang that can link a fuzzer: the runtime library is a package of its own."""
+    source_text = b"int LLVMFuzzerTestOneInput(const char *bytes, unsigned long size) { return bytes && size; }"
     for name in [f"clang-{version}" for version in range(25, 13, -1)] + ["clang"]:
-        if shutil.which(name):
+        link = [name, "-fsanitize=fuzzer,address,undefined", "-x", "c", "-", "-o", "/dev/null"]
+        if shutil.which(name) and subprocess.run(link, input=source_text, capture_output=True).returncode == 0:
             return name
-    sys.exit("fuzz: no clang 14 or newer: run tools/setup fuzz")
+    sys.exit("fuzz: no clang 14 or newer with libFuzzer: run tools/setup fuzz")
 
 
 def build(names):
@@ -57,6 +60,9 @@ def merge(name):
 
 def main():
     arguments = sys.argv[1:]
+    if arguments == ["--clang"]:  # tools/setup asks
+        print(find_clang())
+        return
     merging = bool(arguments) and arguments[0] == "--merge"
     seconds = 60 if merging or not arguments else int(arguments[0])
     entries = sorted(p.stem.removeprefix("fuzz_") for p in (source.ROOT / "tests/fuzz").glob("fuzz_*.c"))
