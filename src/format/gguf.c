@@ -432,7 +432,9 @@ static int open_split(struct ew_gguf *gguf, const char *path, uint32_t count, st
         gguf->n_parts++; // counted first, so that a part that failed halfway is closed
         code = open_split_part(&gguf->parts[gguf->n_parts - 1], path, prefix, gguf->n_parts, count, err);
     }
-    return code == EW_OK ? join_parts(gguf, err) : code;
+    if (code == EW_OK && (code = join_parts(gguf, err)) != EW_OK)
+        ew_fail_in(err, code, "%s", path);
+    return code;
 }
 
 static uint32_t split_count(const struct ew_gguf *gguf)
