@@ -1,0 +1,313 @@
+// The NVIDIA driver and its GPUs: first from files, then by asking the driver in a child process with a time limit, because a broken
+// driver can hang whoever calls it. What the child says travels as text, one "key=TYPE:value" a line; a captured tree keeps the same text.
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "platform/cuda_driver.h"
+#include "platform/nvml.h"
+#include "platform/probe.h"
+#include "platform/sysfile.h"
+
+#define DRIVER_TIME_LIMIT_S 8.0 // a cold driver loads its kernel module and starts the GPU in 1 to 3 s
+#define REPORT_BYTES_MAX 65536
+#define NVLINKS_MAX 18
+
+// ---- in the child ----
+
+static void say_number(FILE *to, const char *key, double value)
+{
+    fprintf(to, "%s=n:%.17g\n", key, value);
+}
+
+static void say_text(FILE *to, const char *key, const char *value)
+{
+    fprintf(to, "%s=s:%s\n", key, value);
+}
+
+static void say_device(FILE *to, const struct ew_cuda_driver *cuda)
+{
+    static const struct {
+        const char *key;
+        int attribute;
+        double scale;
+    } attributes[] = {
+        {"gpu_sm_count", EW_CUDA_ATTR_MULTIPROCESSORS, 1},       {"gpu_l2_kib", EW_CUDA_ATTR_L2_BYTES, 1.0 / 1024},
+        {"gpu_bus_bits", EW_CUDA_ATTR_MEMORY_BUS_BITS, 1},       {"gpu_mem_clock_mhz", EW_CUDA_ATTR_MEMORY_CLOCK_KHZ, 1e-3},
+        {"gpu_clock_max_mhz", EW_CUDA_ATTR_CLOCK_KHZ, 1e-3},
+    };
+    int device, major, minor, value;
+    char name[256];
+    size_t bytes;
+
+    if (cuda->cuDeviceGet(&device, 0) != EW_CUDA_SUCCESS)
+        return;
+    if (cuda->cuDeviceGetName(name, sizeof(name), device) == EW_CUDA_SUCCESS)
+        say_text(to, "gpu_name", name);
+    if (cuda->cuDeviceGetAttribute(&major, EW_CUDA_ATTR_CC_MAJOR, device) == EW_CUDA_SUCCESS &&
+        cuda->cuDeviceGetAttribute(&minor, EW_CUDA_ATTR_CC_MINOR, device) == EW_CUDA_SUCCESS)
+        say_number(to, "gpu_cc", major * 10 + minor);
+    if (cuda->cuDeviceGetAttribute(&value, EW_CUDA_ATTR_INTEGRATED, device) == EW_CUDA_SUCCESS)
+        fprintf(to, "integrated=b:%d\n", value != 0);
+    if (cuda->cuDeviceTotalMem_v2(&bytes, device) == EW_CUDA_SUCCESS)
+        say_number(to, "gpu_mem_mib", (double)(bytes >> 20));
+    for (size_t i = 0; i < EW_COUNT_OF(attributes); i++)
+        if (cuda->cuDeviceGetAttribute(&value, attributes[i].attribute, device) == EW_CUDA_SUCCESS && value > 0)
+            say_number(to, attributes[i].key, value * attributes[i].scale);
+}
+
+static void say_cuda(FILE *to)
+{
+    struct ew_cuda_driver cuda;
+    struct ew_error err;
+    int version, count = 0, status;
+    char name[96];
+
+    if (ew_cuda_driver_open(&cuda, &err) != EW_OK) {
+        say_text(to, "drv_error", err.message);
+        return;
+    }
+    if (cuda.cuDriverGetVersion(&version) == EW_CUDA_SUCCESS) // 12020 is 12.2
+        say_number(to, "drv_cuda", version / 1000 * 100 + version % 1000);
+    status = cuda.cuInit(0);
+    if (status == EW_CUDA_SUCCESS)
+        status = cuda.cuDeviceGetCount(&count);
+    if (status != EW_CUDA_SUCCESS) {
+        ew_cuda_error_name(&cuda, status, name, sizeof(name));
+        say_text(to, "drv_error", name);
+    } else {
+        say_number(to, "gpu_count", count);
+        if (count > 0)
+            say_device(to, &cuda);
+    }
+    fprintf(to, "libcuda_is_stub=b:%d\n", status == 34); // CUDA_ERROR_STUB_LIBRARY
+}
+
+static void say_unsigned(FILE *to, const char *key, int (*get)(ew_nvml_device, unsigned *), ew_nvml_device device, double scale)
+{
+    unsigned value;
+
+    if (get && get(device, &value) == EW_NVML_SUCCESS)
+        say_number(to, key, value * scale);
+}
+
+static void say_nvml_device(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device)
+{
+    struct ew_nvml_memory memory = {.version = (unsigned)(sizeof(memory) | 2u << 24)};
+    unsigned long long reasons;
+    unsigned value, pending;
+    int active, links = 0;
+    bool link_known = false;
+
+    say_unsigned(to, "gpu_power_w", nvml->nvmlDeviceGetPowerUsage, device, 1e-3);
+    say_unsigned(to, "gpu_power_limit_w", nvml->nvmlDeviceGetEnforcedPowerLimit, device, 1e-3);
+    say_unsigned(to, "pcie_gen", nvml->nvmlDeviceGetCurrPcieLinkGeneration, device, 1);
+    say_unsigned(to, "pcie_gen_max", nvml->nvmlDeviceGetMaxPcieLinkGeneration, device, 1);
+    say_unsigned(to, "pcie_width", nvml->nvmlDeviceGetCurrPcieLinkWidth, device, 1);
+    say_unsigned(to, "pcie_width_max", nvml->nvmlDeviceGetMaxPcieLinkWidth, device, 1);
+    say_unsigned(to, "mig_max", nvml->nvmlDeviceGetMaxMigDeviceCount, device, 1);
+    if (nvml->nvmlDeviceGetTemperature && nvml->nvmlDeviceGetTemperature(device, 0, &value) == EW_NVML_SUCCESS)
+        say_number(to, "gpu_temp_c", value);
+    if (nvml->nvmlDeviceGetClockInfo && nvml->nvmlDeviceGetClockInfo(device, EW_NVML_CLOCK_SM, &value) == EW_NVML_SUCCESS)
+        say_number(to, "gpu_clock_mhz", value);
+    if (nvml->nvmlDeviceGetMemoryInfo_v2 && nvml->nvmlDeviceGetMemoryInfo_v2(device, &memory) == EW_NVML_SUCCESS) {
+        say_number(to, "gpu_mem_free_mib", (double)(memory.free >> 20));
+        say_number(to, "gpu_mem_used_mib", (double)(memory.used >> 20));
+    }
+    if (nvml->nvmlDeviceGetCurrentClocksThrottleReasons &&
+        nvml->nvmlDeviceGetCurrentClocksThrottleReasons(device, &reasons) == EW_NVML_SUCCESS)
+        say_number(to, "clock_reasons", (double)reasons);
+    if (nvml->nvmlDeviceGetMigMode && nvml->nvmlDeviceGetMigMode(device, &value, &pending) == EW_NVML_SUCCESS)
+        fprintf(to, "mig_enabled=b:%d\n", value != 0);
+    for (unsigned i = 0; i < NVLINKS_MAX && nvml->nvmlDeviceGetNvLinkState; i++)
+        if (nvml->nvmlDeviceGetNvLinkState(device, i, &active) == EW_NVML_SUCCESS) {
+            link_known = true;
+            links += active;
+        }
+    if (link_known)
+        say_number(to, "nvlink_active", links);
+}
+
+static void say_mig_instances(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device)
+{
+    ew_nvml_device mig;
+    unsigned max, found = 0;
+
+    if (!nvml->nvmlDeviceGetMaxMigDeviceCount || !nvml->nvmlDeviceGetMigDeviceHandleByIndex ||
+        nvml->nvmlDeviceGetMaxMigDeviceCount(device, &max) != EW_NVML_SUCCESS)
+        return;
+    for (unsigned i = 0; i < max && i < 64; i++)
+        found += nvml->nvmlDeviceGetMigDeviceHandleByIndex(device, i, &mig) == EW_NVML_SUCCESS;
+    say_number(to, "mig_instances", found);
+}
+
+static void say_nvml(FILE *to)
+{
+    struct ew_nvml nvml;
+    struct ew_error err;
+    ew_nvml_device device;
+    char version[96];
+
+    if (ew_nvml_open(&nvml, &err) != EW_OK) {
+        say_text(to, "nvml_error", err.message);
+        return;
+    }
+    if (nvml.nvmlSystemGetDriverVersion && nvml.nvmlSystemGetDriverVersion(version, sizeof(version)) == EW_NVML_SUCCESS)
+        say_text(to, "drv_ver", version);
+    if (nvml.nvmlDeviceGetHandleByIndex_v2(0, &device) == EW_NVML_SUCCESS) {
+        say_nvml_device(to, &nvml, device);
+        say_mig_instances(to, &nvml, device);
+    }
+    ew_nvml_close(&nvml);
+}
+
+static _Noreturn void child(int fd)
+{
+    FILE *to = fdopen(fd, "w");
+
+    if (to) {
+        setvbuf(to, NULL, _IOLBF, 0); // a line said before a hang still arrives
+        say_nvml(to);
+        say_cuda(to);
+        fclose(to);
+    }
+    _exit(0); // a forked child must not run the parent's exit handlers
+}
+
+// ---- in the parent ----
+
+// Reads until the child closes the pipe or the time is over; true where it finished in time.
+static bool read_report(int fd, char *text, size_t size)
+{
+    double end_s = ew_clock_s() + DRIVER_TIME_LIMIT_S;
+    size_t len = 0;
+    bool finished = false;
+
+    while (!finished && len + 1 < size && ew_clock_s() < end_s) {
+        struct pollfd wait = {.fd = fd, .events = POLLIN};
+        ssize_t got;
+
+        if (poll(&wait, 1, 50) <= 0)
+            continue;
+        got = read(fd, text + len, size - 1 - len);
+        finished = got == 0 || (got < 0 && errno != EINTR);
+        len += got > 0 ? (size_t)got : 0;
+    }
+    text[len] = '\0';
+    return finished;
+}
+
+static bool ask_driver(char *text, size_t size)
+{
+    int fds[2];
+    bool finished;
+    pid_t pid;
+
+    text[0] = '\0';
+    if (pipe(fds) != 0)
+        return true;
+    fflush(NULL); // or the child would write our buffered output again
+    pid = fork();
+    if (pid == 0) {
+        close(fds[0]);
+        child(fds[1]);
+    }
+    close(fds[1]);
+    finished = pid < 0 || read_report(fds[0], text, size);
+    close(fds[0]);
+    if (pid > 0) {
+        kill(pid, SIGKILL); // a child in an uninterruptible call dies later; it is not waited for
+        waitpid(pid, NULL, finished ? 0 : WNOHANG);
+    }
+    return finished;
+}
+
+static void parse_line(struct ew_facts *facts, char *line, const char *source)
+{
+    char *value = strchr(line, '=');
+
+    if (!value || !value[1] || value[2] != ':')
+        return;
+    *value++ = '\0';
+    if (value[0] == 'n')
+        ew_facts_set_number(facts, line, strtod(value + 2, NULL), source);
+    else if (value[0] == 'b')
+        ew_facts_set_bool(facts, line, value[2] == '1', source);
+    else if (value[0] == 's')
+        ew_facts_set_str(facts, line, ew_str_of(value + 2), source);
+}
+
+static void parse_report(struct ew_facts *facts, char *text, const char *source)
+{
+    for (char *line = text; line;) {
+        char *end = strchr(line, '\n');
+
+        if (end)
+            *end = '\0';
+        parse_line(facts, line, source);
+        line = end ? end + 1 : NULL;
+    }
+}
+
+// "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release Build ...": open or closed, and the version.
+static void read_module(const char *root, struct ew_facts *facts)
+{
+    char text[1024], *at;
+
+    if (ew_sysfile_read(root, "/proc/driver/nvidia/version", text, sizeof(text)) <= 0)
+        return;
+    ew_facts_set_bool(facts, "drv_open", strstr(text, "Open Kernel Module") != NULL, "/proc/driver/nvidia/version");
+    for (at = text; *at && *at != '\n'; at++) {
+        size_t len = strspn(at, "0123456789.");
+
+        if (len > 3 && memchr(at, '.', len) && (at[len] == ' ' || at[len] == '\n') && at > text && at[-1] == ' ') {
+            ew_facts_set_str(facts, "drv_module_ver", (struct ew_str){at, len}, "/proc/driver/nvidia/version");
+            if (!ew_facts_get(facts, EW_STR("drv_ver")))
+                ew_facts_set_str(facts, "drv_ver", (struct ew_str){at, len}, "/proc/driver/nvidia/version");
+            return;
+        }
+    }
+}
+
+static void derive(struct ew_facts *facts)
+{
+    struct ew_str version = ew_facts_str(facts, "drv_ver", ""), module = ew_facts_str(facts, "drv_module_ver", "");
+    uint64_t branch;
+
+    if (version.len && ew_str_to_u64((struct ew_str){version.ptr, strcspn(version.ptr, ".")}, &branch))
+        ew_facts_set_number(facts, "drv_branch", (double)branch, "driver version");
+    if (version.len && module.len)
+        ew_facts_set_bool(facts, "nvml_mismatch", !ew_str_eq(version, module), "NVML against the kernel module");
+    if (!ew_facts_get(facts, EW_STR("gpu_stack")) && module.len)
+        ew_facts_set_str(facts, "gpu_stack", EW_STR("dgpu"), "/proc/driver/nvidia/version");
+}
+
+void ew_probe_nvidia(const char *root, struct ew_facts *facts)
+{
+    char *text = ew_alloc(REPORT_BYTES_MAX);
+
+    if (!text) {
+        facts->failed = true;
+        return;
+    }
+    if (root && root[0]) {
+        if (ew_sysfile_read(root, "/.edgewise/gpu", text, REPORT_BYTES_MAX) > 0)
+            parse_report(facts, text, "/.edgewise/gpu");
+    } else {
+        bool finished = ask_driver(text, REPORT_BYTES_MAX);
+
+        ew_facts_set_bool(facts, "drv_hangs", !finished, "driver calls in a child process");
+        parse_report(facts, text, "driver");
+    }
+    ew_free(text);
+    read_module(root, facts);
+    derive(facts);
+}
