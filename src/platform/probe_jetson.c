@@ -4,12 +4,11 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "platform/packages.h"
 #include "platform/probe.h"
 #include "platform/sysfile.h"
 
 #define DEVICE_TREE "/proc/device-tree"
-#define DPKG_STATUS "/var/lib/dpkg/status"
-#define DPKG_STATUS_BYTES_MAX ((size_t)32 << 20) // a full desktop has about 4 MB
 
 // L4T releases and the JetPack they came with (NVIDIA's JetPack archive; release notes of L4T).
 static const struct {
@@ -75,48 +74,21 @@ static bool read_release_file(const char *root, struct ew_facts *facts, char *l4
     return true;
 }
 
-// The version field of an installed Debian package; empty where it is not installed.
-static struct ew_str package_version(const char *status, const char *package)
-{
-    char head[96];
-    const char *at = status, *version;
-    size_t len = (size_t)snprintf(head, sizeof(head), "Package: %s\n", package);
-
-    while ((at = strstr(at, head))) {
-        const char *end = strstr(at, "\n\n");
-
-        if (at == status || at[-1] == '\n') {
-            version = strstr(at, "\nVersion: ");
-            if (version && (!end || version < end)) {
-                version += strlen("\nVersion: ");
-                return (struct ew_str){version, strcspn(version, "\n")};
-            }
-        }
-        at += len;
-    }
-    return EW_STR("");
-}
-
 static void read_packages(const char *root, struct ew_facts *facts, char *l4t, size_t size)
 {
-    char *status = ew_alloc(DPKG_STATUS_BYTES_MAX);
+    struct ew_packages packages;
     struct ew_str core, jetpack;
 
-    if (!status) {
-        facts->failed = true;
-        return;
+    ew_packages_read(root, &packages);
+    core = ew_package_upstream(ew_package_version(&packages, "nvidia-l4t-core"));
+    jetpack = ew_package_upstream(ew_package_version(&packages, "nvidia-jetpack"));
+    if (core.len && !l4t[0]) {
+        snprintf(l4t, size, "%.*s", (int)EW_MIN(core.len, size - 1), core.ptr);
+        ew_facts_set_str(facts, "l4t", ew_str_of(l4t), "package nvidia-l4t-core");
     }
-    if (ew_sysfile_read(root, DPKG_STATUS, status, DPKG_STATUS_BYTES_MAX) > 0) {
-        core = package_version(status, "nvidia-l4t-core");
-        jetpack = package_version(status, "nvidia-jetpack");
-        if (core.len && !l4t[0]) { // "38.4.0-20251202..."
-            snprintf(l4t, size, "%.*s", (int)EW_MIN(strcspn(core.ptr, "-\n"), size - 1), core.ptr);
-            ew_facts_set_str(facts, "l4t", ew_str_of(l4t), DPKG_STATUS);
-        }
-        if (jetpack.len)
-            ew_facts_set_str(facts, "jetpack", (struct ew_str){jetpack.ptr, strcspn(jetpack.ptr, "-+\n")}, DPKG_STATUS);
-    }
-    ew_free(status);
+    if (jetpack.len)
+        ew_facts_set_str(facts, "jetpack", jetpack, "package nvidia-jetpack");
+    ew_packages_free(&packages);
 }
 
 static void set_release(struct ew_facts *facts, const char *l4t)
