@@ -1,0 +1,147 @@
+// What the machine's own libraries and tools offer, read from their files.
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "doctor/doctor.h"
+#include "doctor/elf.h"
+#include "format/json.h"
+#include "format/mapfile.h"
+
+#define PATH_BYTES_MAX 4096
+#define ELF_ARENA_MAX ((size_t)4 << 20)
+
+static const char *const g_library_dirs[] = {
+    "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib",
+};
+
+// Dotted numbers after the prefix, compared part by part: 3.4.9 comes before 3.4.30.
+static int compare_dotted(const char *a, const char *b)
+{
+    while (*a && *b) {
+        char *a_end, *b_end;
+        unsigned long x = strtoul(a, &a_end, 10), y = strtoul(b, &b_end, 10);
+
+        if (a_end == a || b_end == b)
+            break;
+        if (x != y)
+            return x < y ? -1 : 1;
+        a = *a_end == '.' ? a_end + 1 : a_end;
+        b = *b_end == '.' ? b_end + 1 : b_end;
+    }
+    return (*a != '\0') - (*b != '\0');
+}
+
+// The newest version with this prefix that the library defines, into text.
+static void newest(const struct ew_elf *elf, const char *prefix, char *text, size_t size)
+{
+    size_t len = strlen(prefix);
+
+    text[0] = '\0';
+    for (uint32_t i = 0; i < elf->n_defines; i++) {
+        char version[48];
+
+        if (!ew_str_starts(elf->defines[i], prefix) || elf->defines[i].len - len >= sizeof(version))
+            continue;
+        snprintf(version, sizeof(version), "%.*s", (int)(elf->defines[i].len - len), elf->defines[i].ptr + len);
+        if (version[0] >= '0' && version[0] <= '9' && (!text[0] || compare_dotted(text, version) < 0))
+            snprintf(text, size, "%s", version);
+    }
+}
+
+static bool find_library(const char *root, const char *name, char *path, size_t size)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_library_dirs); i++) {
+        snprintf(path, size, "%s%s/%s", root ? root : "", g_library_dirs[i], name);
+        if (access(path, R_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+struct version_fact {
+    const char *prefix, *fact;
+};
+
+static void read_versions(const char *root, const char *name, const struct version_fact *wanted, size_t n, struct ew_facts *facts)
+{
+    char path[PATH_BYTES_MAX], text[48];
+    struct ew_mapfile file;
+    struct ew_arena arena;
+    struct ew_elf elf;
+
+    if (!find_library(root, name, path, sizeof(path)) || ew_mapfile_open(&file, path, NULL) != EW_OK)
+        return;
+    ew_arena_init(&arena, ELF_ARENA_MAX);
+    if (ew_elf_parse(&elf, &arena, file.data, file.size, NULL) == EW_OK)
+        for (size_t i = 0; i < n; i++) {
+            newest(&elf, wanted[i].prefix, text, sizeof(text));
+            if (text[0])
+                ew_facts_set_str(facts, wanted[i].fact, ew_str_of(text), path + (root ? strlen(root) : 0));
+        }
+    ew_arena_fini(&arena);
+    ew_mapfile_close(&file);
+}
+
+// "13.0.2" is 1300.
+static bool cuda_number(struct ew_str version, double *out)
+{
+    char text[32];
+    unsigned major, minor;
+
+    snprintf(text, sizeof(text), "%.*s", (int)EW_MIN(version.len, sizeof(text) - 1), version.ptr);
+    if (sscanf(text, "%u.%u", &major, &minor) != 2)
+        return false;
+    *out = major * 100 + minor * 10;
+    return true;
+}
+
+static void read_toolkit(const char *root, struct ew_facts *facts)
+{
+    char path[PATH_BYTES_MAX];
+    const struct ew_json *tree;
+    struct ew_arena arena;
+    double version;
+
+    snprintf(path, sizeof(path), "%s/usr/local/cuda/version.json", root ? root : "");
+    ew_arena_init(&arena, (size_t)1 << 20);
+    if (access(path, R_OK) == 0 && ew_json_parse_file(&arena, path, (size_t)256 << 10, &tree, NULL) == EW_OK &&
+        cuda_number(ew_json_str(ew_json_get(ew_json_get(tree, "cuda"), "version"), ""), &version))
+        ew_facts_set_number(facts, "tool_cuda", version, "/usr/local/cuda/version.json");
+    ew_arena_fini(&arena);
+}
+
+// /usr/bin/python3 is a link to python3.N: 3.12 is 312.
+static void read_python(const char *root, struct ew_facts *facts)
+{
+    char path[PATH_BYTES_MAX], target[256];
+    unsigned major, minor;
+    ssize_t len;
+    const char *at;
+
+    snprintf(path, sizeof(path), "%s/usr/bin/python3", root ? root : "");
+    len = readlink(path, target, sizeof(target) - 1);
+    if (len <= 0)
+        return;
+    target[len] = '\0';
+    at = strstr(target, "python");
+    if (at && sscanf(at, "python%u.%u", &major, &minor) == 2)
+        ew_facts_set_number(facts, "host_python", major * 100 + minor, "/usr/bin/python3");
+}
+
+void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts)
+{
+    static const struct version_fact libc[] = {{"GLIBC_", "host_glibc"}};
+    static const struct version_fact libstdcxx[] = {{"GLIBCXX_", "host_glibcxx"}, {"CXXABI_", "host_cxxabi"}};
+
+    read_versions(root, "libc.so.6", libc, EW_COUNT_OF(libc), facts);
+    read_versions(root, "libstdc++.so.6", libstdcxx, EW_COUNT_OF(libstdcxx), facts);
+    if (ew_facts_get(facts, EW_STR("host_glibc")))
+        ew_facts_set_str(facts, "host_libc", EW_STR("glibc"), "libc.so.6");
+    read_toolkit(root, facts);
+    read_python(root, facts);
+}

@@ -1,0 +1,148 @@
+// What the doctor says: text for people, JSON for programs, Markdown for repositories.
+
+#include <stdio.h>
+
+#include "base/assert.h"
+#include "doctor/doctor.h"
+
+
+// The few facts that a reader wants to see first, with the words for them.
+static const struct {
+    const char *label, *fact, *unit, *style;
+} g_summary[] = {
+    {"machine", "board_model", "", ""},      {"machine", "product_name", "", ""},   {"system", "host_os", "", ""},
+    {"kernel", "host_kernel", "", ""},       {"processor", "host_arch", "", ""},    {"memory", "host_mem_mib", " MiB", ""},
+    {"available", "host_avail_mib", " MiB", ""}, {"L4T", "l4t", "", ""},            {"JetPack", "jetpack", "", ""},
+    {"driver", "drv_ver", "", ""},           {"driver's CUDA", "drv_cuda", "", ":cuda"}, {"GPU", "gpu_name", "", ""},
+    {"capability", "gpu_cc", "", ":cc"},     {"GPU memory", "gpu_mem_mib", " MiB", ""}, {"power mode", "pow_name", "", ""},
+    {"draw", "power_draw_w", " W", ""},      {"temperature", "temp_c", " C", ""},   {"no driver", "drv_error", "", ""},
+};
+
+static void append_summary(const struct ew_doctor *doctor, struct ew_buf *out)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_summary); i++) {
+        char hole[64];
+
+        if (!ew_facts_get(&doctor->facts, ew_str_of(g_summary[i].fact)))
+            continue;
+        snprintf(hole, sizeof(hole), "{%s%s}", g_summary[i].fact, g_summary[i].style);
+        ew_buf_printf(out, "  %-15s", g_summary[i].label);
+        ew_rule_fill(out, ew_str_of(hole), &doctor->facts);
+        ew_buf_printf(out, "%s\n", g_summary[i].unit);
+    }
+}
+
+static void append_finding(struct ew_buf *out, const struct ew_finding *finding, bool colour)
+{
+    static const char *const colours[] = {"\x1b[32m", "\x1b[33m", "\x1b[31m"};
+
+    ew_buf_printf(out, "%s%-4s%s  ", colour ? colours[finding->rule->severity] : "", ew_severity_name(finding->rule->severity),
+                  colour ? "\x1b[0m" : "");
+    ew_buf_append_str(out, finding->rule->id);
+    ew_buf_append_str(out, EW_STR("  "));
+    ew_buf_append_str(out, finding->message);
+    ew_buf_append_str(out, EW_STR("\n      -> "));
+    ew_buf_append_str(out, finding->remedy);
+    ew_buf_append_char(out, '\n');
+}
+
+void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, bool colour, bool verbose)
+{
+    const struct ew_findings *findings = &doctor->findings;
+
+    append_summary(doctor, out);
+    ew_buf_append_char(out, '\n');
+    for (uint32_t i = 0; i < findings->count; i++)
+        append_finding(out, &findings->list[i], colour);
+    if (findings->count)
+        ew_buf_append_char(out, '\n');
+    for (uint32_t i = 0; verbose && i < findings->n_unchecked; i++) {
+        ew_buf_append_str(out, EW_STR("not checked  "));
+        ew_buf_append_str(out, findings->unchecked[i].rule->id);
+        ew_buf_append_str(out, EW_STR("  needs "));
+        ew_buf_append_str(out, findings->unchecked[i].missing);
+        ew_buf_append_char(out, '\n');
+    }
+    ew_buf_printf(out, "%u fail, %u warn, %u ok, %u not checked (their facts are not known here)\n", findings->n_by_severity[EW_SEVERITY_FAIL],
+                  findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK], findings->n_unchecked);
+}
+
+static void json_member(struct ew_buf *out, const char *key, struct ew_str value, bool last)
+{
+    ew_buf_printf(out, "\"%s\": ", key);
+    ew_buf_append_json(out, value);
+    ew_buf_append_str(out, last ? EW_STR("}") : EW_STR(", "));
+}
+
+static void json_facts(const struct ew_facts *facts, struct ew_buf *out)
+{
+    ew_buf_append_str(out, EW_STR("  \"facts\": {"));
+    for (uint32_t i = 0; i < facts->count; i++) {
+        ew_buf_append_str(out, i ? EW_STR(",\n    ") : EW_STR("\n    "));
+        ew_buf_append_json(out, facts->list[i].key);
+        ew_buf_append_str(out, EW_STR(": {\"value\": "));
+        ew_fact_json(out, &facts->list[i]);
+        ew_buf_append_str(out, EW_STR(", "));
+        json_member(out, "source", facts->list[i].source, true);
+    }
+    ew_buf_append_str(out, EW_STR("\n  },\n"));
+}
+
+void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out)
+{
+    const struct ew_findings *findings = &doctor->findings;
+
+    ew_buf_append_str(out, EW_STR("{\n"));
+    json_facts(&doctor->facts, out);
+    ew_buf_append_str(out, EW_STR("  \"findings\": ["));
+    for (uint32_t i = 0; i < findings->count; i++) {
+        const struct ew_finding *finding = &findings->list[i];
+
+        ew_buf_append_str(out, i ? EW_STR(",\n    {") : EW_STR("\n    {"));
+        json_member(out, "id", finding->rule->id, false);
+        json_member(out, "severity", ew_str_of(ew_severity_name(finding->rule->severity)), false);
+        json_member(out, "subject", ew_str_of(ew_subject_name(finding->rule->subject)), false);
+        json_member(out, "about", finding->about, false);
+        json_member(out, "message", finding->message, false);
+        json_member(out, "remedy", finding->remedy, false);
+        json_member(out, "source", finding->rule->source, true);
+    }
+    ew_buf_append_str(out, EW_STR("\n  ],\n  \"unchecked\": ["));
+    for (uint32_t i = 0; i < findings->n_unchecked; i++) {
+        ew_buf_append_str(out, i ? EW_STR(",\n    {") : EW_STR("\n    {"));
+        json_member(out, "id", findings->unchecked[i].rule->id, false);
+        json_member(out, "about", findings->unchecked[i].about, false);
+        json_member(out, "missing", findings->unchecked[i].missing, true);
+    }
+    ew_buf_printf(out, "\n  ],\n  \"fail\": %u, \"warn\": %u, \"ok\": %u\n}\n", findings->n_by_severity[EW_SEVERITY_FAIL],
+                  findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK]);
+}
+
+// A cell must not end its table.
+static void append_cell(struct ew_buf *out, struct ew_str text)
+{
+    for (size_t i = 0; i < text.len; i++) {
+        if (text.ptr[i] == '|')
+            ew_buf_append_char(out, '\\');
+        ew_buf_append_char(out, text.ptr[i] == '\n' ? ' ' : text.ptr[i]);
+    }
+    ew_buf_append_str(out, EW_STR(" | "));
+}
+
+void ew_doctor_report_markdown(const struct ew_doctor *doctor, struct ew_buf *out)
+{
+    const struct ew_findings *findings = &doctor->findings;
+
+    ew_buf_append_str(out, EW_STR("| component | status | finding | action | rule |\n| --- | --- | --- | --- | --- |\n"));
+    for (uint32_t i = 0; i < findings->count; i++) {
+        const struct ew_finding *finding = &findings->list[i];
+
+        ew_buf_append_str(out, EW_STR("| "));
+        append_cell(out, finding->about.len ? finding->about : EW_STR("machine"));
+        append_cell(out, ew_str_of(ew_severity_name(finding->rule->severity)));
+        append_cell(out, finding->message);
+        append_cell(out, finding->remedy);
+        append_cell(out, finding->rule->id);
+        ew_buf_append_char(out, '\n');
+    }
+}
