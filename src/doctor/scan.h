@@ -1,0 +1,60 @@
+#pragma once
+// Judging files without running them: shared objects, wheels, site-packages, root file systems, TensorRT plans, requirement lists.
+//
+// Three passes: walk the paths and note what is worth reading; read those in parallel (ELF headers, GPU code, wheel metadata); then, with
+// every library of the tree known, follow each file's needs and apply the rules. Memory grows with the number of files, not with their size.
+
+#include "doctor/doctor.h"
+#include "doctor/elf.h"
+#include "doctor/fatbin.h"
+
+enum ew_scan_kind {
+    EW_SCAN_LIBRARY,      // ELF, or bare GPU code
+    EW_SCAN_WHEEL,        // a .whl archive
+    EW_SCAN_PACKAGE,      // an installed package: DIR.dist-info/METADATA
+    EW_SCAN_REQUIREMENTS, // requirements.txt, pyproject.toml
+    EW_SCAN_PLAN,         // a serialized TensorRT engine
+};
+
+#define EW_SCAN_NEEDS_MAX 96 // DT_NEEDED entries kept of one file; libtorch has 20
+
+// What reading one file (or one member of a wheel) yields.
+struct ew_scan_file {
+    struct ew_str path;          // in messages; members of wheels as "x.whl!/member"
+    enum ew_scan_kind kind;
+    bool unreadable;
+    struct ew_str error;         // why, or why it was taken for damaged
+    // ELF
+    bool is_elf;
+    uint16_t machine;
+    struct ew_str soname, runpath;
+    struct ew_str *needed;
+    uint32_t n_needed;
+    struct ew_str glibc, glibcxx, cxxabi; // newest version needed of each, empty: none
+    struct ew_str cuda_versions; // newest "libcudart.so.N" version needed, empty: none
+    bool musl;
+    // GPU code
+    bool has_gpu_code;
+    struct ew_gpu_verdict verdict;
+    double *sms, *a_sms, *f_sms; // distinct SMs of native code, of 'a' and of 'f' code
+    uint32_t n_sms, n_a_sms, n_f_sms;
+    uint32_t toolkit;
+    // Package, wheel, requirement, plan
+    struct ew_str package, version, requires_python, platform_tag, python_tag, plan_version;
+    uint32_t package_cuda;       // 12, 13; 0: none said
+    bool pure;
+};
+
+struct ew_scan {
+    const struct ew_doctor *doctor;
+    struct ew_arena arena;       // of paths and results; guarded by a lock while reading
+    struct ew_scan_file *files;
+    uint32_t count, cap;
+    uint64_t bytes_read;
+    bool failed;                 // memory ran out
+};
+
+// Findings go to `findings`. n_threads 0: one a core. Paths that do not exist are an error; unreadable files are counted and said.
+int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths, uint32_t n_threads,
+                struct ew_findings *findings, struct ew_error *err) EW_MUST_CHECK;
+void ew_scan_fini(struct ew_scan *scan);
