@@ -159,7 +159,7 @@ static int inflate_member(const unsigned char *in, uint64_t in_len, unsigned cha
 
 int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t max, unsigned char **out, uint64_t *len, struct ew_error *err)
 {
-    uint64_t data;
+    uint64_t data = 0;
     int code = find_data(zip, member, &data, err);
 
     if (code != EW_OK)

@@ -1,0 +1,20 @@
+#pragma once
+// What the passes of a scan share; nobody outside scan*.c needs it.
+
+#include "doctor/scan.h"
+
+// Notes a file; NULL where memory ran out (scan->failed).
+struct ew_scan_file *ew__scan_add(struct ew_scan *scan, struct ew_str path, enum ew_scan_kind kind);
+int ew__scan_walk(struct ew_scan *scan, const char *path, struct ew_error *err) EW_MUST_CHECK;
+
+// The second pass, one file. Strings go to `arena`, which the caller then merges; `target` is the GPU to judge for.
+void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target);
+// Members of a wheel that are libraries are handed to `on_member`.
+void ew__scan_read_wheel(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
+                         void (*on_member)(void *ctx, const struct ew_scan_file *member), void *ctx);
+void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target, const unsigned char *bytes, uint64_t size);
+// "Name: x", "Requires-Python: >=3.9" and so on.
+void ew__scan_read_metadata(struct ew_scan_file *file, struct ew_arena *arena, struct ew_str text);
+
+// The third pass: facts of each file over the machine's, rules applied.
+void ew__scan_judge(struct ew_scan *scan, struct ew_findings *findings);
