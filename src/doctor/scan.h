@@ -47,10 +47,11 @@ struct ew_scan_file {
 
 struct ew_scan {
     const struct ew_doctor *doctor;
-    struct ew_arena arena;       // of paths and results; guarded by a lock while reading
+    struct ew_arena arena;       // of paths
+    struct ew_arena *arenas;     // [n_arenas] of what the threads read
+    uint32_t n_arenas;
     struct ew_scan_file *files;
     uint32_t count, cap;
-    uint64_t bytes_read;
     bool failed;                 // memory ran out
 };
 
