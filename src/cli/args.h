@@ -3,7 +3,7 @@
 
 #include "cli/cli.h"
 
-#define EW_ARGS_MAX 64 // options or words on one command line
+#define EW_ARGS_MAX 64 // options on one command line
 
 struct ew_given {
     const struct ew_opt *opt;
@@ -14,7 +14,7 @@ struct ew_args {
     const struct ew_command *command;
     uint32_t n_given, n_positional;
     struct ew_given given[EW_ARGS_MAX];
-    const char *positional[EW_ARGS_MAX];
+    const char *positional[EW_ARGS_POSITIONAL_MAX];
 };
 
 // argv without the program's and the command's names. Values are checked here; EW_ERR_USAGE says what is wrong.

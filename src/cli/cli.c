@@ -142,7 +142,7 @@ int ew_args_parse(struct ew_args *args, const struct ew_command *command, int ar
     bool only_words = false;
     int code = EW_OK;
 
-    EW_ASSERT(command->n_args_max <= EW_ARGS_MAX);
+    EW_ASSERT(command->n_args_max <= EW_ARGS_POSITIONAL_MAX);
     *args = (struct ew_args){.command = command};
     for (int i = 0; i < argc && code == EW_OK; i++) {
         if (!only_words && strcmp(argv[i], "--") == 0)

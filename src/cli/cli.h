@@ -25,6 +25,8 @@ struct ew_opt {
 
 #define EW_OPT_END {0}
 
+#define EW_ARGS_POSITIONAL_MAX 64 // words on one command line
+
 struct ew_args; // parsed options and positional arguments
 
 struct ew_command {

@@ -1,0 +1,131 @@
+// doctor: what is wrong with this box, why, and how to mend it.
+
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "doctor/scan.h"
+
+#define REPORT_BYTES_MAX ((size_t)512 << 20)
+
+static const struct ew_opt g_own[] = {
+    {"root", 0, EW_OPT_STRING, "DIR", "read a captured tree instead of this machine"},
+    {"rules", 0, EW_OPT_STRING, "DIR", "add the rules of DIR/*.yaml; one with a known id replaces it"},
+    {"markdown", 0, EW_OPT_FLAG, NULL, "the findings as a table for a repository"},
+    EW_OPT_END,
+};
+static const struct ew_opt g_scan[] = {
+    {"threads", 't', EW_OPT_INT, "N", "threads that read; default one a core", NULL, 1, 512},
+    EW_OPT_END,
+};
+static const struct ew_opt *const g_options[] = {g_own, ew_opts_common, NULL};
+static const struct ew_opt *const g_scan_options[] = {g_own, g_scan, ew_opts_common, NULL};
+
+static int open_doctor(struct ew_doctor *doctor, const struct ew_args *args, struct ew_error *err)
+{
+    struct ew_doctor_options options = {ew_args_str(args, "root", NULL), ew_args_str(args, "rules", NULL)};
+
+    return ew_doctor_open(doctor, &options, err);
+}
+
+static int print_report(struct ew_doctor *doctor, const struct ew_args *args, struct ew_error *err)
+{
+    struct ew_buf out;
+    int code = EW_OK;
+
+    ew_findings_sort(&doctor->findings);
+    ew_buf_init(&out, REPORT_BYTES_MAX);
+    if (ew_args_flag(args, "json"))
+        ew_doctor_report_json(doctor, &out);
+    else if (ew_args_flag(args, "markdown"))
+        ew_doctor_report_markdown(doctor, &out);
+    else
+        ew_doctor_report_text(doctor, &out, isatty(STDOUT_FILENO), ew_args_flag(args, "verbose"));
+    if (ew_buf_ok(&out))
+        fwrite(out.ptr, 1, out.len, stdout);
+    else
+        code = ew_fail_memory(err, out.len, "the report");
+    ew_buf_fini(&out);
+    if (code == EW_OK && doctor->findings.n_by_severity[EW_SEVERITY_FAIL]) {
+        err->message[0] = '\0'; // the report has said it
+        code = EW_ERR_MISMATCH;
+    }
+    return code;
+}
+
+static int run(const struct ew_args *args, struct ew_error *err)
+{
+    struct ew_doctor doctor;
+    int code = open_doctor(&doctor, args, err);
+
+    if (code != EW_OK)
+        return code;
+    code = print_report(&doctor, args, err);
+    ew_doctor_close(&doctor);
+    return code;
+}
+
+static int run_scan(const struct ew_args *args, struct ew_error *err)
+{
+    const char *paths[EW_ARGS_POSITIONAL_MAX];
+    struct ew_doctor doctor;
+    struct ew_scan scan;
+    int code = open_doctor(&doctor, args, err);
+
+    if (code != EW_OK)
+        return code;
+    for (uint32_t i = 0; i < ew_args_count(args); i++)
+        paths[i] = ew_args_at(args, i);
+    code = ew_scan_run(&scan, &doctor, paths, ew_args_count(args), (uint32_t)ew_args_int(args, "threads", 0), &doctor.findings, err);
+    if (code == EW_OK)
+        code = print_report(&doctor, args, err);
+    ew_scan_fini(&scan);
+    ew_doctor_close(&doctor);
+    return code;
+}
+
+static int run_rules(const struct ew_args *args, struct ew_error *err)
+{
+    struct ew_rules rules;
+    int code = ew_rules_load(&rules, ew_args_str(args, "rules", NULL), err);
+
+    if (code != EW_OK)
+        return code;
+    for (uint32_t i = 0; i < rules.count; i++) {
+        const struct ew_rule *rule = &rules.list[i];
+
+        printf("%.*s\t%s\t%s\t%.*s\t%.*s\n", (int)rule->id.len, rule->id.ptr, ew_severity_name(rule->severity), ew_subject_name(rule->subject),
+               rule->on.len ? (int)rule->on.len : 3, rule->on.len ? rule->on.ptr : "any", (int)rule->when_text.len, rule->when_text.ptr);
+    }
+    ew_rules_fini(&rules);
+    return EW_OK;
+}
+
+const struct ew_command ew_cmd_doctor = {
+    .name = "doctor",
+    .usage = "doctor [--root DIR] [--json | --markdown]",
+    .summary = "Say what is wrong with this box and how to mend it",
+    .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs nothing, writes nothing,\n"
+               "needs no root. Exit status 1 when a finding is a failure.",
+    .options = g_options,
+    .run = run,
+};
+
+const struct ew_command ew_cmd_doctor_scan = {
+    .name = "doctor scan",
+    .usage = "doctor scan PATH... [--root DIR] [--json | --markdown]",
+    .summary = "Judge libraries, wheels, site-packages, TensorRT plans without running them",
+    .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and says whether this box, or the one whose tree\n"
+               "--root names, has it. Every finding of the chain is told, not only the first that a user would meet.",
+    .options = g_scan_options,
+    .n_args_min = 1,
+    .n_args_max = EW_ARGS_POSITIONAL_MAX,
+    .run = run_scan,
+};
+
+const struct ew_command ew_cmd_doctor_rules = {
+    .name = "doctor rules",
+    .usage = "doctor rules [--rules DIR]",
+    .summary = "List the compatibility rules",
+    .options = g_options,
+    .run = run_rules,
+};
