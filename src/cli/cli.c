@@ -262,7 +262,8 @@ void ew_command_help(const struct ew_command *command, FILE *to)
 void ew_help(FILE *to)
 {
     fputs("edgewise runs, serves and measures language models with nothing installed but the driver.\n\n"
-          "Usage: edgewise COMMAND [OPTIONS]\n\nCommands:\n", to);
+          "Usage: edgewise COMMAND [OPTIONS]\n\nCommands:\n",
+          to);
     for (const struct ew_command *const *command = ew_commands; *command; command++)
         fprintf(to, "  %-18s%s\n", (*command)->name, (*command)->summary);
     fprintf(to, "  %-18s%s\n", "help", "Explain a command");

@@ -75,7 +75,8 @@ static int run_scan(const struct ew_args *args, struct ew_error *err)
         return code;
     for (uint32_t i = 0; i < ew_args_count(args); i++)
         paths[i] = ew_args_at(args, i);
-    code = ew_scan_run(&scan, &doctor, paths, ew_args_count(args), (uint32_t)ew_args_int(args, "threads", 0), &doctor.findings, err);
+    code = ew_scan_run(&scan, &doctor, paths, ew_args_count(args), (uint32_t)ew_args_int(args, "threads", 0),
+                       &doctor.findings, err);
     if (code == EW_OK)
         code = print_report(&doctor, args, err);
     ew_scan_fini(&scan);
@@ -93,8 +94,9 @@ static int run_rules(const struct ew_args *args, struct ew_error *err)
     for (uint32_t i = 0; i < rules.count; i++) {
         const struct ew_rule *rule = &rules.list[i];
 
-        printf("%.*s\t%s\t%s\t%.*s\t%.*s\n", (int)rule->id.len, rule->id.ptr, ew_severity_name(rule->severity), ew_subject_name(rule->subject),
-               rule->on.len ? (int)rule->on.len : 3, rule->on.len ? rule->on.ptr : "any", (int)rule->when_text.len, rule->when_text.ptr);
+        printf("%.*s\t%s\t%s\t%.*s\t%.*s\n", (int)rule->id.len, rule->id.ptr, ew_severity_name(rule->severity),
+               ew_subject_name(rule->subject), rule->on.len ? (int)rule->on.len : 3,
+               rule->on.len ? rule->on.ptr : "any", (int)rule->when_text.len, rule->when_text.ptr);
     }
     ew_rules_fini(&rules);
     return EW_OK;
@@ -104,7 +106,8 @@ const struct ew_command ew_cmd_doctor = {
     .name = "doctor",
     .usage = "doctor [--root DIR] [--json | --markdown]",
     .summary = "Say what is wrong with this box and how to mend it",
-    .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs nothing, writes nothing,\n"
+    .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs "
+               "nothing, writes nothing,\n"
                "needs no root. Exit status 1 when a finding is a failure.",
     .options = g_options,
     .run = run,
@@ -114,7 +117,8 @@ const struct ew_command ew_cmd_doctor_scan = {
     .name = "doctor scan",
     .usage = "doctor scan PATH... [--root DIR] [--json | --markdown]",
     .summary = "Judge libraries, wheels, site-packages, TensorRT plans without running them",
-    .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and says whether this box, or the one whose tree\n"
+    .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and says whether this box, "
+               "or the one whose tree\n"
                "--root names, has it. Every finding of the chain is told, not only the first that a user would meet.",
     .options = g_scan_options,
     .n_args_min = 1,

@@ -268,7 +268,9 @@ static int run(const struct ew_args *args, struct ew_error *err)
 
     if (code != EW_OK)
         return code;
-    answer = (struct answer){.runtime = &runtime, .json = ew_args_flag(args, "json"), .ids = ids_text != NULL,
+    answer = (struct answer){.runtime = &runtime,
+                             .json = ew_args_flag(args, "json"),
+                             .ids = ids_text != NULL,
                              .terminal = isatty(STDERR_FILENO)};
     ew_buf_init(&answer.reasoning, ANSWER_BYTES_MAX);
     ew_buf_init(&answer.content, ANSWER_BYTES_MAX);

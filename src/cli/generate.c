@@ -39,13 +39,14 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
 {
     return (struct ew_engine_config){
         .backend = ew_args_str(args, "backend", "auto"),
-        .device = {
-            .n_threads = (uint32_t)ew_args_int(args, "threads", 0),
-            .kernels = strcmp(ew_args_str(args, "kernels", "auto"), "reference") == 0 ? EW_KERNELS_REFERENCE
-                                                                                      : EW_KERNELS_AUTO,
-            .cpu_max = ew_args_str(args, "cpu-max", NULL),
-            .deterministic = ew_args_flag(args, "deterministic"),
-        },
+        .device =
+            {
+                .n_threads = (uint32_t)ew_args_int(args, "threads", 0),
+                .kernels = strcmp(ew_args_str(args, "kernels", "auto"), "reference") == 0 ? EW_KERNELS_REFERENCE
+                                                                                          : EW_KERNELS_AUTO,
+                .cpu_max = ew_args_str(args, "cpu-max", NULL),
+                .deterministic = ew_args_flag(args, "deterministic"),
+            },
         .memory_budget = ew_args_bytes(args, "memory-budget", 0),
         .reserve = ew_args_bytes(args, "reserve", 0),
         .kv = kv_of(ew_args_str(args, "kv", "f16")),
@@ -215,7 +216,7 @@ int ew_generate(struct ew_engine *engine, const struct ew_request *request,
 const char *ew_finish_name(enum ew_finish finish)
 {
     static const char *const names[] = {
-        [EW_FINISH_STOP] = "stop", [EW_FINISH_LENGTH] = "length", [EW_FINISH_CONTEXT] = "context",
+        [EW_FINISH_STOP] = "stop",           [EW_FINISH_LENGTH] = "length", [EW_FINISH_CONTEXT] = "context",
         [EW_FINISH_CANCELLED] = "cancelled", [EW_FINISH_ERROR] = "error",
     };
 

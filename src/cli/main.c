@@ -40,7 +40,7 @@ static void catch_signals(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL); // no SA_RESTART: a blocked read returns so that the command can stop
     sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);         // a closed pipe is an error of write, not a death
+    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write, not a death
 }
 
 // For tests: the n-th allocation fails.

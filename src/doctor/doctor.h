@@ -1,6 +1,6 @@
 #pragma once
-// The doctor: facts about a machine, rules over them, findings with remedies. It uses platform and format only, so that it works where
-// nothing else does; it runs nothing of what it judges and writes nothing.
+// The doctor: facts about a machine, rules over them, findings with remedies. It uses platform and format only, so
+// that it works where nothing else does; it runs nothing of what it judges and writes nothing.
 
 #include "doctor/rules.h"
 #include "platform/facts.h"
@@ -18,7 +18,8 @@ struct ew_doctor {
 };
 
 // Probes, loads the rules, applies those about the machine.
-int ew_doctor_open(struct ew_doctor *doctor, const struct ew_doctor_options *options, struct ew_error *err) EW_MUST_CHECK;
+int ew_doctor_open(struct ew_doctor *doctor, const struct ew_doctor_options *options,
+                   struct ew_error *err) EW_MUST_CHECK;
 void ew_doctor_close(struct ew_doctor *doctor);
 
 // What the machine's own libraries offer: host_glibc, host_glibcxx, host_cxxabi, tool_cuda, host_python, ...

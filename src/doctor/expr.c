@@ -5,13 +5,28 @@
 
 #include "base/assert.h"
 
-#define DEPTH_MAX 64       // nesting of parentheses and operators in one condition
+#define DEPTH_MAX 64 // nesting of parentheses and operators in one condition
 #define VERSION_PARTS_MAX 8
-#define ARGS_MAX 16        // of a call or a tuple
+#define ARGS_MAX 16 // of a call or a tuple
 
 enum node_kind { N_CONST, N_FACT, N_TUPLE, N_NOT, N_NEGATE, N_AND, N_OR, N_BINARY, N_CALL };
 
-enum operator { OP_EQ, OP_NE, OP_LE, OP_GE, OP_LT, OP_GT, OP_IN, OP_ADD, OP_SUB, OP_MUL, OP_FLOORDIV, OP_DIV, OP_MOD, OP_BITAND };
+enum operator{
+    OP_EQ,
+    OP_NE,
+    OP_LE,
+    OP_GE,
+    OP_LT,
+    OP_GT,
+    OP_IN,
+    OP_ADD,
+    OP_SUB,
+    OP_MUL,
+    OP_FLOORDIV,
+    OP_DIV,
+    OP_MOD,
+    OP_BITAND
+};
 
 enum value_type { V_UNKNOWN, V_BOOL, V_NUMBER, V_STRING, V_NUMBERS, V_STRINGS, V_VERSION, V_TUPLE };
 
@@ -50,7 +65,8 @@ static const struct ew_expr *parse_or(struct parser *p);
 
 static const struct ew_expr *fail(struct parser *p, const char *what)
 {
-    ew_fail(p->err, EW_ERR_FORMAT, "condition \"" EW_STR_FMT "\": %s at column %zu", EW_STR_ARG(p->source), what, p->at + 1);
+    ew_fail(p->err, EW_ERR_FORMAT, "condition \"" EW_STR_FMT "\": %s at column %zu", EW_STR_ARG(p->source), what,
+            p->at + 1);
     return NULL;
 }
 
@@ -234,7 +250,7 @@ static const struct level g_levels[] = {
     {{{"*", OP_MUL}, {"//", OP_FLOORDIV}, {"/", OP_DIV}, {"%", OP_MOD}}},
 };
 
-static bool take_operator(struct parser *p, const struct level *level, enum operator *op)
+static bool take_operator(struct parser *p, const struct level *level, enum operator* op)
 {
     for (size_t i = 0; i < EW_COUNT_OF(level->operators) && level->operators[i].token; i++)
         if (take(p, level->operators[i].token)) {
@@ -364,7 +380,7 @@ static struct value of_fact(struct eval *e, struct ew_str name)
 {
     const struct ew_fact *fact = ew_facts_get(e->facts, name);
     static const enum value_type types[] = {
-        [EW_FACT_BOOL] = V_BOOL, [EW_FACT_NUMBER] = V_NUMBER, [EW_FACT_STRING] = V_STRING,
+        [EW_FACT_BOOL] = V_BOOL,       [EW_FACT_NUMBER] = V_NUMBER,   [EW_FACT_STRING] = V_STRING,
         [EW_FACT_NUMBERS] = V_NUMBERS, [EW_FACT_STRINGS] = V_STRINGS,
     };
 
@@ -373,8 +389,13 @@ static struct value of_fact(struct eval *e, struct ew_str name)
             e->missing = name;
         return unknown();
     }
-    return (struct value){.type = types[fact->type], .boolean = fact->boolean, .number = fact->number, .text = fact->text,
-                          .numbers = fact->numbers, .texts = fact->texts, .count = fact->count};
+    return (struct value){.type = types[fact->type],
+                          .boolean = fact->boolean,
+                          .number = fact->number,
+                          .text = fact->text,
+                          .numbers = fact->numbers,
+                          .texts = fact->texts,
+                          .count = fact->count};
 }
 
 static enum ew_truth truth(struct value value)
@@ -431,13 +452,20 @@ static struct value compare_versions(enum operator op, struct value a, struct va
     for (uint32_t i = 0; i < VERSION_PARTS_MAX && order == 0; i++) // missing parts are 0: 13 equals 13.0
         order = (a.version[i] > b.version[i]) - (a.version[i] < b.version[i]);
     switch (op) {
-    case OP_EQ: return boolean(order == 0);
-    case OP_NE: return boolean(order != 0);
-    case OP_LT: return boolean(order < 0);
-    case OP_LE: return boolean(order <= 0);
-    case OP_GT: return boolean(order > 0);
-    case OP_GE: return boolean(order >= 0);
-    default: return unknown();
+    case OP_EQ:
+        return boolean(order == 0);
+    case OP_NE:
+        return boolean(order != 0);
+    case OP_LT:
+        return boolean(order < 0);
+    case OP_LE:
+        return boolean(order <= 0);
+    case OP_GT:
+        return boolean(order > 0);
+    case OP_GE:
+        return boolean(order >= 0);
+    default:
+        return unknown();
     }
 }
 
@@ -451,12 +479,24 @@ static struct value arithmetic(enum operator op, double a, double b)
     double result;
 
     switch (op) {
-    case OP_ADD: result = a + b; break;
-    case OP_SUB: result = a - b; break;
-    case OP_MUL: result = a * b; break;
-    case OP_DIV: result = b != 0 ? a / b : NAN; break;
-    case OP_FLOORDIV: result = b != 0 ? floor(a / b) : NAN; break;
-    case OP_MOD: result = b != 0 ? a - b * floor(a / b) : NAN; break;
+    case OP_ADD:
+        result = a + b;
+        break;
+    case OP_SUB:
+        result = a - b;
+        break;
+    case OP_MUL:
+        result = a * b;
+        break;
+    case OP_DIV:
+        result = b != 0 ? a / b : NAN;
+        break;
+    case OP_FLOORDIV:
+        result = b != 0 ? floor(a / b) : NAN;
+        break;
+    case OP_MOD:
+        result = b != 0 ? a - b * floor(a / b) : NAN;
+        break;
     case OP_BITAND:
         if (fabs(a) >= 0x1p53 || fabs(b) >= 0x1p53)
             return unknown();
@@ -471,13 +511,20 @@ static struct value arithmetic(enum operator op, double a, double b)
 static struct value compare_numbers(enum operator op, double a, double b)
 {
     switch (op) {
-    case OP_EQ: return boolean(a == b);
-    case OP_NE: return boolean(a != b);
-    case OP_LT: return boolean(a < b);
-    case OP_LE: return boolean(a <= b);
-    case OP_GT: return boolean(a > b);
-    case OP_GE: return boolean(a >= b);
-    default: return arithmetic(op, a, b);
+    case OP_EQ:
+        return boolean(a == b);
+    case OP_NE:
+        return boolean(a != b);
+    case OP_LT:
+        return boolean(a < b);
+    case OP_LE:
+        return boolean(a <= b);
+    case OP_GT:
+        return boolean(a > b);
+    case OP_GE:
+        return boolean(a >= b);
+    default:
+        return arithmetic(op, a, b);
     }
 }
 

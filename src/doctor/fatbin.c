@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "doctor/elf.h"
+#include "doctor/elf_file.h"
 
 #define CONTAINER_MAGIC 0xBA55ED50u
 #define ELF_MAGIC 0x464C457Fu
@@ -40,8 +40,8 @@ static uint32_t image_index(struct ew_gpu_code *code, struct ew_image image)
     for (i = 0; i < code->n_images; i++) {
         const struct ew_image *known = &code->images[i];
 
-        if (known->kind == image.kind && known->sm == image.sm && known->suffix == image.suffix && known->zstd == image.zstd &&
-            known->ptx_isa == image.ptx_isa)
+        if (known->kind == image.kind && known->sm == image.sm && known->suffix == image.suffix &&
+            known->zstd == image.zstd && known->ptx_isa == image.ptx_isa)
             return i;
     }
     if (i == EW_IMAGES_MAX) {
@@ -86,7 +86,9 @@ static struct ew_image image_of(const struct entry_header *entry)
     return (struct ew_image){
         .kind = (enum ew_image_kind)entry->kind,
         .sm = (uint16_t)entry->sm,
-        .suffix = entry->flags & FLAG_ARCH_SPECIFIC ? 'a' : entry->flags & FLAG_FAMILY ? 'f' : 0,
+        .suffix = entry->flags & FLAG_ARCH_SPECIFIC ? 'a'
+                  : entry->flags & FLAG_FAMILY      ? 'f'
+                                                    : 0,
         .zstd = (entry->flags & FLAG_ZSTD) != 0,
         .ptx_isa = entry->kind == EW_IMAGE_PTX ? (uint16_t)(entry->major * 10 + entry->minor) : 0,
     };
@@ -95,7 +97,8 @@ static struct ew_image image_of(const struct entry_header *entry)
 // Cubins made by newer toolkits carry the toolkit's version in a note: desc {u16 2, u16 sm, u16 toolkit, u16 0}.
 static void note_toolkit(struct ew_gpu_code *code, const unsigned char *bytes, uint64_t size)
 {
-    static const unsigned char note[] = {12, 0, 0, 0, 8, 0, 0, 0, 0xE8, 3, 0, 0, 'N', 'V', 'I', 'D', 'I', 'A', ' ', 'C', 'o', 'r', 'p', 0};
+    static const unsigned char note[] = {12,  0,   0,   0,   8,   0,   0,   0,   0xE8, 3,   0,   0,
+                                         'N', 'V', 'I', 'D', 'I', 'A', ' ', 'C', 'o',  'r', 'p', 0};
     const unsigned char *at = memmem(bytes, size, note, sizeof(note));
     uint16_t toolkit;
 
@@ -152,8 +155,11 @@ static bool scan_cubin(struct ew_gpu_code *code, const unsigned char *bytes, uin
     if (machine != EW_ELF_MACHINE_CUDA)
         return false;
     new_abi = bytes[8] >= 8;
-    add_image(code, (struct ew_image){.kind = EW_IMAGE_CUBIN, .sm = (uint16_t)((new_abi ? flags >> 8 : flags) & 0xFF),
-                                      .suffix = !new_abi && flags & 0x800 ? 'a' : 0}, &members);
+    add_image(code,
+              (struct ew_image){.kind = EW_IMAGE_CUBIN,
+                                .sm = (uint16_t)((new_abi ? flags >> 8 : flags) & 0xFF),
+                                .suffix = !new_abi && flags & 0x800 ? 'a' : 0},
+              &members);
     add_container(code, members);
     return true;
 }
@@ -174,7 +180,8 @@ static void scan_ptx_text(struct ew_gpu_code *code, const unsigned char *bytes, 
     const unsigned char *at = bytes, *end = bytes + size, *hit;
 
     while ((hit = memmem(at, (size_t)(end - at), version, sizeof(version) - 1))) {
-        uint64_t window = (uint64_t)(end - hit) < 4096 ? (uint64_t)(end - hit) : 4096, pos = sizeof(version) - 1, members = 0;
+        uint64_t window = (uint64_t)(end - hit) < 4096 ? (uint64_t)(end - hit) : 4096, pos = sizeof(version) - 1,
+                 members = 0;
         const unsigned char *sm = memmem(hit, window, target, sizeof(target) - 1);
         uint32_t major = digits(hit, window, &pos), minor;
 
@@ -184,9 +191,12 @@ static void scan_ptx_text(struct ew_gpu_code *code, const unsigned char *bytes, 
         pos++;
         minor = digits(hit, window, &pos);
         pos = (uint64_t)(sm - hit) + sizeof(target) - 1;
-        add_image(code, (struct ew_image){.kind = EW_IMAGE_PTX, .sm = (uint16_t)digits(hit, window, &pos),
-                                          .suffix = pos < window && (hit[pos] == 'a' || hit[pos] == 'f') ? (char)hit[pos] : 0,
-                                          .ptx_isa = (uint16_t)(major * 10 + minor)}, &members);
+        add_image(code,
+                  (struct ew_image){.kind = EW_IMAGE_PTX,
+                                    .sm = (uint16_t)digits(hit, window, &pos),
+                                    .suffix = pos < window && (hit[pos] == 'a' || hit[pos] == 'f') ? (char)hit[pos] : 0,
+                                    .ptx_isa = (uint16_t)(major * 10 + minor)},
+                  &members);
         add_container(code, members);
     }
 }

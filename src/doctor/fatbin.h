@@ -1,8 +1,10 @@
 #pragma once
-// The GPU code in a file, wherever it stands: fatbin containers, raw cubins, PTX text. Only headers are read, nothing is decompressed.
+// The GPU code in a file, wherever it stands: fatbin containers, raw cubins, PTX text. Only headers are read,
+// nothing is decompressed.
 //
-// Source of the layouts: the fatbin and cubin headers as public disassemblers describe them and as CUDA 13.0's tools write them. Libraries hide
-// containers in sections of their own, so the whole file is searched and a hit is accepted only when its header is consistent.
+// Source of the layouts: the fatbin and cubin headers as public disassemblers describe them and as CUDA 13.0's
+// tools write them. Libraries hide containers in sections of their own, so the whole file is searched and a hit is
+// accepted only when its header is consistent.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -11,12 +13,12 @@
 
 enum ew_image_kind { EW_IMAGE_PTX = 1, EW_IMAGE_CUBIN = 2, EW_IMAGE_LTO = 8 };
 
-struct ew_image {       // one distinct kind of image
+struct ew_image { // one distinct kind of image
     enum ew_image_kind kind;
-    uint16_t sm;        // 87, 110, ...
-    char suffix;        // 'a' (this GPU only), 'f' (this family), or 0
-    bool zstd;          // needs a driver of CUDA 12.4 or newer
-    uint16_t ptx_isa;   // PTX: 10 * major + minor, e.g. 74
+    uint16_t sm;      // 87, 110, ...
+    char suffix;      // 'a' (this GPU only), 'f' (this family), or 0
+    bool zstd;        // needs a driver of CUDA 12.4 or newer
+    uint16_t ptx_isa; // PTX: 10 * major + minor, e.g. 74
 };
 
 #define EW_IMAGES_MAX 64      // distinct kinds in one file (libcufft, the richest known, has about 20)
@@ -44,11 +46,11 @@ struct ew_gpu_target {
 
 // Containers by what they offer the target.
 struct ew_gpu_verdict {
-    uint32_t total, sass, jit;  // all; with native code; without it but with PTX that the driver can compile
+    uint32_t total, sass, jit;    // all; with native code; without it but with PTX that the driver can compile
     bool only_tegra_unguaranteed; // native code only by the sm_80/86 rule on Orin
-    bool blocked_a, blocked_f;  // an 'a' or 'f' image of the right major exists that this GPU may not run
+    bool blocked_a, blocked_f;    // an 'a' or 'f' image of the right major exists that this GPU may not run
     bool lto_only, zstd;
-    uint32_t ptx_cuda;          // CUDA version that the oldest suitable PTX needs, 0: none
+    uint32_t ptx_cuda; // CUDA version that the oldest suitable PTX needs, 0: none
 };
 struct ew_gpu_verdict ew_gpu_code_judge(const struct ew_gpu_code *code, struct ew_gpu_target target);
 

@@ -8,7 +8,7 @@
 
 #include "base/assert.h"
 #include "doctor/doctor.h"
-#include "doctor/elf.h"
+#include "doctor/elf_file.h"
 #include "format/json.h"
 #include "format/mapfile.h"
 
@@ -16,7 +16,14 @@
 #define ELF_ARENA_MAX ((size_t)4 << 20)
 
 static const char *const g_library_dirs[] = {
-    "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64", "/usr/lib64", "/lib", "/usr/lib",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
 };
 
 // Dotted numbers after the prefix, compared part by part: 3.4.9 comes before 3.4.30.
@@ -67,7 +74,8 @@ struct version_fact {
     const char *prefix, *fact;
 };
 
-static void read_versions(const char *root, const char *name, const struct version_fact *wanted, size_t n, struct ew_facts *facts)
+static void read_versions(const char *root, const char *name, const struct version_fact *wanted, size_t n,
+                          struct ew_facts *facts)
 {
     char path[PATH_BYTES_MAX], text[48];
     struct ew_mapfile file;

@@ -5,17 +5,28 @@
 #include "base/assert.h"
 #include "doctor/doctor.h"
 
-
 // The few facts that a reader wants to see first, with the words for them.
 static const struct {
     const char *label, *fact, *unit, *style;
 } g_summary[] = {
-    {"machine", "board_model", "", ""},      {"machine", "product_name", "", ""},   {"system", "host_os", "", ""},
-    {"kernel", "host_kernel", "", ""},       {"processor", "host_arch", "", ""},    {"memory", "host_mem_mib", " MiB", ""},
-    {"available", "host_avail_mib", " MiB", ""}, {"L4T", "l4t", "", ""},            {"JetPack", "jetpack", "", ""},
-    {"driver", "drv_ver", "", ""},           {"driver's CUDA", "drv_cuda", "", ":cuda"}, {"GPU", "gpu_name", "", ""},
-    {"capability", "gpu_cc", "", ":cc"},     {"GPU memory", "gpu_mem_mib", " MiB", ""}, {"power mode", "pow_name", "", ""},
-    {"draw", "power_draw_w", " W", ""},      {"temperature", "temp_c", " C", ""},   {"no driver", "drv_error", "", ""},
+    {"machine", "board_model", "", ""},
+    {"machine", "product_name", "", ""},
+    {"system", "host_os", "", ""},
+    {"kernel", "host_kernel", "", ""},
+    {"processor", "host_arch", "", ""},
+    {"memory", "host_mem_mib", " MiB", ""},
+    {"available", "host_avail_mib", " MiB", ""},
+    {"L4T", "l4t", "", ""},
+    {"JetPack", "jetpack", "", ""},
+    {"driver", "drv_ver", "", ""},
+    {"driver's CUDA", "drv_cuda", "", ":cuda"},
+    {"GPU", "gpu_name", "", ""},
+    {"capability", "gpu_cc", "", ":cc"},
+    {"GPU memory", "gpu_mem_mib", " MiB", ""},
+    {"power mode", "pow_name", "", ""},
+    {"draw", "power_draw_w", " W", ""},
+    {"temperature", "temp_c", " C", ""},
+    {"no driver", "drv_error", "", ""},
 };
 
 static void append_summary(const struct ew_doctor *doctor, struct ew_buf *out)
@@ -36,12 +47,13 @@ static void append_finding(struct ew_buf *out, const struct ew_finding *finding,
 {
     static const char *const colours[] = {"\x1b[32m", "\x1b[33m", "\x1b[31m"};
 
-    ew_buf_printf(out, "%s%-4s%s  ", colour ? colours[finding->rule->severity] : "", ew_severity_name(finding->rule->severity),
-                  colour ? "\x1b[0m" : "");
+    ew_buf_printf(out, "%s%-4s%s  ", colour ? colours[finding->rule->severity] : "",
+                  ew_severity_name(finding->rule->severity), colour ? "\x1b[0m" : "");
     ew_buf_append_str(out, finding->rule->id);
     ew_buf_append_str(out, EW_STR("  "));
     ew_buf_append_str(out, finding->message);
-    ew_buf_append_str(out, EW_STR("\n      -> "));
+    if (finding->remedy.len)
+        ew_buf_append_str(out, EW_STR("\n      -> "));
     ew_buf_append_str(out, finding->remedy);
     ew_buf_append_char(out, '\n');
 }
@@ -63,8 +75,9 @@ void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, b
         ew_buf_append_str(out, findings->unchecked[i].missing);
         ew_buf_append_char(out, '\n');
     }
-    ew_buf_printf(out, "%u fail, %u warn, %u ok, %u not checked (their facts are not known here)\n", findings->n_by_severity[EW_SEVERITY_FAIL],
-                  findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK], findings->n_unchecked);
+    ew_buf_printf(out, "%u fail, %u warn, %u ok, %u not checked (their facts are not known here)\n",
+                  findings->n_by_severity[EW_SEVERITY_FAIL], findings->n_by_severity[EW_SEVERITY_WARN],
+                  findings->n_by_severity[EW_SEVERITY_OK], findings->n_unchecked);
 }
 
 static void json_member(struct ew_buf *out, const char *key, struct ew_str value, bool last)
@@ -114,8 +127,9 @@ void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out)
         json_member(out, "about", findings->unchecked[i].about, false);
         json_member(out, "missing", findings->unchecked[i].missing, true);
     }
-    ew_buf_printf(out, "\n  ],\n  \"fail\": %u, \"warn\": %u, \"ok\": %u\n}\n", findings->n_by_severity[EW_SEVERITY_FAIL],
-                  findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK]);
+    ew_buf_printf(out, "\n  ],\n  \"fail\": %u, \"warn\": %u, \"ok\": %u\n}\n",
+                  findings->n_by_severity[EW_SEVERITY_FAIL], findings->n_by_severity[EW_SEVERITY_WARN],
+                  findings->n_by_severity[EW_SEVERITY_OK]);
 }
 
 // A cell must not end its table.
@@ -133,7 +147,8 @@ void ew_doctor_report_markdown(const struct ew_doctor *doctor, struct ew_buf *ou
 {
     const struct ew_findings *findings = &doctor->findings;
 
-    ew_buf_append_str(out, EW_STR("| component | status | finding | action | rule |\n| --- | --- | --- | --- | --- |\n"));
+    ew_buf_append_str(out,
+                      EW_STR("| component | status | finding | action | rule |\n| --- | --- | --- | --- | --- |\n"));
     for (uint32_t i = 0; i < findings->count; i++) {
         const struct ew_finding *finding = &findings->list[i];
 

@@ -9,7 +9,7 @@
 #include "base/assert.h"
 #include "base/data.h"
 #include "format/mapfile.h"
-#include "format/yaml.h"
+#include "format/yaml_tree.h"
 
 #define RULES_ARENA_MAX ((size_t)16 << 20)
 #define FINDINGS_ARENA_MAX ((size_t)256 << 20) // a site-packages tree can have some ten thousand findings
@@ -54,7 +54,8 @@ static int text_of(struct loader *loader, const struct ew_yaml *node, const char
     return EW_OK;
 }
 
-static int choice_of(struct loader *loader, const struct ew_yaml *node, const char *key, const char *const *names, uint32_t n, uint32_t *out)
+static int choice_of(struct loader *loader, const struct ew_yaml *node, const char *key, const char *const *names,
+                     uint32_t n, uint32_t *out)
 {
     struct ew_str text;
     int code = text_of(loader, node, key, true, &text);
@@ -64,7 +65,8 @@ static int choice_of(struct loader *loader, const struct ew_yaml *node, const ch
     for (*out = 0; *out < n; (*out)++)
         if (ew_str_is(text, names[*out]))
             return EW_OK;
-    return ew_fail(loader->err, EW_ERR_FORMAT, "%s:%u: \"" EW_STR_FMT "\" is no %s", loader->file, node->line, EW_STR_ARG(text), key);
+    return ew_fail(loader->err, EW_ERR_FORMAT, "%s:%u: \"" EW_STR_FMT "\" is no %s", loader->file, node->line,
+                   EW_STR_ARG(text), key);
 }
 
 static int check_keys(struct loader *loader, const struct ew_yaml *node)
@@ -79,8 +81,8 @@ static int check_keys(struct loader *loader, const struct ew_yaml *node)
         for (size_t i = 0; i < EW_COUNT_OF(keys); i++)
             known |= ew_str_is(child->key, keys[i]);
         if (!known)
-            return ew_fail(loader->err, EW_ERR_FORMAT, "%s:%u: rules have no key \"" EW_STR_FMT "\"", loader->file, child->line,
-                           EW_STR_ARG(child->key));
+            return ew_fail(loader->err, EW_ERR_FORMAT, "%s:%u: rules have no key \"" EW_STR_FMT "\"", loader->file,
+                           child->line, EW_STR_ARG(child->key));
     }
     return EW_OK;
 }
@@ -92,8 +94,8 @@ static int read_rule(struct loader *loader, const struct ew_yaml *node, struct e
         bool needed;
         struct ew_str *out;
     } texts[] = {
-        {"id", true, &rule->id}, {"on", false, &rule->on}, {"when", true, &rule->when_text}, {"message", true, &rule->message},
-        {"remedy", true, &rule->remedy}, {"source", true, &rule->source},
+        {"id", true, &rule->id},           {"on", false, &rule->on},        {"when", true, &rule->when_text},
+        {"message", true, &rule->message}, {"remedy", false, &rule->remedy}, {"source", true, &rule->source},
     };
     uint32_t subject, severity;
     int code = check_keys(loader, node);
@@ -108,6 +110,8 @@ static int read_rule(struct loader *loader, const struct ew_yaml *node, struct e
         return code;
     rule->subject = (enum ew_subject)subject;
     rule->severity = (enum ew_severity)severity;
+    if (rule->severity != EW_SEVERITY_OK && rule->remedy.len == 0)
+        return bad(loader, node, "a rule that warns or fails needs a remedy");
     code = ew_expr_parse(&loader->rules->arena, rule->when_text, &rule->when, loader->err);
     return code == EW_OK ? EW_OK : ew_fail_in(loader->err, code, "%s:%u", loader->file, node->line);
 }
@@ -181,24 +185,35 @@ static int load_user_file(struct ew_rules *rules, const char *dir, const char *n
     return code;
 }
 
-static int is_yaml(const struct dirent *entry)
+#define USER_FILES_MAX 256
+
+static int by_name(const void *a, const void *b)
 {
-    return ew_str_ends(ew_str_of(entry->d_name), ".yaml");
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+// In the order of their names, so that which rule replaces which does not depend on the file system.
 static int load_user_dir(struct ew_rules *rules, const char *dir, struct ew_error *err)
 {
-    struct dirent **entries;
-    int count = scandir(dir, &entries, is_yaml, alphasort), code = EW_OK;
+    const char *names[USER_FILES_MAX];
+    struct dirent *entry;
+    size_t count = 0;
+    int code = EW_OK;
+    DIR *opened = opendir(dir);
 
-    if (count < 0)
+    if (!opened)
         return ew_fail_errno(err, EW_ERR_IO, "cannot read the rules directory %s", dir);
-    for (int i = 0; i < count; i++) {
-        if (code == EW_OK)
-            code = load_user_file(rules, dir, entries[i]->d_name, err);
-        free(entries[i]); // scandir allocates with malloc
+    while (count < USER_FILES_MAX && (entry = readdir(opened))) {
+        if (!ew_str_ends(ew_str_of(entry->d_name), ".yaml"))
+            continue;
+        names[count] = ew_arena_copy(&rules->arena, entry->d_name, strlen(entry->d_name));
+        count += names[count] != NULL;
     }
-    free(entries);
+    closedir(opened);
+    if (count)
+        qsort(names, count, sizeof(*names), by_name);
+    for (size_t i = 0; i < count && code == EW_OK; i++)
+        code = load_user_file(rules, dir, names[i], err);
     return code;
 }
 
@@ -334,20 +349,24 @@ static struct ew_str keep(struct ew_findings *out, struct ew_str text)
     return copy ? (struct ew_str){copy, text.len} : EW_STR("");
 }
 
-static void add_finding(struct ew_findings *out, const struct ew_rule *rule, const struct ew_facts *facts, struct ew_str about)
+static void add_finding(struct ew_findings *out, const struct ew_rule *rule, const struct ew_facts *facts,
+                        struct ew_str about)
 {
     struct ew_finding *finding = room(out, (void **)&out->list, out->count, &out->cap, sizeof(*finding));
 
     if (!finding)
         return;
-    *finding = (struct ew_finding){rule, keep(out, about), filled(out, rule->message, facts), filled(out, rule->remedy, facts)};
+    *finding = (struct ew_finding){rule, keep(out, about), filled(out, rule->message, facts),
+                                   filled(out, rule->remedy, facts)};
     out->count++;
     out->n_by_severity[rule->severity]++;
 }
 
-static void add_unchecked(struct ew_findings *out, const struct ew_rule *rule, struct ew_str about, struct ew_str missing)
+static void add_unchecked(struct ew_findings *out, const struct ew_rule *rule, struct ew_str about,
+                          struct ew_str missing)
 {
-    struct ew_unchecked *unchecked = room(out, (void **)&out->unchecked, out->n_unchecked, &out->unchecked_cap, sizeof(*unchecked));
+    struct ew_unchecked *unchecked = room(out, (void **)&out->unchecked, out->n_unchecked, &out->unchecked_cap,
+                                          sizeof(*unchecked));
 
     if (!unchecked)
         return;
@@ -355,8 +374,8 @@ static void add_unchecked(struct ew_findings *out, const struct ew_rule *rule, s
     out->n_unchecked++;
 }
 
-void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const struct ew_facts *facts, struct ew_str about,
-                    struct ew_findings *out)
+void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const struct ew_facts *facts,
+                    struct ew_str about, struct ew_findings *out)
 {
     for (uint32_t i = 0; i < rules->count; i++) {
         const struct ew_rule *rule = &rules->list[i];

@@ -1,6 +1,6 @@
 #pragma once
-// Rules as data: conditions over facts, with what to say and what to do when they hold. data/rules/*.yaml, and a user's own directory, which
-// may replace a rule by its id.
+// Rules as data: conditions over facts, with what to say and what to do when they hold. data/rules/*.yaml, and a
+// user's own directory, which may replace a rule by its id.
 
 #include "base/alloc.h"
 #include "base/buf.h"
@@ -11,11 +11,20 @@
 enum ew_severity { EW_SEVERITY_OK, EW_SEVERITY_WARN, EW_SEVERITY_FAIL };
 const char *ew_severity_name(enum ew_severity severity); // "ok", "warn", "fail"
 
-enum ew_subject { EW_SUBJECT_MACHINE, EW_SUBJECT_FILE, EW_SUBJECT_PACKAGE, EW_SUBJECT_IMAGE, EW_SUBJECT_PLAN, EW_SUBJECT_REQUEST, EW_SUBJECT_COUNT };
+enum ew_subject {
+    EW_SUBJECT_MACHINE,
+    EW_SUBJECT_FILE,
+    EW_SUBJECT_PACKAGE,
+    EW_SUBJECT_IMAGE,
+    EW_SUBJECT_PLAN,
+    EW_SUBJECT_REQUEST,
+    EW_SUBJECT_COUNT
+};
 const char *ew_subject_name(enum ew_subject subject);
 
 struct ew_rule {
-    struct ew_str id, on, when_text, message, remedy, source; // on: a platform tag ("thor", "dgpu", "k8s"), or empty: everywhere
+    struct ew_str id, on, when_text, message, remedy,
+        source; // on: a platform tag ("thor", "dgpu", "k8s"), or empty: everywhere
     enum ew_subject subject;
     enum ew_severity severity;
     const struct ew_expr *when;
@@ -28,14 +37,15 @@ struct ew_rules {
     uint32_t count, cap;
 };
 
-// The built-in rules, then those of each *.yaml in user_dir (NULL: none). A malformed rule is an error that names file and line.
+// The built-in rules, then those of each *.yaml in user_dir (NULL: none). A malformed rule is an error that names
+// file and line.
 int ew_rules_load(struct ew_rules *rules, const char *user_dir, struct ew_error *err) EW_MUST_CHECK;
 void ew_rules_fini(struct ew_rules *rules);
 const struct ew_rule *ew_rules_find(const struct ew_rules *rules, struct ew_str id);
 
 struct ew_finding {
     const struct ew_rule *rule;
-    struct ew_str about;    // the file or package, or empty
+    struct ew_str about;           // the file or package, or empty
     struct ew_str message, remedy; // holes filled in
 };
 
@@ -51,13 +61,15 @@ struct ew_findings {
     struct ew_unchecked *unchecked;
     uint32_t n_unchecked, unchecked_cap;
     uint32_t n_by_severity[3];
-    bool failed;            // memory ran out
+    bool failed; // memory ran out
 };
 
 void ew_findings_init(struct ew_findings *findings);
 void ew_findings_fini(struct ew_findings *findings);
-// Applies every rule about this kind of subject that concerns this platform; `platform_tags` is the fact that lists the tags.
-void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const struct ew_facts *facts, struct ew_str about, struct ew_findings *out);
+// Applies every rule about this kind of subject that concerns this platform; `platform_tags` is the fact that lists
+// the tags.
+void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const struct ew_facts *facts,
+                    struct ew_str about, struct ew_findings *out);
 // Worst first, then by rule id and subject, so that reports do not depend on the order of work.
 void ew_findings_sort(struct ew_findings *findings);
 

@@ -17,8 +17,8 @@
 struct reading {
     struct ew_scan *scan;
     struct ew_gpu_target target;
-    struct ew_arena *arenas;     // one a thread: nothing is shared while reading
-    pthread_mutex_t lock;        // of the list below
+    struct ew_arena *arenas;      // one a thread: nothing is shared while reading
+    pthread_mutex_t lock;         // of the list below
     struct ew_scan_file *members; // libraries found inside wheels
     uint32_t n_members, members_cap;
     bool failed;
@@ -90,7 +90,8 @@ static void add_requirement(struct ew_scan *scan, struct ew_str path, struct ew_
     file->version = (struct ew_str){ew_arena_copy(&scan->arena, version.ptr, version.len), version.len};
     scan->failed |= !file->package.ptr || !file->version.ptr;
     local = ew_str_find(version, EW_STR("+cu1"), 0);
-    if (local >= 0 && version.len >= (size_t)local + 5 && version.ptr[local + 4] >= '0' && version.ptr[local + 4] <= '9')
+    if (local >= 0 && version.len >= (size_t)local + 5 && version.ptr[local + 4] >= '0' &&
+        version.ptr[local + 4] <= '9')
         file->package_cuda = 10 + (uint32_t)(version.ptr[local + 4] - '0');
 }
 
@@ -128,8 +129,10 @@ static void read_requirements(struct ew_scan *scan, struct ew_str path)
 static int read_all(struct ew_scan *scan, uint32_t n_threads, struct ew_error *err)
 {
     const struct ew_facts *facts = &scan->doctor->facts;
-    struct reading r = {.scan = scan, .lock = PTHREAD_MUTEX_INITIALIZER,
-                        .target = {(uint32_t)ew_facts_number(facts, "gpu_cc", 0), (uint32_t)ew_facts_number(facts, "drv_cuda", 0)}};
+    struct reading r = {
+        .scan = scan,
+        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .target = {(uint32_t)ew_facts_number(facts, "gpu_cc", 0), (uint32_t)ew_facts_number(facts, "drv_cuda", 0)}};
     struct ew_topology topology;
     struct ew_pool *pool;
     int code;
@@ -161,8 +164,8 @@ static int read_all(struct ew_scan *scan, uint32_t n_threads, struct ew_error *e
     return EW_OK;
 }
 
-int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths, uint32_t n_threads,
-                struct ew_findings *findings, struct ew_error *err)
+int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths,
+                uint32_t n_threads, struct ew_findings *findings, struct ew_error *err)
 {
     int code = EW_OK;
     uint32_t walked;

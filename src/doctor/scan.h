@@ -1,11 +1,13 @@
 #pragma once
-// Judging files without running them: shared objects, wheels, site-packages, root file systems, TensorRT plans, requirement lists.
+// Judging files without running them: shared objects, wheels, site-packages, root file systems, TensorRT plans,
+// requirement lists.
 //
-// Three passes: walk the paths and note what is worth reading; read those in parallel (ELF headers, GPU code, wheel metadata); then, with
-// every library of the tree known, follow each file's needs and apply the rules. Memory grows with the number of files, not with their size.
+// Three passes: walk the paths and note what is worth reading; read those in parallel (ELF headers, GPU code, wheel
+// metadata); then, with every library of the tree known, follow each file's needs and apply the rules. Memory grows
+// with the number of files, not with their size.
 
 #include "doctor/doctor.h"
-#include "doctor/elf.h"
+#include "doctor/elf_file.h"
 #include "doctor/fatbin.h"
 
 enum ew_scan_kind {
@@ -20,10 +22,10 @@ enum ew_scan_kind {
 
 // What reading one file (or one member of a wheel) yields.
 struct ew_scan_file {
-    struct ew_str path;          // in messages; members of wheels as "x.whl!/member"
+    struct ew_str path; // in messages; members of wheels as "x.whl!/member"
     enum ew_scan_kind kind;
     bool unreadable;
-    struct ew_str error;         // why, or why it was taken for damaged
+    struct ew_str error; // why, or why it was taken for damaged
     // ELF
     bool is_elf;
     uint16_t machine;
@@ -31,7 +33,7 @@ struct ew_scan_file {
     struct ew_str *needed;
     uint32_t n_needed;
     struct ew_str glibc, glibcxx, cxxabi; // newest version needed of each, empty: none
-    struct ew_str cuda_versions; // newest "libcudart.so.N" version needed, empty: none
+    struct ew_str cuda_versions;          // newest "libcudart.so.N" version needed, empty: none
     bool musl;
     // GPU code
     bool has_gpu_code;
@@ -41,21 +43,22 @@ struct ew_scan_file {
     uint32_t toolkit;
     // Package, wheel, requirement, plan
     struct ew_str package, version, requires_python, platform_tag, python_tag, plan_version;
-    uint32_t package_cuda;       // 12, 13; 0: none said
+    uint32_t package_cuda; // 12, 13; 0: none said
     bool pure;
 };
 
 struct ew_scan {
     const struct ew_doctor *doctor;
-    struct ew_arena arena;       // of paths
-    struct ew_arena *arenas;     // [n_arenas] of what the threads read
+    struct ew_arena arena;   // of paths
+    struct ew_arena *arenas; // [n_arenas] of what the threads read
     uint32_t n_arenas;
     struct ew_scan_file *files;
     uint32_t count, cap;
-    bool failed;                 // memory ran out
+    bool failed; // memory ran out
 };
 
-// Findings go to `findings`. n_threads 0: one a core. Paths that do not exist are an error; unreadable files are counted and said.
-int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths, uint32_t n_threads,
-                struct ew_findings *findings, struct ew_error *err) EW_MUST_CHECK;
+// Findings go to `findings`. n_threads 0: one a core. Paths that do not exist are an error; unreadable files are
+// counted and said.
+int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths,
+                uint32_t n_threads, struct ew_findings *findings, struct ew_error *err) EW_MUST_CHECK;
 void ew_scan_fini(struct ew_scan *scan);

@@ -12,7 +12,8 @@ void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_
 // Members of a wheel that are libraries are handed to `on_member`.
 void ew__scan_read_wheel(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
                          void (*on_member)(void *ctx, const struct ew_scan_file *member), void *ctx);
-void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target, const unsigned char *bytes, uint64_t size);
+void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
+                         const unsigned char *bytes, uint64_t size);
 // "Name: x", "Requires-Python: >=3.9" and so on.
 void ew__scan_read_metadata(struct ew_scan_file *file, struct ew_arena *arena, struct ew_str text);
 

@@ -12,9 +12,19 @@
 #define NOT_FOUND UINT32_MAX
 
 static const char *const g_system_dirs[] = {
-    "/lib", "/usr/lib", "/lib64", "/usr/lib64", "/lib/aarch64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu/nvidia", "/usr/lib/aarch64-linux-gnu/tegra", "/usr/local/cuda/lib64",
-    "/opt/nvidia/l4t-gpu-libs/nvgpu", "/opt/nvidia/l4t-gpu-libs/openrm",
+    "/lib",
+    "/usr/lib",
+    "/lib64",
+    "/usr/lib64",
+    "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu/nvidia",
+    "/usr/lib/aarch64-linux-gnu/tegra",
+    "/usr/local/cuda/lib64",
+    "/opt/nvidia/l4t-gpu-libs/nvgpu",
+    "/opt/nvidia/l4t-gpu-libs/openrm",
 };
 
 struct judge {
@@ -38,7 +48,8 @@ static bool machine_has(const struct judge *j, struct ew_str name)
     char path[4096];
 
     for (size_t i = 0; i < EW_COUNT_OF(g_system_dirs); i++) {
-        snprintf(path, sizeof(path), "%s%s/%.*s", root ? root : "", g_system_dirs[i], (int)EW_MIN(name.len, 255), name.ptr);
+        snprintf(path, sizeof(path), "%s%s/%.*s", root ? root : "", g_system_dirs[i], (int)EW_MIN(name.len, 255),
+                 name.ptr);
         if (access(path, F_OK) == 0)
             return true;
     }
@@ -57,20 +68,25 @@ static bool reachable(const struct ew_scan_file *from, const struct ew_scan_file
 {
     size_t dir = from->path.len - base_name(from->path).len;
 
-    if (to->path.len > dir && memcmp(to->path.ptr, from->path.ptr, dir) == 0 && !memchr(to->path.ptr + dir, '/', to->path.len - dir))
+    if (to->path.len > dir && memcmp(to->path.ptr, from->path.ptr, dir) == 0 &&
+        !memchr(to->path.ptr + dir, '/', to->path.len - dir))
         return true;
-    return ew_str_find(from->runpath, EW_STR("$ORIGIN"), 0) >= 0 || ew_str_find(from->runpath, EW_STR("${ORIGIN}"), 0) >= 0;
+    return ew_str_find(from->runpath, EW_STR("$ORIGIN"), 0) >= 0 ||
+           ew_str_find(from->runpath, EW_STR("${ORIGIN}"), 0) >= 0;
 }
 
 static uint32_t cuda_major(struct ew_str soname)
 {
-    static const char *const prefixes[] = {"libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so.", "libnvJitLink.so."};
+    static const char *const prefixes[] = {"libcudart.so.", "libcublas.so.", "libcublasLt.so.", "libnvrtc.so.",
+                                           "libnvJitLink.so."};
 
     for (size_t i = 0; i < EW_COUNT_OF(prefixes); i++)
         if (ew_str_starts(soname, prefixes[i]) && soname.len - strlen(prefixes[i]) >= 2) {
             const char *digits = soname.ptr + strlen(prefixes[i]);
 
-            return digits[0] >= '1' && digits[0] <= '9' && digits[1] >= '0' && digits[1] <= '9' ? (uint32_t)(digits[0] - '0') * 10 + (uint32_t)(digits[1] - '0') : 0;
+            return digits[0] >= '1' && digits[0] <= '9' && digits[1] >= '0' && digits[1] <= '9'
+                       ? (uint32_t)(digits[0] - '0') * 10 + (uint32_t)(digits[1] - '0')
+                       : 0;
         }
     return 0;
 }
@@ -154,7 +170,8 @@ static void set_elf(struct judge *j, const struct ew_scan_file *file, struct ew_
     set_version(facts, "elf_cxxabi", file->cxxabi);
     set_needs(j, file, facts);
     set_soname_mismatch(file, facts);
-    ew_facts_set_number(facts, "closure_cuda_majors", closure_majors(j, (uint32_t)(file - j->scan->files)), "DT_NEEDED closure");
+    ew_facts_set_number(facts, "closure_cuda_majors", closure_majors(j, (uint32_t)(file - j->scan->files)),
+                        "DT_NEEDED closure");
 }
 
 static void set_gpu_code(const struct ew_scan_file *file, struct ew_facts *facts)
@@ -181,7 +198,8 @@ static void set_gpu_code(const struct ew_scan_file *file, struct ew_facts *facts
     ew_facts_set_number(facts, "fb_ptx_cuda", v->ptx_cuda, "PTX versions");
 }
 
-// "manylinux_2_28_aarch64.manylinux2014_aarch64": the architecture, and the oldest glibc that any of the tags accepts (PEP 600).
+// "manylinux_2_28_aarch64.manylinux2014_aarch64": the architecture, and the oldest glibc that any of the tags
+// accepts (PEP 600).
 static void set_platform_tag(const struct ew_scan_file *file, struct ew_facts *facts)
 {
     static const struct {
@@ -213,10 +231,13 @@ static void set_python(const struct ew_scan_file *file, struct ew_facts *facts)
     const char *at;
 
     snprintf(tag, sizeof(tag), "%.*s", (int)EW_MIN(file->python_tag.len, sizeof(tag) - 1), file->python_tag.ptr);
-    snprintf(requires, sizeof(requires), "%.*s", (int)EW_MIN(file->requires_python.len, sizeof(requires) - 1), file->requires_python.ptr);
-    ew_facts_set_number(facts, "whl_py_exact", sscanf(tag, "cp%1u%u", &major, &minor) == 2 ? major * 100 + minor : 0, "wheel tag");
+    snprintf(requires, sizeof(requires), "%.*s", (int)EW_MIN(file->requires_python.len, sizeof(requires) - 1),
+             file->requires_python.ptr);
+    ew_facts_set_number(facts, "whl_py_exact", sscanf(tag, "cp%1u%u", &major, &minor) == 2 ? major * 100 + minor : 0,
+                        "wheel tag");
     at = strstr(requires, ">=");
-    ew_facts_set_number(facts, "whl_py_min", at && sscanf(at, ">= %u.%u", &major, &minor) == 2 ? major * 100 + minor : 0, "Requires-Python");
+    ew_facts_set_number(facts, "whl_py_min",
+                        at && sscanf(at, ">= %u.%u", &major, &minor) == 2 ? major * 100 + minor : 0, "Requires-Python");
 }
 
 static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
@@ -233,7 +254,9 @@ static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
     if (file->version.len)
         ew_facts_set_str(facts, "pkg_ver", file->version, "metadata");
     ew_facts_set_number(facts, "pkg_cuda", file->package_cuda, "metadata");
-    ew_facts_set_bool(facts, "pkg_prefix_nvidia_cu", len > 7 && strncmp(name, "nvidia-", 7) == 0 && strstr((name[len] = '\0', name), "-cu"), "metadata");
+    ew_facts_set_bool(facts, "pkg_prefix_nvidia_cu",
+                      len > 7 && strncmp(name, "nvidia-", 7) == 0 && strstr((name[len] = '\0', name), "-cu"),
+                      "metadata");
     if (file->kind == EW_SCAN_WHEEL) {
         ew_facts_set_bool(facts, "pkg_pure", file->pure, "wheel tag");
         set_platform_tag(file, facts);
@@ -244,13 +267,15 @@ static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
 static void judge_file(struct judge *j, const struct ew_scan_file *file)
 {
     static const enum ew_subject subjects[] = {
-        [EW_SCAN_LIBRARY] = EW_SUBJECT_FILE, [EW_SCAN_WHEEL] = EW_SUBJECT_PACKAGE, [EW_SCAN_PACKAGE] = EW_SUBJECT_PACKAGE,
-        [EW_SCAN_REQUIREMENTS] = EW_SUBJECT_PACKAGE, [EW_SCAN_PLAN] = EW_SUBJECT_PLAN,
+        [EW_SCAN_LIBRARY] = EW_SUBJECT_FILE,    [EW_SCAN_WHEEL] = EW_SUBJECT_PACKAGE,
+        [EW_SCAN_PACKAGE] = EW_SUBJECT_PACKAGE, [EW_SCAN_REQUIREMENTS] = EW_SUBJECT_PACKAGE,
+        [EW_SCAN_PLAN] = EW_SUBJECT_PLAN,
     };
     struct ew_facts facts;
 
     if (file->unreadable || (file->kind == EW_SCAN_LIBRARY && !file->is_elf && !file->has_gpu_code) ||
-        (file->kind == EW_SCAN_REQUIREMENTS && !file->package.len) || ew_facts_init(&facts, &j->scan->doctor->facts, NULL) != EW_OK)
+        (file->kind == EW_SCAN_REQUIREMENTS && !file->package.len) ||
+        ew_facts_init(&facts, &j->scan->doctor->facts, NULL) != EW_OK)
         return;
     ew_facts_set_str(&facts, "file", file->path, "scan");
     if (file->kind == EW_SCAN_LIBRARY) {

@@ -56,7 +56,10 @@ static void read_versions(struct ew_scan_file *file, const struct ew_elf *elf, s
     const struct {
         const char *prefix;
         struct ew_str *out;
-    } families[] = {{"GLIBC_2", &file->glibc}, {"GLIBCXX_", &file->glibcxx}, {"CXXABI_1", &file->cxxabi}, {"libcudart.so.", &file->cuda_versions}};
+    } families[] = {{"GLIBC_2", &file->glibc},
+                    {"GLIBCXX_", &file->glibcxx},
+                    {"CXXABI_1", &file->cxxabi},
+                    {"libcudart.so.", &file->cuda_versions}};
 
     for (uint32_t i = 0; i < elf->n_needs; i++)
         for (size_t k = 0; k < EW_COUNT_OF(families); k++)
@@ -112,8 +115,8 @@ static double *distinct_sms(const struct ew_gpu_code *code, struct ew_arena *are
     return list;
 }
 
-static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target, const unsigned char *bytes,
-                          uint64_t size)
+static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
+                          const unsigned char *bytes, uint64_t size)
 {
     struct ew_gpu_code *code = ew_alloc(sizeof(*code));
 
@@ -131,7 +134,8 @@ static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, str
     ew_free(code);
 }
 
-void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target, const unsigned char *bytes, uint64_t size)
+void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
+                         const unsigned char *bytes, uint64_t size)
 {
     if (ew_elf_is(bytes, size))
         read_elf(file, arena, bytes, size);
@@ -171,8 +175,8 @@ static uint32_t package_cuda(struct ew_str version, struct ew_str metadata)
     static const struct {
         const char *text;
         uint32_t major;
-    } needs[] = {{"nvidia-cuda-runtime-cu11", 11}, {"nvidia-cuda-runtime-cu12", 12}, {"nvidia-cublas-cu12", 12}, {"nvidia-cuda-runtime (", 13},
-                 {"nvidia-cuda-runtime=", 13}, {"nvidia-cublas=", 13}};
+    } needs[] = {{"nvidia-cuda-runtime-cu11", 11}, {"nvidia-cuda-runtime-cu12", 12}, {"nvidia-cublas-cu12", 12},
+                 {"nvidia-cuda-runtime (", 13},    {"nvidia-cuda-runtime=", 13},     {"nvidia-cublas=", 13}};
 
     if (at >= 0 && (size_t)at + 5 <= version.len)
         return (uint32_t)strtoul((char[]){version.ptr[at + 3], version.ptr[at + 4], '\0'}, NULL, 10);
@@ -194,7 +198,8 @@ void ew__scan_read_metadata(struct ew_scan_file *file, struct ew_arena *arena, s
 static void read_wheel_name(struct ew_scan_file *file)
 {
     const char *slash = memrchr(file->path.ptr, '/', file->path.len);
-    struct ew_str name = slash ? (struct ew_str){slash + 1, file->path.len - (size_t)(slash + 1 - file->path.ptr)} : file->path;
+    struct ew_str name = slash ? (struct ew_str){slash + 1, file->path.len - (size_t)(slash + 1 - file->path.ptr)}
+                               : file->path;
     struct ew_str *const parts[] = {&file->platform_tag, NULL, &file->python_tag};
 
     name.len -= EW_MIN(name.len, strlen(".whl"));
@@ -278,7 +283,8 @@ void ew__scan_read_wheel(struct ew_scan_file *file, struct ew_arena *arena, stru
 // ---- TensorRT plans ----
 
 // "ptrt" or "ftrt", maybe after a JSON prefix; bytes 24, 25, 26 are TensorRT's version (NVIDIA in TensorRT issue 3073).
-static void read_plan(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target, const unsigned char *bytes, uint64_t size)
+static void read_plan(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
+                      const unsigned char *bytes, uint64_t size)
 {
     char version[32];
     uint64_t at = 0;
@@ -309,7 +315,8 @@ void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_
     if (file->kind == EW_SCAN_LIBRARY)
         ew__scan_read_bytes(file, arena, target, mapped.data, mapped.size);
     else if (file->kind == EW_SCAN_PACKAGE)
-        ew__scan_read_metadata(file, arena, (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
+        ew__scan_read_metadata(file, arena,
+                               (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
     else if (file->kind == EW_SCAN_PLAN)
         read_plan(file, arena, target, mapped.data, mapped.size);
     ew_mapfile_close(&mapped);

@@ -7,7 +7,7 @@
 
 #include "doctor/scan_internal.h"
 
-#define DEPTH_MAX 64       // of folders; link loops cannot arise, links are not followed into folders
+#define DEPTH_MAX 64 // of folders; link loops cannot arise, links are not followed into folders
 #define FILES_MAX 4000000
 
 static bool contains(struct ew_str text, const char *part)
@@ -26,8 +26,8 @@ static bool kind_of(struct ew_str path, struct ew_str name, bool executable, enu
         *kind = EW_SCAN_REQUIREMENTS;
     else if (ew_str_ends(name, ".plan") || ew_str_ends(name, ".engine") || ew_str_ends(name, ".trt"))
         *kind = EW_SCAN_PLAN;
-    else if (ew_str_ends(name, ".so") || contains(name, ".so.") || ew_str_ends(name, ".cubin") || ew_str_ends(name, ".fatbin") ||
-             ew_str_ends(name, ".ptx") || (executable && !contains(name, ".")))
+    else if (ew_str_ends(name, ".so") || contains(name, ".so.") || ew_str_ends(name, ".cubin") ||
+             ew_str_ends(name, ".fatbin") || ew_str_ends(name, ".ptx") || (executable && !contains(name, ".")))
         *kind = EW_SCAN_LIBRARY;
     else
         return false;
@@ -40,7 +40,8 @@ struct ew_scan_file *ew__scan_add(struct ew_scan *scan, struct ew_str path, enum
     char *copy = ew_arena_copy(&scan->arena, path.ptr, path.len);
 
     if (scan->count == scan->cap) {
-        grown = scan->count < FILES_MAX ? ew_realloc_array(scan->files, (size_t)scan->cap * 2 + 256, sizeof(*grown)) : NULL;
+        grown = scan->count < FILES_MAX ? ew_realloc_array(scan->files, (size_t)scan->cap * 2 + 256, sizeof(*grown))
+                                        : NULL;
         if (grown) {
             scan->files = grown;
             scan->cap = scan->cap * 2 + 256;

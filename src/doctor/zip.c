@@ -6,9 +6,9 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 
-#define END_SIZE 22           // end of central directory record without its comment
+#define END_SIZE 22 // end of central directory record without its comment
 #define COMMENT_MAX 65535
-#define ENTRY_SIZE 46         // central directory entry without name, extra field and comment
+#define ENTRY_SIZE 46 // central directory entry without name, extra field and comment
 #define LOCAL_SIZE 30
 #define LOCATOR64_SIZE 20
 #define END64_SIZE 56
@@ -68,7 +68,8 @@ int ew_zip_open(struct ew_zip *zip, const unsigned char *bytes, uint64_t size, s
 }
 
 // Sizes and offset that did not fit 32 bits stand in an extra field, in this order, only those that did not fit.
-static void read_extra64(struct ew_zip_member *member, const unsigned char *extra, uint64_t len, const unsigned char *entry)
+static void read_extra64(struct ew_zip_member *member, const unsigned char *extra, uint64_t len,
+                         const unsigned char *entry)
 {
     uint64_t *const fields[] = {&member->uncompressed, &member->compressed, &member->header};
     const uint32_t stored[] = {u32(entry + 24), u32(entry + 20), u32(entry + 42)};
@@ -126,7 +127,8 @@ static int find_data(const struct ew_zip *zip, const struct ew_zip_member *membe
         return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " is damaged", EW_STR_ARG(member->name));
     skip = LOCAL_SIZE + (uint64_t)u16(local + 26) + u16(local + 28);
     if (skip > zip->size - member->header || member->compressed > zip->size - member->header - skip)
-        return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " reaches past the end of the archive", EW_STR_ARG(member->name));
+        return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " reaches past the end of the archive",
+                       EW_STR_ARG(member->name));
     *data = member->header + skip;
     return EW_OK;
 }
@@ -143,7 +145,8 @@ static int inflate_member(const unsigned char *in, uint64_t in_len, unsigned cha
     stream.next_in = (unsigned char *)in;
     stream.next_out = out;
     while (status == Z_OK) {
-        uint32_t in_part = (uint32_t)EW_MIN(in_left, (uint64_t)1 << 30), out_part = (uint32_t)EW_MIN(out_left, (uint64_t)1 << 30);
+        uint32_t in_part = (uint32_t)EW_MIN(in_left, (uint64_t)1 << 30),
+                 out_part = (uint32_t)EW_MIN(out_left, (uint64_t)1 << 30);
 
         stream.avail_in = in_part;
         stream.avail_out = out_part;
@@ -157,7 +160,8 @@ static int inflate_member(const unsigned char *in, uint64_t in_len, unsigned cha
     return status == Z_STREAM_END && out_left == 0 ? Z_OK : Z_DATA_ERROR;
 }
 
-int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t max, unsigned char **out, uint64_t *len, struct ew_error *err)
+int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t max, unsigned char **out,
+                uint64_t *len, struct ew_error *err)
 {
     uint64_t data = 0;
     int code = find_data(zip, member, &data, err);
@@ -165,10 +169,11 @@ int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, ui
     if (code != EW_OK)
         return code;
     if (member->uncompressed > max)
-        return ew_fail(err, EW_ERR_LIMIT, "member " EW_STR_FMT " has %llu bytes, more than is looked at", EW_STR_ARG(member->name),
-                       (unsigned long long)member->uncompressed);
+        return ew_fail(err, EW_ERR_LIMIT, "member " EW_STR_FMT " has %llu bytes, more than is looked at",
+                       EW_STR_ARG(member->name), (unsigned long long)member->uncompressed);
     if (member->method != 0 && member->method != 8)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "member " EW_STR_FMT " is compressed by method %u", EW_STR_ARG(member->name), member->method);
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "member " EW_STR_FMT " is compressed by method %u",
+                       EW_STR_ARG(member->name), member->method);
     if (member->method == 8 && member->uncompressed / 1100 > member->compressed) // deflate reaches 1032:1 at most
         return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " claims an impossible size", EW_STR_ARG(member->name));
     *out = ew_alloc(member->uncompressed + 1);

@@ -24,6 +24,8 @@ struct ew_zip_member {
 
 int ew_zip_open(struct ew_zip *zip, const unsigned char *bytes, uint64_t size, struct ew_error *err) EW_MUST_CHECK;
 // Walks the directory: *cursor starts at 0. 1: a member; 0: the end; negative: an ew_code.
-int ew_zip_next(const struct ew_zip *zip, uint64_t *cursor, struct ew_zip_member *member, struct ew_error *err) EW_MUST_CHECK;
+int ew_zip_next(const struct ew_zip *zip, uint64_t *cursor, struct ew_zip_member *member,
+                struct ew_error *err) EW_MUST_CHECK;
 // The member's bytes in memory of its own (ew_free). Refused past max; the archive's word on sizes is checked.
-int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t max, unsigned char **out, uint64_t *len, struct ew_error *err) EW_MUST_CHECK;
+int ew_zip_read(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t max, unsigned char **out,
+                uint64_t *len, struct ew_error *err) EW_MUST_CHECK;

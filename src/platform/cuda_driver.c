@@ -12,9 +12,12 @@ static const struct {
     const char *name;
     size_t offset;
 } g_functions[] = {
-#define FUNCTION(name) {#name, offsetof(struct ew_cuda_driver, name)}
-    FUNCTION(cuInit), FUNCTION(cuDriverGetVersion), FUNCTION(cuGetErrorName), FUNCTION(cuDeviceGetCount), FUNCTION(cuDeviceGet),
-    FUNCTION(cuDeviceGetName), FUNCTION(cuDeviceGetAttribute), FUNCTION(cuDeviceTotalMem_v2),
+#define FUNCTION(name)                                                                                                 \
+    {                                                                                                                  \
+#name, offsetof(struct ew_cuda_driver, name)                                                                   \
+    }
+    FUNCTION(cuInit),      FUNCTION(cuDriverGetVersion), FUNCTION(cuGetErrorName),       FUNCTION(cuDeviceGetCount),
+    FUNCTION(cuDeviceGet), FUNCTION(cuDeviceGetName),    FUNCTION(cuDeviceGetAttribute), FUNCTION(cuDeviceTotalMem_v2),
 #undef FUNCTION
 };
 
@@ -23,7 +26,8 @@ int ew_cuda_driver_open(struct ew_cuda_driver *driver, struct ew_error *err)
     *driver = (struct ew_cuda_driver){.library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL)};
     if (!driver->library) {
         ew_fail(err, EW_ERR_DEVICE, "no NVIDIA driver: %s", dlerror());
-        return ew_remedy(err, EW_ERR_DEVICE, "Install the driver; in a container, start it with the GPU (--runtime nvidia or --gpus all)");
+        return ew_remedy(err, EW_ERR_DEVICE,
+                         "Install the driver; in a container, start it with the GPU (--runtime nvidia or --gpus all)");
     }
     for (size_t i = 0; i < EW_COUNT_OF(g_functions); i++) {
         void *symbol = dlsym(driver->library, g_functions[i].name);

@@ -1,6 +1,6 @@
 #pragma once
-// The CUDA driver, dlopen'ed: the only code that knows its soname. The oldest entry points that do the job, so that every driver since
-// CUDA 11.4 has them. Source of names and numbers: the driver API reference (cuda.h).
+// The CUDA driver, dlopen'ed: the only code that knows its soname. The oldest entry points that do the job, so that
+// every driver since CUDA 11.4 has them. Source of names and numbers: the driver API reference (cuda.h).
 
 #include <stddef.h>
 #include <stdint.h>

@@ -78,7 +78,8 @@ void ew_facts_set_str(struct ew_facts *facts, const char *key, struct ew_str val
     set(facts, key, (struct ew_fact){.type = EW_FACT_STRING, .text = copy(facts, value)}, source);
 }
 
-void ew_facts_set_numbers(struct ew_facts *facts, const char *key, const double *values, uint32_t count, const char *source)
+void ew_facts_set_numbers(struct ew_facts *facts, const char *key, const double *values, uint32_t count,
+                          const char *source)
 {
     double *copied = ew_arena_array(&facts->arena, count, sizeof(*copied));
 
@@ -91,7 +92,8 @@ void ew_facts_set_numbers(struct ew_facts *facts, const char *key, const double 
     set(facts, key, (struct ew_fact){.type = EW_FACT_NUMBERS, .numbers = copied, .count = count}, source);
 }
 
-void ew_facts_set_strs(struct ew_facts *facts, const char *key, const struct ew_str *values, uint32_t count, const char *source)
+void ew_facts_set_strs(struct ew_facts *facts, const char *key, const struct ew_str *values, uint32_t count,
+                       const char *source)
 {
     struct ew_str *copied = ew_arena_array(&facts->arena, count, sizeof(*copied));
 

@@ -18,21 +18,21 @@ struct ew_fact {
     struct ew_str key;
     enum ew_fact_type type;
     bool boolean;
-    double number;              // integers are exact up to 2^53
+    double number; // integers are exact up to 2^53
     struct ew_str text;
     const double *numbers;      // [count]
     const struct ew_str *texts; // [count]
     uint32_t count;
-    struct ew_str source;       // where it was read: a path, "NVML", a computation
+    struct ew_str source; // where it was read: a path, "NVML", a computation
 };
 
 struct ew_facts {
     struct ew_arena arena;
-    struct ew_map by_key;       // key to index in list
+    struct ew_map by_key; // key to index in list
     struct ew_fact *list;
     uint32_t count, cap;
     const struct ew_facts *parent; // looked in where a key is absent here: a file's facts over the machine's
-    bool failed;                // memory ran out; checked once, at the end
+    bool failed;                   // memory ran out; checked once, at the end
 };
 
 int ew_facts_init(struct ew_facts *facts, const struct ew_facts *parent, struct ew_error *err) EW_MUST_CHECK;
@@ -42,8 +42,10 @@ void ew_facts_fini(struct ew_facts *facts);
 void ew_facts_set_bool(struct ew_facts *facts, const char *key, bool value, const char *source);
 void ew_facts_set_number(struct ew_facts *facts, const char *key, double value, const char *source);
 void ew_facts_set_str(struct ew_facts *facts, const char *key, struct ew_str value, const char *source);
-void ew_facts_set_numbers(struct ew_facts *facts, const char *key, const double *values, uint32_t count, const char *source);
-void ew_facts_set_strs(struct ew_facts *facts, const char *key, const struct ew_str *values, uint32_t count, const char *source);
+void ew_facts_set_numbers(struct ew_facts *facts, const char *key, const double *values, uint32_t count,
+                          const char *source);
+void ew_facts_set_strs(struct ew_facts *facts, const char *key, const struct ew_str *values, uint32_t count,
+                       const char *source);
 
 // The fact, from here or a parent; NULL where it is not known.
 const struct ew_fact *ew_facts_get(const struct ew_facts *facts, struct ew_str key);

@@ -12,8 +12,14 @@ static const struct {
     size_t offset;
     bool needed;
 } g_functions[] = {
-#define NEEDED(name) {#name, offsetof(struct ew_nvml, name), true}
-#define OPTIONAL(name) {#name, offsetof(struct ew_nvml, name), false}
+#define NEEDED(name)                                                                                                   \
+    {                                                                                                                  \
+#name, offsetof(struct ew_nvml, name), true                                                                    \
+    }
+#define OPTIONAL(name)                                                                                                 \
+    {                                                                                                                  \
+#name, offsetof(struct ew_nvml, name), false                                                                   \
+    }
     NEEDED(nvmlInit_v2),
     NEEDED(nvmlShutdown),
     NEEDED(nvmlDeviceGetCount_v2),

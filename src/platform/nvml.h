@@ -1,6 +1,7 @@
 #pragma once
-// NVML, dlopen'ed: driver version, memory, power, temperature, clocks, throttle reasons of NVIDIA GPUs. Every function may be missing or
-// answer "not supported" (integrated GPUs support few): then the reading is not known. Source: nvml.h of the NVML API reference.
+// NVML, dlopen'ed: driver version, memory, power, temperature, clocks, throttle reasons of NVIDIA GPUs. Every
+// function may be missing or answer "not supported" (integrated GPUs support few): then the reading is not known.
+// Source: nvml.h of the NVML API reference.
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,7 +32,8 @@ struct ew_nvml {
     int (*nvmlDeviceGetTemperature)(ew_nvml_device device, int sensor, unsigned *celsius);
     int (*nvmlDeviceGetClockInfo)(ew_nvml_device device, int type, unsigned *mhz);
     int (*nvmlDeviceGetMaxClockInfo)(ew_nvml_device device, int type, unsigned *mhz);
-    int (*nvmlDeviceGetCurrentClocksThrottleReasons)(ew_nvml_device device, unsigned long long *reasons); // its newer name says EventReasons
+    int (*nvmlDeviceGetCurrentClocksThrottleReasons)(ew_nvml_device device,
+                                                     unsigned long long *reasons); // its newer name says EventReasons
     int (*nvmlDeviceGetMigMode)(ew_nvml_device device, unsigned *current, unsigned *pending);
     int (*nvmlDeviceGetMaxMigDeviceCount)(ew_nvml_device device, unsigned *count);
     int (*nvmlDeviceGetMigDeviceHandleByIndex)(ew_nvml_device device, unsigned index, ew_nvml_device *mig);

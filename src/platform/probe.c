@@ -38,8 +38,10 @@ static void set_tags(struct ew_facts *facts)
 {
     struct ew_str soc = ew_facts_str(facts, "soc", ""), plat = ew_facts_str(facts, "plat", "");
     bool thor = ew_str_is(soc, "tegra264"), orin = ew_str_is(soc, "tegra234");
-    bool gb10 = named(facts, "GB10") || ew_str_find(ew_facts_str(facts, "product_name", ""), EW_STR("DGX Spark"), 0) >= 0;
-    bool discrete = !thor && !orin && !gb10 && (ew_facts_number(facts, "gpu_count", 0) > 0 || ew_facts_get(facts, EW_STR("drv_ver")));
+    bool gb10 = named(facts, "GB10") ||
+                ew_str_find(ew_facts_str(facts, "product_name", ""), EW_STR("DGX Spark"), 0) >= 0;
+    bool discrete = !thor && !orin && !gb10 &&
+                    (ew_facts_number(facts, "gpu_count", 0) > 0 || ew_facts_get(facts, EW_STR("drv_ver")));
     bool sff = named(facts, "RTX PRO 4000") && named(facts, "SFF");
     struct tags tags = {0};
 

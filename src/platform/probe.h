@@ -1,8 +1,9 @@
 #pragma once
-// Looking at a machine: each probe reads one part of it into facts. Nothing is run, nothing is written, no root is needed.
+// Looking at a machine: each probe reads one part of it into facts. Nothing is run, nothing is written, no root is
+// needed.
 //
-// With a root, the same probes read a captured tree; what a file system cannot show (driver calls, uname) stands there under
-// /.edgewise, where `doctor --capture` put it.
+// With a root, the same probes read a captured tree; what a file system cannot show (driver calls, uname) stands
+// there under /.edgewise, where `doctor --capture` put it.
 
 #include "platform/facts.h"
 
@@ -11,15 +12,17 @@ struct ew_probe {
     void (*run)(const char *root, struct ew_facts *facts);
 };
 
-extern const struct ew_probe ew_probes[]; // ended by an entry without a name; later ones may read the facts of earlier ones
+extern const struct ew_probe
+    ew_probes[]; // ended by an entry without a name; later ones may read the facts of earlier ones
 
 // Runs all of them. facts->failed tells whether memory ran out.
 void ew_probe_all(const char *root, struct ew_facts *facts);
 
-void ew_probe_os(const char *root, struct ew_facts *facts);      // probe_os.c
+void ew_probe_os(const char *root, struct ew_facts *facts); // probe_os.c
 void ew_probe_memory(const char *root, struct ew_facts *facts);
 void ew_probe_jetson(const char *root, struct ew_facts *facts);  // probe_jetson.c
 void ew_probe_power(const char *root, struct ew_facts *facts);   // probe_power.c: modes, rails, clocks
 void ew_probe_thermal(const char *root, struct ew_facts *facts); // probe_thermal.c
-void ew_probe_nvidia(const char *root, struct ew_facts *facts);  // probe_nvidia.c: driver files, PCI, then the driver itself
+void ew_probe_nvidia(const char *root,
+                     struct ew_facts *facts); // probe_nvidia.c: driver files, PCI, then the driver itself
 void ew_probe_container(const char *root, struct ew_facts *facts); // probe_container.c

@@ -1,5 +1,6 @@
-// Containers and Kubernetes: whether this is one, and what the machine offers to them. Configuration files are searched for the words that matter, not
-// interpreted: their syntaxes are many (JSON, TOML, YAML) and a wrong reading would be worse than none.
+// Containers and Kubernetes: whether this is one, and what the machine offers to them. Configuration files are
+// searched for the words that matter, not interpreted: their syntaxes are many (JSON, TOML, YAML) and a wrong
+// reading would be worse than none.
 
 #include <dirent.h>
 #include <stdio.h>
@@ -62,7 +63,8 @@ static bool dir_has_files(const char *root, const char *path)
 
 static void read_runtime(const char *root, struct ew_facts *facts)
 {
-    static const char *const configs[] = {"/etc/docker/daemon.json", "/etc/containerd/config.toml", "/etc/crio/crio.conf",
+    static const char *const configs[] = {"/etc/docker/daemon.json", "/etc/containerd/config.toml",
+                                          "/etc/crio/crio.conf",
                                           "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"};
     struct ew_packages packages;
     struct ew_str toolkit;
@@ -71,14 +73,18 @@ static void read_runtime(const char *root, struct ew_facts *facts)
     for (size_t i = 0; i < EW_COUNT_OF(configs); i++)
         found |= mentions(root, configs[i], "nvidia", &readable);
     ew_facts_set_bool(facts, "ctr_nvidia_runtime", found, "configuration of docker, containerd, cri-o, k3s");
-    ew_facts_set_bool(facts, "ctr_cdi", dir_has_files(root, "/etc/cdi") || dir_has_files(root, "/var/run/cdi") || dir_has_files(root, "/run/cdi"),
+    ew_facts_set_bool(facts, "ctr_cdi",
+                      dir_has_files(root, "/etc/cdi") || dir_has_files(root, "/var/run/cdi") ||
+                          dir_has_files(root, "/run/cdi"),
                       "/etc/cdi, /var/run/cdi");
     ew_packages_read(root, &packages);
     toolkit = ew_package_upstream(ew_package_version(&packages, "nvidia-container-toolkit"));
     if (toolkit.len)
         ew_facts_set_str(facts, "ctr_toolkit", toolkit, "package nvidia-container-toolkit");
     ew_packages_free(&packages);
-    ew_facts_set_bool(facts, "ctr_engine", readable || exists(root, "/usr/bin/docker") || exists(root, "/usr/bin/containerd"), "files of container engines");
+    ew_facts_set_bool(facts, "ctr_engine",
+                      readable || exists(root, "/usr/bin/docker") || exists(root, "/usr/bin/containerd"),
+                      "files of container engines");
 }
 
 // What manifests that k3s applies by itself say of the GPU.
@@ -125,14 +131,19 @@ static void read_k3s(const char *root, struct ew_facts *facts)
     ew_facts_set_bool(facts, "share_mps", m.mps, MANIFESTS_DIR);
     ew_facts_set_bool(facts, "gpu_operator", m.gpu_operator, MANIFESTS_DIR);
     if (m.plugin || m.nvml_strategy || m.tegra_strategy)
-        ew_facts_set_str(facts, "k8s_strategy", ew_str_of(m.nvml_strategy ? "nvml" : m.tegra_strategy ? "tegra" : "auto"), MANIFESTS_DIR);
+        ew_facts_set_str(facts, "k8s_strategy",
+                         ew_str_of(m.nvml_strategy    ? "nvml"
+                                   : m.tegra_strategy ? "tegra"
+                                                      : "auto"),
+                         MANIFESTS_DIR);
 }
 
 void ew_probe_container(const char *root, struct ew_facts *facts)
 {
     bool k3s = exists(root, "/etc/rancher/k3s") || exists(root, "/var/lib/rancher/k3s");
 
-    ew_facts_set_bool(facts, "in_container", exists(root, "/.dockerenv") || exists(root, "/run/.containerenv"), "/.dockerenv, /run/.containerenv");
+    ew_facts_set_bool(facts, "in_container", exists(root, "/.dockerenv") || exists(root, "/run/.containerenv"),
+                      "/.dockerenv, /run/.containerenv");
     ew_facts_set_bool(facts, "is_k3s", k3s, "/etc/rancher/k3s");
     ew_facts_set_bool(facts, "is_k8s", k3s || exists(root, "/etc/kubernetes"), "/etc/kubernetes");
     read_runtime(root, facts);

@@ -1,5 +1,6 @@
-// The NVIDIA driver and its GPUs: first from files, then by asking the driver in a child process with a time limit, because a broken
-// driver can hang whoever calls it. What the child says travels as text, one "key=TYPE:value" a line; a captured tree keeps the same text.
+// The NVIDIA driver and its GPUs: first from files, then by asking the driver in a child process with a time limit,
+// because a broken driver can hang whoever calls it. What the child says travels as text, one "key=TYPE:value" a
+// line; a captured tree keeps the same text.
 
 #include <errno.h>
 #include <poll.h>
@@ -40,8 +41,8 @@ static void say_device(FILE *to, const struct ew_cuda_driver *cuda)
         int attribute;
         double scale;
     } attributes[] = {
-        {"gpu_sm_count", EW_CUDA_ATTR_MULTIPROCESSORS, 1},       {"gpu_l2_kib", EW_CUDA_ATTR_L2_BYTES, 1.0 / 1024},
-        {"gpu_bus_bits", EW_CUDA_ATTR_MEMORY_BUS_BITS, 1},       {"gpu_mem_clock_mhz", EW_CUDA_ATTR_MEMORY_CLOCK_KHZ, 1e-3},
+        {"gpu_sm_count", EW_CUDA_ATTR_MULTIPROCESSORS, 1},   {"gpu_l2_kib", EW_CUDA_ATTR_L2_BYTES, 1.0 / 1024},
+        {"gpu_bus_bits", EW_CUDA_ATTR_MEMORY_BUS_BITS, 1},   {"gpu_mem_clock_mhz", EW_CUDA_ATTR_MEMORY_CLOCK_KHZ, 1e-3},
         {"gpu_clock_max_mhz", EW_CUDA_ATTR_CLOCK_KHZ, 1e-3},
     };
     int device, major, minor, value;
@@ -91,7 +92,8 @@ static void say_cuda(FILE *to)
     fprintf(to, "libcuda_is_stub=b:%d\n", status == 34); // CUDA_ERROR_STUB_LIBRARY
 }
 
-static void say_unsigned(FILE *to, const char *key, int (*get)(ew_nvml_device, unsigned *), ew_nvml_device device, double scale)
+static void say_unsigned(FILE *to, const char *key, int (*get)(ew_nvml_device, unsigned *), ew_nvml_device device,
+                         double scale)
 {
     unsigned value;
 
@@ -116,7 +118,8 @@ static void say_nvml_device(FILE *to, const struct ew_nvml *nvml, ew_nvml_device
     say_unsigned(to, "mig_max", nvml->nvmlDeviceGetMaxMigDeviceCount, device, 1);
     if (nvml->nvmlDeviceGetTemperature && nvml->nvmlDeviceGetTemperature(device, 0, &value) == EW_NVML_SUCCESS)
         say_number(to, "gpu_temp_c", value);
-    if (nvml->nvmlDeviceGetClockInfo && nvml->nvmlDeviceGetClockInfo(device, EW_NVML_CLOCK_SM, &value) == EW_NVML_SUCCESS)
+    if (nvml->nvmlDeviceGetClockInfo &&
+        nvml->nvmlDeviceGetClockInfo(device, EW_NVML_CLOCK_SM, &value) == EW_NVML_SUCCESS)
         say_number(to, "gpu_clock_mhz", value);
     if (nvml->nvmlDeviceGetMemoryInfo_v2 && nvml->nvmlDeviceGetMemoryInfo_v2(device, &memory) == EW_NVML_SUCCESS) {
         say_number(to, "gpu_mem_free_mib", (double)(memory.free >> 20));
@@ -257,7 +260,8 @@ static void parse_report(struct ew_facts *facts, char *text, const char *source)
     }
 }
 
-// "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release Build ...": open or closed, and the version.
+// "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release Build ...": open or closed, and the
+// version.
 static void read_module(const char *root, struct ew_facts *facts)
 {
     char text[1024], *at;

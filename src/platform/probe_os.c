@@ -80,15 +80,19 @@ void ew_probe_memory(const char *root, struct ew_facts *facts)
 {
     static const struct {
         const char *key, *fact;
-    } fields[] = {{"CmaTotal", "cma_total_mib"}, {"CmaFree", "cma_free_mib"}, {"NvMapMemUsed", "nvmap_used_mib"},
-                  {"SwapTotal", "swap_total_mib"}, {"HugePages_Total", "huge_pages"}};
+    } fields[] = {{"CmaTotal", "cma_total_mib"},
+                  {"CmaFree", "cma_free_mib"},
+                  {"NvMapMemUsed", "nvmap_used_mib"},
+                  {"SwapTotal", "swap_total_mib"},
+                  {"HugePages_Total", "huge_pages"}};
     char text[16384];
     struct ew_memory memory;
     uint64_t value, cached, swap_total, swap_free;
 
     if (ew_memory_read(root, &memory, NULL) == EW_OK) {
         ew_facts_set_number(facts, "host_mem_mib", (double)(memory.total_bytes >> 20), "/proc/meminfo");
-        ew_facts_set_number(facts, "host_avail_mib", (double)(memory.available_bytes >> 20), "/proc/meminfo and control groups");
+        ew_facts_set_number(facts, "host_avail_mib", (double)(memory.available_bytes >> 20),
+                            "/proc/meminfo and control groups");
         if (memory.cgroup_limit_bytes)
             ew_facts_set_number(facts, "cgroup_limit_mib", (double)(memory.cgroup_limit_bytes >> 20), "control groups");
     }
@@ -99,6 +103,7 @@ void ew_probe_memory(const char *root, struct ew_facts *facts)
             ew_facts_set_number(facts, fields[i].fact, i < 4 ? (double)(value >> 10) : (double)value, "/proc/meminfo");
     if (ew_sysfile_field(text, "Cached", &cached))
         ew_facts_set_number(facts, "page_cache_mib", (double)(cached >> 10), "/proc/meminfo");
-    if (ew_sysfile_field(text, "SwapTotal", &swap_total) && ew_sysfile_field(text, "SwapFree", &swap_free) && swap_free <= swap_total)
+    if (ew_sysfile_field(text, "SwapTotal", &swap_total) && ew_sysfile_field(text, "SwapFree", &swap_free) &&
+        swap_free <= swap_total)
         ew_facts_set_number(facts, "swap_used_mib", (double)((swap_total - swap_free) >> 10), "/proc/meminfo");
 }

@@ -93,7 +93,8 @@ static void read_modes(const char *root, struct ew_facts *facts)
     ew_facts_set_number(facts, "pow_max_id", fastest_mode(&modes), "/etc/nvpmodel.conf");
     if (modes.default_id >= 0)
         ew_facts_set_number(facts, "pow_default_id", modes.default_id, "/etc/nvpmodel.conf");
-    if (ew_sysfile_read(root, "/var/lib/nvpmodel/status", status, sizeof(status)) <= 0 || sscanf(status, "pmode:%u", &current) != 1)
+    if (ew_sysfile_read(root, "/var/lib/nvpmodel/status", status, sizeof(status)) <= 0 ||
+        sscanf(status, "pmode:%u", &current) != 1)
         return;
     ew_facts_set_number(facts, "pow_id", current, "/var/lib/nvpmodel/status");
     for (uint32_t i = 0; i < modes.count; i++) {
@@ -121,7 +122,8 @@ static bool number_at(const char *root, uint32_t hwmon, const char *file, uint32
     long long value;
 
     snprintf(name, sizeof(name), file, channel);
-    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/hwmon/hwmon%u/%s", hwmon, name) <= 0 || sscanf(text, "%lld", &value) != 1)
+    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/hwmon/hwmon%u/%s", hwmon, name) <= 0 ||
+        sscanf(text, "%lld", &value) != 1)
         return false;
     *out = (double)value;
     return true;
@@ -197,7 +199,8 @@ static void read_rails(const char *root, struct ew_facts *facts)
             add_rail(facts, &rails, "VIN", uw / 1000);
     }
     if (rails.any)
-        ew_facts_set_number(facts, "power_draw_w", (rails.has_total ? rails.total_mw : rails.sum_mw) / 1000, "/sys/class/hwmon");
+        ew_facts_set_number(facts, "power_draw_w", (rails.has_total ? rails.total_mw : rails.sum_mw) / 1000,
+                            "/sys/class/hwmon");
     if (rails.alarm_known) {
         ew_facts_set_bool(facts, "oc_alarm", rails.alarm, "/sys/class/hwmon");
         ew_facts_set_str(facts, "oc_rail", ew_str_of(rails.alarm_rail), "/sys/class/hwmon");
@@ -211,7 +214,8 @@ static bool devfreq(const char *root, const char *device, const char *file, doub
     char text[64];
     uint64_t hz;
 
-    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/devfreq/%s/%s", device, file) <= 0 || !ew_sysfile_number(text, &hz))
+    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/devfreq/%s/%s", device, file) <= 0 ||
+        !ew_sysfile_number(text, &hz))
         return false;
     *mhz = (double)hz / 1e6;
     return true;
@@ -219,7 +223,8 @@ static bool devfreq(const char *root, const char *device, const char *file, doub
 
 static void read_clocks(const char *root, struct ew_facts *facts)
 {
-    static const char *const gpus[] = {"gpu-gpc-0", "17000000.gpu", "17000000.ga10b"}; // Thor; Orin with JetPack 6; with 5
+    static const char *const gpus[] = {"gpu-gpc-0", "17000000.gpu",
+                                       "17000000.ga10b"}; // Thor; Orin with JetPack 6; with 5
     double now, low, high;
 
     for (size_t i = 0; i < EW_COUNT_OF(gpus); i++) {

@@ -1,7 +1,7 @@
 // Temperatures against their trip points, and throttling that is going on.
 //
-// Zone numbers change from boot to boot, so zones go by their type. A power-gated GPU answers EAGAIN: that zone is skipped, and
-// the junction zone (tj) stands for it.
+// Zone numbers change from boot to boot, so zones go by their type. A power-gated GPU answers EAGAIN: that zone is
+// skipped, and the junction zone (tj) stands for it.
 
 #include <stdio.h>
 #include <string.h>
@@ -53,8 +53,8 @@ static bool lowest_trip(const char *root, uint32_t zone, double *trip_c)
 
         if (!read_line(root, "/sys/class/thermal/thermal_zone%u/trip_point_%u_type", zone, i, type, sizeof(type)))
             break;
-        if (strcmp(type, "active") == 0 || !read_signed(root, "/sys/class/thermal/thermal_zone%u/trip_point_%u_temp", zone, i, &temp) ||
-            temp <= 0)
+        if (strcmp(type, "active") == 0 ||
+            !read_signed(root, "/sys/class/thermal/thermal_zone%u/trip_point_%u_temp", zone, i, &temp) || temp <= 0)
             continue;
         if (!found || temp / 1000 < *trip_c)
             *trip_c = temp / 1000;
@@ -63,7 +63,8 @@ static bool lowest_trip(const char *root, uint32_t zone, double *trip_c)
     return found;
 }
 
-static void read_zone(const char *root, struct ew_facts *facts, uint32_t zone, const char *type, struct hottest *hottest)
+static void read_zone(const char *root, struct ew_facts *facts, uint32_t zone, const char *type,
+                      struct hottest *hottest)
 {
     char key[96];
     double temp, trip_c;
@@ -78,7 +79,8 @@ static void read_zone(const char *root, struct ew_facts *facts, uint32_t zone, c
     if (!lowest_trip(root, zone, &trip_c))
         return;
     if (!hottest->found || trip_c - temp / 1000 < hottest->margin_c) {
-        *hottest = (struct hottest){.temp_c = temp / 1000, .trip_c = trip_c, .margin_c = trip_c - temp / 1000, .found = true};
+        *hottest = (struct hottest){
+            .temp_c = temp / 1000, .trip_c = trip_c, .margin_c = trip_c - temp / 1000, .found = true};
         snprintf(hottest->zone, sizeof(hottest->zone), "%s", type);
     }
 }
@@ -96,7 +98,8 @@ static void read_coolers(const char *root, struct ew_facts *facts)
         if (!read_line(root, "/sys/class/thermal/cooling_device%u/type", i, 0, type, sizeof(type)))
             continue;
         name = ew_str_of(type);
-        if (!ew_str_ends(name, "-throttle-alert") && !ew_str_starts(name, "devfreq-gpu") && !ew_str_starts(name, "devfreq-17000000"))
+        if (!ew_str_ends(name, "-throttle-alert") && !ew_str_starts(name, "devfreq-gpu") &&
+            !ew_str_starts(name, "devfreq-17000000"))
             continue;
         any = true;
         if (read_signed(root, "/sys/class/thermal/cooling_device%u/cur_state", i, 0, &state) && state > 0)

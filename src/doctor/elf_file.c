@@ -1,4 +1,4 @@
-#include "doctor/elf.h"
+#include "doctor/elf_file.h"
 
 #include <elf.h>
 #include <string.h>
@@ -29,10 +29,14 @@ bool ew_elf_is(const unsigned char *bytes, uint64_t size)
 const char *ew_elf_machine_name(uint16_t machine)
 {
     switch (machine) {
-    case EW_ELF_MACHINE_X86_64: return "x86_64";
-    case EW_ELF_MACHINE_AARCH64: return "aarch64";
-    case EW_ELF_MACHINE_CUDA: return "cuda";
-    default: return "other";
+    case EW_ELF_MACHINE_X86_64:
+        return "x86_64";
+    case EW_ELF_MACHINE_AARCH64:
+        return "aarch64";
+    case EW_ELF_MACHINE_CUDA:
+        return "cuda";
+    default:
+        return "other";
     }
 }
 
@@ -75,15 +79,33 @@ static void read_dynamic_entry(struct dynamic *d, const Elf64_Dyn *entry)
         if (d->n_needed < ENTRIES_MAX)
             d->needed[d->n_needed++] = entry->d_un.d_val;
         break;
-    case DT_SONAME: d->soname = entry->d_un.d_val; break;
-    case DT_RPATH: d->rpath = entry->d_un.d_val; break;
-    case DT_RUNPATH: d->runpath = entry->d_un.d_val; break;
-    case DT_STRTAB: d->strtab = entry->d_un.d_val; break;
-    case DT_STRSZ: d->strsz = entry->d_un.d_val; break;
-    case DT_VERNEED: d->verneed = entry->d_un.d_val; break;
-    case DT_VERNEEDNUM: d->verneed_count = entry->d_un.d_val; break;
-    case DT_VERDEF: d->verdef = entry->d_un.d_val; break;
-    case DT_VERDEFNUM: d->verdef_count = entry->d_un.d_val; break;
+    case DT_SONAME:
+        d->soname = entry->d_un.d_val;
+        break;
+    case DT_RPATH:
+        d->rpath = entry->d_un.d_val;
+        break;
+    case DT_RUNPATH:
+        d->runpath = entry->d_un.d_val;
+        break;
+    case DT_STRTAB:
+        d->strtab = entry->d_un.d_val;
+        break;
+    case DT_STRSZ:
+        d->strsz = entry->d_un.d_val;
+        break;
+    case DT_VERNEED:
+        d->verneed = entry->d_un.d_val;
+        break;
+    case DT_VERNEEDNUM:
+        d->verneed_count = entry->d_un.d_val;
+        break;
+    case DT_VERDEF:
+        d->verdef = entry->d_un.d_val;
+        break;
+    case DT_VERDEFNUM:
+        d->verdef_count = entry->d_un.d_val;
+        break;
     }
 }
 
@@ -209,7 +231,8 @@ static int read_segments(struct reader *r, const Elf64_Ehdr *header, struct ew_e
     return EW_OK;
 }
 
-int ew_elf_parse(struct ew_elf *elf, struct ew_arena *arena, const unsigned char *bytes, uint64_t size, struct ew_error *err)
+int ew_elf_parse(struct ew_elf *elf, struct ew_arena *arena, const unsigned char *bytes, uint64_t size,
+                 struct ew_error *err)
 {
     struct reader r = {.bytes = bytes, .size = size};
     Elf64_Ehdr header;
@@ -226,7 +249,8 @@ int ew_elf_parse(struct ew_elf *elf, struct ew_arena *arena, const unsigned char
         const Elf64_Phdr *s = &r.segments[i];
 
         if (s->p_type == PT_INTERP)
-            elf->interpreter = (struct ew_str){(const char *)bytes + s->p_offset, strnlen((const char *)bytes + s->p_offset, s->p_filesz)};
+            elf->interpreter = (struct ew_str){(const char *)bytes + s->p_offset,
+                                               strnlen((const char *)bytes + s->p_offset, s->p_filesz)};
         if (s->p_type == PT_DYNAMIC && !elf->is_dynamic)
             code = read_dynamic_segment(&r, s, elf, arena, err);
     }
