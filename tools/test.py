@@ -79,7 +79,7 @@ def named(text, word):
 def count_program(test, counts):
     """One entry of Meson's log: a cmocka program counts by its cases, any other as one test."""
     text = test.get("stdout", "") + "\n" + test.get("stderr", "")
-    name, ok = test["name"], test["result"] in ("OK", "EXPECTEDFAIL")
+    name, ok = test["name"].split(" / ")[-1], test["result"] in ("OK", "EXPECTEDFAIL")
     passed = re.search(r"^\[  PASSED  \] (\d+) test\(s\)", text, re.M)
     failed, skipped = named(text, "FAILED"), named(text, "SKIPPED")
     if test["result"] == "SKIP":
