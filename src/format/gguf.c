@@ -343,7 +343,8 @@ static int open_part(struct ew_gguf *gguf, const char *path, struct ew_error *er
     return code == EW_OK ? parse(gguf, gguf->file.data, gguf->file.size, path, err) : code;
 }
 
-// A split file's name ends in -NNNNN-of-NNNNN.gguf (llama.cpp's gguf-split). Finds the length of what stands before.
+// A split file's name ends in -NNNNN-of-NNNNN.gguf (llama.cpp's gguf-split). Finds the length of what stands
+// before.
 static bool split_prefix(const char *path, uint32_t count, size_t *len)
 {
     char tail[32];

@@ -2,11 +2,11 @@
 // GGUF v2 and v3, reading and writing. Source: the GGUF specification of the ggml project (docs/gguf.md).
 //
 // Reading maps the file; every count, offset, length and string is checked against its size before use, and the
-// metadata is bounded (EW_GGUF_*_MAX). Views point into the mapping and live as long as the ew_gguf. Keys and tensor
-// names are UTF-8 without control characters; other strings may hold any bytes.
+// metadata is bounded (EW_GGUF_*_MAX). Views point into the mapping and live as long as the ew_gguf. Keys and
+// tensor names are UTF-8 without control characters; other strings may hold any bytes.
 //
-// A model split over files (NAME-00001-of-00003.gguf, ...) is opened by any of them: metadata comes from the first, and
-// the tensors of all of them stand in one list.
+// A model split over files (NAME-00001-of-00003.gguf, ...) is opened by any of them: metadata comes from the
+// first, and the tensors of all of them stand in one list.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -60,8 +60,8 @@ int ew_gguf_parse(struct ew_gguf *gguf, const unsigned char *bytes, uint64_t siz
 void ew_gguf_close(struct ew_gguf *gguf); // also of a zero-filled one, and harmless after a failed open
 
 const struct ew_gguf_value *ew_gguf_find(const struct ew_gguf *gguf, const char *key); // NULL where absent
-// Typed getters with a default for absent or wrong-typed keys. Any integer type (range-checked) converts, to a number
-// also.
+// Typed getters with a default for absent or wrong-typed keys. Any integer type (range-checked) converts, to a
+// number also.
 int64_t ew_gguf_int(const struct ew_gguf *gguf, const char *key, int64_t fallback);
 double ew_gguf_number(const struct ew_gguf *gguf, const char *key, double fallback);
 bool ew_gguf_bool(const struct ew_gguf *gguf, const char *key, bool fallback);

@@ -1,5 +1,5 @@
-// Writing GGUF. Metadata and declarations are gathered in memory (a vocabulary makes some 10 MB of them) and go out,
-// with the counts that the header begins with, before the first byte of tensor data; the data is streamed.
+// Writing GGUF. Metadata and declarations are gathered in memory (a vocabulary makes some 10 MB of them) and go
+// out, with the counts that the header begins with, before the first byte of tensor data; the data is streamed.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -46,8 +46,8 @@ static int cannot_write(const struct ew_gguf_writer *w, struct ew_error *err)
     return full ? ew_remedy(err, code, "free space on that file system, or write elsewhere") : code;
 }
 
-// A file beside the final one, so that the rename stays within one file system. The name carries our process id: what
-// is there already was left by a process that died.
+// A file beside the final one, so that the rename stays within one file system. The name carries our process id:
+// what is there already was left by a process that died.
 static int create_temp(struct ew_gguf_writer *w, struct ew_error *err)
 {
     size_t size = strlen(w->path) + 32;

@@ -123,15 +123,15 @@ static int read_special_number(struct ew_json_reader *r, const char *word, doubl
 #define ONES 0x0101010101010101u // times a byte: that byte in all eight places
 #define TOPS 0x8080808080808080u
 
-// The top bit of every byte of x below n (at most 128) is set in the result. Bytes above a hit may be marked wrongly,
-// so only the lowest mark counts.
+// The top bit of every byte of x below n (at most 128) is set in the result. Bytes above a hit may be marked
+// wrongly, so only the lowest mark counts.
 static inline uint64_t bytes_below(uint64_t x, uint64_t n)
 {
     return (x - ONES * n) & ~x & TOPS;
 }
 
-// Offset of the first byte at or after `at` that is a quote, a backslash, a control character or not ASCII; len if none
-// is.
+// Offset of the first byte at or after `at` that is a quote, a backslash, a control character or not ASCII; len
+// if none is.
 static size_t plain_run(const char *text, size_t at, size_t len)
 {
     for (; len - at >= 8; at += 8) {
@@ -297,8 +297,9 @@ static size_t pass_digits(const struct ew_json_reader *r, size_t at)
     return at;
 }
 
-// Exact for at most 15 digits and powers of ten up to 22, which are doubles themselves: one correctly rounded operation
-// (Clinger, "How to read floating point numbers accurately", 1990). Unigram vocabularies hold 250,000 such scores.
+// Exact for at most 15 digits and powers of ten up to 22, which are doubles themselves: one correctly rounded
+// operation (Clinger, "How to read floating point numbers accurately", 1990). Unigram vocabularies hold 250,000
+// such scores.
 static bool short_decimal(struct ew_str text, double *out)
 {
     static const double powers[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,

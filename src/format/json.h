@@ -2,10 +2,10 @@
 // JSON of model files, as Python writes it: Infinity, NaN, integers past 64 bits and lone surrogates are accepted.
 //
 // Two layers. The event reader is a pull parser over bytes in memory: no recursion, no allocation but its string
-// buffer, bounded depth. The tree is built from it in an arena, for files small enough to hold (config, tokenizer,
-// templates). Source: RFC 8259; deviations are those of Python's json.loads (the test oracle) on the bytes decoded as
-// strict UTF-8: one leading byte order mark is passed over, anything that is not UTF-8 is refused. Errors say "line L
-// column C: what", the column counted in characters from 1.
+// buffer, bounded depth. The tree is built from it in an arena, for files small enough to hold (config,
+// tokenizer, templates). Source: RFC 8259; deviations are those of Python's json.loads (the test oracle) on the
+// bytes decoded as strict UTF-8: one leading byte order mark is passed over, anything that is not UTF-8 is
+// refused. Errors say "line L column C: what", the column counted in characters from 1.
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -51,8 +51,8 @@ struct ew_json_reader {
 
 void ew_json_reader_init(struct ew_json_reader *reader, struct ew_str input);
 void ew_json_reader_fini(struct ew_json_reader *reader);
-// Returns the next event (>= 0) or a negative ew_code with the line and column in err. END repeats; an error stays an
-// error.
+// Returns the next event (>= 0) or a negative ew_code with the line and column in err. END repeats; an error
+// stays an error.
 int ew_json_next(struct ew_json_reader *reader, struct ew_error *err) EW_MUST_CHECK;
 // Skips the value that comes next (after KEY or inside an array), however deep. EW_ERR_FORMAT where none comes.
 int ew_json_skip(struct ew_json_reader *reader, struct ew_error *err) EW_MUST_CHECK;
@@ -64,29 +64,29 @@ enum ew_json_type {
     EW_JSON_T_ARRAY, EW_JSON_T_OBJECT,
 };
 
-// A node of the tree. Lives in the arena; texts and keys too (NUL-terminated there; lone surrogates as 3-byte WTF-8).
+// A node of the tree. Lives in the arena; texts and keys too (NUL-terminated there; lone surrogates as 3-byte
+// WTF-8).
 struct ew_json {
-    enum ew_json_type type;
-    struct ew_str key;             // set where the parent is an object
+    enum ew_json_type type : 8;    // narrow, so that a node has 72 bytes: large vocabularies make two million
     bool boolean;
+    uint32_t count;                // children of ARRAY and OBJECT
+    struct ew_str key;             // set where the parent is an object
     int64_t integer;               // INT
     double number;                 // INT and DOUBLE; an integer past 64 bits is a DOUBLE whose `text` has all digits
     struct ew_str text;            // STRING; for INT and DOUBLE as written
-    uint32_t count;                // children of ARRAY and OBJECT
     const struct ew_json *child;   // first child
-    // next sibling; as in a Python dict, a repeated key stands once: first place, last value
-    const struct ew_json *next;
+    const struct ew_json *next;    // sibling; as in a Python dict, a repeated key stands once: first place, last value
 };
 
-// The arena's limit bounds the tree: the size of the document and some 80 bytes a node. The input need not outlive it.
+// The arena's limit bounds the tree: the size of the document and 72 bytes a node. The input need not outlive it.
 int ew_json_parse(struct ew_arena *arena, struct ew_str input, const struct ew_json **out,
                   struct ew_error *err) EW_MUST_CHECK;
 // Reads the whole file (at most max bytes) and parses it.
 int ew_json_parse_file(struct ew_arena *arena, const char *path, size_t max, const struct ew_json **out,
                        struct ew_error *err) EW_MUST_CHECK;
 
-// Lookups; NULL-safe: a NULL or wrong-typed node gives NULL or the default. Lookups walk the list: iterate over large
-// objects and arrays by child and next instead.
+// Lookups; NULL-safe: a NULL or wrong-typed node gives NULL or the default. Lookups walk the list: iterate over
+// large objects and arrays by child and next instead.
 const struct ew_json *ew_json_get(const struct ew_json *object, const char *key);
 const struct ew_json *ew_json_at(const struct ew_json *array, uint32_t index);
 bool ew_json_is_null(const struct ew_json *node); // absent or null

@@ -38,8 +38,8 @@ static struct ew_json *new_node(struct builder *b)
     return &b->nodes[NODES_BLOCK - b->n_nodes--];
 }
 
-// The event's text in the copy, NUL-terminated: behind a string there is its quote, behind a number what the reader,
-// which works on the original, has yet to read or the end.
+// The event's text in the copy, NUL-terminated: behind a string there is its quote, behind a number what the
+// reader, which works on the original, has yet to read or the end.
 static struct ew_str keep_text(struct builder *b, bool quoted)
 {
     const struct ew_json_reader *r = &b->reader;

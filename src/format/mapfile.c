@@ -159,7 +159,9 @@ int ew_file_read(const char *path, size_t max, char **out, size_t *len, struct e
     return code;
 }
 
-static const struct { const char *start, *what, *remedy; } impostors[] = {
+static const struct {
+    const char *start, *what, *remedy;
+} impostors[] = {
     {"version https://git-lfs", "is a Git LFS pointer, not the file that it stands for",
      "run `git lfs pull` in that repository, or download the file itself"},
     {"<!DOCTYPE html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
@@ -167,8 +169,9 @@ static const struct { const char *start, *what, *remedy; } impostors[] = {
     {"<html", "is a web page, not a model's file", "download it again; the page may say why that failed"},
     {"PK\3\4", "is a zip archive, as PyTorch checkpoints are", "get or make a safetensors or GGUF form of the model"},
     {"\x1F\x8B", "is compressed", "unpack it first"},
-    {"lmgg", "is in the format before GGUF", "get or make a GGUF form of the model"}, // 'ggml', 'ggmf', 'ggjt', 'ggla' as
-    {"fmgg", "is in the format before GGUF", "get or make a GGUF form of the model"}, // little-endian words
+    // 'ggml', 'ggmf', 'ggjt' and 'ggla' as little-endian words.
+    {"lmgg", "is in the format before GGUF", "get or make a GGUF form of the model"},
+    {"fmgg", "is in the format before GGUF", "get or make a GGUF form of the model"},
     {"tjgg", "is in the format before GGUF", "get or make a GGUF form of the model"},
     {"algg", "is a GGLA adapter, not a model", "get or make a GGUF form of it"},
 };

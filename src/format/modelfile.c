@@ -134,7 +134,8 @@ static int choose_gguf(const char *dir, char path[PATH_BYTES_MAX], struct ew_err
         ew_fail(err, EW_ERR_USAGE, "%s holds %u GGUF models", dir, found.ggufs);
         return ew_remedy(err, EW_ERR_USAGE, "name one of them, such as %s/%.100s", dir, found.gguf);
     }
-    ew_fail(err, EW_ERR_FORMAT, "%s %s", dir, found.files ? "is no model: it holds neither a config.json nor a GGUF file" : "is empty");
+    ew_fail(err, EW_ERR_FORMAT, "%s %s", dir,
+            found.files ? "is no model: it holds neither a config.json nor a GGUF file" : "is empty");
     return ew_remedy(err, EW_ERR_FORMAT, "give the directory that holds config.json, or a .gguf file");
 }
 
@@ -150,7 +151,8 @@ static int open_weights(struct ew_modelfile *file, const char *dir, struct ew_er
             return code;
         if (found.pytorch == 0)
             return ew_remedy(err, code, "download the weights (model*.safetensors) too");
-        ew_fail(err, EW_ERR_UNSUPPORTED, "%s has its weights in PyTorch's .bin or .pt form only, which is not read", dir);
+        ew_fail(err, EW_ERR_UNSUPPORTED, "%s has its weights in PyTorch's .bin or .pt form only, which is not read",
+                dir);
         return ew_remedy(err, EW_ERR_UNSUPPORTED, "get or make a safetensors or GGUF form of the model");
     }
     return ew_safetensors_open_dir(&file->safetensors, dir, err);
@@ -172,7 +174,8 @@ static int read_tree(struct ew_arena *arena, const char *dir, const char *name, 
 }
 
 // Reads dir/name; where the file is absent *text stays as it is.
-static int read_text(struct ew_modelfile *file, const char *dir, const char *name, struct ew_str *text, struct ew_error *err)
+static int read_text(struct ew_modelfile *file, const char *dir, const char *name, struct ew_str *text,
+                     struct ew_error *err)
 {
     char path[PATH_BYTES_MAX], *bytes, *copy;
     size_t len;

@@ -1,9 +1,10 @@
 #pragma once
-// What `--model` names, opened: a GGUF file or a Hugging Face directory, behind one view. Nothing is interpreted here beyond
-// finding and checking the parts; families and tokenisers read what they need from `gguf` or from the JSON trees.
+// What `--model` names, opened: a GGUF file or a Hugging Face directory, behind one view. Nothing is interpreted
+// here beyond finding and checking the parts; families and tokenisers read what they need from `gguf` or from
+// the JSON trees.
 //
-// Accepted are: a .gguf file (any file of a split one), a directory with config.json, a .safetensors file (its directory is
-// meant), a directory with one GGUF model and no config.json, and `demo`.
+// Accepted are: a .gguf file (any file of a split one), a directory with config.json, a .safetensors file (its
+// directory is meant), a directory with one GGUF model and no config.json, and `demo`.
 
 #include "base/alloc.h"
 #include "base/error.h"
@@ -17,7 +18,7 @@ enum ew_modelfile_kind { EW_MODELFILE_GGUF, EW_MODELFILE_HF };
 struct ew_modelfile {
     enum ew_modelfile_kind kind;
     char *path;
-    const struct ew_tensors *tensors;        // of whichever it is; none of a directory that was opened without need_weights
+    const struct ew_tensors *tensors;        // of whichever it is; none of a directory without need_weights
     struct ew_gguf gguf;                     // GGUF
     struct ew_safetensors safetensors;       // HF
     struct ew_arena arena;                   // the trees below, but for tokenizer, and the templates
@@ -26,23 +27,25 @@ struct ew_modelfile {
     const struct ew_json *generation_config; // HF, or NULL
     const struct ew_json *tokenizer;         // HF: tokenizer.json, or NULL
     const struct ew_json *tokenizer_config;  // HF, or NULL
-    // chat_template.jinja, or tokenizer_config's (of several the one named "default"), or chat_template.json's; GGUF
-    // tokenizer.chat_template. ptr is NULL where there is none.
+    // chat_template.jinja, or tokenizer_config's (of several the one named "default"), or chat_template.json's;
+    // GGUF tokenizer.chat_template. ptr is NULL where there is none.
     struct ew_str chat_template;
-    // The one named "tool_use", for conversations with tools: from [additional_]chat_templates/, tokenizer_config's list, or GGUF
-    // tokenizer.chat_template.tool_use. ptr is NULL where there is none, which is usual: chat_template serves both then.
+    // The one named "tool_use", for conversations with tools: from [additional_]chat_templates/,
+    // tokenizer_config's list, or GGUF tokenizer.chat_template.tool_use. ptr is NULL where there is none, which
+    // is usual: chat_template serves both then.
     struct ew_str chat_template_tools;
 };
 
-// `demo` resolves to the bundled model (see ew_modelfile_resolve). With need_weights false, a directory without safetensors and a
-// vocabulary-only GGUF are accepted.
-int ew_modelfile_open(struct ew_modelfile *file, const char *model, bool need_weights, struct ew_error *err) EW_MUST_CHECK;
+// `demo` resolves to the bundled model (see ew_modelfile_resolve). With need_weights false, a directory without
+// safetensors and a vocabulary-only GGUF are accepted.
+int ew_modelfile_open(struct ew_modelfile *file, const char *model, bool need_weights, struct ew_error *err)
+    EW_MUST_CHECK;
 void ew_modelfile_close(struct ew_modelfile *file); // also of a zero-filled one, and harmless after a failed open
 // Frees the tree `tokenizer`, which takes several times the size of its file, once nothing points into it any more.
 void ew_modelfile_drop_tokenizer(struct ew_modelfile *file);
 // The mapping that holds the tensors whose `file` is the given index.
 const struct ew_mapfile *ew_modelfile_map(const struct ew_modelfile *file, uint32_t index);
-// The path that `model` stands for: itself, or for "demo" the environment's EDGEWISE_DEMO, or else the first that exists of
-// ../models/demo.gguf (a build tree) and ../share/edgewise/models/demo.gguf (a moved installation), both seen from the
-// executable's directory, and EW_DATADIR/models/demo.gguf. The caller frees.
+// The path that `model` stands for: itself, or for "demo" the environment's EDGEWISE_DEMO, or else the first
+// that exists of ../models/demo.gguf (a build tree) and ../share/edgewise/models/demo.gguf (a moved
+// installation), both seen from the executable's directory, and EW_DATADIR/models/demo.gguf. The caller frees.
 int ew_modelfile_resolve(const char *model, char **path, struct ew_error *err) EW_MUST_CHECK;

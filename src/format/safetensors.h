@@ -1,7 +1,7 @@
 #pragma once
-// safetensors: one file, or the shards that an index names. Source: the safetensors format description (8-byte length,
-// JSON header, data). Offsets must lie in the file, match dtype and shape, and not overlap. Tensors of types that
-// edgewise does not know are listed as refused. "__metadata__" is passed over.
+// safetensors: one file, or the shards that an index names. Source: the safetensors format description (8-byte
+// length, JSON header, data). Offsets must lie in the file, match dtype and shape, and not overlap. Tensors of
+// types that edgewise does not know are listed as refused. "__metadata__" is passed over.
 
 #include "base/alloc.h"
 #include "base/error.h"

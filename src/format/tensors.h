@@ -46,8 +46,8 @@ int ew_tensors_need(const struct ew_tensors *set, struct ew_str name, const stru
 
 // For the readers of file formats.
 //
-// Fails for bytes that no tensor or metadata key is called by: none, too many, not UTF-8, control characters. Messages
-// may quote names that passed.
+// Fails for bytes that no tensor or metadata key is called by: none, too many, not UTF-8, control characters.
+// Messages may quote names that passed.
 int ew_tensor_name_check(struct ew_str name, size_t max, struct ew_error *err) EW_MUST_CHECK;
 // Bytes of all elements. false on overflow, and where the block size does not divide the last dimension.
 bool ew_tensor_size(enum ew_dtype dtype, uint32_t n_dims, const uint64_t *shape, uint64_t *bytes);

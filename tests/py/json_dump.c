@@ -1,5 +1,6 @@
-// The JSON tree in a form that test_json.py can compare: reads documents (4 bytes of length, little endian, and the bytes) from
-// standard input, and writes for each one line: "error: MESSAGE", or its nodes in order, strings in hexadecimal.
+// The JSON tree in a form that test_json.py can compare: reads documents (4 bytes of length, little endian, and
+// the bytes) from standard input, and writes for each one line: "error: MESSAGE", or its nodes in order, strings
+// in hexadecimal.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -36,7 +36,8 @@ static void put_header(struct ew_buf *b, uint32_t version, uint64_t n_tensors, u
     put64(b, n_values);
 }
 
-static void put_tensor(struct ew_buf *b, const char *name, uint32_t n_dims, uint64_t dim, uint32_t type, uint64_t offset)
+static void put_tensor(struct ew_buf *b, const char *name, uint32_t n_dims, uint64_t dim, uint32_t type,
+                       uint64_t offset)
 {
     put_str(b, name);
     put32(b, n_dims);
@@ -55,7 +56,8 @@ static void put_data(struct ew_buf *b, size_t bytes)
 }
 
 // A copy that ends where the bytes end, so that a sanitizer sees any read behind them.
-static int parse_exact(const struct ew_buf *b, size_t len, struct ew_gguf *gguf, unsigned char **copy, struct ew_error *err)
+static int parse_exact(const struct ew_buf *b, size_t len, struct ew_gguf *gguf, unsigned char **copy,
+                       struct ew_error *err)
 {
     *copy = malloc(len ? len : 1);
     assert_non_null(*copy);
@@ -191,7 +193,8 @@ static void bad_headers_are_named(void **state)
     (void)state;
     ew_buf_init(&b, 100), ew_buf_append(&b, "GGUX", 4), expect_error(&b, "is not a GGUF file");
     ew_buf_init(&b, 100), ew_buf_append(&b, "", 0), expect_error(&b, "is empty");
-    ew_buf_init(&b, 100), ew_buf_append(&b, "version https://git-lfs.github.com/spec/v1\n", 43), expect_error(&b, "Git LFS pointer");
+    ew_buf_init(&b, 100), ew_buf_append(&b, "version https://git-lfs.github.com/spec/v1\n", 43),
+        expect_error(&b, "Git LFS pointer");
     ew_buf_init(&b, 100), ew_buf_append(&b, "PK\3\4....", 8), expect_error(&b, "PyTorch");
     put_header(&b, 1, 0, 0), expect_error(&b, "has GGUF version 1");
     put_header(&b, 4, 0, 0), expect_error(&b, "has GGUF version 4");
@@ -209,15 +212,19 @@ static void bad_values_are_named(void **state)
     (void)state;
     put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, 13), put64(&b, 0), expect_error(&b, "unknown type 13");
     put_header(&b, 3, 0, 1), put_str(&b, ""), put32(&b, 0), put64(&b, 0), expect_error(&b, "name is empty");
-    put_header(&b, 3, 0, 1), put_str(&b, "a\x1b[31m"), put32(&b, 0), put64(&b, 0), expect_error(&b, "control character");
+    put_header(&b, 3, 0, 1), put_str(&b, "a\x1b[31m"), put32(&b, 0), put64(&b, 0),
+        expect_error(&b, "control character");
     put_header(&b, 3, 0, 1), put_str(&b, "a\xFF"), put32(&b, 0), put64(&b, 0), expect_error(&b, "not UTF-8");
     put_header(&b, 3, 0, 1), put64(&b, UINT64_MAX), put64(&b, 0), expect_error(&b, "ends within a metadata key");
-    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_STRING), put64(&b, UINT64_MAX - 7), expect_error(&b, "ends within");
+    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_STRING), put64(&b, UINT64_MAX - 7),
+        expect_error(&b, "ends within");
     put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_ARRAY), put32(&b, EW_GGUF_ARRAY), put64(&b, 1);
     expect_error(&b, "array of arrays");
-    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_ARRAY), put32(&b, EW_GGUF_STRING), put64(&b, UINT64_MAX);
+    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_ARRAY), put32(&b, EW_GGUF_STRING),
+        put64(&b, UINT64_MAX);
     expect_error(&b, "ends within a string");
-    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_ARRAY), put32(&b, EW_GGUF_F64), put64(&b, UINT64_MAX / 2);
+    put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_ARRAY), put32(&b, EW_GGUF_F64),
+        put64(&b, UINT64_MAX / 2);
     expect_error(&b, "larger than any file");
     put_header(&b, 3, 0, 1), put_str(&b, "k"), put32(&b, EW_GGUF_BOOL), ew_buf_append(&b, "\2   ", 4);
     expect_error(&b, "neither 0 nor 1");
@@ -238,12 +245,18 @@ static void bad_tensors_are_named(void **state)
     (void)state;
     put_header(&b, 3, 1, 0), put_tensor(&b, "t", 5, 1, 0, 0), put_data(&b, 4), expect_error(&b, "has 5 dimensions");
     put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 0, 0, 0), put_data(&b, 4), expect_error(&b, "dimension of size 0");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 4, 1u << 20, 0, 0), put_data(&b, 4), expect_error(&b, "shape that its type");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, UINT64_MAX / 2, 0, 0), put_data(&b, 4), expect_error(&b, "shape that its type");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 33, 2, 0), put_data(&b, 64), expect_error(&b, "shape that its type q4_0");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 1, 0, 4), put_data(&b, 64), expect_error(&b, "offset 4, which is not aligned");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 1, 0, UINT64_MAX - 31), put_data(&b, 64), expect_error(&b, "is truncated: tensor t");
-    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 32, 0, 0), put_data(&b, 127), expect_error(&b, "is truncated: tensor t");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 4, 1u << 20, 0, 0), put_data(&b, 4),
+        expect_error(&b, "shape that its type");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, UINT64_MAX / 2, 0, 0), put_data(&b, 4),
+        expect_error(&b, "shape that its type");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 33, 2, 0), put_data(&b, 64),
+        expect_error(&b, "shape that its type q4_0");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 1, 0, 4), put_data(&b, 64),
+        expect_error(&b, "offset 4, which is not aligned");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 1, 0, UINT64_MAX - 31), put_data(&b, 64),
+        expect_error(&b, "is truncated: tensor t");
+    put_header(&b, 3, 1, 0), put_tensor(&b, "t", 1, 32, 0, 0), put_data(&b, 127),
+        expect_error(&b, "is truncated: tensor t");
     put_header(&b, 3, 2, 0), put_tensor(&b, "t", 1, 16, 0, 0), put_tensor(&b, "u", 1, 8, 0, 32), put_data(&b, 64);
     expect_error(&b, "tensors t and u overlap");
     put_header(&b, 3, 2, 0), put_tensor(&b, "t", 1, 8, 0, 0), put_tensor(&b, "t", 1, 8, 0, 32), put_data(&b, 64);
@@ -275,8 +288,9 @@ static void unknown_types_are_an_error_only_when_asked_for(void **state)
 
 static void fixtures_open(void **state)
 {
-    static const char *const names[] = {"llama-f16", "llama-f32", "llama-iq4_nl", "llama-mixed", "llama-mxfp4", "llama-q4_0",
-                                        "llama-q4_k_m", "llama-q8_0", "qwen2-q8_0", "tensors-all-types"};
+    static const char *const names[] = {"llama-f16",   "llama-f32",        "llama-iq4_nl", "llama-mixed",
+                                        "llama-mxfp4", "llama-q4_0",       "llama-q4_k_m", "llama-q8_0",
+                                        "qwen2-q8_0",  "tensors-all-types"};
     char name[100], path[4096];
     struct ew_error err;
     struct ew_gguf gguf;
@@ -308,13 +322,15 @@ static int write_sample(const char *path, uint32_t part, uint32_t parts, uint32_
         return err->code;
     snprintf(name, sizeof(name), "tensor.%u", suffix);
     snprintf(odd, sizeof(odd), "odd.%u", suffix);
-    if (ew_gguf_write_str(w, "general.architecture", EW_STR("llama"), err) || ew_gguf_write_u32(w, "split.no", part, err) ||
-        ew_gguf_write_u32(w, "split.count", parts, err) || ew_gguf_write_f32(w, "eps", 1e-5f, err) ||
-        ew_gguf_write_bool(w, "yes", true, err) || ew_gguf_write_strs(w, "words", words, 3, err) ||
-        ew_gguf_write_i32s(w, "ints", (int32_t[]){-1, 2}, 2, err) || ew_gguf_write_f32s(w, "floats", rows, 3, err) ||
+    if (ew_gguf_write_str(w, "general.architecture", EW_STR("llama"), err) ||
+        ew_gguf_write_u32(w, "split.no", part, err) || ew_gguf_write_u32(w, "split.count", parts, err) ||
+        ew_gguf_write_f32(w, "eps", 1e-5f, err) || ew_gguf_write_bool(w, "yes", true, err) ||
+        ew_gguf_write_strs(w, "words", words, 3, err) || ew_gguf_write_i32s(w, "ints", (int32_t[]){-1, 2}, 2, err) ||
+        ew_gguf_write_f32s(w, "floats", rows, 3, err) ||
         ew_gguf_declare_tensor(w, ew_str_of(name), EW_DTYPE_F32, 2, shape, err) ||
         ew_gguf_declare_tensor(w, ew_str_of(odd), EW_DTYPE_F16, 1, (uint64_t[]){1}, err) ||
-        ew_gguf_write_data(w, rows, 128, err) || ew_gguf_write_data(w, rows + 32, 128, err) || ew_gguf_write_data(w, rows, 2, err)) {
+        ew_gguf_write_data(w, rows, 128, err) || ew_gguf_write_data(w, rows + 32, 128, err) ||
+        ew_gguf_write_data(w, rows, 2, err)) {
         ew_gguf_writer_abandon(w);
         return err->code;
     }
@@ -363,7 +379,8 @@ static void misuse_of_the_writer_is_an_error(void **state)
     assert_int_equal(ew_gguf_writer_create(path, &w, &err), EW_OK);
     assert_int_equal(ew_gguf_write_u32(w, "k", 1, &err), EW_OK);
     assert_int_equal(ew_gguf_write_u32(w, "k", 2, &err), EW_ERR_USAGE);
-    assert_int_equal(ew_gguf_declare_tensor(w, EW_STR("t"), EW_DTYPE_Q4_0, 1, (uint64_t[]){33}, &err), EW_ERR_UNSUPPORTED);
+    assert_int_equal(ew_gguf_declare_tensor(w, EW_STR("t"), EW_DTYPE_Q4_0, 1, (uint64_t[]){33}, &err),
+                     EW_ERR_UNSUPPORTED);
     assert_int_equal(ew_gguf_declare_tensor(w, EW_STR("t"), EW_DTYPE_F32, 1, (uint64_t[]){1}, &err), EW_OK);
     assert_int_equal(ew_gguf_declare_tensor(w, EW_STR("t"), EW_DTYPE_F32, 1, (uint64_t[]){1}, &err), EW_ERR_USAGE);
     assert_int_equal(ew_gguf_write_data(w, bytes, 8, &err), EW_ERR_USAGE);

@@ -1,5 +1,5 @@
-// JSON: the event reader and the tree. Python's json is the oracle of tests/py/test_json.py; here are the rules of our
-// own.
+// JSON: the event reader and the tree. Python's json is the oracle of tests/py/test_json.py; here are the rules
+// of our own.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

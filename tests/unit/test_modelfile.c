@@ -11,7 +11,8 @@
 #include "format/modelfile.h"
 #include "scratch.h"
 
-static const char weights[] = "\x3E\0\0\0\0\0\0\0{\"t\":{\"dtype\":\"U8\",\"shape\":[0000000001],\"data_offsets\":[0,1]}}";
+static const char weights[] =
+    "\x3E\0\0\0\0\0\0\0{\"t\":{\"dtype\":\"U8\",\"shape\":[0000000001],\"data_offsets\":[0,1]}}";
 static const char good_weights[] = "\x35\0\0\0\0\0\0\0{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}x";
 static const char vocabulary[] = "GGUF\3\0\0\0" "\0\0\0\0\0\0\0\0" "\1\0\0\0\0\0\0\0" "\1\0\0\0\0\0\0\0k\0\0\0\0\1";
 
@@ -119,7 +120,9 @@ static void hub_directories_open(void **state)
     ew_modelfile_drop_tokenizer(&file);
     assert_null(file.tokenizer);
     ew_modelfile_close(&file);
-    put(dir, "tokenizer_config.json", "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"T\"}, {\"name\": \"default\", \"template\": \"D\"}]}");
+    put(dir, "tokenizer_config.json",
+        "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"T\"}, {\"name\": "
+        "\"default\", \"template\": \"D\"}]}");
     open_good(&file, dir, true);
     assert_true(ew_str_is(file.chat_template, "D") && ew_str_is(file.chat_template_tools, "T"));
     ew_modelfile_close(&file);

@@ -11,11 +11,11 @@
 #include "format/safetensors.h"
 #include "scratch.h"
 
-#define SAMPLE                                                                                                                \
-    "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"                \
-    "\"b.w\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[16,22]},\"s\":{\"shape\":[],\"dtype\":\"I64\","              \
-    "\"data_offsets\":[22,30]},\"empty\":{\"dtype\":\"F16\",\"shape\":[0,5],\"data_offsets\":[30,30]},"                       \
-    "\"conv\":{\"dtype\":\"U8\",\"shape\":[1,2,1,1,1],\"data_offsets\":[30,32]},"                                              \
+#define SAMPLE                                                                                                         \
+    "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,16]},"         \
+    "\"b.w\":{\"dtype\":\"BF16\",\"shape\":[3],\"data_offsets\":[16,22]},\"s\":{\"shape\":[],\"dtype\":\"I64\","       \
+    "\"data_offsets\":[22,30]},\"empty\":{\"dtype\":\"F16\",\"shape\":[0,5],\"data_offsets\":[30,30]},"                \
+    "\"conv\":{\"dtype\":\"U8\",\"shape\":[1,2,1,1,1],\"data_offsets\":[30,32]},"                                      \
     "\"new\":{\"dtype\":\"F6_E2M3\",\"shape\":[8],\"data_offsets\":[32,38]}}"
 #define SAMPLE_DATA 38
 
@@ -68,7 +68,8 @@ static void sample_reads(void **state)
     assert_int_equal(ew_safetensors_parse(&st, bytes, size, &err), EW_OK);
     assert_true(st.tensors.count == 5 && st.tensors.n_refused == 1 && st.tensors.bytes == 32);
     tensor = ew_tensors_find(&st.tensors, EW_STR("b.w"));
-    assert_true(tensor && tensor->dtype == EW_DTYPE_BF16 && tensor->n_dims == 1 && tensor->shape[0] == 3 && tensor->shape[1] == 1);
+    assert_true(tensor && tensor->dtype == EW_DTYPE_BF16 && tensor->n_dims == 1 && tensor->shape[0] == 3 &&
+                tensor->shape[1] == 1);
     assert_ptr_equal(tensor->data, bytes + size - SAMPLE_DATA + 16);
     assert_int_equal(ew_tensors_find(&st.tensors, EW_STR("s"))->n_dims, 0);
     assert_int_equal(ew_tensors_find(&st.tensors, EW_STR("conv"))->n_dims, 5);
@@ -107,7 +108,11 @@ static void every_flipped_bit_is_survived(void **state)
 
 static void bad_headers_are_named(void **state)
 {
-    static const struct { const char *header; size_t data; const char *part; } cases[] = {
+    static const struct {
+        const char *header;
+        size_t data;
+        const char *part;
+    } cases[] = {
         {ONE("\"dtype\":\"F32\",\"shape\":[1]"), 4, "lacks its dtype, shape or data_offsets"},
         {ONE("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]"), 4, "lacks its dtype"},
         {ONE("\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,8]"), 8, "are not those of its shape in F32"},
@@ -116,15 +121,16 @@ static void bad_headers_are_named(void **state)
         {ONE("\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]"), 4, "no integer from 0 up"},
         {ONE("\"dtype\":\"F32\",\"shape\":[1.0],\"data_offsets\":[0,4]"), 4, "no integer from 0 up"},
         {ONE("\"dtype\":\"F32\",\"shape\":[\"1\"],\"data_offsets\":[0,4]"), 4, "is no number"},
-        {ONE("\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,4]"), 4, "not those of its shape"},
+        {ONE("\"dtype\":\"F32\",\"shape\":[4294967296,4294967296,4294967296],\"data_offsets\":[0,4]"), 4,
+         "not those of its shape"},
         {ONE("\"dtype\":4,\"shape\":[1],\"data_offsets\":[0,4]"), 4, "something else than a name for a dtype"},
         {"{\"t\":[]}", 4, "something else than an object for each tensor"},
         {"{\"\":{}}", 4, "a name is empty"},
         {"{\"a\\nb\":{}}", 4, "control character"},
-        {"{\"t\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"u\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[3,7]}}", 7,
-         "tensors t and u overlap"},
-        {"{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2,
-         "tensor t is there twice"},
+        {"{\"t\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"u\":{\"dtype\":\"U8\",\"shape\":[4],"
+         "\"data_offsets\":[3,7]}}", 7, "tensors t and u overlap"},
+        {"{\"t\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"t\":{\"dtype\":\"U8\",\"shape\":[1],"
+         "\"data_offsets\":[1,2]}}", 2, "tensor t is there twice"},
         {"{} {}", 0, "line 1 column 4"},
         {"[]", 0, "no safetensors file"},
         {"{\"t\":", 0, "the document ends"},
@@ -138,7 +144,8 @@ static void bad_headers_are_named(void **state)
         if (!strstr(err.message, cases[i].part))
             fail_msg("expected \"%s\" in \"%s\"", cases[i].part, err.message);
     }
-    assert_int_equal(parse_exact((const unsigned char *)"version https://git-lfs.github.com/spec/v1\n", 43, &err), EW_ERR_FORMAT);
+    assert_int_equal(parse_exact((const unsigned char *)"version https://git-lfs.github.com/spec/v1\n", 43, &err),
+                     EW_ERR_FORMAT);
     assert_non_null(strstr(err.message, "Git LFS pointer"));
 }
 
@@ -188,7 +195,8 @@ static void shards_open_through_their_index(void **state)
     expect_index_error(*state, "{\"a\":\"..\"}", "no plain file name");
     expect_index_error(*state, "{\"a\":\"one.safetensors\",\"b\":\"three.safetensors\",\"c\":\"four.safetensors\"}",
                        "lacks 2 of the 3 files that its index names: three.safetensors, four.safetensors");
-    expect_index_error(*state, "{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\"}", "one.safetensors does not hold tensor b");
+    expect_index_error(*state, "{\"a\":\"one.safetensors\",\"b\":\"one.safetensors\"}",
+                       "one.safetensors does not hold tensor b");
     expect_index_error(*state, "{\"a\":\"two.safetensors\",\"b\":\"one.safetensors\"}", "does not hold tensor a");
     put_shard(*state, "two.safetensors", "a");
     expect_index_error(*state, "{\"a\":\"one.safetensors\",\"b\":\"two.safetensors\"}", "tensor a is there twice");
