@@ -1,5 +1,6 @@
 #pragma once
-// Running a parsed template: what jinja_eval.c (expressions) and jinja_exec.c (statements, macros, loops) need of each other.
+// Running a parsed template: what jinja_eval.c (expressions) and jinja_exec.c (statements, macros, loops) need of
+// each other.
 
 #include "text/jinja_ast.h"
 #include "text/jinja_value.h"

@@ -1,5 +1,5 @@
-// The expression half of the template parser: Jinja's own precedence, which is not quite Python's (a filter binds tighter
-// than any operator, ~ binds between + and *).
+// The expression half of the template parser: Jinja's own precedence, which is not quite Python's (a filter binds
+// tighter than any operator, ~ binds between + and *).
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-// Filters over sequences and mappings. What Python computes when it is asked for, these compute at once; the difference can
-// be seen only in that a generator prints as one, has no length and is always true.
+// Filters over sequences and mappings. What Python computes when it is asked for, these compute at once; the
+// difference can be seen only in that a generator prints as one, has no length and is always true.
 
 #include <stdlib.h>
 

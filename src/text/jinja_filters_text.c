@@ -310,7 +310,8 @@ static struct ew_str strip_space(struct ew_str s)
     return (struct ew_str){s.ptr, ew_jj_without_space_suffix(s)};
 }
 
-// Copies the digits without their underscores, which may stand only between digits. False where they do not or it is too long.
+// Copies the digits without their underscores, which may stand only between digits. False where they do not or it
+// is too long.
 static bool clean_number(struct ew_str s, char out[NUMBER_CHARS_MAX])
 {
     size_t n = 0;

@@ -1,5 +1,5 @@
-// Python's two ways to format: "%5.2f" % x and "{:>5}".format(x). What templates do not use (thousands separators, nested
-// specifications) is refused by name.
+// Python's two ways to format: "%5.2f" % x and "{:>5}".format(x). What templates do not use (thousands separators,
+// nested specifications) is refused by name.
 
 #include <math.h>
 #include <stdio.h>

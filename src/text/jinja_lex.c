@@ -80,8 +80,8 @@ static void skip_space(struct lexer *lex)
     advance(lex, ew_jj_space_prefix(rest(lex)));
 }
 
-// The end of a tag at the current place: "-X}" eats the white space after it, "X}" one newline where blocks are trimmed,
-// "+X}" nothing (not for variables). Returns false, moving nothing, where there is no such end.
+// The end of a tag at the current place: "-X}" eats the white space after it, "X}" one newline where blocks are
+// trimmed, "+X}" nothing (not for variables). Returns false, moving nothing, where there is no such end.
 static bool skip_tag_end(struct lexer *lex, const char *end)
 {
     bool is_variable = end[0] == '}';
@@ -98,8 +98,8 @@ static bool skip_tag_end(struct lexer *lex, const char *end)
     return true;
 }
 
-// What of the text before a tag is printed: '-' strips all white space at its end, otherwise lstrip_blocks strips the tag's
-// own indentation, unless the tag is a variable or has a '+'.
+// What of the text before a tag is printed: '-' strips all white space at its end, otherwise lstrip_blocks strips
+// the tag's own indentation, unless the tag is a variable or has a '+'.
 static struct ew_str trim_before_tag(struct ew_str text, char sign, bool is_variable, bool line_starting)
 {
     size_t line_at = text.len;

@@ -1,6 +1,7 @@
 #pragma once
-// Template source to tokens. The rules are those of Jinja2 3.1 with trim_blocks and lstrip_blocks on, so a tag's surroundings
-// are already trimmed in the DATA tokens. All memory comes from the caller's arena and lives as long as it does.
+// Template source to tokens. The rules are those of Jinja2 3.1 with trim_blocks and lstrip_blocks on, so a tag's
+// surroundings are already trimmed in the DATA tokens. All memory comes from the caller's arena and lives as long
+// as it does.
 
 #include <stdbool.h>
 #include <stdint.h>

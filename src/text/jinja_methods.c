@@ -1,5 +1,6 @@
-// Methods of dicts, lists, tuples, loops and cyclers. Jinja's sandbox refuses those that change their object; other engines
-// allow them, templates in the wild use them, and here they can change nothing but the rendering's own copy.
+// Methods of dicts, lists, tuples, loops and cyclers. Jinja's sandbox refuses those that change their object; other
+// engines allow them, templates in the wild use them, and here they can change nothing but the rendering's own
+// copy.
 
 #include "text/jinja_builtin.h"
 #include "text/jinja_eval.h"

@@ -95,7 +95,8 @@ uint32_t ew_jj_intern(struct ew_jj_parser *parser, struct ew_str name)
 
 // Blocks.
 
-// Parses statements into body until a tag whose name is in `ends` ("elif|else|endif"); the parser then stands on that name.
+// Parses statements into body until a tag whose name is in `ends` ("elif|else|endif"); the parser then stands on
+// that name.
 static bool parse_body(struct ew_jj_parser *parser, struct ew_jj_node *body, const char *ends);
 
 static bool is_listed(struct ew_str name, const char *list)

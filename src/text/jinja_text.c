@@ -129,7 +129,8 @@ static bool is_letter(utf8proc_category_t category)
     return category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
 }
 
-// Superscripts and circled digits have a digit value, but are no decimals (Unicode's Numeric_Type=Digit, the common ones).
+// Superscripts and circled digits have a digit value, but are no decimals (Unicode's Numeric_Type=Digit, the common
+// ones).
 static bool is_digit(uint32_t c, utf8proc_category_t category)
 {
     return category == UTF8PROC_CATEGORY_ND || c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||

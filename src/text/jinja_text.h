@@ -1,6 +1,7 @@
 #pragma once
-// Text as Python sees it, for the template interpreter: code points over UTF-8 (lone surrogates as 3-byte WTF-8, any other bad
-// byte a character of its own), Python's idea of white space, case and printability, and its way to write floats and literals.
+// Text as Python sees it, for the template interpreter: code points over UTF-8 (lone surrogates as 3-byte WTF-8,
+// any other bad byte a character of its own), Python's idea of white space, case and printability, and its way to
+// write floats and literals.
 
 #include <stdbool.h>
 #include <stdint.h>

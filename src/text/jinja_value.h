@@ -1,9 +1,10 @@
 #pragma once
 // The values that a template computes with, and the state of one rendering.
 //
-// Values are those of Python as far as templates can see. Strings are immutable; lists, dicts and namespaces are shared by
-// reference. Everything a rendering makes lives in its arena and is freed with it, at once. A failure is noted in the run
-// (`code`), after which every function returns quickly with a harmless value: callers check the run where they loop or branch.
+// Values are those of Python as far as templates can see. Strings are immutable; lists, dicts and namespaces are
+// shared by reference. Everything a rendering makes lives in its arena and is freed with it, at once. A failure is
+// noted in the run (`code`), after which every function returns quickly with a harmless value: callers check the
+// run where they loop or branch.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -111,8 +112,8 @@ struct ew_jj_run;
 
 #define EW_JJ_PARAMS_MAX 8
 
-// Filters, tests, methods and global functions. Given arguments are bound to v[0..n) in the order of `params`; those not
-// given are MISSING.
+// Filters, tests, methods and global functions. Given arguments are bound to v[0..n) in the order of `params`;
+// those not given are MISSING.
 struct ew_jj_builtin {
     const char *name;
     struct ew_jj_value (*fn)(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v, const struct ew_jj_args *args);
@@ -199,7 +200,8 @@ size_t ew_jj_string_chars(struct ew_jj_value string);
 const char *ew_jj_type_name(struct ew_jj_value v); // "str", "NoneType"
 bool ew_jj_truth(struct ew_jj_value v);
 bool ew_jj_equal(struct ew_jj_run *run, struct ew_jj_value a, struct ew_jj_value b);
-// -1, 0, 1, or 2 where neither is less (NaN); fails where Python has no order between the two. `op` ("<") is for the message.
+// -1, 0, 1, or 2 where neither is less (NaN); fails where Python has no order between the two. `op` ("<") is for
+// the message.
 int ew_jj_compare(struct ew_jj_run *run, struct ew_jj_value a, struct ew_jj_value b, const char *op);
 bool ew_jj_contains(struct ew_jj_run *run, struct ew_jj_value container, struct ew_jj_value item);
 bool ew_jj_is_integer(struct ew_jj_value v, int64_t *out);  // INT or BOOL
