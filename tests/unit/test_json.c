@@ -174,9 +174,9 @@ static void memory_stops_at_the_limit(void **state)
     struct ew_arena arena;
 
     (void)state;
-    ew_arena_init(&arena, 5000);
+    ew_arena_init(&arena, 1000);
     assert_int_equal(ew_json_parse(&arena, EW_STR("[1]"), &root, &err), EW_ERR_MEMORY);
-    assert_non_null(strstr(err.message, "5000"));
+    assert_non_null(strstr(err.message, "1000"));
     assert_null(root);
     ew_arena_fini(&arena);
 }
