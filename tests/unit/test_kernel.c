@@ -8,6 +8,8 @@
 #include <cmocka.h>
 
 #include "kernel/backend.h"
+#include "kernel/cpu/cpu_check.h"
+#include "platform/cpu.h"
 
 #include <math.h>
 
@@ -67,9 +69,9 @@ static struct ew_program g_program = {
     .n_position_dims = 1,
 };
 
-static struct ew_backend *prepared(enum ew_kv_dtype kv, uint32_t n_threads)
+static struct ew_backend *prepared(enum ew_kernels kernels, enum ew_kv_dtype kv, uint32_t n_threads)
 {
-    struct ew_backend_config config = {.n_threads = n_threads, .kernels = EW_KERNELS_REFERENCE};
+    struct ew_backend_config config = {.n_threads = n_threads, .kernels = kernels};
     uint32_t n_blocks = 4;
     struct ew_limits limits = {.n_tokens_max = 8,
                                .n_seqs_max = 2,
@@ -139,8 +141,8 @@ static void test_by_hand(void **state)
     expect_second(second);
     expect_third(third);
     for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++) {
-        for (uint32_t n_threads = 1; n_threads <= 3; n_threads += 2) {
-            struct ew_backend *backend = prepared((enum ew_kv_dtype)kv, n_threads);
+        for (uint32_t i = 0; i < 4; i++) {
+            struct ew_backend *backend = prepared(i & 1 ? EW_KERNELS_REFERENCE : EW_KERNELS_AUTO, (enum ew_kv_dtype)kv, 1 + (i & 2));
 
             assert_near(feed(backend, 0, 2), second, TOLERANCE[kv]);
             assert_near(feed(backend, 2, 1), third, TOLERANCE[kv]);
@@ -152,7 +154,7 @@ static void test_by_hand(void **state)
 
 static void test_export_import(void **state)
 {
-    struct ew_backend *backend = prepared(EW_KV_F16, 1);
+    struct ew_backend *backend = prepared(EW_KERNELS_AUTO, EW_KV_F16, 1);
     float rows[8], expected[8] = {1, 0, 0, 1, 1, 0, 0, 1};
     double third[3];
 
@@ -180,7 +182,7 @@ static void double_embedding(void *ctx, const struct ew_program *program, uint32
 
 static void test_trace(void **state)
 {
-    struct ew_backend *backend = prepared(EW_KV_F32, 2);
+    struct ew_backend *backend = prepared(EW_KERNELS_AUTO, EW_KV_F32, 2);
     double second[3];
     int n_calls = 0;
 
@@ -195,7 +197,7 @@ static void test_trace(void **state)
 
 static void test_bad_batches(void **state)
 {
-    struct ew_backend *backend = prepared(EW_KV_F32, 1);
+    struct ew_backend *backend = prepared(EW_KERNELS_AUTO, EW_KV_F32, 1);
     static const int32_t token = 3, position = 0, blocks[] = {7};
     static const int32_t *const tables[] = {blocks};
     uint8_t want = 0;
@@ -213,6 +215,22 @@ static void test_bad_batches(void **state)
     ew_backend_destroy(backend);
 }
 
+static void report(void *ctx, const struct ew_cpu_check *check)
+{
+    (*(uint32_t *)ctx)++;
+    if (check->error > 1)
+        print_error("%s %s (%s): %g times its bound\n", check->op, check->variant, check->isa, check->error);
+}
+
+static void test_variants(void **state)
+{
+    uint32_t n_checks = 0;
+    struct ew_cpu_check_config config = {.isa_mask = ew_cpu_isa(), .report = report, .ctx = &n_checks};
+
+    assert_int_equal(ew_cpu_check_run(&config, NULL), 0);
+    print_message("%u kernels of %s and below agree with the reference\n", n_checks, ew_isa_best(config.isa_mask));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -220,6 +238,7 @@ int main(void)
         cmocka_unit_test(test_export_import),
         cmocka_unit_test(test_trace),
         cmocka_unit_test(test_bad_batches),
+        cmocka_unit_test(test_variants),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,7 +33,10 @@ static int choose_ops(struct ew_cpu_backend *backend, struct ew_error *err)
 
     if (rc)
         return rc;
-    ew_cpu_ops_init_reference(&backend->ops);
+    if (backend->config.kernels == EW_KERNELS_REFERENCE)
+        ew_cpu_ops_init_reference(&backend->ops);
+    else
+        ew_cpu_ops_init(&backend->ops, ew_cpu_isa() & cap);
     return 0;
 }
 

@@ -137,17 +137,177 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     backend->ops.scale(out, out, v_dim, (float)(1 / sum));
 }
 
+// ---- tiles: some tokens of a sequence and the heads of one KV head, keys TILE_KEYS at a time, softmax on the way ---------------
+//
+// Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees: its result depends on
+// nothing but its keys. Keys and values are decoded to f32 once for all queries of the item.
+
+#define TILE_KEYS 32
+
+struct tile_item {
+    uint32_t n_queries, heads_per_kv, kv_head, k_dim, v_dim; // dims padded
+    float *q, *acc;          // [n_queries * heads_per_kv, k_dim], [..., v_dim]
+    float *max, *sum;        // [n_queries * heads_per_kv]
+    float *k, *v, *score;    // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim], [TILE_KEYS]
+    struct range keys[EW_CPU_QUERY_TOKENS];
+};
+
+static uint32_t padded(uint32_t dim)
+{
+    return (dim + EW_CPU_DIM - 1) & ~(uint32_t)(EW_CPU_DIM - 1);
+}
+
+static uint64_t tile_scratch(const struct ew_op *op)
+{
+    uint64_t rows = (uint64_t)EW_CPU_QUERY_TOKENS * (op->attention.n_heads / op->attention.n_kv_heads);
+    uint64_t k_dim = padded(op->attention.head_dim), v_dim = padded(op->attention.v_dim);
+
+    return rows * (k_dim + v_dim) + 2 * padded((uint32_t)rows) + TILE_KEYS * (k_dim + v_dim + 1);
+}
+
+static void carve_item(const struct ew_op *op, struct tile_item *item, float *scratch)
+{
+    uint32_t rows = item->n_queries * item->heads_per_kv;
+
+    item->q = scratch;
+    item->acc = item->q + (uint64_t)rows * item->k_dim;
+    item->k = item->acc + (uint64_t)rows * item->v_dim;
+    item->v = item->k + (uint64_t)TILE_KEYS * item->k_dim;
+    item->score = item->v + (uint64_t)TILE_KEYS * item->v_dim;
+    item->max = item->score + TILE_KEYS;
+    item->sum = item->max + padded(rows);
+    memset(item->acc, 0, (size_t)rows * item->v_dim * sizeof(*item->acc));
+    if (item->k_dim != op->attention.head_dim) { // padding must be zero, and scratch has had other uses
+        memset(item->q, 0, (size_t)rows * item->k_dim * sizeof(*item->q));
+        memset(item->k, 0, (size_t)TILE_KEYS * item->k_dim * sizeof(*item->k));
+    }
+    if (item->v_dim != op->attention.v_dim)
+        memset(item->v, 0, (size_t)TILE_KEYS * item->v_dim * sizeof(*item->v));
+}
+
+static void begin_item(const struct job *job, const struct ew_cpu_query *query, struct tile_item *item)
+{
+    const struct ew_op *op = job->op;
+    uint32_t dim = op->attention.head_dim, first_head = item->kv_head * item->heads_per_kv;
+
+    for (uint32_t i = 0; i < item->n_queries; i++) {
+        const float *q = job->q + (uint64_t)(query->first + i) * job->q_stride + first_head * dim;
+
+        item->keys[i] = visible(op, job->backend->batch, job->backend->work.tokens[query->first + i], query->first + i);
+        for (uint32_t h = 0; h < item->heads_per_kv; h++) {
+            uint32_t row = i * item->heads_per_kv + h;
+
+            memcpy(item->q + (uint64_t)row * item->k_dim, q + h * dim, dim * sizeof(*q));
+            item->max[row] = job->sinks ? job->sinks[first_head + h] : -INFINITY;
+            item->sum[row] = job->sinks ? 1 : 0;
+        }
+    }
+}
+
+// Decodes keys [begin, end) of a tile, which lie in one or more blocks.
+static void load_tile(const struct job *job, const struct ew_batch_seq *seq, const struct tile_item *item, uint32_t begin, uint32_t end)
+{
+    const struct ew_cpu_cache *cache = job->cache;
+    const struct ew_op *op = job->op;
+
+    while (begin < end) {
+        uint32_t row = begin % TILE_KEYS, n = 1;
+        float *k = item->k + (uint64_t)row * item->k_dim, *v = item->v + (uint64_t)row * item->v_dim;
+
+        if (seq->no_cache) {
+            memcpy(k, job->k + (uint64_t)(seq->first + begin) * job->k_stride + item->kv_head * op->attention.head_dim,
+                   op->attention.head_dim * sizeof(*k));
+            memcpy(v, job->v + (uint64_t)(seq->first + begin) * job->v_stride + item->kv_head * op->attention.v_dim,
+                   op->attention.v_dim * sizeof(*v));
+        } else {
+            uint32_t in_block = begin % cache->block_tokens, element = ew_cpu_kv_bytes(cache->dtype);
+            struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(cache, seq->blocks[op->attention.group][begin / cache->block_tokens],
+                                                           op->attention.cache_layer, item->kv_head);
+
+            n = EW_MIN(end - begin, cache->block_tokens - in_block);
+            job->backend->ops.kv_decode(cache->dtype, tile.k + (uint64_t)in_block * cache->k_dim * element, tile.k_scale + in_block, n,
+                                        cache->k_dim, k, item->k_dim);
+            job->backend->ops.kv_decode(cache->dtype, tile.v + (uint64_t)in_block * cache->v_dim * element, tile.v_scale + in_block, n,
+                                        cache->v_dim, v, item->v_dim);
+        }
+        begin += n;
+    }
+}
+
+// One query and head over the keys [begin, end) of the tile.
+static void attend_tile(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin, uint32_t end)
+{
+    const struct ew_cpu_backend *backend = job->backend;
+    uint32_t first = begin % TILE_KEYS, n = end - begin, head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
+    float *score = item->score, max = item->max[row], factor;
+
+    backend->ops.scores(score, item->q + (uint64_t)row * item->k_dim, item->k + (uint64_t)first * item->k_dim, n, item->k_dim,
+                        query_scale(job->op, backend->batch, t));
+    adjust(job, score, n, begin, backend->work.tokens[t].index, head);
+    for (uint32_t i = 0; i < n; i++)
+        max = score[i] > max ? score[i] : max;
+    factor = item->max[row] == max ? 1 : expf(item->max[row] - max); // nothing is scaled where the maximum stays
+    item->sum[row] = item->sum[row] * factor + backend->ops.exp_sum(score, n, max);
+    item->max[row] = max;
+    backend->ops.values(item->acc + (uint64_t)row * item->v_dim, score, item->v + (uint64_t)first * item->v_dim, n, item->v_dim, factor);
+}
+
+static void end_item(const struct job *job, const struct ew_cpu_query *query, const struct tile_item *item)
+{
+    uint32_t dim = job->op->attention.v_dim;
+
+    for (uint32_t row = 0; row < item->n_queries * item->heads_per_kv; row++) {
+        uint32_t t = query->first + row / item->heads_per_kv, head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
+
+        job->backend->ops.scale(job->out + (uint64_t)t * job->out_stride + head * dim, item->acc + (uint64_t)row * item->v_dim, dim,
+                                1 / item->sum[row]);
+    }
+}
+
+static void attend_item(const struct job *job, const struct ew_cpu_query *query, uint32_t kv_head, float *scratch)
+{
+    const struct ew_op *op = job->op;
+    const struct ew_batch_seq *seq = &job->backend->batch->seqs[job->backend->work.tokens[query->first].seq];
+    struct tile_item item = {.n_queries = query->n_tokens, .heads_per_kv = op->attention.n_heads / op->attention.n_kv_heads,
+                             .kv_head = kv_head, .k_dim = padded(op->attention.head_dim), .v_dim = padded(op->attention.v_dim)};
+    struct range all = {UINT32_MAX, 0};
+
+    carve_item(op, &item, scratch);
+    begin_item(job, query, &item);
+    for (uint32_t i = 0; i < item.n_queries; i++) {
+        all.begin = EW_MIN(all.begin, item.keys[i].begin);
+        all.end = EW_MAX(all.end, item.keys[i].end);
+    }
+    for (uint32_t at = all.begin; at < all.end; at = (at / TILE_KEYS + 1) * TILE_KEYS) {
+        uint32_t tile_end = EW_MIN((at / TILE_KEYS + 1) * TILE_KEYS, all.end);
+
+        load_tile(job, seq, &item, at, tile_end);
+        for (uint32_t row = 0; row < item.n_queries * item.heads_per_kv; row++) {
+            struct range keys = item.keys[row / item.heads_per_kv];
+            uint32_t begin = EW_MAX(at, keys.begin), end = EW_MIN(tile_end, keys.end);
+
+            if (begin < end)
+                attend_tile(job, &item, query->first + row / item.heads_per_kv, row, begin, end);
+        }
+    }
+    end_item(job, query, &item);
+}
+
+// ---- both ------------------------------------------------------------------------------------------------------------------
+
 uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct ew_limits *limits)
 {
-    uint64_t keys = EW_MAX(limits->context_max, limits->n_tokens_max), dims = 0;
+    uint64_t keys = EW_MAX(limits->context_max, limits->n_tokens_max), floats = 0;
 
     for (uint32_t i = 0; i < program->n_ops; i++) {
         const struct ew_op *op = &program->ops[i];
 
-        if (op->kind == EW_OP_ATTENTION)
-            dims = EW_MAX(dims, EW_MAX(op->attention.head_dim, op->attention.v_dim));
+        if (op->kind == EW_OP_ATTENTION) {
+            floats = EW_MAX(floats, keys + EW_MAX(op->attention.head_dim, op->attention.v_dim));
+            floats = EW_MAX(floats, tile_scratch(op));
+        }
     }
-    return dims ? keys + dims : 0;
+    return floats;
 }
 
 void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next,
@@ -156,7 +316,9 @@ void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_st
     const struct ew_program *program = backend->program;
     const struct ew_op *op = &program->ops[step->op];
     const struct ew_cpu_buffer *buffers = backend->plan.buffers;
-    uint32_t n_items = backend->batch->n_tokens * op->attention.n_heads, item;
+    bool plain = backend->config.kernels == EW_KERNELS_REFERENCE;
+    uint32_t n_heads = plain ? op->attention.n_heads : op->attention.n_kv_heads, item;
+    uint32_t n_items = n_heads * (plain ? backend->batch->n_tokens : backend->n_queries);
     struct job job = {
         .backend = backend, .op = op, .cache = program->n_groups ? &backend->caches[op->attention.group] : NULL,
         .q = backend->work.buffers[step->in], .q_stride = buffers[step->in].width,
@@ -168,6 +330,10 @@ void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_st
         job.k = backend->work.buffers[step->in2], job.k_stride = buffers[step->in2].width;
         job.v = backend->work.buffers[step->in3], job.v_stride = buffers[step->in3].width;
     }
-    while ((item = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < n_items)
-        attend_plainly(&job, item / op->attention.n_heads, item % op->attention.n_heads, scratch);
+    while ((item = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < n_items) {
+        if (plain)
+            attend_plainly(&job, item / n_heads, item % n_heads, scratch);
+        else
+            attend_item(&job, &backend->work.queries[item / n_heads], item % n_heads, scratch);
+    }
 }

@@ -97,10 +97,9 @@ struct ew_cpu_backend {
 struct ew_cpu_weight_plan { // how one weight will be held
     enum ew_cpu_layout layout; // COUNT: a vector of f32
     uint64_t bytes;            // that the backend holds
-    bool is_mapped;
+    bool is_mapped;            // used where the source has it
+    bool is_exact;             // false: expanded from a type without kernels
 };
-int ew_cpu_weight_choose(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t index, bool in_linear,
-                         struct ew_cpu_weight_plan *out, struct ew_error *err) EW_MUST_CHECK;
 int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program, struct ew_cpu_weight_plan *plans,
                         uint64_t *bytes, struct ew_error *err) EW_MUST_CHECK;
 int ew_cpu_weights_load(struct ew_cpu_backend *backend, const struct ew_program *program,

@@ -8,6 +8,8 @@
 #include "kernel/backend.h"
 #include "kernel/cpu/layout.h"
 
+#define EW_CPU_DIM 16 // heads are padded with zeros to a multiple of this: lanes of the widest vectors
+
 // Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
 // integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
 struct ew_cpu_q8 {
@@ -34,6 +36,9 @@ typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight,
 
 struct ew_cpu_ops {
     const char *isa; // the last initialiser that filled something
+    // What the machine can do at most, for `bench kernels`: reads memory; multiplies and adds, and returns how many of both.
+    uint32_t (*read_memory)(const void *data, uint64_t bytes);
+    double (*multiply_add)(uint64_t n_rounds, float *sink);
     ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
     ew_cpu_norm_fn norm[2];  // enum ew_norm_kind; weight and bias may be NULL
@@ -50,12 +55,29 @@ struct ew_cpu_ops {
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
     void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
                       float *out, uint32_t out_stride);
-    // score[i] = scale * q . k[i] for n_k rows of k; dim is a multiple of 8.
+    // score[i] = scale * q . k[i] for n_k rows of k; dim is a multiple of EW_CPU_DIM (the reference takes any).
     void (*scores)(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale);
     // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.
     float (*exp_sum)(float *x, uint32_t n, float max);
-    // acc = factor * acc + sum of p[i] * v[i] over n_k rows; dim is a multiple of 8.
+    // acc = factor * acc + sum of p[i] * v[i] over n_k rows; dim as above.
     void (*values)(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor);
 };
 
 void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops);
+// The reference, and over it everything that the instruction sets of the mask have (isa.c of this architecture).
+void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask);
+
+// Plain forms that others fall back to.
+void ew_cpu_ref_kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
+void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
+                          uint32_t out_stride);
+
+// Initialisers, one for each file that is compiled for an instruction set.
+void ew_cpu_avx2_init_linear(struct ew_cpu_ops *ops);
+void ew_cpu_avx2_init_dense(struct ew_cpu_ops *ops);
+void ew_cpu_avx2_init_rows(struct ew_cpu_ops *ops);
+void ew_cpu_avx2_init_attention(struct ew_cpu_ops *ops);
+void ew_cpu_neon_init_linear(struct ew_cpu_ops *ops);
+void ew_cpu_neon_init_dense(struct ew_cpu_ops *ops);
+void ew_cpu_neon_init_rows(struct ew_cpu_ops *ops);
+void ew_cpu_neon_init_attention(struct ew_cpu_ops *ops);

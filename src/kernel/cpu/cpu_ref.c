@@ -31,19 +31,32 @@ static double dot(const float *a, const float *b, uint32_t n)
     return sum;
 }
 
-static void linear_file(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)
+static double dot_q8(const struct ew_cpu_q8 *q8, uint32_t row, const float *b, uint32_t n)
+{
+    const int8_t *q = q8->q + (uint64_t)row * q8->q_stride;
+    const float *scale = q8->scale + (uint64_t)row * q8->group_stride;
+    double sum = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += (double)q[i] * scale[i / EW_CPU_GROUP] * b[i];
+    return sum;
+}
+
+// Rows are decoded exactly; 8-bit activations stand for q * scale.
+static void linear_decoded(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)
 {
     const struct ew_cpu_matrix *matrix = job->matrix;
     uint32_t row = tile * EW_CPU_TILE_ROWS, row_end = EW_MIN(tile_end * EW_CPU_TILE_ROWS, matrix->rows);
-    const struct ew_dtype_info *info = ew_dtype_info(matrix->dtype);
 
     for (; row < row_end; row++) {
-        float bias = job->bias ? job->bias[row] : 0;
+        ew_cpu_matrix_row(matrix, row, job->scratch);
+        for (uint32_t i = 0; i < job->n_rows; i++) {
+            const float *x = job->x + (uint64_t)i * job->x_stride;
+            double sum = ew_cpu_layout_wants_q8(matrix->layout) ? dot_q8(job->q8, i, job->scratch, matrix->cols)
+                                                                : dot(x, job->scratch, matrix->cols);
 
-        info->decode(matrix->data + row * matrix->row_bytes, job->scratch, matrix->cols);
-        for (uint32_t i = 0; i < job->n_rows; i++)
-            job->out[(uint64_t)i * job->out_stride + row] =
-                (float)(dot(job->x + (uint64_t)i * job->x_stride, job->scratch, matrix->cols) + bias);
+            job->out[(uint64_t)i * job->out_stride + row] = (float)(sum + (job->bias ? job->bias[row] : 0));
+        }
     }
 }
 
@@ -175,7 +188,7 @@ static void encode_8bit(enum ew_kv_dtype dtype, const float *in, uint32_t n, uin
     }
 }
 
-static void kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale)
+void ew_cpu_ref_kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale)
 {
     uint16_t *half = out;
 
@@ -212,8 +225,8 @@ static void decode_row(enum ew_kv_dtype dtype, const void *in, float scale, uint
     }
 }
 
-static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                      uint32_t out_stride)
+void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
+                          uint32_t out_stride)
 {
     uint64_t row_bytes = (uint64_t)n * (dtype == EW_KV_F32 ? 4 : dtype == EW_KV_F16 ? 2 : 1);
     bool scaled = dtype == EW_KV_F8 || dtype == EW_KV_I8;
@@ -267,12 +280,41 @@ static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_
     }
 }
 
+// ---- limits of the machine ---------------------------------------------------------------------------------------------------
+
+static uint32_t read_memory(const void *data, uint64_t bytes)
+{
+    const uint64_t *words = data;
+    uint64_t sum = 0;
+
+    for (uint64_t i = 0; i < bytes / 8; i++)
+        sum |= words[i];
+    return (uint32_t)(sum | sum >> 32);
+}
+
+static double multiply_add(uint64_t n_rounds, float *sink)
+{
+    float sum[LANES], a = *sink;
+
+    for (uint32_t i = 0; i < LANES; i++)
+        sum[i] = (float)i;
+    for (uint64_t n = 0; n < n_rounds; n++) {
+        for (uint32_t i = 0; i < LANES; i++)
+            sum[i] = sum[i] * 0.5f + a;
+    }
+    *sink = 0;
+    for (uint32_t i = 0; i < LANES; i++)
+        *sink += sum[i];
+    return 2.0 * LANES * (double)n_rounds;
+}
+
 void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
 {
     *ops = (struct ew_cpu_ops){
-        .isa = "reference", .quantise = quantise, .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
+        .isa = "reference", .read_memory = read_memory, .multiply_add = multiply_add, .quantise = quantise, .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
         .act = act_row, .glu = glu_row, .add = add_row, .scale = scale_row, .softcap = softcap_row, .rope = rope_row,
-        .kv_encode = kv_encode, .kv_decode = kv_decode, .scores = scores, .exp_sum = exp_sum, .values = values,
-        .linear = {[EW_CPU_FILE] = linear_file},
+        .kv_encode = ew_cpu_ref_kv_encode, .kv_decode = ew_cpu_ref_kv_decode, .scores = scores, .exp_sum = exp_sum, .values = values,
     };
+    for (int layout = 0; layout < EW_CPU_LAYOUT_COUNT; layout++)
+        ops->linear[layout] = linear_decoded;
 }

@@ -36,28 +36,44 @@ static int choose_vector(const struct ew_weight *weight, struct ew_cpu_weight_pl
 {
     if (weight->rows * weight->cols > UINT32_MAX)
         return ew_fail(err, EW_ERR_LIMIT, "weight %s has too many elements for a vector", weight->name);
-    *out = (struct ew_cpu_weight_plan){EW_CPU_LAYOUT_COUNT, weight->rows * weight->cols * sizeof(float), false};
+    *out = (struct ew_cpu_weight_plan){.layout = EW_CPU_LAYOUT_COUNT, .bytes = weight->rows * weight->cols * sizeof(float), .is_exact = true};
     return 0;
 }
 
-int ew_cpu_weight_choose(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t index, bool in_linear,
+// The reference keeps matrices as the file has them; so do matrices whose rows are only looked up.
+static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, enum ew_dtype dtype, bool in_linear, bool *exact)
+{
+    *exact = true;
+    if (backend->config.kernels == EW_KERNELS_REFERENCE || !in_linear)
+        return EW_CPU_FILE;
+    return ew_cpu_layout_of(dtype, exact);
+}
+
+static bool file_has_layout(enum ew_cpu_layout layout, bool exact)
+{
+    return !ew_cpu_layout_is_tiled(layout) && exact;
+}
+
+static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_weight *weight, bool in_linear,
                          struct ew_cpu_weight_plan *out, struct ew_error *err)
 {
-    const struct ew_weight *weight = &program->weights[index];
     const struct ew_dtype_info *info = ew_dtype_info(weight->source.dtype);
-    uint64_t row_bytes = ew_dtype_row_bytes(weight->source.dtype, weight->cols);
-    size_t bytes;
+    struct ew_cpu_matrix matrix = {.dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
+    bool exact;
 
     if (!info->decode)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "weight %s has type %s, which holds no weights", weight->name, info->name);
-    if (row_bytes == 0)
+    if (ew_dtype_row_bytes(weight->source.dtype, weight->cols) == 0)
         return ew_fail(err, EW_ERR_FORMAT, "rows of weight %s have %llu elements, which blocks of type %s do not divide",
                        weight->name, (unsigned long long)weight->cols, info->name);
     if (!weight->is_matrix)
         return choose_vector(weight, out, err);
-    if (weight->rows > INT32_MAX || weight->cols > INT32_MAX || !ew_mul_size(row_bytes, weight->rows, &bytes))
-        return ew_fail(err, EW_ERR_LIMIT, "weight %s is too large", weight->name);
-    *out = (struct ew_cpu_weight_plan){EW_CPU_FILE, bytes, weight->source.mapped != NULL};
+    matrix.layout = choose_layout(backend, matrix.dtype, in_linear, &exact);
+    *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact};
+    out->is_mapped = file_has_layout(matrix.layout, exact) && weight->source.mapped;
+    out->bytes = weight->rows > INT32_MAX || weight->cols > INT32_MAX ? 0 : ew_cpu_matrix_shape(&matrix);
+    if (out->bytes == 0)
+        return ew_fail(err, EW_ERR_LIMIT, "weight %s is empty or too large", weight->name);
     return 0;
 }
 
@@ -75,7 +91,7 @@ int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_pr
 {
     *bytes = 0;
     for (uint32_t i = 0; i < program->n_weights; i++) {
-        int rc = ew_cpu_weight_choose(backend, program, i, is_in_linear(program, i), &plans[i], err);
+        int rc = choose_weight(backend, &program->weights[i], is_in_linear(program, i), &plans[i], err);
 
         if (rc)
             return rc;
@@ -106,7 +122,11 @@ struct progress {
     bool (*fn)(void *ctx, uint64_t done, uint64_t total);
     void *ctx;
     uint64_t done, total;
+    uint64_t matrix_bytes; // of the matrix being packed
+    uint64_t said;         // bit a type: that it was expanded
 };
+
+_Static_assert(EW_DTYPE_COUNT <= 64, "a bit a type");
 
 static int report(struct progress *progress, uint64_t bytes, struct ew_error *err)
 {
@@ -133,6 +153,83 @@ static int load_file_rows(const struct ew_weight *weight, uint64_t row_bytes, ui
     return 0;
 }
 
+// What the threads share while they pack one matrix.
+struct packing {
+    const struct ew_weight *weight;
+    const struct ew_cpu_matrix *matrix;
+    uint8_t *dst;
+    uint8_t *buffers;        // [n_threads, buffer_bytes]: 16 rows of the file, then one decoded row
+    uint64_t buffer_bytes, rows_bytes;
+    uint32_t first;          // tile
+    _Atomic int rc;
+    struct ew_error *err;    // of whoever failed first
+};
+
+static uint64_t packing_rows_bytes(const struct ew_weight *weight)
+{
+    return (ew_dtype_row_bytes(weight->source.dtype, weight->cols) * EW_CPU_TILE_ROWS + 63) & ~(uint64_t)63;
+}
+
+static void pack_tile(void *ctx, uint32_t task, uint32_t thread)
+{
+    struct packing *packing = ctx;
+    const struct ew_weight *weight = packing->weight;
+    uint32_t tile = packing->first + task, row = tile * EW_CPU_TILE_ROWS;
+    uint32_t n = (uint32_t)EW_MIN(weight->rows - row, EW_CPU_TILE_ROWS);
+    uint8_t *rows = packing->buffers + thread * packing->buffer_bytes;
+    struct ew_error err;
+    int rc = atomic_load(&packing->rc), ok = 0;
+
+    if (rc)
+        return;
+    rc = weight->source.read(&weight->source, row, n, rows, &err);
+    if (rc == 0)
+        ew_cpu_tile_pack(packing->matrix, tile, weight->source.dtype, rows, n, packing->dst, (float *)(rows + packing->rows_bytes));
+    else if (atomic_compare_exchange_strong(&packing->rc, &ok, rc) && packing->err)
+        *packing->err = err;
+}
+
+static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, struct progress *progress)
+{
+    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows), step = (uint32_t)EW_MAX(1, SLAB_BYTES / packing->rows_bytes);
+    int rc = 0;
+
+    for (uint32_t tile = 0; tile < n_tiles && rc == 0; tile += step) {
+        uint32_t n = EW_MIN(step, n_tiles - tile);
+
+        packing->first = tile;
+        ew_pool_run(backend->pool, pack_tile, packing, n);
+        rc = packing->rc;
+        if (rc == 0)
+            rc = report(progress, (uint64_t)n * (progress->matrix_bytes / n_tiles), packing->err);
+    }
+    return rc;
+}
+
+static int load_matrix(struct ew_cpu_backend *backend, const struct ew_weight *weight, const struct ew_cpu_matrix *matrix, uint8_t *dst,
+                       struct progress *progress, struct ew_error *err)
+{
+    struct packing packing = {.weight = weight, .matrix = matrix, .dst = dst, .err = err, .rows_bytes = packing_rows_bytes(weight)};
+    int rc;
+
+    packing.buffer_bytes = packing.rows_bytes + ((weight->cols * sizeof(float) + 63) & ~(uint64_t)63);
+    packing.buffers = ew_alloc_aligned(packing.buffer_bytes * backend->n_threads);
+    if (!packing.buffers)
+        return ew_fail_memory(err, packing.buffer_bytes * backend->n_threads, "the rows being loaded");
+    rc = pack_matrix(backend, &packing, progress);
+    ew_free(packing.buffers);
+    return rc;
+}
+
+static void say_expanded(const struct ew_weight *weight, const struct ew_cpu_matrix *matrix, uint64_t *said)
+{
+    if (*said >> weight->source.dtype & 1)
+        return;
+    *said |= 1ull << weight->source.dtype;
+    ew_log(EW_LOG_INFO, "weights of type %s have no kernels of their own and are expanded to %s (%s is the first)",
+           ew_dtype_name(weight->source.dtype), ew_cpu_layout_name(matrix->layout), weight->name);
+}
+
 static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const struct ew_cpu_weight_plan *plan,
                        struct ew_cpu_carver *carver, struct progress *progress, struct ew_error *err)
 {
@@ -143,7 +240,6 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
     *matrix = (struct ew_cpu_matrix){
         .layout = plan->layout, .dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols,
         .data = plan->is_mapped ? weight->source.mapped : dst, .is_mapped = plan->is_mapped,
-        .row_bytes = ew_dtype_row_bytes(weight->source.dtype, weight->cols),
     };
     if (plan->layout == EW_CPU_LAYOUT_COUNT) {
         int rc = load_vector(weight, (float *)dst, err);
@@ -151,9 +247,15 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
         backend->vectors[index] = (float *)dst;
         return rc ? rc : report(progress, plan->bytes, err);
     }
+    ew_cpu_matrix_shape(matrix);
     if (plan->is_mapped)
         return report(progress, plan->bytes, err);
-    return load_file_rows(weight, matrix->row_bytes, dst, progress, err);
+    if (file_has_layout(plan->layout, plan->is_exact))
+        return load_file_rows(weight, matrix->row_bytes, dst, progress, err);
+    if (!plan->is_exact)
+        say_expanded(weight, matrix, &progress->said);
+    progress->matrix_bytes = plan->bytes;
+    return load_matrix(backend, weight, matrix, dst, progress, err);
 }
 
 static int load_all(struct ew_cpu_backend *backend, const struct ew_cpu_weight_plan *plans, struct progress *progress, struct ew_error *err)

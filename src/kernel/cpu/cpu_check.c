@@ -1,0 +1,546 @@
+#include "kernel/cpu/cpu_check.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/half.h"
+#include "base/rng.h"
+#include "kernel/cpu/cpu_time.h"
+#include "platform/cpu.h"
+
+#define N_MAX 4200      // elements of the longest row
+#define B_MAX 17        // activations of the largest batch
+#define ROWS_MAX 40     // of a checked matrix
+#define OUT_STRIDE (ROWS_MAX + 3)
+
+static const uint32_t SIZES[] = {1, 3, 7, 8, 16, 31, 32, 33, 64, 100, 257, 2048, 4099};
+static const uint32_t BATCHES[] = {1, 2, 3, 8, B_MAX};
+
+struct checker {
+    const struct ew_cpu_check_config *config;
+    struct ew_cpu_ops ref, ops;
+    struct ew_cpu_ops below;       // of the level below: what is the same there was checked there
+    uint64_t seed;
+    bool failed;
+    struct ew_cpu_check check;     // being filled
+    float *a, *b, *c, *want, *got; // [B_MAX * N_MAX]
+    uint8_t *bytes, *tiles;        // rows of a file, and packed
+};
+
+// ---- inputs and comparison -----------------------------------------------------------------------------------------------------
+
+// Mostly ordinary numbers; some zero, tiny, large, or of exactly the same size.
+static void fill(struct checker *checker, float *out, uint32_t n)
+{
+    struct ew_rng rng = ew_rng_at(20, checker->seed++);
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t kind = ew_rng_below(&rng, 16);
+        float x = ew_rng_normal(&rng);
+
+        out[i] = kind == 0 ? 0 : kind == 1 ? x * 1e-6f : kind == 2 ? x * 30 : kind == 3 ? copysignf(8, x) : x;
+    }
+}
+
+static void begin(struct checker *checker, const char *op, const char *variant)
+{
+    checker->check = (struct ew_cpu_check){.op = op, .isa = checker->ops.isa};
+    snprintf(checker->check.variant, sizeof(checker->check.variant), "%s", variant);
+}
+
+// Notes one comparison; a NaN on one side only is out of any bound.
+static void compare(struct checker *checker, float got, double want, double bound)
+{
+    double error = isnan(got) && isnan(want) ? 0 : fabs(got - want) / bound;
+
+    if (!(error <= checker->check.error))
+        checker->check.error = isnan(error) ? INFINITY : error;
+}
+
+static void end(struct checker *checker)
+{
+    checker->failed |= checker->check.error > 1;
+    checker->config->report(checker->config->ctx, &checker->check);
+}
+
+static bool wants(const struct checker *checker, const char *op, const char *variant)
+{
+    char name[80];
+
+    if (!checker->config->wanted)
+        return true;
+    snprintf(name, sizeof(name), "%s %s", op, variant);
+    return checker->config->wanted(checker->config->ctx, name);
+}
+
+// Whether this level has its own form of a function.
+#define IS_NEW(field) (checker->ops.field != checker->below.field)
+
+// ---- rows ------------------------------------------------------------------------------------------------------------------
+
+// Sums of n squares in f32 lanes are within n / 16 * 2^-24 of the exact one; elements then get a few roundings each.
+static void check_norm(struct checker *checker, enum ew_norm_kind kind, const char *name)
+{
+    if (!IS_NEW(norm[kind]) || !wants(checker, "norm", name))
+        return;
+    begin(checker, "norm", name);
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s];
+        double bound = 4e-6;
+
+        fill(checker, checker->a, n), fill(checker, checker->b, n), fill(checker, checker->c, n);
+        checker->ref.norm[kind](checker->want, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n, 1e-5f, 1);
+        checker->ops.norm[kind](checker->got, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n, 1e-5f, 1);
+        for (uint32_t i = 0; i < n; i++) // the bias may take away what the norm left, and a mean most of its elements
+            compare(checker, checker->got[i], checker->want[i],
+                    bound * (fabs(checker->want[i]) + (s % 2 ? fabs(checker->c[i]) : 0) + (kind == EW_NORM_LAYER ? 1 + fabs(checker->b[i]) : 0) + 1e-6));
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_NORM, (int)kind, &checker->check);
+    end(checker);
+}
+
+static const char *const ACTS[] = {[EW_ACT_NONE] = "none", [EW_ACT_SILU] = "silu", [EW_ACT_GELU] = "gelu", [EW_ACT_GELU_TANH] = "gelu_tanh",
+                                   [EW_ACT_RELU] = "relu", [EW_ACT_RELU2] = "relu2", [EW_ACT_SIGMOID] = "sigmoid", [EW_ACT_TANH] = "tanh"};
+
+// math_tmpl.h: factors of x within 4e-7, as for large |x| the libm's own forms are not exact either.
+static void check_act(struct checker *checker, enum ew_act act)
+{
+    if (!IS_NEW(act) || !wants(checker, "act", ACTS[act]))
+        return;
+    begin(checker, "act", ACTS[act]);
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s];
+
+        fill(checker, checker->a, n);
+        checker->ref.act(checker->want, checker->a, n, act);
+        checker->ops.act(checker->got, checker->a, n, act);
+        for (uint32_t i = 0; i < n; i++)
+            compare(checker, checker->got[i], checker->want[i], 4e-7 * (1 + fabs(checker->want[i]) + fabs(checker->a[i])));
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_ACT, (int)act, &checker->check);
+    end(checker);
+}
+
+static void check_glu(struct checker *checker, enum ew_act act, float limit, float alpha, const char *name)
+{
+    if (!IS_NEW(glu) || !wants(checker, "glu", name))
+        return;
+    begin(checker, "glu", name);
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s];
+
+        fill(checker, checker->a, n), fill(checker, checker->b, n);
+        checker->ref.glu(checker->want, checker->a, checker->b, n, act, limit, alpha);
+        checker->ops.glu(checker->got, checker->a, checker->b, n, act, limit, alpha);
+        for (uint32_t i = 0; i < n; i++)
+            compare(checker, checker->got[i], checker->want[i], 6e-7 * (1 + fabs(checker->a[i])) * (1 + fabs(checker->b[i])));
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_GLU, (int)act, &checker->check);
+    end(checker);
+}
+
+enum plain_row { ADD, SCALE, SOFTCAP };
+
+static void run_plain(const struct ew_cpu_ops *ops, enum plain_row kind, float *out, const float *a, const float *b, uint32_t n)
+{
+    switch (kind) {
+    case ADD: ops->add(out, a, b, n, 0.7f); break;
+    case SCALE: ops->scale(out, a, n, -1.3f); break;
+    case SOFTCAP: ops->softcap(out, a, n, 5); break;
+    }
+}
+
+static void check_plain(struct checker *checker, enum plain_row kind, const char *name)
+{
+    static const double BOUNDS[] = {[ADD] = 1.3e-7, [SCALE] = 1e-7, [SOFTCAP] = 1.5e-6}; // of the larger operand; 3e-7 of the cap
+
+    if (checker->ops.add == checker->below.add || !wants(checker, name, ""))
+        return;
+    begin(checker, name, "");
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s];
+
+        fill(checker, checker->a, n), fill(checker, checker->b, n);
+        run_plain(&checker->ref, kind, checker->want, checker->a, checker->b, n);
+        run_plain(&checker->ops, kind, checker->got, checker->a, checker->b, n);
+        for (uint32_t i = 0; i < n; i++)
+            compare(checker, checker->got[i], checker->want[i],
+                    BOUNDS[kind] * (kind == SOFTCAP ? 1 : 1e-12 + fabs(checker->a[i]) + (kind == ADD ? fabs(checker->b[i]) : 0)));
+        checker->check.n_cases++;
+    }
+    end(checker);
+}
+
+static void check_rope(struct checker *checker, enum ew_rope_kind kind, const char *name)
+{
+    static const uint32_t DIMS[][2] = {{2, 2}, {16, 16}, {20, 32}, {24, 24}, {64, 64}, {128, 128}, {64, 96}}; // rotated, of a head
+
+    if (!IS_NEW(rope) || !wants(checker, "rope", name))
+        return;
+    begin(checker, "rope", name);
+    for (uint32_t s = 0; s < EW_COUNT_OF(DIMS); s++) {
+        uint32_t n = DIMS[s][1] * 3;
+
+        fill(checker, checker->a, n), fill(checker, checker->b, DIMS[s][0]);
+        memcpy(checker->want, checker->a, n * sizeof(float));
+        memcpy(checker->got, checker->a, n * sizeof(float));
+        checker->ref.rope(checker->want, checker->b, DIMS[s][0], 3, DIMS[s][1], kind);
+        checker->ops.rope(checker->got, checker->b, DIMS[s][0], 3, DIMS[s][1], kind);
+        for (uint32_t i = 0; i < n; i++) // two products of up to 30 * 3 times as much, one rounding each
+            compare(checker, checker->got[i], checker->want[i], 2e-7 * (1 + fabs(checker->want[i])) * 1000);
+        checker->check.n_cases++;
+    }
+    end(checker);
+}
+
+// Ties may round either way, as the factor is a quotient: one step of the integer, and the sums with it.
+static void check_quantise(struct checker *checker)
+{
+    if (!IS_NEW(quantise) || !wants(checker, "quantise", ""))
+        return;
+    begin(checker, "quantise", "");
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s], n_groups = (n + EW_CPU_GROUP - 1) / EW_CPU_GROUP;
+        int8_t *q[2] = {(int8_t *)checker->want, (int8_t *)checker->got};
+        float *scale[2] = {checker->b, checker->b + N_MAX};
+        int16_t *sum[2] = {(int16_t *)checker->c, (int16_t *)(checker->c + N_MAX)};
+
+        fill(checker, checker->a, n);
+        checker->ref.quantise(checker->a, n, q[0], scale[0], sum[0]);
+        checker->ops.quantise(checker->a, n, q[1], scale[1], sum[1]);
+        for (uint32_t i = 0; i < n_groups * EW_CPU_GROUP; i++)
+            compare(checker, q[1][i], q[0][i], 1);
+        for (uint32_t i = 0; i < n_groups; i++)
+            compare(checker, scale[1][i], scale[0][i], 1e-30 + 1e-7 * fabs(scale[0][i]));
+        for (uint32_t i = 0; i < 2 * n_groups; i++) {
+            int exact = 0;
+
+            for (uint32_t k = 0; k < EW_CPU_GROUP / 2; k++)
+                exact += q[1][i * (EW_CPU_GROUP / 2) + k];
+            compare(checker, sum[1][i], exact, 0.5);
+        }
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_QUANTISE, 0, &checker->check);
+    end(checker);
+}
+
+// ---- attention -------------------------------------------------------------------------------------------------------------
+
+// Decoding is exact but for one product; encoding may differ where the libm and the CPU round ties of f16 alike: not at all.
+static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char *name)
+{
+    static const uint32_t DIMS[] = {1, 16, 20, 64, 80, 128};
+    uint32_t element = dtype == EW_KV_F32 ? 4 : dtype == EW_KV_F16 ? 2 : 1;
+
+    if (!IS_NEW(kv_decode) || !wants(checker, "kv", name))
+        return;
+    begin(checker, "kv", name);
+    for (uint32_t s = 0; s < EW_COUNT_OF(DIMS); s++) {
+        uint32_t n = DIMS[s], n_tokens = 5, stride = (n + 15) & ~15u;
+        uint16_t scales[2][5];
+
+        fill(checker, checker->a, n * n_tokens);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            checker->ref.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->b + (uint64_t)t * n * element, &scales[0][t]);
+            checker->ops.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->c + (uint64_t)t * n * element, &scales[1][t]);
+        }
+        checker->ref.kv_decode(dtype, checker->b, scales[0], n_tokens, n, checker->want, stride);
+        checker->ops.kv_decode(dtype, checker->c, scales[1], n_tokens, n, checker->got, stride);
+        for (uint32_t i = 0; i < n * n_tokens; i++)
+            compare(checker, checker->got[i / n * stride + i % n], checker->want[i / n * stride + i % n],
+                    1e-12 + 1.3e-7 * fabs(checker->want[i / n * stride + i % n]));
+        checker->check.n_cases++;
+    }
+    end(checker);
+}
+
+// dim products in f32 lanes; the bound is of the sum of their magnitudes.
+static void check_scores(struct checker *checker)
+{
+    if (!IS_NEW(scores) || !wants(checker, "scores", ""))
+        return;
+    begin(checker, "scores", "");
+    for (uint32_t dim = EW_CPU_DIM; dim <= 256; dim += 3 * EW_CPU_DIM) {
+        for (uint32_t n_k = 1; n_k <= 33; n_k += 4) {
+            fill(checker, checker->a, dim), fill(checker, checker->b, dim * n_k);
+            checker->ref.scores(checker->want, checker->a, checker->b, n_k, dim, 0.125f);
+            checker->ops.scores(checker->got, checker->a, checker->b, n_k, dim, 0.125f);
+            for (uint32_t i = 0; i < n_k; i++) {
+                double size = 0;
+
+                for (uint32_t d = 0; d < dim; d++)
+                    size += fabs((double)checker->a[d] * checker->b[i * dim + d]) * 0.125;
+                compare(checker, checker->got[i], checker->want[i], 2e-6 * size + 1e-12);
+            }
+            checker->check.n_cases++;
+        }
+    }
+    end(checker);
+}
+
+static void check_exp_sum(struct checker *checker)
+{
+    if (!IS_NEW(exp_sum) || !wants(checker, "exp_sum", ""))
+        return;
+    begin(checker, "exp_sum", "");
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s];
+        float sum[2];
+
+        fill(checker, checker->want, n);
+        checker->want[0] = -INFINITY;
+        memcpy(checker->got, checker->want, n * sizeof(float));
+        sum[0] = checker->ref.exp_sum(checker->want, n, 30);
+        sum[1] = checker->ops.exp_sum(checker->got, n, 30);
+        compare(checker, sum[1], sum[0], 1e-30 + 2e-6 * sum[0]);
+        for (uint32_t i = 0; i < n; i++) // the difference to the maximum rounds, too
+            compare(checker, checker->got[i], checker->want[i], 2e-38 + 5e-7 * checker->want[i]);
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_EXP, 0, &checker->check);
+    end(checker);
+}
+
+static void check_values(struct checker *checker)
+{
+    if (!IS_NEW(values) || !wants(checker, "values", ""))
+        return;
+    begin(checker, "values", "");
+    for (uint32_t dim = EW_CPU_DIM; dim <= 256; dim += 3 * EW_CPU_DIM) {
+        for (uint32_t n_k = 1; n_k <= 33; n_k += 4) {
+            fill(checker, checker->a, n_k), fill(checker, checker->b, dim * n_k), fill(checker, checker->want, dim);
+            memcpy(checker->got, checker->want, dim * sizeof(float));
+            memcpy(checker->c, checker->want, dim * sizeof(float));
+            checker->ref.values(checker->want, checker->a, checker->b, n_k, dim, 0.5f);
+            checker->ops.values(checker->got, checker->a, checker->b, n_k, dim, 0.5f);
+            for (uint32_t d = 0; d < dim; d++) {
+                double size = fabs(checker->c[d]);
+
+                for (uint32_t i = 0; i < n_k; i++)
+                    size += fabs((double)checker->a[i] * checker->b[i * dim + d]);
+                compare(checker, checker->got[d], checker->want[d], 2e-6 * size + 1e-12);
+            }
+            checker->check.n_cases++;
+        }
+    }
+    end(checker);
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------------
+
+static const struct {
+    enum ew_cpu_layout layout;
+    enum ew_dtype dtype;
+    int16_t f16_at[2];  // f16 fields of a block that must be ordinary numbers; -1: none
+} FORMATS[] = {
+    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}}, {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}}, {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},
+    {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}}, {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}}, {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
+    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}}, {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}}, {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},
+    {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}}, {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}}, {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
+    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}}, {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}}, {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},
+};
+
+// Random codes, all values possible; scales of ordinary size and either sign.
+static void fill_blocks(struct checker *checker, uint32_t format, uint32_t rows, uint32_t cols)
+{
+    const struct ew_dtype_info *info = ew_dtype_info(FORMATS[format].dtype);
+    uint64_t bytes = rows * ew_dtype_row_bytes(FORMATS[format].dtype, cols);
+    struct ew_rng rng = ew_rng_at(21, checker->seed++);
+
+    if (info->encode && info->block_elements == 1) {
+        fill(checker, checker->a, rows * cols);
+        info->encode(checker->a, NULL, checker->bytes, (size_t)rows * cols);
+        return;
+    }
+    ew_rng_fill(22, checker->seed++, checker->bytes, bytes);
+    for (uint64_t at = 0; at < bytes; at += info->block_bytes) {
+        for (int i = 0; i < 2; i++) {
+            uint16_t scale = ew_f16_of_f32(ew_rng_normal(&rng) * 0.01f);
+
+            if (FORMATS[format].f16_at[i] >= 0)
+                memcpy(checker->bytes + at + FORMATS[format].f16_at[i], &scale, 2);
+        }
+        if (FORMATS[format].dtype == EW_DTYPE_MXFP4)
+            checker->bytes[at] = (uint8_t)(110 + ew_rng_below(&rng, 20));
+    }
+}
+
+static struct ew_cpu_matrix pack(struct checker *checker, uint32_t format, uint32_t rows, uint32_t cols)
+{
+    struct ew_cpu_matrix matrix = {.layout = FORMATS[format].layout, .dtype = FORMATS[format].dtype, .rows = rows, .cols = cols,
+                                   .data = checker->tiles};
+    uint64_t row_bytes = ew_dtype_row_bytes(matrix.dtype, cols);
+
+    ew_cpu_matrix_shape(&matrix);
+    for (uint32_t tile = 0; tile < ew_cpu_tiles(rows); tile++) {
+        uint32_t row = tile * EW_CPU_TILE_ROWS;
+
+        ew_cpu_tile_pack(&matrix, tile, matrix.dtype, checker->bytes + row * row_bytes, EW_MIN(rows - row, EW_CPU_TILE_ROWS), checker->tiles,
+                         checker->want);
+    }
+    return matrix;
+}
+
+// Packing loses nothing: rows read back as the codec of the file format gives them, to the rounding of one product.
+static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matrix)
+{
+    uint64_t row_bytes = ew_dtype_row_bytes(matrix->dtype, matrix->cols);
+
+    for (uint32_t row = 0; row < matrix->rows; row++) {
+        ew_cpu_matrix_row(matrix, row, checker->got);
+        ew_dtype_info(matrix->dtype)->decode(checker->bytes + row * row_bytes, checker->want, matrix->cols);
+        for (uint32_t i = 0; i < matrix->cols; i++)
+            compare(checker, checker->got[i], checker->want[i], 1e-37 + 1e-7 * fabs(checker->want[i]));
+    }
+}
+
+// Sums of up to n / 32 group results in f32, each within half an ulp of what the sum holds: 4e-6 of all magnitudes is far above
+// it for 4096 columns, and far below any error of meaning. Minima may cancel, hence the largest weight of the row for each.
+static void compare_product(struct checker *checker, const struct ew_cpu_matrix *matrix, const float *bias, uint32_t n_rows)
+{
+    float *row = checker->c;
+
+    for (uint32_t r = 0; r < matrix->rows; r++) {
+        double largest = 1e-30;
+
+        ew_cpu_matrix_row(matrix, r, row);
+        for (uint32_t i = 0; i < matrix->cols; i++)
+            largest = fmax(largest, fabs(row[i]));
+        for (uint32_t b = 0; b < n_rows; b++) {
+            double size = bias ? fabs(bias[r]) / largest : 0;
+
+            for (uint32_t i = 0; i < matrix->cols; i++)
+                size += fabs(checker->b[(uint64_t)b * matrix->cols + i]);
+            compare(checker, checker->got[b * OUT_STRIDE + r], checker->want[b * OUT_STRIDE + r], 1e-30 + 4e-6 * size * largest);
+        }
+    }
+}
+
+static void check_product(struct checker *checker, const struct ew_cpu_matrix *matrix, uint32_t n_rows)
+{
+    uint32_t q_stride = (matrix->cols + 63) & ~63u, group_stride = q_stride / EW_CPU_GROUP;
+    int8_t *q = (int8_t *)(checker->tiles + (8u << 20)); // past any checked matrix
+    struct ew_cpu_q8 q8 = {q, (float *)(q + B_MAX * q_stride), (int16_t *)(q + 2 * B_MAX * q_stride), q_stride, group_stride};
+    struct ew_cpu_linear job = {.matrix = matrix, .x = checker->b, .q8 = &q8, .bias = n_rows % 2 ? checker->a : NULL,
+                                .out = checker->want, .n_rows = n_rows, .x_stride = matrix->cols, .out_stride = OUT_STRIDE,
+                                .scratch = checker->c};
+
+    fill(checker, checker->b, n_rows * matrix->cols), fill(checker, checker->a, matrix->rows);
+    for (uint32_t b = 0; b < n_rows; b++)
+        checker->ref.quantise(checker->b + (uint64_t)b * matrix->cols, matrix->cols, q8.q + b * q_stride, q8.scale + b * group_stride,
+                              q8.sum + 2 * b * group_stride);
+    checker->ref.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
+    job.out = checker->got;
+    checker->ops.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
+    compare_product(checker, matrix, job.bias, n_rows);
+    checker->check.n_cases++;
+}
+
+static void check_linear(struct checker *checker, uint32_t format)
+{
+    static const uint32_t ROWS[] = {1, 16, 23, ROWS_MAX}, COLS[] = {1, 32, 5, 64, 100, 96, 768, 256, 512, 1536};
+    const struct ew_dtype_info *info = ew_dtype_info(FORMATS[format].dtype);
+    enum ew_cpu_layout layout = FORMATS[format].layout;
+
+    if (!IS_NEW(linear[layout]) || !wants(checker, "linear", ew_cpu_layout_name(layout)))
+        return;
+    begin(checker, "linear", ew_cpu_layout_name(layout));
+    for (uint32_t c = 0; c < EW_COUNT_OF(COLS); c++) {
+        for (uint32_t r = 0; r < EW_COUNT_OF(ROWS) && COLS[c] % info->block_elements == 0; r++) {
+            struct ew_cpu_matrix matrix;
+
+            fill_blocks(checker, format, ROWS[r], COLS[c]);
+            matrix = pack(checker, format, ROWS[r], COLS[c]);
+            check_rows(checker, &matrix);
+            for (uint32_t b = 0; b < EW_COUNT_OF(BATCHES); b++)
+                check_product(checker, &matrix, BATCHES[b]);
+        }
+    }
+    ew_cpu_time_linear(checker->config, &checker->ops, layout, 1, &checker->check);
+    end(checker);
+    if (!checker->config->pool)
+        return;
+    begin(checker, "linear x64", ew_cpu_layout_name(layout));
+    ew_cpu_time_linear(checker->config, &checker->ops, layout, 64, &checker->check);
+    end(checker);
+}
+
+// ---- all -------------------------------------------------------------------------------------------------------------------
+
+static void check_level(struct checker *checker)
+{
+    static const char *const KV[] = {[EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "f8", [EW_KV_I8] = "i8"};
+
+    check_norm(checker, EW_NORM_RMS, "rms");
+    check_norm(checker, EW_NORM_LAYER, "layer");
+    for (int act = EW_ACT_SILU; act <= EW_ACT_TANH; act++)
+        check_act(checker, (enum ew_act)act);
+    check_glu(checker, EW_ACT_SILU, 0, 0, "silu");
+    check_glu(checker, EW_ACT_GELU_TANH, 0, 0, "gelu_tanh");
+    check_glu(checker, EW_ACT_SILU, 7, 1.702f, "limited");
+    check_plain(checker, ADD, "add");
+    check_plain(checker, SCALE, "scale");
+    check_plain(checker, SOFTCAP, "softcap");
+    check_rope(checker, EW_ROPE_HALVES, "halves");
+    check_rope(checker, EW_ROPE_PAIRS, "pairs");
+    check_quantise(checker);
+    for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++)
+        check_kv(checker, (enum ew_kv_dtype)kv, KV[kv]);
+    check_scores(checker);
+    check_exp_sum(checker);
+    check_values(checker);
+    for (uint32_t i = 0; i < EW_COUNT_OF(FORMATS); i++)
+        check_linear(checker, i);
+}
+
+static bool allocate(struct checker *checker)
+{
+    float **rows[] = {&checker->a, &checker->b, &checker->c, &checker->want, &checker->got};
+    bool ok = true;
+
+    for (uint32_t i = 0; i < EW_COUNT_OF(rows); i++) {
+        *rows[i] = ew_alloc_aligned((uint64_t)B_MAX * N_MAX * sizeof(float));
+        ok = ok && *rows[i];
+    }
+    checker->bytes = ew_alloc_aligned(8u << 20);
+    checker->tiles = ew_alloc_aligned(16u << 20);
+    return ok && checker->bytes && checker->tiles;
+}
+
+static void release(struct checker *checker)
+{
+    float *rows[] = {checker->a, checker->b, checker->c, checker->want, checker->got};
+
+    for (uint32_t i = 0; i < EW_COUNT_OF(rows); i++)
+        ew_free(rows[i]);
+    ew_free(checker->bytes);
+    ew_free(checker->tiles);
+}
+
+int ew_cpu_check_run(const struct ew_cpu_check_config *config, struct ew_error *err)
+{
+    struct checker checker = {.config = config};
+    uint32_t mask = 0;
+
+    if (!allocate(&checker)) {
+        release(&checker);
+        return ew_fail_memory(err, 16u << 20, "the inputs of the kernel checks");
+    }
+    ew_cpu_ops_init_reference(&checker.ref);
+    ew_cpu_ops_init_reference(&checker.ops);
+    for (uint32_t level = 1; level && level <= config->isa_mask; level <<= 1) {
+        mask |= level & config->isa_mask;
+        checker.below = checker.ops;
+        ew_cpu_ops_init(&checker.ops, mask);
+        check_level(&checker);
+    }
+    release(&checker);
+    return checker.failed ? ew_fail(err, EW_ERR_MISMATCH, "kernels differ from the reference by more than their bounds") : 0;
+}

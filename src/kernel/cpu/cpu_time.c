@@ -1,0 +1,198 @@
+#include "kernel/cpu/cpu_time.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/clock.h"
+#include "kernel/cpu/cpu_backend.h"
+
+#define COLS 4096        // of timed rows and matrices
+#define REPEATS 5
+#define ROUNDS 64        // of a row kernel in one measurement
+
+// ---- rows: in the first cache, one row a thread --------------------------------------------------------------------------------
+
+struct row_job {
+    const struct ew_cpu_ops *ops;
+    enum ew_cpu_time_row row;
+    int which;
+    float *data; // [n_threads, 4 * COLS]
+};
+
+static void run_row(const struct row_job *job, float *a)
+{
+    float *b = a + COLS, *out = a + 2 * COLS, *more = a + 3 * COLS;
+    const struct ew_cpu_ops *ops = job->ops;
+
+    switch (job->row) {
+    case EW_CPU_TIME_NORM: ops->norm[job->which](out, a, b, NULL, COLS, 1e-5f, 0); break;
+    case EW_CPU_TIME_ACT: ops->act(out, a, COLS, (enum ew_act)job->which); break;
+    case EW_CPU_TIME_GLU: ops->glu(out, a, b, COLS, (enum ew_act)job->which, 0, 0); break;
+    case EW_CPU_TIME_QUANTISE: ops->quantise(a, COLS, (int8_t *)out, more, (int16_t *)(more + COLS / 2)); break;
+    case EW_CPU_TIME_EXP: ops->exp_sum(a, COLS, 0); break;
+    }
+}
+
+static void run_rows(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+    const struct row_job *job = ctx;
+
+    for (uint32_t i = 0; i < ROUNDS; i++)
+        run_row(job, job->data + (uint64_t)thread * 4 * COLS);
+}
+
+static double best_of(struct ew_pool *pool, ew_pool_all_fn fn, void *ctx)
+{
+    double best = INFINITY;
+
+    for (uint32_t i = 0; i <= REPEATS; i++) { // the first one only warms
+        double start = ew_clock_s();
+
+        ew_pool_all(pool, fn, ctx);
+        if (i > 0)
+            best = fmin(best, ew_clock_s() - start);
+    }
+    return best;
+}
+
+void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row, int which, struct ew_cpu_check *out)
+{
+    struct row_job job = {.ops = ops, .row = row, .which = which};
+    uint32_t n_threads;
+
+    if (!config->pool)
+        return;
+    n_threads = ew_pool_threads(config->pool);
+    job.data = ew_alloc_aligned((uint64_t)n_threads * 4 * COLS * sizeof(float));
+    if (!job.data)
+        return;
+    for (uint64_t i = 0; i < (uint64_t)n_threads * 4 * COLS; i++)
+        job.data[i] = (float)(i % 17) * 0.1f - 0.8f;
+    out->seconds = best_of(config->pool, run_rows, &job) / ROUNDS / n_threads;
+    ew_free(job.data);
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------------
+
+struct linear_job {
+    const struct ew_cpu_ops *ops;
+    struct ew_pool *pool;
+    struct ew_cpu_linear linear;
+    _Atomic uint32_t next;
+    uint32_t share;
+};
+
+static void run_linear(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+    struct linear_job *job = ctx;
+    uint32_t n = ew_cpu_tiles(job->linear.matrix->rows), from;
+
+    while ((from = atomic_fetch_add(&job->next, job->share)) < n)
+        job->ops->linear[job->linear.matrix->layout](&job->linear, from, EW_MIN(from + job->share, n));
+    ew_pool_barrier(job->pool);
+    if (thread == 0)
+        job->next = 0;
+}
+
+// Carves matrix, activations and results out of one region. Bytes of 0x11 are ordinary numbers in every layout.
+static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8, struct ew_cpu_region *region, uint32_t n_rows)
+{
+    uint64_t bytes = ew_cpu_matrix_shape(matrix);
+    struct ew_cpu_carver carver = {0};
+
+    for (int pass = 0; pass < 2; pass++) {
+        matrix->data = ew_cpu_carve(&carver, bytes);
+        timed->linear.x = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS * sizeof(float));
+        timed->linear.out = ew_cpu_carve(&carver, (uint64_t)n_rows * matrix->rows * sizeof(float));
+        q8->q = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS);
+        q8->scale = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * sizeof(float));
+        q8->sum = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * 2 * sizeof(int16_t));
+        if (pass == 0) {
+            int rc = ew_cpu_region_map(region, carver.used, "the timed matrix", NULL);
+
+            if (rc)
+                return rc;
+            memset(region->data, 0x11, region->bytes);
+            carver = (struct ew_cpu_carver){.base = region->data};
+        }
+    }
+    return 0;
+}
+
+void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_layout layout, uint32_t n_rows,
+                        struct ew_cpu_check *out)
+{
+    struct ew_cpu_matrix matrix = {.layout = layout, .cols = COLS, .rows = EW_CPU_TILE_ROWS};
+    struct ew_cpu_q8 q8 = {.q_stride = COLS, .group_stride = COLS / EW_CPU_GROUP};
+    struct linear_job timed = {.ops = ops, .pool = config->pool};
+    struct ew_cpu_region region;
+    uint64_t bytes;
+
+    if (!config->pool)
+        return;
+    bytes = n_rows == 1 ? config->stream_bytes : EW_MIN(config->stream_bytes, 16u << 20);
+    matrix.rows = (uint32_t)(bytes / ew_cpu_matrix_shape(&matrix)) * EW_CPU_TILE_ROWS;
+    timed.share = EW_MAX(1, ew_cpu_tiles(matrix.rows) / (ew_pool_threads(config->pool) * 8));
+    if (set_up(&timed, &matrix, &q8, &region, n_rows))
+        return;
+    timed.linear.matrix = &matrix;
+    timed.linear.q8 = &q8;
+    timed.linear.n_rows = n_rows;
+    timed.linear.x_stride = COLS;
+    timed.linear.out_stride = matrix.rows;
+    out->seconds = best_of(config->pool, run_linear, &timed);
+    out->bytes = n_rows == 1 ? (double)ew_cpu_matrix_shape(&matrix) : 0;
+    out->flops = 2.0 * matrix.rows * COLS * n_rows;
+    ew_cpu_region_unmap(&region);
+}
+
+// ---- limits of the machine -------------------------------------------------------------------------------------------------
+
+struct limit_job {
+    struct ew_cpu_ops ops;
+    const uint8_t *data;
+    uint64_t bytes;       // of each thread
+    uint64_t n_rounds;
+    struct { _Alignas(64) float sink; double flops; uint32_t sum; } each[EW_POOL_THREADS_MAX];
+};
+
+static void run_read(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+    struct limit_job *job = ctx;
+
+    job->each[thread].sum += job->ops.read_memory(job->data + thread * job->bytes, job->bytes);
+}
+
+static void run_multiply(void *ctx, uint32_t thread, uint32_t n_threads)
+{
+    struct limit_job *job = ctx;
+
+    job->each[thread].flops = job->ops.multiply_add(job->n_rounds, &job->each[thread].sink);
+}
+
+int ew_cpu_measure_limits(struct ew_pool *pool, uint32_t isa_mask, uint64_t stream_bytes, struct ew_cpu_limits *out, struct ew_error *err)
+{
+    struct limit_job *job = ew_alloc_aligned(sizeof(*job));
+    uint32_t n_threads = ew_pool_threads(pool);
+    struct ew_cpu_region region = {0};
+    int rc;
+
+    if (!job)
+        return ew_fail_memory(err, sizeof(*job), "the measurement");
+    rc = ew_cpu_region_map(&region, stream_bytes, "the memory to measure", err);
+    if (rc == 0) {
+        memset(region.data, 1, region.bytes);
+        ew_cpu_ops_init(&job->ops, isa_mask);
+        job->data = region.data;
+        job->bytes = stream_bytes / n_threads & ~(uint64_t)4095;
+        job->n_rounds = 4u << 20;
+        out->read_bytes_s = (double)job->bytes * n_threads / best_of(pool, run_read, job);
+        out->flops_s = 1 / best_of(pool, run_multiply, job);
+        out->flops_s *= job->each[0].flops * n_threads;
+    }
+    ew_cpu_region_unmap(&region);
+    ew_free(job);
+    return rc;
+}

@@ -1,0 +1,13 @@
+#include "kernel/cpu/cpu_ops.h"
+#include "platform/cpu.h"
+
+void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask)
+{
+    ew_cpu_ops_init_reference(ops);
+    if (isa_mask & EW_ISA_AVX2) {
+        ew_cpu_avx2_init_linear(ops);
+        ew_cpu_avx2_init_dense(ops);
+        ew_cpu_avx2_init_rows(ops);
+        ew_cpu_avx2_init_attention(ops);
+    }
+}

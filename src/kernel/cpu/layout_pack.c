@@ -1,0 +1,309 @@
+// Rows as files have them into tiles. The encodings are those of the GGUF specification and of the type definitions of the
+// ggml project; format/quant_*.c decodes the same ones and is what the tests compare with.
+
+#include <math.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/half.h"
+#include "kernel/cpu/layout.h"
+
+// One group of one row, unpacked.
+struct group {
+    uint8_t codes[32]; // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
+    uint8_t high[32];  // bits 4 and 5 of each element
+    uint16_t scale, min; // f16
+    uint8_t small[2], small_min; // scales under a super-group's; E8M0; E4M3
+};
+
+static uint16_t u16_at(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+
+static uint32_t u32_at(const uint8_t *p)
+{
+    return u16_at(p) | (uint32_t)u16_at(p + 2) << 16;
+}
+
+// ---- unpacking: one function a family of types -------------------------------------------------------------------------------
+
+static void unpack_q8_0(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 34ull * group;
+    out->scale = u16_at(row);
+    memcpy(out->codes, row + 2, 32);
+}
+
+static void unpack_high_bits(uint32_t bits, struct group *out)
+{
+    for (uint32_t i = 0; i < 32; i++)
+        out->high[i] = bits >> i & 1;
+}
+
+static void unpack_q4_0(const uint8_t *row, uint32_t group, struct group *out) // iq4_nl too
+{
+    row += 18ull * group;
+    out->scale = u16_at(row);
+    memcpy(out->codes, row + 2, 16);
+}
+
+static void unpack_q4_1(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 20ull * group;
+    out->scale = u16_at(row);
+    out->min = u16_at(row + 2);
+    memcpy(out->codes, row + 4, 16);
+}
+
+static void unpack_q5_0(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 22ull * group;
+    out->scale = u16_at(row);
+    unpack_high_bits(u32_at(row + 2), out);
+    memcpy(out->codes, row + 6, 16);
+}
+
+static void unpack_q5_1(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 24ull * group;
+    out->scale = u16_at(row);
+    out->min = u16_at(row + 2);
+    unpack_high_bits(u32_at(row + 4), out);
+    memcpy(out->codes, row + 8, 16);
+}
+
+// 32 nibbles in the low or high halves of neighbouring bytes, to elements i and i + 16 of byte i.
+static void pair_nibbles(const uint8_t *bytes, uint32_t shift, uint8_t *codes)
+{
+    for (uint32_t i = 0; i < 16; i++)
+        codes[i] = (uint8_t)((bytes[i] >> shift & 15) | (bytes[i + 16] >> shift & 15) << 4);
+}
+
+static void unpack_k_scales(const uint8_t *block, uint32_t sub, struct group *out)
+{
+    const uint8_t *scales = block + 4;
+
+    out->scale = u16_at(block);
+    out->min = u16_at(block + 2);
+    if (sub < 4) {
+        out->small[0] = scales[sub] & 63;
+        out->small_min = scales[sub + 4] & 63;
+    } else {
+        out->small[0] = (uint8_t)((scales[sub + 4] & 15) | (scales[sub - 4] >> 6) << 4);
+        out->small_min = (uint8_t)(scales[sub + 4] >> 4 | (scales[sub] >> 6) << 4);
+    }
+}
+
+static void unpack_q4_k(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t sub = group % 8;
+
+    row += 144ull * (group / 8);
+    unpack_k_scales(row, sub, out);
+    pair_nibbles(row + 16 + sub / 2 * 32, sub % 2 * 4, out->codes);
+}
+
+static void unpack_q5_k(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t sub = group % 8;
+
+    row += 176ull * (group / 8);
+    unpack_k_scales(row, sub, out);
+    pair_nibbles(row + 48 + sub / 2 * 32, sub % 2 * 4, out->codes);
+    for (uint32_t i = 0; i < 32; i++)
+        out->high[i] = row[16 + i] >> sub & 1;
+}
+
+static void unpack_q6_k(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t half = group % 8 / 4, quarter = group % 4;
+
+    row += 210ull * (group / 8);
+    out->scale = u16_at(row + 208);
+    memcpy(out->small, row + 192 + group % 8 * 2, 2);
+    pair_nibbles(row + half * 64 + quarter % 2 * 32, quarter / 2 * 4, out->codes);
+    for (uint32_t i = 0; i < 32; i++)
+        out->high[i] = row[128 + half * 32 + i] >> (quarter * 2) & 3;
+}
+
+static void unpack_iq4_xs(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t sub = group % 8;
+
+    row += 136ull * (group / 8);
+    out->scale = u16_at(row);
+    out->small[0] = (uint8_t)(((row[4 + sub / 2] >> (sub % 2 * 4) & 15) | (u16_at(row + 2) >> (2 * sub) & 3) << 4) - 32);
+    memcpy(out->codes, row + 8 + 16 * sub, 16);
+}
+
+static void unpack_mxfp4(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 17ull * group;
+    out->small[0] = row[0];
+    memcpy(out->codes, row + 1, 16);
+}
+
+// Two of the four sub-blocks of 16. A scale of 0x7F (NaN) counts as zero, bit 7 is ignored.
+static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct group *out)
+{
+    const uint8_t *codes;
+
+    row += 36ull * (group / 2);
+    codes = row + 4 + group % 2 * 16;
+    for (uint32_t half = 0; half < 2; half++) {
+        uint8_t scale = row[group % 2 * 2 + half];
+
+        out->small[half] = scale == 0x7F ? 0 : scale & 0x7F;
+    }
+    for (uint32_t i = 0; i < 16; i++) // byte i of a sub-block holds its elements i and i + 8
+        out->codes[i] = (uint8_t)((codes[i % 8] >> (i / 8 * 4) & 15) | (codes[8 + i % 8] >> (i / 8 * 4) & 15) << 4);
+}
+
+typedef void (*unpack_fn)(const uint8_t *row, uint32_t group, struct group *out);
+
+static unpack_fn unpacker(enum ew_dtype dtype)
+{
+    switch (dtype) {
+    case EW_DTYPE_Q8_0: return unpack_q8_0;
+    case EW_DTYPE_Q4_0:
+    case EW_DTYPE_IQ4_NL: return unpack_q4_0;
+    case EW_DTYPE_Q4_1: return unpack_q4_1;
+    case EW_DTYPE_Q5_0: return unpack_q5_0;
+    case EW_DTYPE_Q5_1: return unpack_q5_1;
+    case EW_DTYPE_Q4_K: return unpack_q4_k;
+    case EW_DTYPE_Q5_K: return unpack_q5_k;
+    case EW_DTYPE_Q6_K: return unpack_q6_k;
+    case EW_DTYPE_IQ4_XS: return unpack_iq4_xs;
+    case EW_DTYPE_MXFP4: return unpack_mxfp4;
+    case EW_DTYPE_NVFP4: return unpack_nvfp4;
+    default: return NULL;
+    }
+}
+
+// Rounds 32 numbers to an 8-bit group, for types that have no layout of their own.
+static void quantise_group(const float *in, struct group *out)
+{
+    float max = 0, inverse;
+
+    for (uint32_t i = 0; i < 32; i++)
+        max = fmaxf(max, fabsf(in[i]));
+    out->scale = ew_f16_of_f32(max / 127);
+    inverse = ew_f32_of_f16(out->scale) > 0 && max < INFINITY ? 1 / ew_f32_of_f16(out->scale) : 0;
+    for (uint32_t i = 0; i < 32; i++) {
+        float x = in[i] * inverse;
+
+        out->codes[i] = (uint8_t)(int8_t)(x == x ? lrintf(fmaxf(fminf(x, 127), -127)) : 0);
+    }
+}
+
+// ---- packing ---------------------------------------------------------------------------------------------------------------
+
+static void put_codes(enum ew_cpu_code code, const struct group *in, uint32_t row, uint8_t *group)
+{
+    uint32_t n_words = code == EW_CPU_CODE_I8 ? 8 : 4;
+    uint8_t *high = group + 256 + row * 4;
+
+    for (uint32_t word = 0; word < n_words; word++)
+        memcpy(group + word * 64 + row * 4, in->codes + word * 4, 4);
+    if (code != EW_CPU_CODE_U5 && code != EW_CPU_CODE_U6)
+        return;
+    for (uint32_t e = 0; e < 32; e++) {
+        if (code == EW_CPU_CODE_U5)
+            high[e % 4] |= (uint8_t)(in->high[e] << (e / 4));
+        else
+            high[e / 16 * 64 + e % 4] |= (uint8_t)(in->high[e] << (e % 16 / 4 * 2));
+    }
+}
+
+static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t row, uint32_t sub, uint8_t *record)
+{
+    switch (kind) {
+    case EW_CPU_SCALE_MIN:
+        memcpy(record + 32 + 2 * row, &in->min, 2);
+        memcpy(record + 2 * row, &in->scale, 2);
+        break;
+    case EW_CPU_SCALE_F16: memcpy(record + 2 * row, &in->scale, 2); break;
+    case EW_CPU_SCALE_K:
+        memcpy(record + 2 * row, &in->scale, 2);
+        memcpy(record + 32 + 2 * row, &in->min, 2);
+        record[64 + sub * 16 + row] = (uint8_t)((in->small[0] & 15) | (in->small_min & 15) << 4);
+        record[192 + sub / 2 * 16 + row] |= (uint8_t)((in->small[0] >> 4 | in->small_min >> 4 << 2) << (sub % 2 * 4));
+        break;
+    case EW_CPU_SCALE_S16:
+        memcpy(record + 2 * row, &in->scale, 2);
+        record[32 + 2 * sub * 16 + row] = in->small[0];
+        record[32 + (2 * sub + 1) * 16 + row] = in->small[1];
+        break;
+    case EW_CPU_SCALE_S32:
+        memcpy(record + 2 * row, &in->scale, 2);
+        record[32 + sub * 16 + row] = in->small[0];
+        break;
+    case EW_CPU_SCALE_E8M0: record[row] = in->small[0]; break;
+    case EW_CPU_SCALE_E4M3:
+        record[row] = in->small[0];
+        record[16 + row] = in->small[1];
+        break;
+    }
+}
+
+// A row of a row layout that the file has in another type.
+static void convert_row(const struct ew_cpu_matrix *matrix, const float *in, uint8_t *dst)
+{
+    uint16_t half;
+
+    if (matrix->layout == EW_CPU_F32) {
+        memcpy(dst, in, matrix->row_bytes);
+        return;
+    }
+    EW_ASSERT(matrix->layout == EW_CPU_F16);
+    for (uint32_t i = 0; i < matrix->cols; i++) {
+        half = ew_f16_of_f32(in[i]);
+        memcpy(dst + 2ull * i, &half, 2);
+    }
+}
+
+static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtype, const uint8_t *src, uint32_t row, uint8_t *dst,
+                          float *scratch)
+{
+    const struct ew_cpu_layout_info *info = ew_cpu_layout_info(matrix->layout);
+    uint32_t code_bytes = ew_cpu_code_bytes(info->code), scale_bytes = ew_cpu_scale_bytes(info->scale),
+             span = ew_cpu_scale_groups(info->scale);
+    unpack_fn unpack = unpacker(dtype);
+
+    if (!unpack)
+        ew_dtype_info(dtype)->decode(src, scratch, matrix->cols);
+    for (uint32_t g = 0; g < matrix->cols / EW_CPU_GROUP; g++) {
+        struct group group;
+
+        if (unpack)
+            unpack(src, g, &group);
+        else
+            quantise_group(scratch + (uint64_t)g * EW_CPU_GROUP, &group);
+        put_codes(info->code, &group, row, dst + (uint64_t)g * code_bytes);
+        put_scales(info->scale, &group, row, g % EW_CPU_SUPER, dst + matrix->scale_at + (uint64_t)(g / span) * scale_bytes);
+    }
+}
+
+void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew_dtype dtype, const uint8_t *rows, uint32_t n_rows,
+                      uint8_t *dst, float *scratch)
+{
+    uint64_t src_bytes = ew_dtype_row_bytes(dtype, matrix->cols);
+
+    if (ew_cpu_layout_is_tiled(matrix->layout)) {
+        dst += tile * matrix->tile_bytes;
+        memset(dst, 0, matrix->tile_bytes);
+    } else {
+        dst += tile * EW_CPU_TILE_ROWS * matrix->row_bytes;
+    }
+    for (uint32_t row = 0; row < n_rows; row++, rows += src_bytes) {
+        if (ew_cpu_layout_is_tiled(matrix->layout)) {
+            pack_tile_row(matrix, dtype, rows, row, dst, scratch);
+        } else if (src_bytes == matrix->row_bytes && (dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16)) {
+            memcpy(dst + row * matrix->row_bytes, rows, src_bytes);
+        } else {
+            ew_dtype_info(dtype)->decode(rows, scratch, matrix->cols);
+            convert_row(matrix, scratch, dst + row * matrix->row_bytes);
+        }
+    }
+}
