@@ -7,7 +7,7 @@
 
 // Numbers of GGUF are those of enum ggml_type in the specification; the gaps are types that it has
 // withdrawn or never stores.
-static const struct ew_dtype_info infos[EW_DTYPE_COUNT] = {
+static const struct ew_dtype_info g_infos[EW_DTYPE_COUNT] = {
     [EW_DTYPE_F32] = {"f32", "F32", 0, 1, 4, ew__decode_f32, ew__encode_f32},
     [EW_DTYPE_F16] = {"f16", "F16", 1, 1, 2, ew__decode_f16, ew__encode_f16},
     [EW_DTYPE_BF16] = {"bf16", "BF16", 30, 1, 2, ew__decode_bf16, ew__encode_bf16},
@@ -48,7 +48,7 @@ static const struct ew_dtype_info infos[EW_DTYPE_COUNT] = {
 const struct ew_dtype_info *ew_dtype_info(enum ew_dtype dtype)
 {
     EW_ASSERT((unsigned)dtype < EW_DTYPE_COUNT);
-    return &infos[dtype];
+    return &g_infos[dtype];
 }
 
 const char *ew_dtype_name(enum ew_dtype dtype)
@@ -59,7 +59,7 @@ const char *ew_dtype_name(enum ew_dtype dtype)
 int ew_dtype_by_name(struct ew_str name)
 {
     for (int i = 0; i < EW_DTYPE_COUNT; i++)
-        if (ew_str_is(name, infos[i].name))
+        if (ew_str_is(name, g_infos[i].name))
             return i;
     return -1;
 }
@@ -67,7 +67,7 @@ int ew_dtype_by_name(struct ew_str name)
 int ew_dtype_by_gguf(uint32_t ggml_type)
 {
     for (int i = 0; i < EW_DTYPE_COUNT; i++)
-        if (infos[i].gguf_type >= 0 && (uint32_t)infos[i].gguf_type == ggml_type)
+        if (g_infos[i].gguf_type >= 0 && (uint32_t)g_infos[i].gguf_type == ggml_type)
             return i;
     return -1;
 }
@@ -75,7 +75,7 @@ int ew_dtype_by_gguf(uint32_t ggml_type)
 int ew_dtype_by_safetensors(struct ew_str name)
 {
     for (int i = 0; i < EW_DTYPE_COUNT; i++)
-        if (infos[i].safetensors && ew_str_is(name, infos[i].safetensors))
+        if (g_infos[i].safetensors && ew_str_is(name, g_infos[i].safetensors))
             return i;
     return -1;
 }

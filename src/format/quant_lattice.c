@@ -3,9 +3,9 @@
 
 #include "format/quant.h"
 
-static const float values_iq2[4] = {8, 25, 43, 0}; // of a lattice digit; 3 does not occur
-static const float values_iq3_xxs[8] = {4, 12, 20, 28, 36, 44, 52, 62};
-static const float values_iq3_s[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+static const float g_values_iq2[4] = {8, 25, 43, 0}; // of a lattice digit; 3 does not occur
+static const float g_values_iq3_xxs[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+static const float g_values_iq3_s[8] = {1, 3, 5, 7, 9, 11, 13, 15};
 
 // Seven sign bits stand for eight: the number of negative elements is even.
 static uint8_t even_signs(uint32_t seven)
@@ -22,7 +22,7 @@ static float sign_of(uint8_t signs, int i)
 static void put_iq2(uint16_t point, uint8_t signs, float d, float *out)
 {
     for (int i = 0; i < 8; i++)
-        out[i] = d * values_iq2[point >> (2 * i) & 3] * sign_of(signs, i);
+        out[i] = d * g_values_iq2[point >> (2 * i) & 3] * sign_of(signs, i);
 }
 
 // Four elements of an iq3 lattice point; signs has theirs in its low bits.
@@ -86,8 +86,8 @@ static void decode_iq3_xxs(const uint8_t *block, float *out)
         float scale = d * (0.5f + (float)(packed >> 28)) * 0.5f;
         const uint8_t *index = block + 2 + 2 * group;
 
-        put_iq3(values_iq3_xxs, ew__grid_iq3_xxs[index[0]], signs, scale, out + 8 * group);
-        put_iq3(values_iq3_xxs, ew__grid_iq3_xxs[index[1]], signs >> 4, scale, out + 8 * group + 4);
+        put_iq3(g_values_iq3_xxs, ew__grid_iq3_xxs[index[0]], signs, scale, out + 8 * group);
+        put_iq3(g_values_iq3_xxs, ew__grid_iq3_xxs[index[1]], signs >> 4, scale, out + 8 * group + 4);
     }
 }
 
@@ -101,7 +101,7 @@ static void decode_iq3_s(const uint8_t *block, float *out)
         int index = block[2 + four] | (block[66 + four / 8] >> (four % 8) & 1) << 8;
         int scale = block[106 + four / 16] >> (four / 8 % 2 * 4) & 0x0F;
 
-        put_iq3(values_iq3_s, ew__grid_iq3_s[index], block[74 + four / 2] >> (four % 2 * 4), d * (float)(1 + 2 * scale),
+        put_iq3(g_values_iq3_s, ew__grid_iq3_s[index], block[74 + four / 2] >> (four % 2 * 4), d * (float)(1 + 2 * scale),
                 out + 4 * four);
     }
 }

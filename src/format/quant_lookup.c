@@ -3,10 +3,10 @@
 
 #include "format/quant.h"
 
-static const int8_t values_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const int8_t g_values_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // E2M1 of the OCP microscaling formats (MX v1.0), doubled so that it is whole; the scales are halved in return.
-static const int8_t values_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+static const int8_t g_values_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // Expands bytes of two codes each: the low nibbles come first, then the high ones.
 static void expand(const int8_t *values, const uint8_t *codes, int n_bytes, float d, float *out)
@@ -19,7 +19,7 @@ static void expand(const int8_t *values, const uint8_t *codes, int n_bytes, floa
 
 static void decode_iq4_nl(const uint8_t *block, float *out)
 {
-    expand(values_iq4, block + 2, 16, ew__f16_at(block), out);
+    expand(g_values_iq4, block + 2, 16, ew__f16_at(block), out);
 }
 
 // iq4_xs: f16 scale, two high bits of the eight scales u16, low nibbles u8[4], codes u8[128]; scales are
@@ -32,7 +32,7 @@ static void decode_iq4_xs(const uint8_t *block, float *out)
     for (int sub = 0; sub < 8; sub++) {
         int scale = (block[4 + sub / 2] >> (sub % 2 * 4) & 0x0F) | (high >> (2 * sub) & 3) << 4;
 
-        expand(values_iq4, block + 8 + 16 * sub, 16, d * (float)(scale - 32), out + 32 * sub);
+        expand(g_values_iq4, block + 8 + 16 * sub, 16, d * (float)(scale - 32), out + 32 * sub);
     }
 }
 
@@ -45,7 +45,7 @@ static float half_e8m0(uint8_t e)
 
 static void decode_mxfp4(const uint8_t *block, float *out)
 {
-    expand(values_e2m1, block + 1, 16, half_e8m0(block[0]), out);
+    expand(g_values_e2m1, block + 1, 16, half_e8m0(block[0]), out);
 }
 
 // Half of an unsigned E4M3 scale: bit 7 is ignored, 0x7F (NaN) counts as zero.
@@ -62,7 +62,7 @@ static float half_ue4m3(uint8_t e)
 static void decode_nvfp4(const uint8_t *block, float *out)
 {
     for (int sub = 0; sub < 4; sub++)
-        expand(values_e2m1, block + 4 + 8 * sub, 8, half_ue4m3(block[sub]), out + 16 * sub);
+        expand(g_values_e2m1, block + 4 + 8 * sub, 8, half_ue4m3(block[sub]), out + 16 * sub);
 }
 
 // Five ternary digits in a byte are a fixed-point fraction of 243: multiplying by 3^k brings digit k to the

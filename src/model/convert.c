@@ -1,0 +1,454 @@
+#include "model/convert.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+
+#define ARENA_BYTES_MAX ((size_t)1 << 30) // a vocabulary of a quarter million tokens with its merges takes some 30 MB
+#define NAME_MAX_BYTES 256
+#define ROPE_TENSORS_MAX 2
+#define FALLBACK_ARCH "llama" // for families that GGUF knows under no name of their own, as Mistral's
+
+// ---- names -----------------------------------------------------------------------------------------------
+
+// A tensor of the input under its canonical name.
+struct named {
+    char stem[NAME_MAX_BYTES]; // "blk.3.attn_q"
+    const char *suffix;        // ".weight" or ".bias"
+    uint32_t head;
+    bool is_stack; // one of a stack with a tensor for each head
+};
+
+// Reads the number that stands for N or H in a pattern.
+static bool read_number(struct ew_str text, size_t *at, uint32_t *out)
+{
+    size_t start = *at;
+    uint64_t number;
+
+    while (*at < text.len && text.ptr[*at] >= '0' && text.ptr[*at] <= '9')
+        ++*at;
+    if (!ew_str_to_u64((struct ew_str){text.ptr + start, *at - start}, &number) || number > INT32_MAX)
+        return false;
+    *out = (uint32_t)number;
+    return true;
+}
+
+static bool is_placeholder(struct ew_str pattern, size_t at)
+{
+    return (pattern.ptr[at] == 'N' || pattern.ptr[at] == 'H') && (at == 0 || pattern.ptr[at - 1] == '.') &&
+           (at + 1 == pattern.len || pattern.ptr[at + 1] == '.');
+}
+
+static bool matches(struct ew_str pattern, struct ew_str text, uint32_t *layer, uint32_t *head)
+{
+    size_t at = 0;
+
+    for (size_t i = 0; i < pattern.len; i++) {
+        if (is_placeholder(pattern, i)) {
+            if (!read_number(text, &at, pattern.ptr[i] == 'N' ? layer : head))
+                return false;
+        } else if (at == text.len || text.ptr[at++] != pattern.ptr[i]) {
+            return false;
+        }
+    }
+    return at == text.len;
+}
+
+// Writes the canonical name with its layer number.
+static void put_layer(char *out, struct ew_str generic, uint32_t layer)
+{
+    size_t len = 0;
+
+    for (size_t i = 0; i < generic.len && len + 16 < NAME_MAX_BYTES; i++)
+        if (is_placeholder(generic, i))
+            len += (size_t)snprintf(out + len, NAME_MAX_BYTES - len, "%u", layer);
+        else
+            out[len++] = generic.ptr[i];
+    out[len] = '\0';
+}
+
+// From the file's name to the canonical one. Of a family and its ancestors the nearest that knows the name counts.
+static bool find_name(const struct ew_family *family, struct ew_str name, struct named *out)
+{
+    struct ew_str stem = name;
+
+    *out = (struct named){.suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight"};
+    if (!ew_str_ends(name, out->suffix))
+        return false;
+    stem.len -= strlen(out->suffix);
+    for (; family; family = family->parent) {
+        const struct ew_yaml *tensors = family->sides[EW_FAMILY_HF].tensors;
+
+        for (const struct ew_yaml *item = tensors ? tensors->child : NULL; item; item = item->next) {
+            uint32_t layer = 0, head = UINT32_MAX;
+
+            if (!matches(item->text, stem, &layer, &head))
+                continue;
+            put_layer(out->stem, item->key, layer);
+            out->is_stack = head != UINT32_MAX;
+            out->head = out->is_stack ? head : 0;
+            return true;
+        }
+    }
+    return false;
+}
+
+// What checkpoints carry and no model needs: buffers that are computed, and a head that repeats the embedding.
+static bool is_superfluous(const struct ew_convert *convert, struct ew_str name, const struct named *named)
+{
+    if (ew_str_ends(name, "rotary_emb.inv_freq"))
+        return true;
+    return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
+}
+
+// ---- tensors ---------------------------------------------------------------------------------------------
+
+static void set_shape(struct ew_convert_tensor *tensor, const struct ew_tensor *from)
+{
+    tensor->n_dims = from->n_dims;
+    memcpy(tensor->shape, from->shape, sizeof(tensor->shape));
+    tensor->dtype = from->dtype;
+    tensor->rows = 1;
+    for (uint32_t i = 0; i + 1 < from->n_dims; i++)
+        tensor->rows *= from->shape[i]; // cannot overflow: the bytes of all elements fit
+    tensor->cols = from->n_dims ? from->shape[from->n_dims - 1] : 1;
+    if (from->n_dims == 1 && ew_dtype_info(from->dtype)->block_elements == 1) {
+        tensor->rows = tensor->cols;
+        tensor->cols = 1;
+    }
+}
+
+static int check_weight(const struct ew_tensor *from, struct ew_error *err)
+{
+    if (!ew_dtype_info(from->dtype)->decode)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " has the type %s, which no weight can have",
+                       EW_STR_ARG(from->name), ew_dtype_name(from->dtype));
+    if (from->dtype == EW_DTYPE_F8_E4M3 || from->dtype == EW_DTYPE_F8_E5M2)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "tensor " EW_STR_FMT " is fp8 with scales of its own, which quantize cannot read yet",
+                       EW_STR_ARG(from->name));
+    return EW_OK;
+}
+
+static struct ew_convert_tensor *find_output(struct ew_convert *convert, struct ew_str name)
+{
+    for (uint32_t i = convert->n_tensors; i-- > 0;)
+        if (ew_str_eq(convert->tensors[i].name, name))
+            return &convert->tensors[i];
+    return NULL;
+}
+
+static bool rotates_pairs(const struct ew_family *families, enum ew_family_format format)
+{
+    for (const struct ew_family *family = families; family; family = family->parent) {
+        const struct ew_yaml *kind = ew_yaml_get(family->sides[format].shape, "rope_kind");
+
+        if (!kind)
+            kind = ew_yaml_get(family->shape, "rope_kind");
+        if (kind)
+            return ew_str_is(kind->text, "pairs");
+    }
+    return false;
+}
+
+static bool is_layer_part(const char *stem, const char *part)
+{
+    const char *dot = strrchr(stem, '.');
+
+    return dot && strcmp(dot + 1, part) == 0;
+}
+
+// GGUF files of some architectures hold q and k with the rows that are rotated together side by side.
+static void set_permutation(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const char *stem)
+{
+    const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
+    const struct ew_shape *shape = convert->shape;
+
+    if (!target || rotates_pairs(convert->family, EW_FAMILY_HF) || !rotates_pairs(target, EW_FAMILY_GGUF))
+        return;
+    if (!is_layer_part(stem, "attn_q") && !is_layer_part(stem, "attn_k") && !is_layer_part(stem, "attn_q_norm") &&
+        !is_layer_part(stem, "attn_k_norm"))
+        return;
+    tensor->head_rows = shape->common.head_dim;
+    tensor->rope_rows = shape->ropes[EW_MIXER_FULL].n_dims;
+}
+
+static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
+                      uint32_t n_parts, struct ew_error *err)
+{
+    struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
+    const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
+    char name[NAME_MAX_BYTES + 8], stem[NAME_MAX_BYTES];
+
+    if (!target || !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, stem, sizeof(stem)))
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no name for tensor " EW_STR_FMT, EW_STR_ARG(from->name));
+    snprintf(name, sizeof(name), "%s%s", stem, named->suffix);
+    set_shape(tensor, from);
+    set_permutation(convert, tensor, named->stem);
+    tensor->name = (struct ew_str){ew_arena_copy(&convert->arena, name, strlen(name)), strlen(name)};
+    tensor->parts = ew_arena_array(&convert->arena, n_parts, sizeof(struct ew_tensor *));
+    if (!tensor->name.ptr || !tensor->parts)
+        return ew_fail_memory(err, sizeof(name), "a tensor's name");
+    if (tensor->head_rows && tensor->rows % tensor->head_rows)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " has %llu rows, which heads of %u do not divide",
+                       EW_STR_ARG(from->name), (unsigned long long)tensor->rows, tensor->head_rows);
+    convert->n_tensors++;
+    return EW_OK;
+}
+
+// The tensors of a stack arrive in any order and become one with a leading dimension.
+static int add_part(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
+                    struct ew_error *err)
+{
+    char name[NAME_MAX_BYTES + 8];
+    uint32_t n_parts = is_layer_part(named->stem, "attn_k_norm") ? convert->shape->common.n_kv_heads
+                                                                 : convert->shape->common.n_heads;
+    struct ew_convert_tensor *tensor;
+
+    snprintf(name, sizeof(name), "%s%s", named->stem, named->suffix);
+    if (named->head >= n_parts || from->n_dims != 1)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is no vector of one of the %u heads",
+                       EW_STR_ARG(from->name), n_parts);
+    tensor = find_output(convert, ew_str_of(name));
+    if (!tensor) {
+        int code = new_tensor(convert, from, named, n_parts, err);
+
+        if (code != EW_OK)
+            return code;
+        tensor = &convert->tensors[convert->n_tensors - 1];
+        tensor->n_parts = n_parts;
+        tensor->n_dims = 2;
+        tensor->shape[1] = from->shape[0];
+        tensor->shape[0] = n_parts;
+        tensor->rows = n_parts;
+        tensor->cols = from->shape[0];
+    }
+    if (from->shape[0] != tensor->cols || from->dtype != tensor->dtype)
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "tensor " EW_STR_FMT " differs in length or type from those of the other heads",
+                       EW_STR_ARG(from->name));
+    tensor->parts[named->head] = from;
+    return EW_OK;
+}
+
+static int add_hf(struct ew_convert *convert, const struct ew_tensor *from, struct ew_error *err)
+{
+    struct named named;
+    bool known = find_name(convert->family, from->name, &named);
+    int code;
+
+    if (is_superfluous(convert, from->name, known ? &named : NULL))
+        return EW_OK;
+    if (!known) {
+        ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " is none that a model of the family %s has",
+                EW_STR_ARG(from->name), convert->family->name);
+        return ew_remedy(err, EW_ERR_UNSUPPORTED,
+                         "quantize reads checkpoints in f32, f16 and bf16; of a quantised one use the original");
+    }
+    code = check_weight(from, err);
+    if (code != EW_OK)
+        return code;
+    if (named.is_stack)
+        return add_part(convert, from, &named, err);
+    code = new_tensor(convert, from, &named, 1, err);
+    if (code != EW_OK)
+        return code;
+    convert->tensors[convert->n_tensors - 1].n_parts = 1;
+    convert->tensors[convert->n_tensors - 1].parts[0] = from;
+    return EW_OK;
+}
+
+static int check_stacks(const struct ew_convert *convert, struct ew_error *err)
+{
+    for (uint32_t i = 0; i < convert->n_tensors; i++)
+        for (uint32_t part = 0; part < convert->tensors[i].n_parts; part++)
+            if (!convert->tensors[i].parts[part])
+                return ew_fail(err, EW_ERR_FORMAT, "the part of " EW_STR_FMT " that belongs to head %u is missing",
+                               EW_STR_ARG(convert->tensors[i].name), part);
+    return EW_OK;
+}
+
+static int add_gguf(struct ew_convert *convert, const struct ew_tensor *from, struct ew_error *err)
+{
+    struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
+    int code = check_weight(from, err);
+
+    if (code != EW_OK)
+        return code;
+    set_shape(tensor, from);
+    tensor->name = from->name;
+    tensor->n_parts = 1;
+    tensor->parts = ew_arena_array(&convert->arena, 1, sizeof(struct ew_tensor *));
+    if (!tensor->parts)
+        return ew_fail_memory(err, sizeof(*tensor->parts), "a tensor");
+    tensor->parts[0] = from;
+    convert->n_tensors++;
+    return EW_OK;
+}
+
+// Layers in the order of computation; readers that stream then read forward.
+static int layer_of(const struct ew_convert_tensor *tensor)
+{
+    unsigned layer;
+
+    if (ew_str_starts(tensor->name, "blk.") && sscanf(tensor->name.ptr, "blk.%u.", &layer) == 1)
+        return (int)EW_MIN(layer, (unsigned)INT32_MAX - 1);
+    return ew_str_starts(tensor->name, "output") ? INT32_MAX : -1;
+}
+
+static int compare_tensors(const void *a, const void *b)
+{
+    int layer_a = layer_of(a), layer_b = layer_of(b);
+
+    if (layer_a != layer_b)
+        return layer_a < layer_b ? -1 : 1;
+    return ew_str_compare(((const struct ew_convert_tensor *)a)->name, ((const struct ew_convert_tensor *)b)->name);
+}
+
+// ---- opening ---------------------------------------------------------------------------------------------
+
+static struct ew_str target_arch(const struct ew_family *family)
+{
+    for (; family; family = family->parent)
+        if (family->sides[EW_FAMILY_GGUF].architectures)
+            return family->sides[EW_FAMILY_GGUF].architectures->child->text;
+    return EW_STR(FALLBACK_ARCH);
+}
+
+static int read_hf(struct ew_convert *convert, struct ew_error *err)
+{
+    int code;
+
+    convert->families = ew_alloc(sizeof(*convert->families));
+    convert->shape = ew_alloc(sizeof(*convert->shape));
+    if (!convert->families || !convert->shape)
+        return ew_fail_memory(err, sizeof(*convert->families), "the table of families");
+    code = ew_families_load(convert->families, err);
+    if (code == EW_OK)
+        code = ew_shape_from_config(convert->shape, convert->families, convert->file.config, convert->file.tensors,
+                                    &convert->family, err);
+    if (code != EW_OK)
+        return code;
+    convert->arch = target_arch(convert->family);
+    for (uint64_t i = 0; i < convert->file.tensors->count && code == EW_OK; i++)
+        code = add_hf(convert, &convert->file.tensors->list[i], err);
+    if (code == EW_OK)
+        code = check_stacks(convert, err);
+    if (code == EW_OK)
+        code = ew_convert_add_rope(convert, err);
+    qsort(convert->tensors, convert->n_tensors, sizeof(*convert->tensors), compare_tensors);
+    return code;
+}
+
+static int read_gguf(struct ew_convert *convert, struct ew_error *err)
+{
+    int code = EW_OK;
+
+    convert->arch = ew_gguf_str(&convert->file.gguf, "general.architecture", "");
+    for (uint64_t i = 0; i < convert->file.tensors->count && code == EW_OK; i++)
+        code = add_gguf(convert, &convert->file.tensors->list[i], err);
+    return code;
+}
+
+int ew_convert_open(struct ew_convert *convert, const char *model, struct ew_error *err)
+{
+    const struct ew_tensors *tensors;
+    int code;
+
+    *convert = (struct ew_convert){0};
+    ew_arena_init(&convert->arena, ARENA_BYTES_MAX);
+    code = ew_modelfile_open(&convert->file, model, true, err);
+    if (code != EW_OK)
+        return code;
+    tensors = convert->file.tensors;
+    if (tensors->n_refused) {
+        code = ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " %s", EW_STR_ARG(tensors->refused[0].name),
+                       tensors->refused[0].why);
+        goto out;
+    }
+    convert->tensors = ew_alloc_array(tensors->count + ROPE_TENSORS_MAX, sizeof(*convert->tensors));
+    if (!convert->tensors) {
+        code = ew_fail_memory(err, tensors->count * sizeof(*convert->tensors), "the list of tensors");
+        goto out;
+    }
+    code = convert->file.kind == EW_MODELFILE_HF ? read_hf(convert, err) : read_gguf(convert, err);
+out:
+    if (code == EW_OK)
+        return EW_OK;
+    ew_convert_close(convert);
+    return ew_fail_in(err, code, "%s", model);
+}
+
+void ew_convert_close(struct ew_convert *convert)
+{
+    if (convert->families)
+        ew_families_free(convert->families);
+    ew_free(convert->families);
+    ew_free(convert->shape);
+    ew_free(convert->tensors);
+    ew_modelfile_close(&convert->file);
+    ew_arena_fini(&convert->arena);
+    *convert = (struct ew_convert){0};
+}
+
+// ---- contents --------------------------------------------------------------------------------------------
+
+static uint64_t source_row(const struct ew_convert_tensor *tensor, uint64_t row)
+{
+    uint64_t in_head = tensor->head_rows ? row % tensor->head_rows : 0;
+
+    if (!tensor->head_rows || in_head >= tensor->rope_rows)
+        return row;
+    return row - in_head + in_head / 2 + in_head % 2 * (tensor->rope_rows / 2);
+}
+
+void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
+{
+    const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
+    uint64_t row_bytes = ew_dtype_row_bytes(tensor->dtype, tensor->cols);
+
+    EW_ASSERT(row + n_rows <= tensor->rows && row_bytes > 0);
+    if (!tensor->n_parts) {
+        memcpy(out, tensor->values + row * tensor->cols, (size_t)(n_rows * tensor->cols) * sizeof(*out));
+    } else if (tensor->n_parts == 1 && !tensor->head_rows) {
+        info->decode(tensor->parts[0]->data + row * row_bytes, out, (size_t)(n_rows * tensor->cols));
+    } else {
+        uint64_t part_rows = tensor->rows / tensor->n_parts;
+
+        for (uint64_t i = 0; i < n_rows; i++) {
+            uint64_t from = source_row(tensor, row + i);
+
+            info->decode(tensor->parts[from / part_rows]->data + from % part_rows * row_bytes, out + i * tensor->cols,
+                         (size_t)tensor->cols);
+        }
+    }
+}
+
+// ---- metadata --------------------------------------------------------------------------------------------
+
+// What describes the input file rather than the model.
+static bool is_of_file(struct ew_str key)
+{
+    return ew_str_is(key, "general.file_type") || ew_str_is(key, "general.quantization_version") ||
+           ew_str_starts(key, "split.");
+}
+
+int ew_convert_write_metadata(const struct ew_convert *convert, const char *pre_name, struct ew_gguf_writer *w,
+                              struct ew_error *err)
+{
+    int code = EW_OK;
+
+    if (convert->file.kind == EW_MODELFILE_HF) {
+        code = ew_convert_write_shape(convert, w, err);
+        if (code == EW_OK)
+            code = ew_convert_write_vocab(convert, pre_name, w, err);
+        return code == EW_OK ? EW_OK : ew_fail_in(err, code, "%s", convert->file.path);
+    }
+    for (uint64_t i = 0; i < convert->file.gguf.n_values && code == EW_OK; i++)
+        if (!is_of_file(convert->file.gguf.values[i].key))
+            code = ew_gguf_write_value(w, &convert->file.gguf.values[i], err);
+    return code;
+}

@@ -1,0 +1,57 @@
+#pragma once
+// A model as GGUF would hold it: names, shapes and contents of the tensors, and the metadata, from a Hugging
+// Face directory or from another GGUF file. Nothing is computed before it is asked for; tensor data stays in the
+// mapped input.
+//
+// From a Hugging Face directory the family tables give the names both ways, and the shape gives the metadata.
+// What GGUF cannot say about a model is found by reading the result back (ew_convert_check), not by a list of
+// what is known to work.
+
+#include "base/alloc.h"
+#include "format/gguf.h"
+#include "format/modelfile.h"
+#include "model/family.h"
+#include "model/shape.h"
+
+struct ew_convert_tensor {
+    struct ew_str name; // GGUF's
+    uint32_t n_dims;
+    uint64_t shape[EW_TENSOR_DIMS_MAX]; // slowest first
+    uint64_t rows, cols;                // a vector is a column, so that both can be permuted by rows
+    enum ew_dtype dtype;                // of the source
+    uint32_t n_parts;                   // equal tensors of the input that make this one, one after the other
+    const struct ew_tensor **parts;
+    const float *values;           // n_parts 0: not in the input, made from its configuration
+    uint32_t head_rows, rope_rows; // the first rope_rows of each head_rows rows change from halves to pairs; 0: none
+};
+
+struct ew_convert {
+    struct ew_modelfile file;
+    struct ew_arena arena;
+    struct ew_families *families; // Hugging Face only, as are the next two
+    const struct ew_family *family;
+    struct ew_shape *shape;
+    struct ew_str arch; // GGUF's architecture
+    uint32_t n_tensors;
+    struct ew_convert_tensor *tensors;
+};
+
+int ew_convert_open(struct ew_convert *convert, const char *model, struct ew_error *err) EW_MUST_CHECK;
+void ew_convert_close(struct ew_convert *convert);
+
+// All metadata but general.file_type and general.quantization_version. pre_name overrides the name of the
+// pre-tokeniser; NULL: it is recognised.
+int ew_convert_write_metadata(const struct ew_convert *convert, const char *pre_name, struct ew_gguf_writer *w,
+                              struct ew_error *err) EW_MUST_CHECK;
+// n_rows rows, decoded; any thread.
+void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out);
+// Whether the finished file describes the model that came in: EW_ERR_UNSUPPORTED names what GGUF could not carry.
+int ew_convert_check(const struct ew_convert *convert, const char *path, struct ew_error *err) EW_MUST_CHECK;
+
+// The parts of ew_convert_write_metadata that only Hugging Face models need (convert_shape.c, convert_vocab.c).
+int ew_convert_write_shape(const struct ew_convert *convert, struct ew_gguf_writer *w,
+                           struct ew_error *err) EW_MUST_CHECK;
+int ew_convert_write_vocab(const struct ew_convert *convert, const char *pre_name, struct ew_gguf_writer *w,
+                           struct ew_error *err) EW_MUST_CHECK;
+// Divisors of the rotary frequencies, which GGUF holds as tensors. Adds at most two to convert->tensors.
+int ew_convert_add_rope(struct ew_convert *convert, struct ew_error *err) EW_MUST_CHECK;

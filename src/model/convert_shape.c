@@ -1,0 +1,326 @@
+// From a shape to GGUF's hyperparameters, and the proof that they say the same.
+#include "model/convert.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "model/field.h"
+#include "model/rope.h"
+#include "model/tokens.h"
+
+#define KEY_BYTES 192
+#define ROPE_TOLERANCE 1e-6 // of frequencies read back: GGUF holds divisors in f32
+
+// ---- fields ----------------------------------------------------------------------------------------------
+
+static void full_key(const struct ew_convert *convert, struct ew_str key, char *out)
+{
+    snprintf(out, KEY_BYTES, EW_STR_FMT EW_STR_FMT, (int)(key.len && key.ptr[0] == '.' ? convert->arch.len : 0),
+             convert->arch.ptr, EW_STR_ARG(key));
+}
+
+// A field's value; false where it was not given. The rope's own fields were moved to the ropes when the shape
+// was finished.
+static bool field_value(const struct ew_shape *shape, const struct ew_field *field, double *out)
+{
+    const char *member = (const char *)shape + field->offset;
+
+    if (strcmp(field->name, "rope_theta") == 0)
+        *out = shape->ropes[EW_MIXER_FULL].theta;
+    else if (strcmp(field->name, "rope_dims") == 0)
+        *out = shape->ropes[EW_MIXER_FULL].n_dims;
+    else if (field->kind == EW_FIELD_UINT)
+        *out = *(const uint32_t *)(const void *)member;
+    else if (field->kind == EW_FIELD_FLOAT)
+        *out = *(const float *)(const void *)member;
+    else if (field->kind == EW_FIELD_DOUBLE)
+        *out = *(const double *)(const void *)member;
+    else
+        return false;
+    return field->kind != EW_FIELD_UINT || *out > 0;
+}
+
+static int write_field(const struct ew_convert *convert, const struct ew_family *target, const struct ew_field *field,
+                       struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_yaml *node = ew_family_key(target, EW_FAMILY_GGUF, field->name);
+    char key[KEY_BYTES];
+    double value;
+
+    if (!node || !field_value(convert->shape, field, &value))
+        return EW_OK;
+    full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);
+    return field->kind == EW_FIELD_UINT ? ew_gguf_write_u32(w, key, (uint32_t)value, err)
+                                        : ew_gguf_write_f32(w, key, (float)value, err);
+}
+
+// ---- rope ------------------------------------------------------------------------------------------------
+
+static double factor_of(const struct ew_rope_shape *rope)
+{
+    return rope->factor > 0 ? rope->factor : (double)rope->context_trained / rope->context_original;
+}
+
+static int write_rope_number(const struct ew_convert *convert, const char *key, double value, struct ew_gguf_writer *w,
+                             struct ew_error *err)
+{
+    char full[KEY_BYTES];
+
+    full_key(convert, ew_str_of(key), full);
+    return ew_gguf_write_f32(w, full, (float)value, err);
+}
+
+static int write_rope_type(const struct ew_convert *convert, const char *type, struct ew_gguf_writer *w,
+                           struct ew_error *err)
+{
+    const struct ew_rope_shape *rope = &convert->shape->ropes[EW_MIXER_FULL];
+    char key[KEY_BYTES];
+    int code;
+
+    full_key(convert, EW_STR(".rope.scaling.type"), key);
+    code = ew_gguf_write_str(w, key, ew_str_of(type), err);
+    full_key(convert, EW_STR(".rope.scaling.original_context_length"), key);
+    if (code == EW_OK)
+        code = ew_gguf_write_u32(w, key, rope->context_original, err);
+    return code == EW_OK ? write_rope_number(convert, ".rope.scaling.factor", factor_of(rope), w, err) : code;
+}
+
+// YaRN's factor on cos and sin follows from the scaling; GGUF has what stands on top of that.
+static int write_yarn(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_rope_shape *rope = &convert->shape->ropes[EW_MIXER_FULL];
+    double own = factor_of(rope) > 1 ? 0.1 * log(factor_of(rope)) + 1 : 1;
+    int code = write_rope_type(convert, "yarn", w, err);
+
+    if (code == EW_OK)
+        code = write_rope_number(convert, ".rope.scaling.attn_factor", ew_rope_attention_factor(rope) / own, w, err);
+    if (code == EW_OK)
+        code = write_rope_number(convert, ".rope.scaling.yarn_beta_fast", rope->beta_fast, w, err);
+    return code == EW_OK ? write_rope_number(convert, ".rope.scaling.yarn_beta_slow", rope->beta_slow, w, err) : code;
+}
+
+static int write_rope(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_rope_shape *rope = &convert->shape->ropes[EW_MIXER_FULL];
+    int code;
+
+    switch (rope->scaling) {
+    case EW_ROPE_SCALING_NONE:
+    case EW_ROPE_SCALING_LLAMA3: // wholly in rope_freqs
+        return EW_OK;
+    case EW_ROPE_SCALING_LINEAR:
+        return write_rope_type(convert, "linear", w, err);
+    case EW_ROPE_SCALING_YARN:
+        return write_yarn(convert, w, err);
+    case EW_ROPE_SCALING_LONGROPE:
+        code = write_rope_type(convert, "longrope", w, err);
+        return code == EW_OK
+                   ? write_rope_number(convert, ".rope.scaling.attn_factor", ew_rope_attention_factor(rope), w, err)
+                   : code;
+    case EW_ROPE_SCALING_DYNAMIC:
+        break;
+    }
+    return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF cannot express the dynamic rope scaling of this model");
+}
+
+static int add_divisors(struct ew_convert *convert, const char *name, const double *divisors, uint32_t count,
+                        struct ew_error *err)
+{
+    struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
+    float *values = ew_arena_array(&convert->arena, count, sizeof(*values));
+
+    if (!values)
+        return ew_fail_memory(err, count * sizeof(*values), "rotary divisors");
+    for (uint32_t i = 0; i < count; i++)
+        values[i] = (float)divisors[i];
+    *tensor = (struct ew_convert_tensor){.name = ew_str_of(name),
+                                         .n_dims = 1,
+                                         .shape = {count, 1, 1, 1, 1},
+                                         .rows = count,
+                                         .cols = 1,
+                                         .dtype = EW_DTYPE_F32,
+                                         .values = values};
+    convert->n_tensors++;
+    return EW_OK;
+}
+
+int ew_convert_add_rope(struct ew_convert *convert, struct ew_error *err)
+{
+    const struct ew_rope_shape *rope = &convert->shape->ropes[EW_MIXER_FULL];
+    struct ew_rope built;
+    double divisors[EW_ROPE_PAIRS_MAX];
+    int code;
+
+    if (rope->n_long) {
+        code = add_divisors(convert, "rope_factors_long.weight", rope->long_factor, rope->n_long, err);
+        return code == EW_OK
+                   ? add_divisors(convert, "rope_factors_short.weight", rope->short_factor, rope->n_short, err)
+                   : code;
+    }
+    if (rope->scaling != EW_ROPE_SCALING_LLAMA3)
+        return EW_OK;
+    code = ew_rope_build(&convert->arena, rope, EW_ROPE_HALVES, &built, err);
+    for (uint32_t i = 0; i < rope->n_dims / 2 && code == EW_OK; i++)
+        divisors[i] = pow(rope->theta, -2.0 * i / rope->n_dims) / (double)built.freq_short[i];
+    return code == EW_OK ? add_divisors(convert, "rope_freqs.weight", divisors, rope->n_dims / 2, err) : code;
+}
+
+// ---- all of it -------------------------------------------------------------------------------------------
+
+// The last component of the input's path, or of the one that the checkpoint names as its own.
+static struct ew_str model_name(const struct ew_convert *convert)
+{
+    struct ew_str name = ew_json_str(ew_json_get(convert->file.config, "_name_or_path"), "");
+    size_t at;
+
+    if (!name.len)
+        name = ew_str_of(convert->file.path);
+    while (name.len > 1 && name.ptr[name.len - 1] == '/')
+        name.len--;
+    for (at = name.len; at > 0 && name.ptr[at - 1] != '/'; at--)
+        ;
+    return (struct ew_str){name.ptr + at, name.len - at};
+}
+
+static int write_sampling(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    struct ew_sampling_defaults sampling;
+    bool greedy;
+    int code = EW_OK;
+
+    ew_sampling_none(&sampling);
+    ew_sampling_read(&convert->file, &sampling);
+    greedy = sampling.do_sample_given && !sampling.do_sample;
+    if (greedy || isfinite(sampling.temperature))
+        code = ew_gguf_write_f32(w, "general.sampling.temp", greedy ? 0 : sampling.temperature, err);
+    if (code == EW_OK && isfinite(sampling.top_p))
+        code = ew_gguf_write_f32(w, "general.sampling.top_p", sampling.top_p, err);
+    if (code == EW_OK && isfinite(sampling.min_p))
+        code = ew_gguf_write_f32(w, "general.sampling.min_p", sampling.min_p, err);
+    if (code == EW_OK && isfinite(sampling.repetition_penalty))
+        code = ew_gguf_write_f32(w, "general.sampling.penalty_repeat", sampling.repetition_penalty, err);
+    if (code == EW_OK && sampling.top_k >= 0)
+        code = ew_gguf_write_u32(w, "general.sampling.top_k", (uint32_t)sampling.top_k, err);
+    return code;
+}
+
+int ew_convert_write_shape(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
+    int code = ew_gguf_write_str(w, "general.architecture", convert->arch, err);
+
+    EW_ASSERT(target);
+    if (code == EW_OK)
+        code = ew_gguf_write_str(w, "general.type", EW_STR("model"), err);
+    if (code == EW_OK)
+        code = ew_gguf_write_str(w, "general.name", model_name(convert), err);
+    if (code == EW_OK)
+        code = write_sampling(convert, w, err);
+    for (const struct ew_field *field = ew_fields; field->name && code == EW_OK; field++)
+        code = write_field(convert, target, field, w, err);
+    return code == EW_OK ? write_rope(convert, w, err) : code;
+}
+
+// ---- reading back ----------------------------------------------------------------------------------------
+
+static bool near(double a, double b)
+{
+    return fabs(a - b) <= ROPE_TOLERANCE * fmax(fabs(a), fabs(b));
+}
+
+static bool same_frequencies(const float *a, const float *b, uint32_t n)
+{
+    if (!a || !b)
+        return a == b;
+    for (uint32_t i = 0; i < n; i++)
+        if (!near((double)a[i], (double)b[i]))
+            return false;
+    return true;
+}
+
+// Ropes compare by what they compute: scalings that are written as divisors come back as such.
+static int compare_ropes(const struct ew_rope_shape *a, const struct ew_rope_shape *b, bool *same, struct ew_error *err)
+{
+    struct ew_arena arena;
+    struct ew_rope ra, rb;
+    int code;
+
+    ew_arena_init(&arena, (size_t)1 << 20);
+    code = ew_rope_build(&arena, a, EW_ROPE_HALVES, &ra, err);
+    if (code == EW_OK)
+        code = ew_rope_build(&arena, b, EW_ROPE_HALVES, &rb, err);
+    if (code == EW_OK)
+        *same = ra.n_dims == rb.n_dims && ra.span_short_max == rb.span_short_max &&
+                near((double)ra.scale_short, (double)rb.scale_short) &&
+                near((double)ra.scale_long, (double)rb.scale_long) &&
+                same_frequencies(ra.freq_short, rb.freq_short, ra.n_dims / 2) &&
+                same_frequencies(ra.freq_long, rb.freq_long, ra.n_dims / 2);
+    ew_arena_fini(&arena);
+    return code;
+}
+
+static bool uses(const struct ew_shape *shape, enum ew_mixer mixer)
+{
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        if (shape->layers[i].mixer == mixer && !shape->layers[i].no_rope)
+            return true;
+    return false;
+}
+
+// Clears what may differ: the name, and how q and k are laid out; ropes were compared before.
+static void forget(struct ew_shape *shape)
+{
+    memset(shape->common.arch, 0, sizeof(shape->common.arch));
+    memset(shape->ropes, 0, sizeof(shape->ropes));
+    shape->rope_kind = EW_ROPE_HALVES;
+}
+
+static int compare_shapes(struct ew_shape *was, struct ew_shape *is, struct ew_error *err)
+{
+    for (int mixer = 0; mixer < 2; mixer++) {
+        bool same = true;
+        int code = uses(was, (enum ew_mixer)mixer) ? compare_ropes(&was->ropes[mixer], &is->ropes[mixer], &same, err)
+                                                   : EW_OK;
+
+        if (code != EW_OK)
+            return code;
+        if (!same)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF cannot express the rotary embedding of this model");
+    }
+    forget(was);
+    forget(is);
+    for (uint32_t i = 0; i < was->common.n_layers && i < is->common.n_layers; i++)
+        if (was->layers[i].mixer != is->layers[i].mixer || was->layers[i].no_rope != is->layers[i].no_rope)
+            return ew_fail(err, EW_ERR_UNSUPPORTED,
+                           "GGUF cannot express which layers of this model have a window or positions (layer %u)", i);
+    if (memcmp(was, is, sizeof(*was)) != 0)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "GGUF cannot express the configuration of this model: read back, it differs");
+    return EW_OK;
+}
+
+int ew_convert_check(const struct ew_convert *convert, const char *path, struct ew_error *err)
+{
+    const struct ew_family *family;
+    struct ew_gguf gguf = {0};
+    struct ew_shape *shapes;
+    int code;
+
+    if (convert->file.kind != EW_MODELFILE_HF)
+        return EW_OK;
+    shapes = ew_alloc_array(2, sizeof(*shapes));
+    if (!shapes)
+        return ew_fail_memory(err, 2 * sizeof(*shapes), "a shape");
+    memcpy(&shapes[0], convert->shape, sizeof(shapes[0])); // padding too: shapes are compared bytewise
+    code = ew_gguf_open(&gguf, path, err);
+    if (code == EW_OK)
+        code = ew_shape_from_gguf(&shapes[1], convert->families, &gguf, &family, err);
+    if (code == EW_OK)
+        code = compare_shapes(&shapes[0], &shapes[1], err);
+    ew_gguf_close(&gguf);
+    ew_free(shapes);
+    return code == EW_OK ? EW_OK : ew_fail_in(err, code, "%s", convert->file.path);
+}
