@@ -48,8 +48,7 @@ static void row_bytes_refuse_what_does_not_divide_or_fit(void **state)
     assert_int_equal(ew_dtype_row_bytes(EW_DTYPE_Q8_0, UINT64_MAX - 31), 0);
 }
 
-// ---- ground truth
-// --------------------------------------------------------------------------------------------------------
+// ---- ground truth ----------------------------------------------------------------------------------------
 
 struct truth {
     struct ew_gguf gguf;
@@ -165,8 +164,7 @@ static void products_agree(void **state)
     truth_close(&truth);
 }
 
-// ---- encoding
-// ------------------------------------------------------------------------------------------------------------
+// ---- encoding --------------------------------------------------------------------------------------------
 
 // Encodes COLS values, decodes them into out.
 static void round_trip(enum ew_dtype dtype, const float *in, const float *weight, float *out)
