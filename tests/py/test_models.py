@@ -1,0 +1,94 @@
+"""Every model fixture of the families that edgewise claims, against its reference logits: prompts whole, in chunks of 5, token
+by token and batched, over 16-token cache blocks, with the reference kernels and with those that users get."""
+import fnmatch
+
+import pytest
+import support
+
+FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3", "qwen3_v5cfg", "phi3_*", "granite", "olmo2",
+            "olmo3", "smollm3", "stablelm*", "starcoder2"]
+GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
+LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
+KERNELS = ["reference", "auto"]
+MODES = {"whole", "chunk5", "token", "batch"}
+
+
+def fixtures(folder, patterns):
+    """Paths below fixtures/, of the repository's and the shared ones together."""
+    names = set()
+    for root in (support.ROOT / "tests/fixtures" / folder, support.SHARED / "fixtures" / folder):
+        if root.is_dir():
+            names |= {entry.name for entry in root.iterdir() if any(fnmatch.fnmatch(entry.name, p) for p in patterns)}
+    return sorted(names) or [pytest.param("none", marks=pytest.mark.skip(reason=f"fixtures/{folder} is absent"))]
+
+
+def check(model, ref, kernels, *options):
+    result = support.run_json("eval", "logits", "-m", model, "--ref", ref, "--kernels", kernels, *options)
+    assert result["pass"]
+    assert {case["name"].split("/")[1] for case in result["cases"]} == MODES
+    if kernels == "reference":
+        assert result["class"] == "reference" and result["rel"] <= 1e-3
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", fixtures("models", FAMILIES))
+def test_checkpoint(name, kernels):
+    model = support.need(f"fixtures/models/{name}")
+    check(model, model / "ref.safetensors", kernels, *(["--logits-only"] if name in LOGITS_ONLY else []))
+
+
+@pytest.mark.parametrize("name", fixtures("models", FAMILIES))
+def test_checkpoint_with_the_newer_config(name, tmp_path):
+    model = support.need(f"fixtures/models/{name}")
+    if not (model / "config.v5.json").exists():
+        pytest.skip(f"{name} has no config.v5.json")
+    (tmp_path / "config.json").symlink_to(model / "config.v5.json")
+    (tmp_path / "model.safetensors").symlink_to(model / "model.safetensors")
+    check(tmp_path, model / "ref.safetensors", "reference", *(["--logits-only"] if name in LOGITS_ONLY else []))
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", fixtures("gguf", GGUF))
+def test_gguf(name, kernels):
+    model = support.need(f"fixtures/gguf/{name}")
+    check(model, model.with_suffix(".ref.safetensors"), kernels)
+
+
+@pytest.mark.parametrize("kv,tolerance", [("f32", 1e-3), ("f16", 1e-3), ("fp8", 0.2), ("int8", 0.05)])
+def test_types_of_the_caches(kv, tolerance):
+    model = support.need("fixtures/models/llama_default")
+    result = support.run_json("eval", "logits", "-m", model, "--ref", model / "ref.safetensors", "--logits-only", "--kv", kv,
+                              "--tol", tolerance, "--kernels", "reference")
+    assert result["rel"] > 0
+
+
+def test_a_wrong_reference_fails():
+    model = support.need("fixtures/models/llama_default")
+    result = support.run("eval", "logits", "-m", model, "--ref", support.need("fixtures/models/qwen3/ref.safetensors"))
+    assert result.returncode == 1
+    assert b'"pass": false' in result.stdout and b"rel" in result.stderr
+
+
+def test_self_comparison():
+    result = support.run_json("eval", "self", "-m", support.need("fixtures/gguf/llama-q8_0.gguf"), "--json")
+    assert result["pass"] and {op["name"].split()[0] for op in result["ops"]} >= {"linear", "attention", "rope", "norm"}
+
+
+def test_bench_speed_prints_the_contract():
+    result = support.run_json("bench", "speed", "-m", support.need("fixtures/gguf/llama-q8_0.gguf"), "-p", "40", "-n", "8",
+                              "-d", "20", "-b", "2", "-r", "2", "--json")
+    assert set(result) == {
+        "model", "backend", "device", "threads", "weight_bytes", "kv_dtype", "prompt_tokens", "gen_tokens", "depth", "batch",
+        "prefill_tok_s", "decode_tok_s", "ttft_ms", "itl_ms", "weight_gb_s", "limit_gb_s", "limit_pct", "peak_memory_bytes",
+        "load_s", "joules_per_token", "prefill_tok_s_runs", "decode_tok_s_runs"}
+    assert set(result["itl_ms"]) == {"p50", "p95", "p99"}
+    assert result["prefill_tok_s"] > 0 and result["decode_tok_s"] > 0 and result["limit_gb_s"] > 0
+    assert len(result["decode_tok_s_runs"]) == 2 and result["joules_per_token"] is None
+
+
+def test_a_small_budget_is_refused_with_the_figures():
+    model = support.need("fixtures/gguf/llama-q8_0.gguf")
+    result = support.run("bench", "speed", "-m", model, "-p", "8", "-n", "2", "--memory-budget", "500K")
+    assert result.returncode == 1
+    message = result.stderr.decode()
+    assert "weights" in message and "caches" in message and "budget" in message and message.count("\n") == 1
