@@ -91,10 +91,10 @@ int ew_answer_push(struct ew_answer *answer, int32_t token, bool *stopped, struc
     int rc;
 
     *stopped = false;
+    ew_buf_reset(&answer->given);
     // Padding of the vocabulary has no text, but a model may choose it.
     if (!answer->tok || (uint32_t)token >= ew_tokenizer_info(answer->tok)->n_vocab)
         return 0;
-    ew_buf_reset(&answer->given);
     rc = ew_detok_push(&answer->detok, token, &answer->held, err);
     if (rc < 0)
         return rc;
