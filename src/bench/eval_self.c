@@ -299,6 +299,7 @@ int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *co
                  struct ew_error *err)
 {
     struct recording recording = {.out = out};
+    struct ew_engine_config adapted = *config;
     uint64_t floats_per_token;
     uint32_t n_prompt = choose_prompt(&model->program, &floats_per_token);
     int rc;
@@ -307,10 +308,11 @@ int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *co
     if (n_prompt == 0)
         return ew_fail(err, EW_ERR_LIMIT, "%s computes too much a token to keep it for comparison", model->path);
     rc = alloc_recording(&recording, &model->program, n_prompt, floats_per_token, err);
+    adapted.reserve += recording.values_max * sizeof(*recording.values); // the budget is for both
     if (rc == 0)
-        rc = record_reference(model, config, &recording, n_prompt, err);
+        rc = record_reference(model, &adapted, &recording, n_prompt, err);
     if (rc == 0)
-        rc = compare_fast(model, config, &recording, n_prompt, out, err);
+        rc = compare_fast(model, &adapted, &recording, n_prompt, out, err);
     if (rc == 0)
         judge(out);
     ew_free(recording.records);

@@ -254,12 +254,13 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
         rc = alloc(&s, model->program.n_vocab, err);
     if (rc == 0)
         rc = measure(&s, err);
-    if (rc == 0) {
+    if (rc == 0)
         describe(&s, model, &adapted);
+    ew_engine_destroy(s.engine); // makes room for the bandwidth's buffer
+    if (rc == 0)
         rc = ew_bandwidth_read(out->n_threads, &out->limit_gb_s, err);
+    if (rc == 0)
         summarise(&s);
-    }
-    ew_engine_destroy(s.engine);
     ew_free(s.ids);
     ew_free(s.sessions);
     ew_free(s.itl_ms);
