@@ -24,39 +24,6 @@ const struct ew_opt ew_opts_sampling[] = {
     EW_OPT_END,
 };
 
-static enum ew_kv_dtype kv_of(const char *name)
-{
-    static const char *const names[] = {
-        [EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
-
-    for (int i = 0; i < 4; i++)
-        if (strcmp(names[i], name) == 0)
-            return (enum ew_kv_dtype)i;
-    return EW_KV_F16;
-}
-
-struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
-{
-    return (struct ew_engine_config){
-        .backend = ew_args_str(args, "backend", "auto"),
-        .device =
-            {
-                .n_threads = (uint32_t)ew_args_int(args, "threads", 0),
-                .kernels = strcmp(ew_args_str(args, "kernels", "auto"), "reference") == 0 ? EW_KERNELS_REFERENCE
-                                                                                          : EW_KERNELS_AUTO,
-                .cpu_max = ew_args_str(args, "cpu-max", NULL),
-                .deterministic = ew_args_flag(args, "deterministic"),
-            },
-        .memory_budget = ew_args_bytes(args, "memory-budget", 0),
-        .reserve = ew_args_bytes(args, "reserve", 0),
-        .kv = kv_of(ew_args_str(args, "kv", "f16")),
-        .block_tokens = (uint32_t)ew_args_int(args, "kv-block", 0),
-        .context_max = (uint32_t)ew_args_int(args, "ctx", 0),
-        .chunk = (uint32_t)ew_args_int(args, "chunk", 0),
-        .show_progress = true,
-    };
-}
-
 static int read_biases(struct ew_sampling_args *out, const struct ew_args *args, struct ew_error *err)
 {
     const char *texts[EW_BIASES_MAX];
@@ -135,21 +102,13 @@ int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, con
     return read_biases(out, args, err);
 }
 
-int ew_model_of(const struct ew_args *args, const char **out, struct ew_error *err)
-{
-    *out = ew_args_str(args, "model", NULL);
-    if (*out)
-        return EW_OK;
-    ew_fail(err, EW_ERR_USAGE, "no model is given");
-    return ew_remedy(err, EW_ERR_USAGE, "Add -m FILE.gguf, -m DIRECTORY or -m demo");
-}
-
 int ew_runtime_open(struct ew_runtime *runtime, const struct ew_args *args, struct ew_error *err)
 {
     struct ew_engine_config config = ew_engine_config_of(args);
     const char *path;
     int code;
 
+    config.max_batch_size = 1; // one conversation: caches are sized for it
     *runtime = (struct ew_runtime){0};
     code = ew_model_of(args, &path, err);
     if (code == EW_OK)
