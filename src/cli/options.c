@@ -36,6 +36,7 @@ extern const struct ew_command ew_cmd_doctor, ew_cmd_doctor_rules, ew_cmd_doctor
 extern const struct ew_command ew_cmd_eval_logits, ew_cmd_eval_self;
 extern const struct ew_command ew_cmd_quantize;
 extern const struct ew_command ew_cmd_template;
+extern const struct ew_command ew_cmd_tokenize;
 extern const struct ew_command ew_cmd_version;
 
 // clang-format off: one a line, so that two new commands do not meet
@@ -47,6 +48,7 @@ const struct ew_command *const ew_commands[] = {
     &ew_cmd_eval_self,
     &ew_cmd_quantize,
     &ew_cmd_template,
+    &ew_cmd_tokenize,
     &ew_cmd_version,
     NULL,
 };
