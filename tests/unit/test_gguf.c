@@ -444,6 +444,33 @@ static void split_models_open_by_any_part(void **state)
     assert_non_null(strstr(err.message, "does not say that it is part 3 of 3"));
 }
 
+// Every allocation on the way fails once: an error, never a crash or a leak (the sanitizer builds see leaks).
+static void failing_allocations_are_reported(void **state)
+{
+    char path[200], copy[200];
+    struct ew_error err;
+    struct ew_gguf gguf;
+    int code = EW_ERR_MEMORY, written = EW_ERR_MEMORY;
+
+    scratch_path(path, sizeof(path), *state, "a-00001-of-00002.gguf");
+    assert_int_equal(write_sample(path, 0, 2, 0, &err), EW_OK);
+    scratch_path(copy, sizeof(copy), *state, "a-00002-of-00002.gguf");
+    for (uint64_t n = 1; written != EW_OK; n++) {
+        ew_alloc_fail_at(n);
+        written = write_sample(copy, 1, 2, 1, &err);
+        assert_true((written == EW_OK || written == EW_ERR_MEMORY) && n < 100);
+        ew_alloc_fail_at(0);
+    }
+    for (uint64_t n = 1; code != EW_OK; n++) {
+        ew_alloc_fail_at(n);
+        code = ew_gguf_open(&gguf, path, &err);
+        assert_true((code == EW_OK || code == EW_ERR_MEMORY) && n < 100);
+        ew_alloc_fail_at(0);
+    }
+    assert_int_equal(gguf.tensors.count, 4);
+    ew_gguf_close(&gguf);
+}
+
 static void memory_stayed_small(void **state)
 {
     struct rusage usage;
@@ -471,6 +498,7 @@ int main(void)
         cmocka_unit_test(misuse_of_the_writer_is_an_error),
         cmocka_unit_test(a_full_disk_leaves_nothing_behind),
         cmocka_unit_test(split_models_open_by_any_part),
+        cmocka_unit_test(failing_allocations_are_reported),
         cmocka_unit_test(memory_stayed_small),
     };
 

@@ -147,6 +147,29 @@ static void a_directory_of_one_gguf_opens_it(void **state)
     ew_modelfile_close(&file);
 }
 
+// Every allocation on the way fails once: an error, never a crash or a leak (the sanitizer builds see leaks).
+static void failing_allocations_are_reported(void **state)
+{
+    static const char index[] = "{\"weight_map\": {\"t\": \"s.safetensors\"}}";
+    const char *dir = folder(state, "failing");
+    struct ew_modelfile file;
+    int code = EW_ERR_MEMORY;
+
+    put(dir, "config.json", "{\"a\": [1, 2, 3]}");
+    put(dir, "tokenizer.json", "{\"a\": \"b\"}");
+    put(dir, "chat_template.jinja", "text");
+    put(dir, "model.safetensors.index.json", index);
+    scratch_write(dir, "s.safetensors", good_weights, sizeof(good_weights) - 1);
+    for (uint64_t n = 1; code != EW_OK; n++) {
+        ew_alloc_fail_at(n);
+        code = ew_modelfile_open(&file, dir, true, NULL);
+        assert_true((code == EW_OK || code == EW_ERR_MEMORY) && n < 200);
+        ew_alloc_fail_at(0);
+    }
+    assert_int_equal(file.tensors->count, 1);
+    ew_modelfile_close(&file);
+}
+
 static void demo_resolves(void **state)
 {
     struct ew_error err = {0};
@@ -189,6 +212,7 @@ int main(void)
         cmocka_unit_test(broken_directories_are_named),
         cmocka_unit_test(hub_directories_open),
         cmocka_unit_test(a_directory_of_one_gguf_opens_it),
+        cmocka_unit_test(failing_allocations_are_reported),
         cmocka_unit_test(demo_resolves),
         cmocka_unit_test(fixtures_open),
     };
