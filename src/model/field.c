@@ -54,6 +54,7 @@ const struct ew_field ew_fields[] = {
     {"rope_dims", EW_FIELD_UINT, SHAPE(rope_dims), 2, EW_HEAD_DIM_MAX},
     {"context_original", EW_FIELD_UINT, SHAPE(context_original), 2, EW_CONTEXT_MAX},
     {"rope_scaled_full_only", EW_FIELD_BOOL, SHAPE(rope_scaled_full_only)},
+    {"n_experts", EW_FIELD_UINT, SHAPE(n_experts), 0, 65536},
     {"ffn_gated", EW_FIELD_NOT, SHAPE(ffn_plain)},
     {"bias_ffn", EW_FIELD_BOOL, SHAPE(bias_ffn)},
     {"act", EW_FIELD_ENUM, SHAPE(act), .names = g_acts},
@@ -95,7 +96,7 @@ static int set_uint(uint32_t *out, const struct ew_field *field, const struct ew
     if (value->kind != EW_VALUE_INT && (value->kind != EW_VALUE_NUMBER || number != floor(number)))
         return fail_kind(value, where, "a whole number", err);
     if (!(number >= field->min && number <= field->max))
-        return ew_fail(err, EW_ERR_FORMAT, "%s is %.17g where %.0f to %.0f is possible", where, number, field->min,
+        return ew_fail(err, EW_ERR_FORMAT, "%s is %.15g where %.0f to %.0f is possible", where, number, field->min,
                        field->max);
     *out = (uint32_t)number;
     return 0;

@@ -143,17 +143,19 @@ static int read_dictionary(struct ew_rope_shape *rope, const struct ew_json *fro
 
 static void set_defaults(struct ew_shape *shape)
 {
-    for (int i = 0; i < 2; i++)
-        shape->ropes[i] = (struct ew_rope_shape){
-            .theta = shape->rope_theta,
-            .partial = shape->rope_partial,
-            .context_trained = shape->common.context_trained,
-            .truncate = true,
-            .beta_fast = 32,
-            .beta_slow = 1, // YaRN's recommendation for Llama
-            .low_freq_factor = 1,
-            .high_freq_factor = 4, // Llama 3.1's
-        };
+    memset(shape->ropes, 0, sizeof(shape->ropes));
+    for (int i = 0; i < 2; i++) {
+        struct ew_rope_shape *rope = &shape->ropes[i];
+
+        rope->theta = shape->rope_theta;
+        rope->partial = shape->rope_partial;
+        rope->context_trained = shape->common.context_trained;
+        rope->truncate = true;
+        rope->beta_fast = 32; // YaRN's recommendation for Llama
+        rope->beta_slow = 1;
+        rope->low_freq_factor = 1; // Llama 3.1's
+        rope->high_freq_factor = 4;
+    }
 }
 
 // ministral3 and llama 4 hide their query scaling among the rope parameters.

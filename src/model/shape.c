@@ -293,6 +293,25 @@ static int check_heads(const struct ew_shape *shape, struct ew_error *err)
     return 0;
 }
 
+static int check_features(const struct ew_shape *shape, struct ew_error *err)
+{
+    if (!shape->n_experts)
+        return 0;
+    return ew_fail(err, EW_ERR_UNSUPPORTED, "the model is a mixture of %u experts, which edgewise cannot compute",
+                   shape->n_experts);
+}
+
+// YaRN's configuration may leave the context at what the model was trained with before.
+static void stretch_context(struct ew_shape *shape)
+{
+    const struct ew_rope_shape *rope = &shape->ropes[EW_MIXER_FULL];
+    double stretched = rope->factor * rope->context_original;
+
+    if (rope->scaling == EW_ROPE_SCALING_YARN && stretched > shape->common.context_trained &&
+        stretched <= EW_CONTEXT_MAX)
+        shape->common.context_trained = (uint32_t)stretched;
+}
+
 // Clears what only served to derive the rest, so that equal models have equal shapes.
 static void forget_reading(struct ew_shape *shape)
 {
@@ -317,6 +336,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
     if (!shape->v_dim)
         shape->v_dim = c->head_dim;
     rc = check_heads(shape, err);
+    if (!rc)
+        rc = check_features(shape, err);
     if (rc)
         return rc;
     if (!(shape->attention_scale > 0))
@@ -326,6 +347,7 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
     if (shape->qk_norm_off)
         shape->qk_norm = EW_QK_NORM_NONE;
     rc = ew_rope_finish(shape, err);
+    stretch_context(shape);
     forget_reading(shape);
     return rc;
 }

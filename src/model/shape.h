@@ -103,6 +103,7 @@ struct ew_shape {
     struct ew_rope_shape ropes[2];   // by ew_mixer
 
     // Feed-forward.
+    uint32_t n_experts; // 0: dense
     bool ffn_plain; // act(up) without a gate
     bool bias_ffn;
     enum ew_act act;
@@ -124,12 +125,12 @@ struct ew_family;
 
 // Llama's mathematics without any size.
 void ew_shape_init(struct ew_shape *shape);
-// Reads Hugging Face's config.json (old and new form). tensors may be NULL (then their presence decides nothing).
+// These give finished shapes. config.json: old and new form. tensors may be NULL (then their presence decides nothing).
 // *family tells whose tables were used.
 int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *families, const struct ew_json *config,
                          const struct ew_tensors *tensors, const struct ew_family **family,
                          struct ew_error *err) EW_MUST_CHECK;
 int ew_shape_from_gguf(struct ew_shape *shape, const struct ew_families *families, const struct ew_gguf *gguf,
                        const struct ew_family **family, struct ew_error *err) EW_MUST_CHECK;
-// Derives what was left open and checks everything against the limits and against each other.
+// For shapes that were filled by hand: derives what was left open and checks everything. Once only.
 int ew_shape_finish(struct ew_shape *shape, struct ew_error *err) EW_MUST_CHECK;
