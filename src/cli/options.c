@@ -32,6 +32,7 @@ const struct ew_opt ew_opts_engine[] = {
 };
 
 // A command is one line here and one in the table, both sorted, and lives in cmd_NAME.c.
+extern const struct ew_command ew_cmd_bench_kernels;
 extern const struct ew_command ew_cmd_doctor, ew_cmd_doctor_rules, ew_cmd_doctor_scan;
 extern const struct ew_command ew_cmd_eval_logits, ew_cmd_eval_self;
 extern const struct ew_command ew_cmd_quantize;
@@ -41,6 +42,7 @@ extern const struct ew_command ew_cmd_version;
 
 // clang-format off: one a line, so that two new commands do not meet
 const struct ew_command *const ew_commands[] = {
+    &ew_cmd_bench_kernels,
     &ew_cmd_doctor_rules, // verbs before the plain command, which would take them for arguments
     &ew_cmd_doctor_scan,
     &ew_cmd_doctor,

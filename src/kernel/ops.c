@@ -5,9 +5,18 @@
 const char *ew_op_name(enum ew_op_kind kind)
 {
     static const char *const names[EW_OP_COUNT] = {
-        [EW_OP_EMBED] = "embed", [EW_OP_POSITION] = "position", [EW_OP_NORM] = "norm", [EW_OP_LINEAR] = "linear",
-        [EW_OP_ROPE] = "rope", [EW_OP_ATTENTION] = "attention", [EW_OP_ACT] = "act", [EW_OP_GLU] = "glu",
-        [EW_OP_ADD] = "add", [EW_OP_SCALE] = "scale", [EW_OP_SOFTCAP] = "softcap", [EW_OP_SELECT] = "select",
+        [EW_OP_EMBED] = "embed",
+        [EW_OP_POSITION] = "position",
+        [EW_OP_NORM] = "norm",
+        [EW_OP_LINEAR] = "linear",
+        [EW_OP_ROPE] = "rope",
+        [EW_OP_ATTENTION] = "attention",
+        [EW_OP_ACT] = "act",
+        [EW_OP_GLU] = "glu",
+        [EW_OP_ADD] = "add",
+        [EW_OP_SCALE] = "scale",
+        [EW_OP_SOFTCAP] = "softcap",
+        [EW_OP_SELECT] = "select",
         [EW_OP_ALL_REDUCE] = "all_reduce",
     };
 
@@ -106,9 +115,15 @@ static void check_op(const struct ew_program *program, const struct ew_op *op)
         EW_ASSERT(width_of(program, op->in) == out);
         check_norm(program, op);
         break;
-    case EW_OP_LINEAR: check_linear(program, op); break;
-    case EW_OP_ROPE: check_rope(program, op); break;
-    case EW_OP_ATTENTION: check_attention(program, op); break;
+    case EW_OP_LINEAR:
+        check_linear(program, op);
+        break;
+    case EW_OP_ROPE:
+        check_rope(program, op);
+        break;
+    case EW_OP_ATTENTION:
+        check_attention(program, op);
+        break;
     case EW_OP_GLU:
     case EW_OP_ADD:
         EW_ASSERT(width_of(program, op->in2) == out);
@@ -122,7 +137,8 @@ static void check_op(const struct ew_program *program, const struct ew_op *op)
         EW_ASSERT(width_of(program, op->in) == out);
         break;
     case EW_OP_COUNT:
-    default: EW_ASSERT(!"a known op");
+    default:
+        EW_ASSERT(!"a known op");
     }
 }
 

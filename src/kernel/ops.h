@@ -100,8 +100,10 @@ struct ew_op {
         struct { float scale; } embed, add, mul;      // EMBED, ADD, SCALE
         struct { int32_t first; } position;
         struct { enum ew_norm_kind kind; uint32_t group; float eps, weight_offset; bool weight_per_group; } norm;
-        // group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's when
-        // weight_per_group. ACT and GLU; limit > 0 clamps (gpt-oss), alpha: its sigmoid factor
+        // norm.group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's
+        // when weight_per_group.
+        // ACT and GLU. GLU's limit > 0 clamps in from above and in2 from both sides; alpha > 0 is gpt-oss's form,
+        // in * sigmoid(alpha * in) * (in2 + 1).
         struct { enum ew_act act; float limit, alpha; } act;
         struct { float cap; } softcap;
         struct { uint32_t n_heads, head_dim; uint32_t table; } rope; // table: index into program.ropes
@@ -109,7 +111,8 @@ struct ew_op {
             uint32_t n_heads, n_kv_heads, head_dim, v_dim;
             float scale, softcap;       // softcap 0: none
             uint32_t group, cache_layer; // which cache group of the program, and which of its layers
-            uint32_t window;            // tokens seen, the own one included; 0: all
+            // tokens seen, the own one included; BIDIRECTIONAL: window / 2 to each side; 0: all
+            uint32_t window;
             uint32_t chunk;             // > 0: only tokens of the same chunk of this many positions
             enum ew_mask mask;
             // q *= 1 + beta * ln(1 + floor((pos + offset) / floor)); beta 0: off

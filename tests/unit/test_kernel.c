@@ -13,7 +13,7 @@
 
 #include <math.h>
 
-// ---- a model of one attention layer: width 2, vocabulary 3, one head, identity projections, tied head ---------------
+// ---- a model of one attention layer: width 2, vocabulary 3, one head, identity projections, tied head
 
 static const float EMBEDDING[3][2] = {{1, 0}, {0, 1}, {1, 1}};
 static const float IDENTITY[2][2] = {{1, 0}, {0, 1}};
@@ -27,8 +27,15 @@ static int read_rows(const struct ew_weight_source *source, uint64_t row, uint64
     return 0;
 }
 
-#define MATRIX(table) {.name = #table, .rows = sizeof(table) / sizeof(*(table)), .cols = 2, .is_matrix = true, \
-    .source = {.dtype = EW_DTYPE_F32, .read = read_rows, .ctx = (table), .arg = {8}}}
+#define MATRIX(table)                                                                                                  \
+    {                                                                                                                  \
+        .name = #table, .rows = sizeof(table) / sizeof(*(table)), .cols = 2, .is_matrix = true, .source = {            \
+            .dtype = EW_DTYPE_F32,                                                                                     \
+            .read = read_rows,                                                                                         \
+            .ctx = (table),                                                                                            \
+            .arg = {8}                                                                                                 \
+        }                                                                                                              \
+    }
 
 enum { X, Q, K, V, ATT, LAST, LOGITS, N_SLOTS };
 
@@ -43,9 +50,15 @@ static uint32_t g_widths[N_SLOTS] = {2, 2, 2, 2, 2, 2, 3};
 
 static struct ew_op g_ops[] = {
     {.kind = EW_OP_EMBED, .in = NONE, .in2 = NONE, .in3 = NONE, .out = X, .weight = 0, .embed = {1}},
-    LINEAR(Q, X, 1), LINEAR(K, X, 1), LINEAR(V, X, 1),
-    {.kind = EW_OP_ATTENTION, .in = Q, .in2 = K, .in3 = V, .out = ATT, .attention = {.n_heads = 1, .n_kv_heads = 1,
-        .head_dim = 2, .v_dim = 2, .scale = 1, .sinks = EW_WEIGHT_NONE}},
+    LINEAR(Q, X, 1),
+    LINEAR(K, X, 1),
+    LINEAR(V, X, 1),
+    {.kind = EW_OP_ATTENTION,
+     .in = Q,
+     .in2 = K,
+     .in3 = V,
+     .out = ATT,
+     .attention = {.n_heads = 1, .n_kv_heads = 1, .head_dim = 2, .v_dim = 2, .scale = 1, .sinks = EW_WEIGHT_NONE}},
     {.kind = EW_OP_ADD, .in = X, .in2 = ATT, .in3 = NONE, .out = X, .add = {1}},
     {.kind = EW_OP_SELECT, .in = X, .in2 = NONE, .in3 = NONE, .out = LAST},
     LINEAR(LOGITS, LAST, 0),
@@ -142,7 +155,8 @@ static void test_by_hand(void **state)
     expect_third(third);
     for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++) {
         for (uint32_t i = 0; i < 4; i++) {
-            struct ew_backend *backend = prepared(i & 1 ? EW_KERNELS_REFERENCE : EW_KERNELS_AUTO, (enum ew_kv_dtype)kv, 1 + (i & 2));
+            struct ew_backend *backend = prepared(i & 1 ? EW_KERNELS_REFERENCE : EW_KERNELS_AUTO, (enum ew_kv_dtype)kv,
+                                                  1 + (i & 2));
 
             assert_near(feed(backend, 0, 2), second, TOLERANCE[kv]);
             assert_near(feed(backend, 2, 1), third, TOLERANCE[kv]);
@@ -234,11 +248,8 @@ static void test_variants(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_hand),
-        cmocka_unit_test(test_export_import),
-        cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_bad_batches),
-        cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_by_hand),     cmocka_unit_test(test_export_import), cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_bad_batches), cmocka_unit_test(test_variants),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,4 +1,5 @@
-// The parts of attention: cache rows to and from f32, scores, softmax, sums of values; included once for each instruction set.
+// The parts of attention: cache rows to and from f32, scores, softmax, sums of values; included once for each
+// instruction set.
 
 #include <math.h>
 
@@ -23,13 +24,14 @@ static void kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void 
 VEC_INLINE vf decode_e4m3(const uint8_t *p, vf scale)
 {
     vi bits = vi_u8(p);
-    vf magnitude = vf_mul(vf_bits(vi_shl(vi_and(bits, vi_set1(0x7F)), 20)), vf_set1(0x1p120f)); // the exponent's bias is 120 less
+    vf magnitude = vf_mul(vf_bits(vi_shl(vi_and(bits, vi_set1(0x7F)), 20)),
+                          vf_set1(0x1p120f)); // the exponent's bias is 120 less
 
     return vf_mul(vf_bits(vi_or(vi_bits(magnitude), vi_shl(vi_and(bits, vi_set1(0x80)), 24))), scale);
 }
 
-VEC_INLINE void decode_rows(enum ew_kv_dtype dtype, const uint8_t *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                            uint32_t out_stride)
+VEC_INLINE void decode_rows(enum ew_kv_dtype dtype, const uint8_t *in, const uint16_t *scale, uint32_t n_tokens,
+                            uint32_t n, float *out, uint32_t out_stride)
 {
     uint32_t bytes = dtype == EW_KV_F16 ? 2 : 1;
 
@@ -47,8 +49,8 @@ VEC_INLINE void decode_rows(enum ew_kv_dtype dtype, const uint8_t *in, const uin
     }
 }
 
-static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                      uint32_t out_stride)
+static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
+                      float *out, uint32_t out_stride)
 {
     if (n % VF != 0 || dtype == EW_KV_F32)
         ew_cpu_ref_kv_decode(dtype, in, scale, n_tokens, n, out, out_stride);
@@ -109,7 +111,8 @@ static float exp_sum(float *x, uint32_t n, float max)
     return vf_sum(sum);
 }
 
-VEC_INLINE void add_values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, uint32_t n_vec, vf factor)
+VEC_INLINE void add_values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, uint32_t n_vec,
+                           vf factor)
 {
     vf sum[4];
 

@@ -66,7 +66,7 @@ static int cpu_create(const struct ew_backend_config *config, struct ew_backend 
     return 0;
 }
 
-// ---- sizes ----------------------------------------------------------------------------------------------------------
+// ---- sizes --------------------------------------------------------------------------------------
 
 static uint64_t rows_of(const struct ew_cpu_buffer *buffer, const struct ew_limits *limits)
 {
@@ -196,7 +196,7 @@ static int cpu_sizes(struct ew_backend *base, const struct ew_program *program, 
     return rc;
 }
 
-// ---- load and prepare -----------------------------------------------------------------------------------------------
+// ---- load and prepare ---------------------------------------------------------------------------
 
 static int cpu_load(struct ew_backend *base, const struct ew_program *program,
                     bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err)
@@ -283,7 +283,7 @@ static void cpu_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
     backend->trace_ctx = ctx;
 }
 
-// ---- steps ----------------------------------------------------------------------------------------------------------
+// ---- steps --------------------------------------------------------------------------------------
 
 static int check_blocks(const struct ew_cpu_backend *backend, const struct ew_batch_seq *seq, uint32_t group,
                         struct ew_error *err)
@@ -392,8 +392,8 @@ static void map_tokens(struct ew_cpu_backend *backend)
         for (uint32_t i = 0; i < seq->n_tokens; i++)
             backend->work.tokens[seq->first + i] = (struct ew_cpu_token){s, seq->n_past + i};
         for (uint32_t i = 0; i < seq->n_tokens; i += EW_CPU_QUERY_TOKENS)
-            backend->work.queries[backend->n_queries++] =
-                (struct ew_cpu_query){seq->first + i, EW_MIN(seq->n_tokens - i, EW_CPU_QUERY_TOKENS)};
+            backend->work.queries[backend->n_queries++] = (struct ew_cpu_query){
+                seq->first + i, EW_MIN(seq->n_tokens - i, EW_CPU_QUERY_TOKENS)};
     }
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
         if (batch->want_logits[t])
@@ -426,7 +426,7 @@ static int cpu_wait(struct ew_backend *base, const float **logits, struct ew_err
     return 0;
 }
 
-// ---- caches ---------------------------------------------------------------------------------------------------------
+// ---- caches -------------------------------------------------------------------------------------
 
 static int check_block(const struct ew_cpu_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens,
                        struct ew_error *err)

@@ -83,7 +83,7 @@ static void adjust(const struct job *job, float *score, uint32_t n, uint32_t beg
     }
 }
 
-// ---- the reference: one token and head at a time, two passes, sums in double ----------------------------------------
+// ---- the reference: one token and head at a time, two passes, sums in double --------------------
 
 // Row of K or V of key `index`, decoded into row where it is in a cache.
 static const float *key_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head,
@@ -137,18 +137,19 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     backend->ops.scale(out, out, v_dim, (float)(1 / sum));
 }
 
-// ---- tiles: some tokens of a sequence and the heads of one KV head, keys TILE_KEYS at a time, softmax on the way ---------------
+// ---- tiles: some tokens of a sequence and the heads of one KV head, keys TILE_KEYS at a time, softmax on the way
 //
-// Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees: its result depends on
-// nothing but its keys. Keys and values are decoded to f32 once for all queries of the item.
+// Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees:
+// its result depends on nothing but its keys. Keys and values are decoded to f32 once for all queries of the
+// item.
 
 #define TILE_KEYS 32
 
 struct tile_item {
     uint32_t n_queries, heads_per_kv, kv_head, k_dim, v_dim; // dims padded
-    float *q, *acc;          // [n_queries * heads_per_kv, k_dim], [..., v_dim]
-    float *max, *sum;        // [n_queries * heads_per_kv]
-    float *k, *v, *score;    // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim], [TILE_KEYS]
+    float *q, *acc;                                          // [n_queries * heads_per_kv, k_dim], [..., v_dim]
+    float *max, *sum;                                        // [n_queries * heads_per_kv]
+    float *k, *v, *score;                                    // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim], [TILE_KEYS]
     struct range keys[EW_CPU_QUERY_TOKENS];
 };
 
@@ -205,7 +206,8 @@ static void begin_item(const struct job *job, const struct ew_cpu_query *query, 
 }
 
 // Decodes keys [begin, end) of a tile, which lie in one or more blocks.
-static void load_tile(const struct job *job, const struct ew_batch_seq *seq, const struct tile_item *item, uint32_t begin, uint32_t end)
+static void load_tile(const struct job *job, const struct ew_batch_seq *seq, const struct tile_item *item,
+                      uint32_t begin, uint32_t end)
 {
     const struct ew_cpu_cache *cache = job->cache;
     const struct ew_op *op = job->op;
@@ -221,35 +223,39 @@ static void load_tile(const struct job *job, const struct ew_batch_seq *seq, con
                    op->attention.v_dim * sizeof(*v));
         } else {
             uint32_t in_block = begin % cache->block_tokens, element = ew_cpu_kv_bytes(cache->dtype);
-            struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(cache, seq->blocks[op->attention.group][begin / cache->block_tokens],
-                                                           op->attention.cache_layer, item->kv_head);
+            struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(
+                cache, seq->blocks[op->attention.group][begin / cache->block_tokens], op->attention.cache_layer,
+                item->kv_head);
 
             n = EW_MIN(end - begin, cache->block_tokens - in_block);
-            job->backend->ops.kv_decode(cache->dtype, tile.k + (uint64_t)in_block * cache->k_dim * element, tile.k_scale + in_block, n,
-                                        cache->k_dim, k, item->k_dim);
-            job->backend->ops.kv_decode(cache->dtype, tile.v + (uint64_t)in_block * cache->v_dim * element, tile.v_scale + in_block, n,
-                                        cache->v_dim, v, item->v_dim);
+            job->backend->ops.kv_decode(cache->dtype, tile.k + (uint64_t)in_block * cache->k_dim * element,
+                                        tile.k_scale + in_block, n, cache->k_dim, k, item->k_dim);
+            job->backend->ops.kv_decode(cache->dtype, tile.v + (uint64_t)in_block * cache->v_dim * element,
+                                        tile.v_scale + in_block, n, cache->v_dim, v, item->v_dim);
         }
         begin += n;
     }
 }
 
 // One query and head over the keys [begin, end) of the tile.
-static void attend_tile(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin, uint32_t end)
+static void attend_tile(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin,
+                        uint32_t end)
 {
     const struct ew_cpu_backend *backend = job->backend;
-    uint32_t first = begin % TILE_KEYS, n = end - begin, head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
+    uint32_t first = begin % TILE_KEYS, n = end - begin,
+             head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
     float *score = item->score, max = item->max[row], factor;
 
-    backend->ops.scores(score, item->q + (uint64_t)row * item->k_dim, item->k + (uint64_t)first * item->k_dim, n, item->k_dim,
-                        query_scale(job->op, backend->batch, t));
+    backend->ops.scores(score, item->q + (uint64_t)row * item->k_dim, item->k + (uint64_t)first * item->k_dim, n,
+                        item->k_dim, query_scale(job->op, backend->batch, t));
     adjust(job, score, n, begin, backend->work.tokens[t].index, head);
     for (uint32_t i = 0; i < n; i++)
         max = score[i] > max ? score[i] : max;
     factor = item->max[row] == max ? 1 : expf(item->max[row] - max); // nothing is scaled where the maximum stays
     item->sum[row] = item->sum[row] * factor + backend->ops.exp_sum(score, n, max);
     item->max[row] = max;
-    backend->ops.values(item->acc + (uint64_t)row * item->v_dim, score, item->v + (uint64_t)first * item->v_dim, n, item->v_dim, factor);
+    backend->ops.values(item->acc + (uint64_t)row * item->v_dim, score, item->v + (uint64_t)first * item->v_dim, n,
+                        item->v_dim, factor);
 }
 
 static void end_item(const struct job *job, const struct ew_cpu_query *query, const struct tile_item *item)
@@ -257,10 +263,11 @@ static void end_item(const struct job *job, const struct ew_cpu_query *query, co
     uint32_t dim = job->op->attention.v_dim;
 
     for (uint32_t row = 0; row < item->n_queries * item->heads_per_kv; row++) {
-        uint32_t t = query->first + row / item->heads_per_kv, head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
+        uint32_t t = query->first + row / item->heads_per_kv,
+                 head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
 
-        job->backend->ops.scale(job->out + (uint64_t)t * job->out_stride + head * dim, item->acc + (uint64_t)row * item->v_dim, dim,
-                                1 / item->sum[row]);
+        job->backend->ops.scale(job->out + (uint64_t)t * job->out_stride + head * dim,
+                                item->acc + (uint64_t)row * item->v_dim, dim, 1 / item->sum[row]);
     }
 }
 
@@ -268,8 +275,11 @@ static void attend_item(const struct job *job, const struct ew_cpu_query *query,
 {
     const struct ew_op *op = job->op;
     const struct ew_batch_seq *seq = &job->backend->batch->seqs[job->backend->work.tokens[query->first].seq];
-    struct tile_item item = {.n_queries = query->n_tokens, .heads_per_kv = op->attention.n_heads / op->attention.n_kv_heads,
-                             .kv_head = kv_head, .k_dim = padded(op->attention.head_dim), .v_dim = padded(op->attention.v_dim)};
+    struct tile_item item = {.n_queries = query->n_tokens,
+                             .heads_per_kv = op->attention.n_heads / op->attention.n_kv_heads,
+                             .kv_head = kv_head,
+                             .k_dim = padded(op->attention.head_dim),
+                             .v_dim = padded(op->attention.v_dim)};
     struct range all = {UINT32_MAX, 0};
 
     carve_item(op, &item, scratch);
@@ -293,7 +303,7 @@ static void attend_item(const struct job *job, const struct ew_cpu_query *query,
     end_item(job, query, &item);
 }
 
-// ---- both ------------------------------------------------------------------------------------------------------------------
+// ---- both ---------------------------------------------------------------------------------------
 
 uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct ew_limits *limits)
 {
@@ -320,9 +330,13 @@ void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_st
     uint32_t n_heads = plain ? op->attention.n_heads : op->attention.n_kv_heads, item;
     uint32_t n_items = n_heads * (plain ? backend->batch->n_tokens : backend->n_queries);
     struct job job = {
-        .backend = backend, .op = op, .cache = program->n_groups ? &backend->caches[op->attention.group] : NULL,
-        .q = backend->work.buffers[step->in], .q_stride = buffers[step->in].width,
-        .out = backend->work.buffers[step->out], .out_stride = buffers[step->out].width,
+        .backend = backend,
+        .op = op,
+        .cache = program->n_groups ? &backend->caches[op->attention.group] : NULL,
+        .q = backend->work.buffers[step->in],
+        .q_stride = buffers[step->in].width,
+        .out = backend->work.buffers[step->out],
+        .out_stride = buffers[step->out].width,
         .sinks = op->attention.sinks == EW_WEIGHT_NONE ? NULL : backend->vectors[op->attention.sinks],
     };
 

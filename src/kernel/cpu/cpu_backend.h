@@ -1,6 +1,6 @@
 #pragma once
-// The CPU backend's own state. The engine thread enters; inside a step the pool's threads read everything here and write only
-// rows, tiles and heads that are theirs.
+// The CPU backend's own state. The engine thread enters; inside a step the pool's threads read everything
+// here and write only rows, tiles and heads that are theirs.
 
 #include <stdatomic.h>
 
@@ -10,15 +10,16 @@
 #include "kernel/cpu/cpu_ops.h"
 #include "kernel/cpu/cpu_plan.h"
 
-#define EW_CPU_GROUPS_MAX 8        // as ew_backend_sizes
-#define EW_CPU_QUERY_TOKENS 8      // of one work item of attention
+#define EW_CPU_GROUPS_MAX 8   // as ew_backend_sizes
+#define EW_CPU_QUERY_TOKENS 8 // of one work item of attention
 
 // Memory from mmap: zero, page aligned, taken from the machine only when touched, in huge pages where it grants them.
 struct ew_cpu_region {
     uint8_t *data;
     uint64_t bytes;
 };
-int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what, struct ew_error *err) EW_MUST_CHECK;
+int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what,
+                      struct ew_error *err) EW_MUST_CHECK;
 void ew_cpu_region_unmap(struct ew_cpu_region *region);
 
 // Hands out 64-byte aligned pieces of a region. With base NULL it only counts, so that sizing and carving are one code.
@@ -48,14 +49,14 @@ struct ew_cpu_query {
 // What prepare carves for the steps.
 struct ew_cpu_workspace {
     struct ew_cpu_region region;
-    float **buffers;          // [plan.n_buffers]
-    float **rope_rows;        // [n_ropes], each [n_tokens_max, n_dims]: cosines, then sines
+    float **buffers;   // [plan.n_buffers]
+    float **rope_rows; // [n_ropes], each [n_tokens_max, n_dims]: cosines, then sines
     struct ew_cpu_q8 q8;
-    float **scratch;          // [n_threads]
-    struct ew_cpu_token *tokens;   // [n_tokens_max]
-    uint32_t *selected;            // [n_logits_max] token of each logits row
-    struct ew_cpu_query *queries;  // [n_tokens_max]
-    _Atomic uint32_t *next;        // [n_stages] first unit that no thread has taken
+    float **scratch;              // [n_threads]
+    struct ew_cpu_token *tokens;  // [n_tokens_max]
+    uint32_t *selected;           // [n_logits_max] token of each logits row
+    struct ew_cpu_query *queries; // [n_tokens_max]
+    _Atomic uint32_t *next;       // [n_stages] first unit that no thread has taken
 };
 
 struct ew_cpu_backend {
@@ -64,14 +65,14 @@ struct ew_cpu_backend {
     struct ew_pool *pool;
     uint32_t n_threads;
     struct ew_cpu_ops ops;
-    char text[96];            // describe()
+    char text[96]; // describe()
 
     // set by load
     const struct ew_program *program;
     struct ew_cpu_matrix *matrices; // [n_weights]; vectors have layout COUNT
     float **vectors;                // [n_weights]
     struct ew_cpu_region weights;
-    struct ew_arena arena;          // tables of matrices and vectors
+    struct ew_arena arena; // tables of matrices and vectors
     uint64_t weight_bytes;
     enum ew_arith arith;
 
@@ -94,16 +95,17 @@ struct ew_cpu_backend {
 };
 
 // cpu_weights.c
-struct ew_cpu_weight_plan { // how one weight will be held
+struct ew_cpu_weight_plan {    // how one weight will be held
     enum ew_cpu_layout layout; // COUNT: a vector of f32
     uint64_t bytes;            // that the backend holds
     bool is_mapped;            // used where the source has it
     bool is_exact;             // false: expanded from a type without kernels
 };
-int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program, struct ew_cpu_weight_plan *plans,
-                        uint64_t *bytes, struct ew_error *err) EW_MUST_CHECK;
+int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
+                        struct ew_cpu_weight_plan *plans, uint64_t *bytes, struct ew_error *err) EW_MUST_CHECK;
 int ew_cpu_weights_load(struct ew_cpu_backend *backend, const struct ew_program *program,
-                        bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err) EW_MUST_CHECK;
+                        bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx,
+                        struct ew_error *err) EW_MUST_CHECK;
 void ew_cpu_weights_unload(struct ew_cpu_backend *backend);
 
 // cpu_step.c: one whole step on all threads; the batch was checked.
@@ -111,4 +113,5 @@ void ew_cpu_step_run(struct ew_cpu_backend *backend);
 
 // cpu_attention.c
 uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct ew_limits *limits); // floats a thread
-void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next, float *scratch);
+void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next,
+                          float *scratch);

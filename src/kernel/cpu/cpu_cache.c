@@ -22,8 +22,12 @@ int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *
     if (group->kind != EW_CACHE_FULL && group->kind != EW_CACHE_WINDOW)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CPU backend has no caches of kind %d yet", (int)group->kind);
     *cache = (struct ew_cpu_cache){
-        .dtype = limits->kv, .block_tokens = limits->block_tokens, .n_layers = group->n_layers,
-        .n_kv_heads = group->n_kv_heads, .k_dim = group->k_dim, .v_dim = group->v_dim,
+        .dtype = limits->kv,
+        .block_tokens = limits->block_tokens,
+        .n_layers = group->n_layers,
+        .n_kv_heads = group->n_kv_heads,
+        .k_dim = group->k_dim,
+        .v_dim = group->v_dim,
     };
     // 1: see ew_cpu_cache_tile
     cache->head_bytes = (row * limits->block_tokens + (has_scales(limits->kv) ? 1 : 0) + 63) & ~(uint64_t)63;

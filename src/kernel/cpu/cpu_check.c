@@ -11,9 +11,9 @@
 #include "kernel/cpu/cpu_time.h"
 #include "platform/cpu.h"
 
-#define N_MAX 4200      // elements of the longest row
-#define B_MAX 17        // activations of the largest batch
-#define ROWS_MAX 40     // of a checked matrix
+#define N_MAX 4200  // elements of the longest row
+#define B_MAX 17    // activations of the largest batch
+#define ROWS_MAX 40 // of a checked matrix
 #define OUT_STRIDE (ROWS_MAX + 3)
 
 static const uint32_t SIZES[] = {1, 3, 7, 8, 16, 31, 32, 33, 64, 100, 257, 2048, 4099};
@@ -22,7 +22,7 @@ static const uint32_t BATCHES[] = {1, 2, 3, 8, B_MAX};
 struct checker {
     const struct ew_cpu_check_config *config;
     struct ew_cpu_ops ref, ops;
-    struct ew_cpu_ops below;       // of the level below: what is the same there was checked there
+    struct ew_cpu_ops below; // of the level below: what is the same there was checked there
     uint64_t seed;
     bool failed;
     struct ew_cpu_check check;     // being filled
@@ -30,7 +30,7 @@ struct checker {
     uint8_t *bytes, *tiles;        // rows of a file, and packed
 };
 
-// ---- inputs and comparison -----------------------------------------------------------------------------------------------------
+// ---- inputs and comparison ----------------------------------------------------------------------
 
 // Mostly ordinary numbers; some zero, tiny, large, or of exactly the same size.
 static void fill(struct checker *checker, float *out, uint32_t n)
@@ -79,7 +79,7 @@ static bool wants(const struct checker *checker, const char *op, const char *var
 // Whether this level has its own form of a function.
 #define IS_NEW(field) (checker->ops.field != checker->below.field)
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
 // Sums of n squares in f32 lanes are within n / 16 * 2^-24 of the exact one; elements then get a few roundings each.
 static void check_norm(struct checker *checker, enum ew_norm_kind kind, const char *name)
@@ -92,19 +92,23 @@ static void check_norm(struct checker *checker, enum ew_norm_kind kind, const ch
         double bound = 4e-6;
 
         fill(checker, checker->a, n), fill(checker, checker->b, n), fill(checker, checker->c, n);
-        checker->ref.norm[kind](checker->want, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n, 1e-5f, 1);
-        checker->ops.norm[kind](checker->got, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n, 1e-5f, 1);
+        checker->ref.norm[kind](checker->want, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n,
+                                1e-5f, 1);
+        checker->ops.norm[kind](checker->got, checker->a, s % 3 ? checker->b : NULL, s % 2 ? checker->c : NULL, n,
+                                1e-5f, 1);
         for (uint32_t i = 0; i < n; i++) // the bias may take away what the norm left, and a mean most of its elements
             compare(checker, checker->got[i], checker->want[i],
-                    bound * (fabs(checker->want[i]) + (s % 2 ? fabs(checker->c[i]) : 0) + (kind == EW_NORM_LAYER ? 1 + fabs(checker->b[i]) : 0) + 1e-6));
+                    bound * (fabs(checker->want[i]) + (s % 2 ? fabs(checker->c[i]) : 0) +
+                             (kind == EW_NORM_LAYER ? 1 + fabs(checker->b[i]) : 0) + 1e-6));
         checker->check.n_cases++;
     }
     ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_NORM, (int)kind, &checker->check);
     end(checker);
 }
 
-static const char *const ACTS[] = {[EW_ACT_NONE] = "none", [EW_ACT_SILU] = "silu", [EW_ACT_GELU] = "gelu", [EW_ACT_GELU_TANH] = "gelu_tanh",
-                                   [EW_ACT_RELU] = "relu", [EW_ACT_RELU2] = "relu2", [EW_ACT_SIGMOID] = "sigmoid", [EW_ACT_TANH] = "tanh"};
+static const char *const ACTS[] = {
+    [EW_ACT_NONE] = "none", [EW_ACT_SILU] = "silu",   [EW_ACT_GELU] = "gelu",       [EW_ACT_GELU_TANH] = "gelu_tanh",
+    [EW_ACT_RELU] = "relu", [EW_ACT_RELU2] = "relu2", [EW_ACT_SIGMOID] = "sigmoid", [EW_ACT_TANH] = "tanh"};
 
 // math_tmpl.h: factors of x within 4e-7, as for large |x| the libm's own forms are not exact either.
 static void check_act(struct checker *checker, enum ew_act act)
@@ -119,7 +123,8 @@ static void check_act(struct checker *checker, enum ew_act act)
         checker->ref.act(checker->want, checker->a, n, act);
         checker->ops.act(checker->got, checker->a, n, act);
         for (uint32_t i = 0; i < n; i++)
-            compare(checker, checker->got[i], checker->want[i], 4e-7 * (1 + fabs(checker->want[i]) + fabs(checker->a[i])));
+            compare(checker, checker->got[i], checker->want[i],
+                    4e-7 * (1 + fabs(checker->want[i]) + fabs(checker->a[i])));
         checker->check.n_cases++;
     }
     ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_ACT, (int)act, &checker->check);
@@ -138,7 +143,8 @@ static void check_glu(struct checker *checker, enum ew_act act, float limit, flo
         checker->ref.glu(checker->want, checker->a, checker->b, n, act, limit, alpha);
         checker->ops.glu(checker->got, checker->a, checker->b, n, act, limit, alpha);
         for (uint32_t i = 0; i < n; i++)
-            compare(checker, checker->got[i], checker->want[i], 6e-7 * (1 + fabs(checker->a[i])) * (1 + fabs(checker->b[i])));
+            compare(checker, checker->got[i], checker->want[i],
+                    6e-7 * (1 + fabs(checker->a[i])) * (1 + fabs(checker->b[i])));
         checker->check.n_cases++;
     }
     ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_GLU, (int)act, &checker->check);
@@ -147,18 +153,26 @@ static void check_glu(struct checker *checker, enum ew_act act, float limit, flo
 
 enum plain_row { ADD, SCALE, SOFTCAP };
 
-static void run_plain(const struct ew_cpu_ops *ops, enum plain_row kind, float *out, const float *a, const float *b, uint32_t n)
+static void run_plain(const struct ew_cpu_ops *ops, enum plain_row kind, float *out, const float *a, const float *b,
+                      uint32_t n)
 {
     switch (kind) {
-    case ADD: ops->add(out, a, b, n, 0.7f); break;
-    case SCALE: ops->scale(out, a, n, -1.3f); break;
-    case SOFTCAP: ops->softcap(out, a, n, 5); break;
+    case ADD:
+        ops->add(out, a, b, n, 0.7f);
+        break;
+    case SCALE:
+        ops->scale(out, a, n, -1.3f);
+        break;
+    case SOFTCAP:
+        ops->softcap(out, a, n, 5);
+        break;
     }
 }
 
 static void check_plain(struct checker *checker, enum plain_row kind, const char *name)
 {
-    static const double BOUNDS[] = {[ADD] = 1.3e-7, [SCALE] = 1e-7, [SOFTCAP] = 1.5e-6}; // of the larger operand; 3e-7 of the cap
+    static const double BOUNDS[] = {
+        [ADD] = 1.3e-7, [SCALE] = 1e-7, [SOFTCAP] = 1.5e-6}; // of the larger operand; 3e-7 of the cap
 
     if (checker->ops.add == checker->below.add || !wants(checker, name, ""))
         return;
@@ -171,7 +185,8 @@ static void check_plain(struct checker *checker, enum plain_row kind, const char
         run_plain(&checker->ops, kind, checker->got, checker->a, checker->b, n);
         for (uint32_t i = 0; i < n; i++)
             compare(checker, checker->got[i], checker->want[i],
-                    BOUNDS[kind] * (kind == SOFTCAP ? 1 : 1e-12 + fabs(checker->a[i]) + (kind == ADD ? fabs(checker->b[i]) : 0)));
+                    BOUNDS[kind] *
+                        (kind == SOFTCAP ? 1 : 1e-12 + fabs(checker->a[i]) + (kind == ADD ? fabs(checker->b[i]) : 0)));
         checker->check.n_cases++;
     }
     end(checker);
@@ -179,7 +194,8 @@ static void check_plain(struct checker *checker, enum plain_row kind, const char
 
 static void check_rope(struct checker *checker, enum ew_rope_kind kind, const char *name)
 {
-    static const uint32_t DIMS[][2] = {{2, 2}, {16, 16}, {20, 32}, {24, 24}, {64, 64}, {128, 128}, {64, 96}}; // rotated, of a head
+    static const uint32_t DIMS[][2] = {{2, 2},   {16, 16},   {20, 32}, {24, 24},
+                                       {64, 64}, {128, 128}, {64, 96}}; // rotated, of a head
 
     if (!IS_NEW(rope) || !wants(checker, "rope", name))
         return;
@@ -231,9 +247,10 @@ static void check_quantise(struct checker *checker)
     end(checker);
 }
 
-// ---- attention -------------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
-// Decoding is exact but for one product; encoding may differ where the libm and the CPU round ties of f16 alike: not at all.
+// Decoding is exact but for one product; encoding may differ where the libm and the CPU round ties of f16
+// alike: not at all.
 static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char *name)
 {
     static const uint32_t DIMS[] = {1, 16, 20, 64, 80, 128};
@@ -248,8 +265,10 @@ static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char
 
         fill(checker, checker->a, n * n_tokens);
         for (uint32_t t = 0; t < n_tokens; t++) {
-            checker->ref.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->b + (uint64_t)t * n * element, &scales[0][t]);
-            checker->ops.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->c + (uint64_t)t * n * element, &scales[1][t]);
+            checker->ref.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->b + (uint64_t)t * n * element,
+                                   &scales[0][t]);
+            checker->ops.kv_encode(dtype, checker->a + t * n, n, (uint8_t *)checker->c + (uint64_t)t * n * element,
+                                   &scales[1][t]);
         }
         checker->ref.kv_decode(dtype, checker->b, scales[0], n_tokens, n, checker->want, stride);
         checker->ops.kv_decode(dtype, checker->c, scales[1], n_tokens, n, checker->got, stride);
@@ -333,18 +352,21 @@ static void check_values(struct checker *checker)
     end(checker);
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 static const struct {
     enum ew_cpu_layout layout;
     enum ew_dtype dtype;
-    int16_t f16_at[2];  // f16 fields of a block that must be ordinary numbers; -1: none
+    int16_t f16_at[2]; // f16 fields of a block that must be ordinary numbers; -1: none
 } FORMATS[] = {
-    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}}, {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}}, {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},
-    {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}}, {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}}, {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
-    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}}, {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}}, {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},
-    {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}}, {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}}, {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
-    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}}, {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}}, {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},
+    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}},      {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}},
+    {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},    {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}},
+    {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}},       {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
+    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}},      {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}},
+    {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},    {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}},
+    {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}},   {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
+    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}}, {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}},
+    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},
 };
 
 // Random codes, all values possible; scales of ordinary size and either sign.
@@ -374,7 +396,10 @@ static void fill_blocks(struct checker *checker, uint32_t format, uint32_t rows,
 
 static struct ew_cpu_matrix pack(struct checker *checker, uint32_t format, uint32_t rows, uint32_t cols)
 {
-    struct ew_cpu_matrix matrix = {.layout = FORMATS[format].layout, .dtype = FORMATS[format].dtype, .rows = rows, .cols = cols,
+    struct ew_cpu_matrix matrix = {.layout = FORMATS[format].layout,
+                                   .dtype = FORMATS[format].dtype,
+                                   .rows = rows,
+                                   .cols = cols,
                                    .data = checker->tiles};
     uint64_t row_bytes = ew_dtype_row_bytes(matrix.dtype, cols);
 
@@ -382,8 +407,8 @@ static struct ew_cpu_matrix pack(struct checker *checker, uint32_t format, uint3
     for (uint32_t tile = 0; tile < ew_cpu_tiles(rows); tile++) {
         uint32_t row = tile * EW_CPU_TILE_ROWS;
 
-        ew_cpu_tile_pack(&matrix, tile, matrix.dtype, checker->bytes + row * row_bytes, EW_MIN(rows - row, EW_CPU_TILE_ROWS), checker->tiles,
-                         checker->want);
+        ew_cpu_tile_pack(&matrix, tile, matrix.dtype, checker->bytes + row * row_bytes,
+                         EW_MIN(rows - row, EW_CPU_TILE_ROWS), checker->tiles, checker->want);
     }
     return matrix;
 }
@@ -401,9 +426,11 @@ static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matr
     }
 }
 
-// Sums of up to n / 32 group results in f32, each within half an ulp of what the sum holds: 4e-6 of all magnitudes is far above
-// it for 4096 columns, and far below any error of meaning. Minima may cancel, hence the largest weight of the row for each.
-static void compare_product(struct checker *checker, const struct ew_cpu_matrix *matrix, const float *bias, uint32_t n_rows)
+// Sums of up to n / 32 group results in f32, each within half an ulp of what the sum holds: 4e-6 of all
+// magnitudes is far above it for 4096 columns, and far below any error of meaning. Minima may cancel, hence
+// the largest weight of the row for each.
+static void compare_product(struct checker *checker, const struct ew_cpu_matrix *matrix, const float *bias,
+                            uint32_t n_rows)
 {
     float *row = checker->c;
 
@@ -418,7 +445,8 @@ static void compare_product(struct checker *checker, const struct ew_cpu_matrix 
 
             for (uint32_t i = 0; i < matrix->cols; i++)
                 size += fabs(checker->b[(uint64_t)b * matrix->cols + i]);
-            compare(checker, checker->got[b * OUT_STRIDE + r], checker->want[b * OUT_STRIDE + r], 1e-30 + 4e-6 * size * largest);
+            compare(checker, checker->got[b * OUT_STRIDE + r], checker->want[b * OUT_STRIDE + r],
+                    1e-30 + 4e-6 * size * largest);
         }
     }
 }
@@ -427,15 +455,22 @@ static void check_product(struct checker *checker, const struct ew_cpu_matrix *m
 {
     uint32_t q_stride = (matrix->cols + 63) & ~63u, group_stride = q_stride / EW_CPU_GROUP;
     int8_t *q = (int8_t *)(checker->tiles + (8u << 20)); // past any checked matrix
-    struct ew_cpu_q8 q8 = {q, (float *)(q + B_MAX * q_stride), (int16_t *)(q + 2 * B_MAX * q_stride), q_stride, group_stride};
-    struct ew_cpu_linear job = {.matrix = matrix, .x = checker->b, .q8 = &q8, .bias = n_rows % 2 ? checker->a : NULL,
-                                .out = checker->want, .n_rows = n_rows, .x_stride = matrix->cols, .out_stride = OUT_STRIDE,
+    struct ew_cpu_q8 q8 = {q, (float *)(q + B_MAX * q_stride), (int16_t *)(q + 2 * B_MAX * q_stride), q_stride,
+                           group_stride};
+    struct ew_cpu_linear job = {.matrix = matrix,
+                                .x = checker->b,
+                                .q8 = &q8,
+                                .bias = n_rows % 2 ? checker->a : NULL,
+                                .out = checker->want,
+                                .n_rows = n_rows,
+                                .x_stride = matrix->cols,
+                                .out_stride = OUT_STRIDE,
                                 .scratch = checker->c};
 
     fill(checker, checker->b, n_rows * matrix->cols), fill(checker, checker->a, matrix->rows);
     for (uint32_t b = 0; b < n_rows; b++)
-        checker->ref.quantise(checker->b + (uint64_t)b * matrix->cols, matrix->cols, q8.q + b * q_stride, q8.scale + b * group_stride,
-                              q8.sum + 2 * b * group_stride);
+        checker->ref.quantise(checker->b + (uint64_t)b * matrix->cols, matrix->cols, q8.q + b * q_stride,
+                              q8.scale + b * group_stride, q8.sum + 2 * b * group_stride);
     checker->ref.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
     job.out = checker->got;
     checker->ops.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
@@ -472,7 +507,7 @@ static void check_linear(struct checker *checker, uint32_t format)
     end(checker);
 }
 
-// ---- all -------------------------------------------------------------------------------------------------------------------
+// ---- all ----------------------------------------------------------------------------------------
 
 static void check_level(struct checker *checker)
 {
@@ -542,5 +577,6 @@ int ew_cpu_check_run(const struct ew_cpu_check_config *config, struct ew_error *
         check_level(&checker);
     }
     release(&checker);
-    return checker.failed ? ew_fail(err, EW_ERR_MISMATCH, "kernels differ from the reference by more than their bounds") : 0;
+    return checker.failed ? ew_fail(err, EW_ERR_MISMATCH, "kernels differ from the reference by more than their bounds")
+                          : 0;
 }

@@ -13,21 +13,21 @@
 // Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
 // integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
 struct ew_cpu_q8 {
-    int8_t *q;            // [n_rows, q_stride], zero past the row's end
-    float *scale;         // [n_rows, group_stride]
-    int16_t *sum;         // [n_rows, 2 * group_stride]
+    int8_t *q;    // [n_rows, q_stride], zero past the row's end
+    float *scale; // [n_rows, group_stride]
+    int16_t *sum; // [n_rows, 2 * group_stride]
     uint32_t q_stride, group_stride;
 };
 
 // One product out = x * matrix^T + bias of n_rows activations. Works on tiles of EW_CPU_TILE_ROWS rows of the matrix.
 struct ew_cpu_linear {
     const struct ew_cpu_matrix *matrix;
-    const float *x;              // [n_rows, x_stride]
-    const struct ew_cpu_q8 *q8;  // the same rows, where the layout wants them
-    const float *bias;           // [rows] or NULL
-    float *out;                  // [n_rows, out_stride]
+    const float *x;             // [n_rows, x_stride]
+    const struct ew_cpu_q8 *q8; // the same rows, where the layout wants them
+    const float *bias;          // [rows] or NULL
+    float *out;                 // [n_rows, out_stride]
     uint32_t n_rows, x_stride, out_stride;
-    float *scratch;              // of this thread, [cols]
+    float *scratch; // of this thread, [cols]
 };
 
 typedef void (*ew_cpu_linear_fn)(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
@@ -36,12 +36,11 @@ typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight,
 
 struct ew_cpu_ops {
     const char *isa; // the last initialiser that filled something
-    // What the machine can do at most, for `bench kernels`: reads memory; multiplies and adds, and returns how many of both.
-    uint32_t (*read_memory)(const void *data, uint64_t bytes);
+    // Multiplies and adds as fast as it can, for `bench kernels`; returns how many of both.
     double (*multiply_add)(uint64_t n_rounds, float *sink);
     ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
-    ew_cpu_norm_fn norm[2];  // enum ew_norm_kind; weight and bias may be NULL
+    ew_cpu_norm_fn norm[2]; // enum ew_norm_kind; weight and bias may be NULL
     void (*act)(float *out, const float *in, uint32_t n, enum ew_act act);
     void (*glu)(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha);
     void (*add)(float *out, const float *a, const float *b, uint32_t n, float scale); // a + scale * b
@@ -69,8 +68,8 @@ void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask);
 
 // Plain forms that others fall back to.
 void ew_cpu_ref_kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
-void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                          uint32_t out_stride);
+void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
+                          float *out, uint32_t out_stride);
 
 // Initialisers, one for each file that is compiled for an instruction set.
 void ew_cpu_avx2_init_linear(struct ew_cpu_ops *ops);

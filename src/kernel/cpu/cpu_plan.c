@@ -14,12 +14,12 @@ struct lowering {
     struct ew_cpu_plan *plan;
     const struct ew_program *program;
     const bool *needs_q8;
-    struct range *ranges;      // in order of definition
-    uint32_t *current;         // [n_slots] range that a slot's value belongs to at this op
-    uint32_t (*operands)[4];   // [n_ops] ranges of in, in2, in3, out
-    bool *is_busy;             // [n_buffers]
+    struct range *ranges;    // in order of definition
+    uint32_t *current;       // [n_slots] range that a slot's value belongs to at this op
+    uint32_t (*operands)[4]; // [n_ops] ranges of in, in2, in3, out
+    bool *is_busy;           // [n_buffers]
     uint32_t n_ranges;
-    uint32_t quantised;        // range whose 8-bit form is at hand
+    uint32_t quantised; // range whose 8-bit form is at hand
 };
 
 #define NO_RANGE UINT32_MAX
@@ -144,8 +144,12 @@ static struct ew_cpu_step *add_step(struct lowering *low, enum ew_cpu_step_kind 
     struct ew_cpu_step *step = &low->plan->steps[low->plan->n_steps++];
     const uint32_t *operand = low->operands[op];
 
-    *step = (struct ew_cpu_step){kind, op, buffer_of(low, operand[0]), buffer_of(low, operand[1]),
-                                 buffer_of(low, operand[2]), buffer_of(low, operand[3])};
+    *step = (struct ew_cpu_step){kind,
+                                 op,
+                                 buffer_of(low, operand[0]),
+                                 buffer_of(low, operand[1]),
+                                 buffer_of(low, operand[2]),
+                                 buffer_of(low, operand[3])};
     return step;
 }
 

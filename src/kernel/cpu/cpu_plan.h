@@ -12,9 +12,9 @@
 #define EW_CPU_NO_BUFFER UINT32_MAX
 
 struct ew_cpu_buffer {
-    uint32_t width;    // row stride in floats
-    bool logits_rows;  // rows are those of selected tokens
-    bool is_exact;     // holds one slot, stride == width: may be handed out
+    uint32_t width;   // row stride in floats
+    bool logits_rows; // rows are those of selected tokens
+    bool is_exact;    // holds one slot, stride == width: may be handed out
 };
 
 enum ew_cpu_step_kind {
@@ -42,12 +42,12 @@ struct ew_cpu_plan {
     const struct ew_program *program;
     struct ew_cpu_buffer *buffers;
     struct ew_cpu_step *steps;
-    struct ew_cpu_stage *stages;   // fused
-    struct ew_cpu_stage *singles;  // one step each, for traces
+    struct ew_cpu_stage *stages;  // fused
+    struct ew_cpu_stage *singles; // one step each, for traces
     uint32_t n_buffers, n_steps, n_stages, n_singles;
-    uint32_t result;               // buffer of the program's logits
+    uint32_t result; // buffer of the program's logits
     uint32_t result_width;
-    uint32_t q8_cols_max;          // widest input of a product that wants 8-bit activations, 0: none
+    uint32_t q8_cols_max; // widest input of a product that wants 8-bit activations, 0: none
 };
 
 // needs_q8: [n_weights], which matrices want 8-bit activations. Memory comes from the arena.

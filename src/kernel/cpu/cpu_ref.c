@@ -1,5 +1,5 @@
-// The plain C kernels: what every other variant is compared with. Compiled with -ffp-contract=off, so that they give the same
-// bits on every machine that has the same libm.
+// The plain C kernels: what every other variant is compared with. Compiled with -ffp-contract=off, so that
+// they give the same bits on every machine that has the same libm.
 
 #include "kernel/cpu/cpu_ops.h"
 
@@ -9,7 +9,7 @@
 #include "base/assert.h"
 #include "base/half.h"
 
-// ---- products --------------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 #define LANES 16
 
@@ -60,9 +60,10 @@ static void linear_decoded(const struct ew_cpu_linear *job, uint32_t tile, uint3
     }
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------------
+// ---- rows ---------------------------------------------------------------------------------------
 
-static void norm_rms(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+static void norm_rms(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
+                     float weight_offset)
 {
     double sum = 0;
     float factor;
@@ -74,7 +75,8 @@ static void norm_rms(float *out, const float *in, const float *weight, const flo
         out[i] = in[i] * factor * (weight ? weight[i] + weight_offset : 1) + (bias ? bias[i] : 0);
 }
 
-static void norm_layer(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+static void norm_layer(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
+                       float weight_offset)
 {
     double sum = 0, square = 0, mean;
     float factor;
@@ -92,14 +94,22 @@ static void norm_layer(float *out, const float *in, const float *weight, const f
 static float act_one(float x, enum ew_act act)
 {
     switch (act) {
-    case EW_ACT_SILU: return x / (1 + expf(-x));
-    case EW_ACT_GELU: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
-    case EW_ACT_GELU_TANH: return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    case EW_ACT_RELU: return x > 0 ? x : 0;
-    case EW_ACT_RELU2: return x > 0 ? x * x : 0;
-    case EW_ACT_SIGMOID: return 1 / (1 + expf(-x));
-    case EW_ACT_TANH: return tanhf(x);
-    case EW_ACT_NONE: break;
+    case EW_ACT_SILU:
+        return x / (1 + expf(-x));
+    case EW_ACT_GELU:
+        return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+    case EW_ACT_GELU_TANH:
+        return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case EW_ACT_RELU:
+        return x > 0 ? x : 0;
+    case EW_ACT_RELU2:
+        return x > 0 ? x * x : 0;
+    case EW_ACT_SIGMOID:
+        return 1 / (1 + expf(-x));
+    case EW_ACT_TANH:
+        return tanhf(x);
+    case EW_ACT_NONE:
+        break;
     }
     return x;
 }
@@ -112,7 +122,8 @@ static void act_row(float *out, const float *in, uint32_t n, enum ew_act act)
 
 // With a limit the gate is clamped from above and the other side from both; with alpha it is gpt-oss's form,
 // gate * sigmoid(alpha * gate) * (up + 1).
-static void glu_row(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha)
+static void glu_row(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit,
+                    float alpha)
 {
     for (uint32_t i = 0; i < n; i++) {
         float g = gate[i], u = up[i];
@@ -143,7 +154,8 @@ static void softcap_row(float *out, const float *in, uint32_t n, float cap)
         out[i] = cap * tanhf(in[i] / cap);
 }
 
-static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim, enum ew_rope_kind kind)
+static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim,
+                     enum ew_rope_kind kind)
 {
     uint32_t half = n_dims / 2, step = kind == EW_ROPE_HALVES ? 1 : 2, apart = kind == EW_ROPE_HALVES ? half : 1;
 
@@ -157,7 +169,7 @@ static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n
     }
 }
 
-// ---- caches ----------------------------------------------------------------------------------------------------------------
+// ---- caches -------------------------------------------------------------------------------------
 
 static float largest(const float *in, uint32_t n)
 {
@@ -193,13 +205,17 @@ void ew_cpu_ref_kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, v
     uint16_t *half = out;
 
     switch (dtype) {
-    case EW_KV_F32: memcpy(out, in, n * sizeof(*in)); break;
+    case EW_KV_F32:
+        memcpy(out, in, n * sizeof(*in));
+        break;
     case EW_KV_F16:
         for (uint32_t i = 0; i < n; i++)
             half[i] = ew_f16_of_f32(in[i]);
         break;
     case EW_KV_F8:
-    case EW_KV_I8: encode_8bit(dtype, in, n, out, scale); break;
+    case EW_KV_I8:
+        encode_8bit(dtype, in, n, out, scale);
+        break;
     }
 }
 
@@ -209,7 +225,9 @@ static void decode_row(enum ew_kv_dtype dtype, const void *in, float scale, uint
     const uint8_t *byte = in;
 
     switch (dtype) {
-    case EW_KV_F32: memcpy(out, in, n * sizeof(*out)); break;
+    case EW_KV_F32:
+        memcpy(out, in, n * sizeof(*out));
+        break;
     case EW_KV_F16:
         for (uint32_t i = 0; i < n; i++)
             out[i] = ew_f32_of_f16(half[i]);
@@ -225,8 +243,8 @@ static void decode_row(enum ew_kv_dtype dtype, const void *in, float scale, uint
     }
 }
 
-void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n, float *out,
-                          uint32_t out_stride)
+void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
+                          float *out, uint32_t out_stride)
 {
     uint64_t row_bytes = (uint64_t)n * (dtype == EW_KV_F32 ? 4 : dtype == EW_KV_F16 ? 2 : 1);
     bool scaled = dtype == EW_KV_F8 || dtype == EW_KV_I8;
@@ -236,7 +254,7 @@ void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t
                    out + (uint64_t)i * out_stride);
 }
 
-// ---- attention -------------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
 static void scores(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale)
 {
@@ -280,17 +298,7 @@ static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_
     }
 }
 
-// ---- limits of the machine ---------------------------------------------------------------------------------------------------
-
-static uint32_t read_memory(const void *data, uint64_t bytes)
-{
-    const uint64_t *words = data;
-    uint64_t sum = 0;
-
-    for (uint64_t i = 0; i < bytes / 8; i++)
-        sum |= words[i];
-    return (uint32_t)(sum | sum >> 32);
-}
+// ---- the machine's peak -------------------------------------------------------------------------
 
 static double multiply_add(uint64_t n_rounds, float *sink)
 {
@@ -311,9 +319,21 @@ static double multiply_add(uint64_t n_rounds, float *sink)
 void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
 {
     *ops = (struct ew_cpu_ops){
-        .isa = "reference", .read_memory = read_memory, .multiply_add = multiply_add, .quantise = quantise, .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
-        .act = act_row, .glu = glu_row, .add = add_row, .scale = scale_row, .softcap = softcap_row, .rope = rope_row,
-        .kv_encode = ew_cpu_ref_kv_encode, .kv_decode = ew_cpu_ref_kv_decode, .scores = scores, .exp_sum = exp_sum, .values = values,
+        .isa = "reference",
+        .multiply_add = multiply_add,
+        .quantise = quantise,
+        .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
+        .act = act_row,
+        .glu = glu_row,
+        .add = add_row,
+        .scale = scale_row,
+        .softcap = softcap_row,
+        .rope = rope_row,
+        .kv_encode = ew_cpu_ref_kv_encode,
+        .kv_decode = ew_cpu_ref_kv_decode,
+        .scores = scores,
+        .exp_sum = exp_sum,
+        .values = values,
     };
     for (int layout = 0; layout < EW_CPU_LAYOUT_COUNT; layout++)
         ops->linear[layout] = linear_decoded;

@@ -18,7 +18,7 @@ static const float *vector_of(const struct ew_cpu_backend *backend, uint32_t wei
     return weight == EW_WEIGHT_NONE ? NULL : backend->vectors[weight];
 }
 
-// ---- rotary tables --------------------------------------------------------------------------------------------------
+// ---- rotary tables ------------------------------------------------------------------------------
 
 // Position dimension of pair i: sections are counts of neighbouring pairs.
 static uint32_t section_of(const struct ew_rope *rope, uint32_t pair)
@@ -72,7 +72,7 @@ static void rope_tables(const struct ew_cpu_backend *backend, uint32_t t)
     }
 }
 
-// ---- steps on one row -----------------------------------------------------------------------------------------------
+// ---- steps on one row ---------------------------------------------------------------------------
 
 static void embed_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, float *out)
 {
@@ -129,15 +129,33 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     float *out = row_at(backend, step->out, row);
 
     switch (op->kind) {
-    case EW_OP_EMBED: embed_row(backend, op, row, out); break;
-    case EW_OP_POSITION: position_row(backend, op, row, in, out, scratch); break;
-    case EW_OP_NORM: norm_row(backend, op, in, out); break;
-    case EW_OP_ROPE: rope_row(backend, op, row, out); break;
-    case EW_OP_ACT: ops->act(out, in, width, op->act.act); break;
-    case EW_OP_GLU: ops->glu(out, in, in2, width, op->act.act, op->act.limit, op->act.alpha); break;
-    case EW_OP_ADD: ops->add(out, in, in2, width, op->add.scale); break;
-    case EW_OP_SCALE: ops->scale(out, in, width, op->mul.scale); break;
-    case EW_OP_SOFTCAP: ops->softcap(out, in, width, op->softcap.cap); break;
+    case EW_OP_EMBED:
+        embed_row(backend, op, row, out);
+        break;
+    case EW_OP_POSITION:
+        position_row(backend, op, row, in, out, scratch);
+        break;
+    case EW_OP_NORM:
+        norm_row(backend, op, in, out);
+        break;
+    case EW_OP_ROPE:
+        rope_row(backend, op, row, out);
+        break;
+    case EW_OP_ACT:
+        ops->act(out, in, width, op->act.act);
+        break;
+    case EW_OP_GLU:
+        ops->glu(out, in, in2, width, op->act.act, op->act.limit, op->act.alpha);
+        break;
+    case EW_OP_ADD:
+        ops->add(out, in, in2, width, op->add.scale);
+        break;
+    case EW_OP_SCALE:
+        ops->scale(out, in, width, op->mul.scale);
+        break;
+    case EW_OP_SOFTCAP:
+        ops->softcap(out, in, width, op->softcap.cap);
+        break;
     case EW_OP_SELECT:
     case EW_OP_ALL_REDUCE: // one device has the whole sum
         if (in != out)
@@ -146,7 +164,8 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     case EW_OP_LINEAR:
     case EW_OP_ATTENTION:
     case EW_OP_COUNT:
-    default: EW_ASSERT(!"an op on single rows");
+    default:
+        EW_ASSERT(!"an op on single rows");
     }
 }
 
@@ -177,14 +196,22 @@ static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu
 static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *scratch)
 {
     switch (step->kind) {
-    case EW_CPU_STEP_OP: op_row(backend, step, row, scratch); break;
-    case EW_CPU_STEP_ROPE_TABLES: rope_tables(backend, row); break;
-    case EW_CPU_STEP_QUANTISE: quantise_row(backend, step, row); break;
-    case EW_CPU_STEP_APPEND: append_row(backend, step, row); break;
+    case EW_CPU_STEP_OP:
+        op_row(backend, step, row, scratch);
+        break;
+    case EW_CPU_STEP_ROPE_TABLES:
+        rope_tables(backend, row);
+        break;
+    case EW_CPU_STEP_QUANTISE:
+        quantise_row(backend, step, row);
+        break;
+    case EW_CPU_STEP_APPEND:
+        append_row(backend, step, row);
+        break;
     }
 }
 
-// ---- stages ---------------------------------------------------------------------------------------------------------
+// ---- stages -------------------------------------------------------------------------------------
 
 static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
@@ -258,8 +285,12 @@ static void run_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage 
                       uint32_t thread, uint32_t n_threads)
 {
     switch (stage->kind) {
-    case EW_CPU_STAGE_CHAIN: run_chain(backend, stage, thread, n_threads); break;
-    case EW_CPU_STAGE_LINEAR: run_linear(backend, stage, next, thread, n_threads); break;
+    case EW_CPU_STAGE_CHAIN:
+        run_chain(backend, stage, thread, n_threads);
+        break;
+    case EW_CPU_STAGE_LINEAR:
+        run_linear(backend, stage, next, thread, n_threads);
+        break;
     case EW_CPU_STAGE_ATTENTION:
         ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], next, backend->work.scratch[thread]);
         break;

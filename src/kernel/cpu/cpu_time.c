@@ -8,11 +8,11 @@
 #include "base/clock.h"
 #include "kernel/cpu/cpu_backend.h"
 
-#define COLS 4096        // of timed rows and matrices
+#define COLS 4096 // of timed rows and matrices
 #define REPEATS 5
-#define ROUNDS 64        // of a row kernel in one measurement
+#define ROUNDS 64 // of a row kernel in one measurement
 
-// ---- rows: in the first cache, one row a thread --------------------------------------------------------------------------------
+// ---- rows: in the first cache, one row a thread -------------------------------------------------
 
 struct row_job {
     const struct ew_cpu_ops *ops;
@@ -27,11 +27,21 @@ static void run_row(const struct row_job *job, float *a)
     const struct ew_cpu_ops *ops = job->ops;
 
     switch (job->row) {
-    case EW_CPU_TIME_NORM: ops->norm[job->which](out, a, b, NULL, COLS, 1e-5f, 0); break;
-    case EW_CPU_TIME_ACT: ops->act(out, a, COLS, (enum ew_act)job->which); break;
-    case EW_CPU_TIME_GLU: ops->glu(out, a, b, COLS, (enum ew_act)job->which, 0, 0); break;
-    case EW_CPU_TIME_QUANTISE: ops->quantise(a, COLS, (int8_t *)out, more, (int16_t *)(more + COLS / 2)); break;
-    case EW_CPU_TIME_EXP: ops->exp_sum(a, COLS, 0); break;
+    case EW_CPU_TIME_NORM:
+        ops->norm[job->which](out, a, b, NULL, COLS, 1e-5f, 0);
+        break;
+    case EW_CPU_TIME_ACT:
+        ops->act(out, a, COLS, (enum ew_act)job->which);
+        break;
+    case EW_CPU_TIME_GLU:
+        ops->glu(out, a, b, COLS, (enum ew_act)job->which, 0, 0);
+        break;
+    case EW_CPU_TIME_QUANTISE:
+        ops->quantise(a, COLS, (int8_t *)out, more, (int16_t *)(more + COLS / 2));
+        break;
+    case EW_CPU_TIME_EXP:
+        ops->exp_sum(a, COLS, 0);
+        break;
     }
 }
 
@@ -57,7 +67,8 @@ static double best_of(struct ew_pool *pool, ew_pool_all_fn fn, void *ctx)
     return best;
 }
 
-void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row, int which, struct ew_cpu_check *out)
+void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row,
+                      int which, struct ew_cpu_check *out)
 {
     struct row_job job = {.ops = ops, .row = row, .which = which};
     uint32_t n_threads;
@@ -74,7 +85,7 @@ void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_
     ew_free(job.data);
 }
 
-// ---- products --------------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
 
 struct linear_job {
     const struct ew_cpu_ops *ops;
@@ -97,7 +108,8 @@ static void run_linear(void *ctx, uint32_t thread, uint32_t n_threads)
 }
 
 // Carves matrix, activations and results out of one region. Bytes of 0x11 are ordinary numbers in every layout.
-static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8, struct ew_cpu_region *region, uint32_t n_rows)
+static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8,
+                  struct ew_cpu_region *region, uint32_t n_rows)
 {
     uint64_t bytes = ew_cpu_matrix_shape(matrix);
     struct ew_cpu_carver carver = {0};
@@ -121,8 +133,8 @@ static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct
     return 0;
 }
 
-void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_layout layout, uint32_t n_rows,
-                        struct ew_cpu_check *out)
+void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops,
+                        enum ew_cpu_layout layout, uint32_t n_rows, struct ew_cpu_check *out)
 {
     struct ew_cpu_matrix matrix = {.layout = layout, .cols = COLS, .rows = EW_CPU_TILE_ROWS};
     struct ew_cpu_q8 q8 = {.q_stride = COLS, .group_stride = COLS / EW_CPU_GROUP};
@@ -148,51 +160,35 @@ void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct e
     ew_cpu_region_unmap(&region);
 }
 
-// ---- limits of the machine -------------------------------------------------------------------------------------------------
+// ---- the machine's peak -------------------------------------------------------------------------
 
-struct limit_job {
+#define PEAK_ROUNDS (4u << 20) // some 10 ms
+
+struct peak_job {
     struct ew_cpu_ops ops;
-    const uint8_t *data;
-    uint64_t bytes;       // of each thread
-    uint64_t n_rounds;
-    struct { _Alignas(64) float sink; double flops; uint32_t sum; } each[EW_POOL_THREADS_MAX];
+    struct {
+        _Alignas(64) float sink;
+        double flops;
+    } each[EW_POOL_THREADS_MAX];
 };
-
-static void run_read(void *ctx, uint32_t thread, uint32_t n_threads)
-{
-    struct limit_job *job = ctx;
-
-    job->each[thread].sum += job->ops.read_memory(job->data + thread * job->bytes, job->bytes);
-}
 
 static void run_multiply(void *ctx, uint32_t thread, uint32_t n_threads)
 {
-    struct limit_job *job = ctx;
+    struct peak_job *job = ctx;
 
-    job->each[thread].flops = job->ops.multiply_add(job->n_rounds, &job->each[thread].sink);
+    job->each[thread].flops = job->ops.multiply_add(PEAK_ROUNDS, &job->each[thread].sink);
 }
 
-int ew_cpu_measure_limits(struct ew_pool *pool, uint32_t isa_mask, uint64_t stream_bytes, struct ew_cpu_limits *out, struct ew_error *err)
+int ew_cpu_measure_flops(struct ew_pool *pool, uint32_t isa_mask, double *flops_s, struct ew_error *err)
 {
-    struct limit_job *job = ew_alloc_aligned(sizeof(*job));
-    uint32_t n_threads = ew_pool_threads(pool);
-    struct ew_cpu_region region = {0};
-    int rc;
+    struct peak_job *job = ew_alloc_aligned(sizeof(*job));
+    double seconds;
 
     if (!job)
         return ew_fail_memory(err, sizeof(*job), "the measurement");
-    rc = ew_cpu_region_map(&region, stream_bytes, "the memory to measure", err);
-    if (rc == 0) {
-        memset(region.data, 1, region.bytes);
-        ew_cpu_ops_init(&job->ops, isa_mask);
-        job->data = region.data;
-        job->bytes = stream_bytes / n_threads & ~(uint64_t)4095;
-        job->n_rounds = 4u << 20;
-        out->read_bytes_s = (double)job->bytes * n_threads / best_of(pool, run_read, job);
-        out->flops_s = 1 / best_of(pool, run_multiply, job);
-        out->flops_s *= job->each[0].flops * n_threads;
-    }
-    ew_cpu_region_unmap(&region);
+    ew_cpu_ops_init(&job->ops, isa_mask);
+    seconds = best_of(pool, run_multiply, job);
+    *flops_s = job->each[0].flops * ew_pool_threads(pool) / seconds;
     ew_free(job);
-    return rc;
+    return 0;
 }

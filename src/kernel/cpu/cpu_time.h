@@ -1,11 +1,13 @@
 #pragma once
-// How long kernels take, for cpu_check.c: on all threads, the best of some repeats. Does nothing where config->pool is NULL.
+// How long kernels take, for cpu_check.c: on all threads, the best of some repeats. Does nothing where
+// config->pool is NULL.
 
 #include "kernel/cpu/cpu_check.h"
 
 enum ew_cpu_time_row { EW_CPU_TIME_NORM, EW_CPU_TIME_ACT, EW_CPU_TIME_GLU, EW_CPU_TIME_QUANTISE, EW_CPU_TIME_EXP };
 
-void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row, int which, struct ew_cpu_check *out);
+void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row,
+                      int which, struct ew_cpu_check *out);
 // A product with weights that come from memory each time, with n_rows activations.
-void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_layout layout, uint32_t n_rows,
-                        struct ew_cpu_check *out);
+void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops,
+                        enum ew_cpu_layout layout, uint32_t n_rows, struct ew_cpu_check *out);

@@ -36,12 +36,14 @@ static int choose_vector(const struct ew_weight *weight, struct ew_cpu_weight_pl
 {
     if (weight->rows * weight->cols > UINT32_MAX)
         return ew_fail(err, EW_ERR_LIMIT, "weight %s has too many elements for a vector", weight->name);
-    *out = (struct ew_cpu_weight_plan){.layout = EW_CPU_LAYOUT_COUNT, .bytes = weight->rows * weight->cols * sizeof(float), .is_exact = true};
+    *out = (struct ew_cpu_weight_plan){
+        .layout = EW_CPU_LAYOUT_COUNT, .bytes = weight->rows * weight->cols * sizeof(float), .is_exact = true};
     return 0;
 }
 
 // The reference keeps matrices as the file has them; so do matrices whose rows are only looked up.
-static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, enum ew_dtype dtype, bool in_linear, bool *exact)
+static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, enum ew_dtype dtype, bool in_linear,
+                                        bool *exact)
 {
     *exact = true;
     if (backend->config.kernels == EW_KERNELS_REFERENCE || !in_linear)
@@ -58,14 +60,17 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_w
                          struct ew_cpu_weight_plan *out, struct ew_error *err)
 {
     const struct ew_dtype_info *info = ew_dtype_info(weight->source.dtype);
-    struct ew_cpu_matrix matrix = {.dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
+    struct ew_cpu_matrix matrix = {
+        .dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
     bool exact;
 
     if (!info->decode)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "weight %s has type %s, which holds no weights", weight->name, info->name);
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "weight %s has type %s, which holds no weights", weight->name,
+                       info->name);
     if (ew_dtype_row_bytes(weight->source.dtype, weight->cols) == 0)
-        return ew_fail(err, EW_ERR_FORMAT, "rows of weight %s have %llu elements, which blocks of type %s do not divide",
-                       weight->name, (unsigned long long)weight->cols, info->name);
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "rows of weight %s have %llu elements, which blocks of type %s do not divide", weight->name,
+                       (unsigned long long)weight->cols, info->name);
     if (!weight->is_matrix)
         return choose_vector(weight, out, err);
     matrix.layout = choose_layout(backend, matrix.dtype, in_linear, &exact);
@@ -86,8 +91,8 @@ static bool is_in_linear(const struct ew_program *program, uint32_t weight)
     return false;
 }
 
-int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program, struct ew_cpu_weight_plan *plans,
-                        uint64_t *bytes, struct ew_error *err)
+int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
+                        struct ew_cpu_weight_plan *plans, uint64_t *bytes, struct ew_error *err)
 {
     *bytes = 0;
     for (uint32_t i = 0; i < program->n_weights; i++) {
@@ -100,7 +105,7 @@ int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_pr
     return 0;
 }
 
-// ---- loading ---------------------------------------------------------------------------------------------------------------
+// ---- loading ------------------------------------------------------------------------------------
 
 static int load_vector(const struct ew_weight *weight, float *out, struct ew_error *err)
 {
@@ -137,7 +142,8 @@ static int report(struct progress *progress, uint64_t bytes, struct ew_error *er
 }
 
 // Rows as the file has them.
-static int load_file_rows(const struct ew_weight *weight, uint64_t row_bytes, uint8_t *dst, struct progress *progress, struct ew_error *err)
+static int load_file_rows(const struct ew_weight *weight, uint64_t row_bytes, uint8_t *dst, struct progress *progress,
+                          struct ew_error *err)
 {
     uint64_t step = EW_MAX(1, SLAB_BYTES / row_bytes);
 
@@ -158,11 +164,11 @@ struct packing {
     const struct ew_weight *weight;
     const struct ew_cpu_matrix *matrix;
     uint8_t *dst;
-    uint8_t *buffers;        // [n_threads, buffer_bytes]: 16 rows of the file, then one decoded row
+    uint8_t *buffers; // [n_threads, buffer_bytes]: 16 rows of the file, then one decoded row
     uint64_t buffer_bytes, rows_bytes;
-    uint32_t first;          // tile
+    uint32_t first; // tile
     _Atomic int rc;
-    struct ew_error *err;    // of whoever failed first
+    struct ew_error *err; // of whoever failed first
 };
 
 static uint64_t packing_rows_bytes(const struct ew_weight *weight)
@@ -184,14 +190,16 @@ static void pack_tile(void *ctx, uint32_t task, uint32_t thread)
         return;
     rc = weight->source.read(&weight->source, row, n, rows, &err);
     if (rc == 0)
-        ew_cpu_tile_pack(packing->matrix, tile, weight->source.dtype, rows, n, packing->dst, (float *)(rows + packing->rows_bytes));
+        ew_cpu_tile_pack(packing->matrix, tile, weight->source.dtype, rows, n, packing->dst,
+                         (float *)(rows + packing->rows_bytes));
     else if (atomic_compare_exchange_strong(&packing->rc, &ok, rc) && packing->err)
         *packing->err = err;
 }
 
 static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, struct progress *progress)
 {
-    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows), step = (uint32_t)EW_MAX(1, SLAB_BYTES / packing->rows_bytes);
+    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows),
+             step = (uint32_t)EW_MAX(1, SLAB_BYTES / packing->rows_bytes);
     int rc = 0;
 
     for (uint32_t tile = 0; tile < n_tiles && rc == 0; tile += step) {
@@ -206,10 +214,12 @@ static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, 
     return rc;
 }
 
-static int load_matrix(struct ew_cpu_backend *backend, const struct ew_weight *weight, const struct ew_cpu_matrix *matrix, uint8_t *dst,
-                       struct progress *progress, struct ew_error *err)
+static int load_matrix(struct ew_cpu_backend *backend, const struct ew_weight *weight,
+                       const struct ew_cpu_matrix *matrix, uint8_t *dst, struct progress *progress,
+                       struct ew_error *err)
 {
-    struct packing packing = {.weight = weight, .matrix = matrix, .dst = dst, .err = err, .rows_bytes = packing_rows_bytes(weight)};
+    struct packing packing = {
+        .weight = weight, .matrix = matrix, .dst = dst, .err = err, .rows_bytes = packing_rows_bytes(weight)};
     int rc;
 
     packing.buffer_bytes = packing.rows_bytes + ((weight->cols * sizeof(float) + 63) & ~(uint64_t)63);
@@ -238,8 +248,12 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
     uint8_t *dst = plan->is_mapped ? NULL : ew_cpu_carve(carver, plan->bytes);
 
     *matrix = (struct ew_cpu_matrix){
-        .layout = plan->layout, .dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols,
-        .data = plan->is_mapped ? weight->source.mapped : dst, .is_mapped = plan->is_mapped,
+        .layout = plan->layout,
+        .dtype = weight->source.dtype,
+        .rows = (uint32_t)weight->rows,
+        .cols = (uint32_t)weight->cols,
+        .data = plan->is_mapped ? weight->source.mapped : dst,
+        .is_mapped = plan->is_mapped,
     };
     if (plan->layout == EW_CPU_LAYOUT_COUNT) {
         int rc = load_vector(weight, (float *)dst, err);
@@ -258,7 +272,8 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
     return load_matrix(backend, weight, matrix, dst, progress, err);
 }
 
-static int load_all(struct ew_cpu_backend *backend, const struct ew_cpu_weight_plan *plans, struct progress *progress, struct ew_error *err)
+static int load_all(struct ew_cpu_backend *backend, const struct ew_cpu_weight_plan *plans, struct progress *progress,
+                    struct ew_error *err)
 {
     const struct ew_program *program = backend->program;
     struct ew_cpu_carver carver = {0};

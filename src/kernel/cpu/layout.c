@@ -31,23 +31,25 @@ const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout)
 
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout)
 {
-    static const char *const row_names[] = {[EW_CPU_FILE] = "file", [EW_CPU_F32] = "f32", [EW_CPU_F16] = "f16", [EW_CPU_BF16] = "bf16"};
+    static const char *const row_names[] = {
+        [EW_CPU_FILE] = "file", [EW_CPU_F32] = "f32", [EW_CPU_F16] = "f16", [EW_CPU_BF16] = "bf16"};
 
     return ew_cpu_layout_is_tiled(layout) ? INFOS[layout].name : row_names[layout];
 }
 
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code)
 {
-    static const uint16_t words[] = {[EW_CPU_CODE_I8] = 8, [EW_CPU_CODE_U4] = 4, [EW_CPU_CODE_U5] = 5, [EW_CPU_CODE_U6] = 6,
-                                     [EW_CPU_CODE_IQ4] = 4, [EW_CPU_CODE_E2M1] = 4};
+    static const uint16_t words[] = {[EW_CPU_CODE_I8] = 8, [EW_CPU_CODE_U4] = 4,  [EW_CPU_CODE_U5] = 5,
+                                     [EW_CPU_CODE_U6] = 6, [EW_CPU_CODE_IQ4] = 4, [EW_CPU_CODE_E2M1] = 4};
 
     return words[code] * 4u * EW_CPU_TILE_ROWS;
 }
 
 uint32_t ew_cpu_scale_bytes(enum ew_cpu_scale scale)
 {
-    static const uint16_t bytes[] = { // of a row
-        [EW_CPU_SCALE_F16] = 2, [EW_CPU_SCALE_MIN] = 4, [EW_CPU_SCALE_K] = 4 + 8 + 4, [EW_CPU_SCALE_S16] = 2 + 16,
+    static const uint16_t bytes[] = {
+        // of a row
+        [EW_CPU_SCALE_F16] = 2,     [EW_CPU_SCALE_MIN] = 4,  [EW_CPU_SCALE_K] = 4 + 8 + 4, [EW_CPU_SCALE_S16] = 2 + 16,
         [EW_CPU_SCALE_S32] = 2 + 8, [EW_CPU_SCALE_E8M0] = 1, [EW_CPU_SCALE_E4M3] = 2,
     };
 
@@ -64,9 +66,10 @@ enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact)
     static const struct {
         uint8_t dtype, layout;
     } EXACT[] = {
-        {EW_DTYPE_F32, EW_CPU_F32}, {EW_DTYPE_F16, EW_CPU_F16}, {EW_DTYPE_BF16, EW_CPU_BF16}, {EW_DTYPE_Q8_0, EW_CPU_I8},
-        {EW_DTYPE_Q4_0, EW_CPU_U4}, {EW_DTYPE_Q4_1, EW_CPU_U4_MIN}, {EW_DTYPE_Q4_K, EW_CPU_U4_K}, {EW_DTYPE_Q5_0, EW_CPU_U5},
-        {EW_DTYPE_Q5_1, EW_CPU_U5_MIN}, {EW_DTYPE_Q5_K, EW_CPU_U5_K}, {EW_DTYPE_Q6_K, EW_CPU_U6_K}, {EW_DTYPE_IQ4_NL, EW_CPU_IQ4},
+        {EW_DTYPE_F32, EW_CPU_F32},       {EW_DTYPE_F16, EW_CPU_F16},     {EW_DTYPE_BF16, EW_CPU_BF16},
+        {EW_DTYPE_Q8_0, EW_CPU_I8},       {EW_DTYPE_Q4_0, EW_CPU_U4},     {EW_DTYPE_Q4_1, EW_CPU_U4_MIN},
+        {EW_DTYPE_Q4_K, EW_CPU_U4_K},     {EW_DTYPE_Q5_0, EW_CPU_U5},     {EW_DTYPE_Q5_1, EW_CPU_U5_MIN},
+        {EW_DTYPE_Q5_K, EW_CPU_U5_K},     {EW_DTYPE_Q6_K, EW_CPU_U6_K},   {EW_DTYPE_IQ4_NL, EW_CPU_IQ4},
         {EW_DTYPE_IQ4_XS, EW_CPU_IQ4_XS}, {EW_DTYPE_MXFP4, EW_CPU_MXFP4}, {EW_DTYPE_NVFP4, EW_CPU_NVFP4},
     };
 
@@ -98,11 +101,12 @@ uint64_t ew_cpu_matrix_shape(struct ew_cpu_matrix *matrix)
         return __builtin_mul_overflow(matrix->row_bytes, (uint64_t)matrix->rows, &bytes) ? 0 : bytes;
     }
     matrix->scale_at = n_groups * ew_cpu_code_bytes(info->code);
-    matrix->tile_bytes = matrix->scale_at + round_up(n_groups / ew_cpu_scale_groups(info->scale) * ew_cpu_scale_bytes(info->scale));
+    matrix->tile_bytes = matrix->scale_at +
+                         round_up(n_groups / ew_cpu_scale_groups(info->scale) * ew_cpu_scale_bytes(info->scale));
     return __builtin_mul_overflow(matrix->tile_bytes, (uint64_t)ew_cpu_tiles(matrix->rows), &bytes) ? 0 : bytes;
 }
 
-// ---- one row out of a tile -------------------------------------------------------------------------------------------------
+// ---- one row out of a tile ----------------------------------------------------------------------
 
 // Code of element e of a group, as the number that the scale multiplies, before the offset.
 static int code_at(enum ew_cpu_code code, const uint8_t *group, uint32_t row, uint32_t e)
@@ -111,12 +115,18 @@ static int code_at(enum ew_cpu_code code, const uint8_t *group, uint32_t row, ui
     uint32_t nibble = group[word * 64 + at] >> (4 * half) & 15;
 
     switch (code) {
-    case EW_CPU_CODE_I8: return (int8_t)group[e / 4 * 64 + at];
-    case EW_CPU_CODE_U4: return (int)nibble;
-    case EW_CPU_CODE_U5: return (int)(nibble | (group[256 + at] >> (e / 4) & 1u) << 4);
-    case EW_CPU_CODE_U6: return (int)(nibble | (group[256 + 64 * half + at] >> (2 * word) & 3u) << 4);
-    case EW_CPU_CODE_IQ4: return ew_cpu_values_iq4[nibble];
-    case EW_CPU_CODE_E2M1: return ew_cpu_values_e2m1[nibble];
+    case EW_CPU_CODE_I8:
+        return (int8_t)group[e / 4 * 64 + at];
+    case EW_CPU_CODE_U4:
+        return (int)nibble;
+    case EW_CPU_CODE_U5:
+        return (int)(nibble | (group[256 + at] >> (e / 4) & 1u) << 4);
+    case EW_CPU_CODE_U6:
+        return (int)(nibble | (group[256 + 64 * half + at] >> (2 * word) & 3u) << 4);
+    case EW_CPU_CODE_IQ4:
+        return ew_cpu_values_iq4[nibble];
+    case EW_CPU_CODE_E2M1:
+        return ew_cpu_values_e2m1[nibble];
     }
     return 0;
 }
@@ -142,27 +152,43 @@ static float half_e4m3(uint8_t e)
 
 static void k_scale_at(const uint8_t *record, uint32_t group, uint32_t row, float *scale, float *min)
 {
-    uint8_t low = record[64 + group * 16 + row], high = (uint8_t)(record[192 + group / 2 * 16 + row] >> (group % 2 * 4));
+    uint8_t low = record[64 + group * 16 + row],
+            high = (uint8_t)(record[192 + group / 2 * 16 + row] >> (group % 2 * 4));
 
     *scale = f16_at(record, row) * (float)((low & 15) | (high & 3) << 4);
     *min = -f16_at(record + 32, row) * (float)(low >> 4 | (high >> 2 & 3) << 4);
 }
 
 // Scale and minimum of half group `half` of a row; `scales` are those of the tile.
-static void scale_at(enum ew_cpu_scale kind, const uint8_t *scales, uint32_t row, uint32_t group, uint32_t half, float *scale, float *min)
+static void scale_at(enum ew_cpu_scale kind, const uint8_t *scales, uint32_t row, uint32_t group, uint32_t half,
+                     float *scale, float *min)
 {
     const uint8_t *record = scales + (uint64_t)(group / ew_cpu_scale_groups(kind)) * ew_cpu_scale_bytes(kind);
 
     *scale = *min = 0;
     group %= EW_CPU_SUPER;
     switch (kind) {
-    case EW_CPU_SCALE_F16: *scale = f16_at(record, row); break;
-    case EW_CPU_SCALE_MIN: *scale = f16_at(record, row), *min = f16_at(record + 32, row); break;
-    case EW_CPU_SCALE_K: k_scale_at(record, group, row, scale, min); break;
-    case EW_CPU_SCALE_S16: *scale = f16_at(record, row) * (int8_t)record[32 + (2 * group + half) * 16 + row]; break;
-    case EW_CPU_SCALE_S32: *scale = f16_at(record, row) * (int8_t)record[32 + group * 16 + row]; break;
-    case EW_CPU_SCALE_E8M0: *scale = half_e8m0(record[row]); break;
-    case EW_CPU_SCALE_E4M3: *scale = half_e4m3(record[16 * half + row]); break;
+    case EW_CPU_SCALE_F16:
+        *scale = f16_at(record, row);
+        break;
+    case EW_CPU_SCALE_MIN:
+        *scale = f16_at(record, row), *min = f16_at(record + 32, row);
+        break;
+    case EW_CPU_SCALE_K:
+        k_scale_at(record, group, row, scale, min);
+        break;
+    case EW_CPU_SCALE_S16:
+        *scale = f16_at(record, row) * (int8_t)record[32 + (2 * group + half) * 16 + row];
+        break;
+    case EW_CPU_SCALE_S32:
+        *scale = f16_at(record, row) * (int8_t)record[32 + group * 16 + row];
+        break;
+    case EW_CPU_SCALE_E8M0:
+        *scale = half_e8m0(record[row]);
+        break;
+    case EW_CPU_SCALE_E4M3:
+        *scale = half_e4m3(record[16 * half + row]);
+        break;
     }
 }
 
@@ -184,7 +210,8 @@ static void tile_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *ou
 
 void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out)
 {
-    static const enum ew_dtype dtypes[] = {[EW_CPU_F32] = EW_DTYPE_F32, [EW_CPU_F16] = EW_DTYPE_F16, [EW_CPU_BF16] = EW_DTYPE_BF16};
+    static const enum ew_dtype dtypes[] = {
+        [EW_CPU_F32] = EW_DTYPE_F32, [EW_CPU_F16] = EW_DTYPE_F16, [EW_CPU_BF16] = EW_DTYPE_BF16};
     enum ew_dtype dtype;
 
     if (ew_cpu_layout_is_tiled(matrix->layout)) {

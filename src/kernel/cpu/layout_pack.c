@@ -1,5 +1,5 @@
-// Rows as files have them into tiles. The encodings are those of the GGUF specification and of the type definitions of the
-// ggml project; format/quant_*.c decodes the same ones and is what the tests compare with.
+// Rows as files have them into tiles. The encodings are those of the GGUF specification and of the type
+// definitions of the ggml project; format/quant_*.c decodes the same ones and is what the tests compare with.
 
 #include <math.h>
 #include <string.h>
@@ -10,9 +10,9 @@
 
 // One group of one row, unpacked.
 struct group {
-    uint8_t codes[32]; // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
-    uint8_t high[32];  // bits 4 and 5 of each element
-    uint16_t scale, min; // f16
+    uint8_t codes[32];           // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
+    uint8_t high[32];            // bits 4 and 5 of each element
+    uint16_t scale, min;         // f16
     uint8_t small[2], small_min; // scales under a super-group's; E8M0; E4M3
 };
 
@@ -26,7 +26,7 @@ static uint32_t u32_at(const uint8_t *p)
     return u16_at(p) | (uint32_t)u16_at(p + 2) << 16;
 }
 
-// ---- unpacking: one function a family of types -------------------------------------------------------------------------------
+// ---- unpacking: one function a family of types --------------------------------------------------
 
 static void unpack_q8_0(const uint8_t *row, uint32_t group, struct group *out)
 {
@@ -133,7 +133,8 @@ static void unpack_iq4_xs(const uint8_t *row, uint32_t group, struct group *out)
 
     row += 136ull * (group / 8);
     out->scale = u16_at(row);
-    out->small[0] = (uint8_t)(((row[4 + sub / 2] >> (sub % 2 * 4) & 15) | (u16_at(row + 2) >> (2 * sub) & 3) << 4) - 32);
+    out->small[0] = (uint8_t)(((row[4 + sub / 2] >> (sub % 2 * 4) & 15) | (u16_at(row + 2) >> (2 * sub) & 3) << 4) -
+                              32);
     memcpy(out->codes, row + 8 + 16 * sub, 16);
 }
 
@@ -165,19 +166,31 @@ typedef void (*unpack_fn)(const uint8_t *row, uint32_t group, struct group *out)
 static unpack_fn unpacker(enum ew_dtype dtype)
 {
     switch (dtype) {
-    case EW_DTYPE_Q8_0: return unpack_q8_0;
+    case EW_DTYPE_Q8_0:
+        return unpack_q8_0;
     case EW_DTYPE_Q4_0:
-    case EW_DTYPE_IQ4_NL: return unpack_q4_0;
-    case EW_DTYPE_Q4_1: return unpack_q4_1;
-    case EW_DTYPE_Q5_0: return unpack_q5_0;
-    case EW_DTYPE_Q5_1: return unpack_q5_1;
-    case EW_DTYPE_Q4_K: return unpack_q4_k;
-    case EW_DTYPE_Q5_K: return unpack_q5_k;
-    case EW_DTYPE_Q6_K: return unpack_q6_k;
-    case EW_DTYPE_IQ4_XS: return unpack_iq4_xs;
-    case EW_DTYPE_MXFP4: return unpack_mxfp4;
-    case EW_DTYPE_NVFP4: return unpack_nvfp4;
-    default: return NULL;
+    case EW_DTYPE_IQ4_NL:
+        return unpack_q4_0;
+    case EW_DTYPE_Q4_1:
+        return unpack_q4_1;
+    case EW_DTYPE_Q5_0:
+        return unpack_q5_0;
+    case EW_DTYPE_Q5_1:
+        return unpack_q5_1;
+    case EW_DTYPE_Q4_K:
+        return unpack_q4_k;
+    case EW_DTYPE_Q5_K:
+        return unpack_q5_k;
+    case EW_DTYPE_Q6_K:
+        return unpack_q6_k;
+    case EW_DTYPE_IQ4_XS:
+        return unpack_iq4_xs;
+    case EW_DTYPE_MXFP4:
+        return unpack_mxfp4;
+    case EW_DTYPE_NVFP4:
+        return unpack_nvfp4;
+    default:
+        return NULL;
     }
 }
 
@@ -197,7 +210,7 @@ static void quantise_group(const float *in, struct group *out)
     }
 }
 
-// ---- packing ---------------------------------------------------------------------------------------------------------------
+// ---- packing ------------------------------------------------------------------------------------
 
 static void put_codes(enum ew_cpu_code code, const struct group *in, uint32_t row, uint8_t *group)
 {
@@ -223,7 +236,9 @@ static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t 
         memcpy(record + 32 + 2 * row, &in->min, 2);
         memcpy(record + 2 * row, &in->scale, 2);
         break;
-    case EW_CPU_SCALE_F16: memcpy(record + 2 * row, &in->scale, 2); break;
+    case EW_CPU_SCALE_F16:
+        memcpy(record + 2 * row, &in->scale, 2);
+        break;
     case EW_CPU_SCALE_K:
         memcpy(record + 2 * row, &in->scale, 2);
         memcpy(record + 32 + 2 * row, &in->min, 2);
@@ -239,7 +254,9 @@ static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t 
         memcpy(record + 2 * row, &in->scale, 2);
         record[32 + sub * 16 + row] = in->small[0];
         break;
-    case EW_CPU_SCALE_E8M0: record[row] = in->small[0]; break;
+    case EW_CPU_SCALE_E8M0:
+        record[row] = in->small[0];
+        break;
     case EW_CPU_SCALE_E4M3:
         record[row] = in->small[0];
         record[16 + row] = in->small[1];
@@ -263,8 +280,8 @@ static void convert_row(const struct ew_cpu_matrix *matrix, const float *in, uin
     }
 }
 
-static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtype, const uint8_t *src, uint32_t row, uint8_t *dst,
-                          float *scratch)
+static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtype, const uint8_t *src, uint32_t row,
+                          uint8_t *dst, float *scratch)
 {
     const struct ew_cpu_layout_info *info = ew_cpu_layout_info(matrix->layout);
     uint32_t code_bytes = ew_cpu_code_bytes(info->code), scale_bytes = ew_cpu_scale_bytes(info->scale),
@@ -281,12 +298,13 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
         else
             quantise_group(scratch + (uint64_t)g * EW_CPU_GROUP, &group);
         put_codes(info->code, &group, row, dst + (uint64_t)g * code_bytes);
-        put_scales(info->scale, &group, row, g % EW_CPU_SUPER, dst + matrix->scale_at + (uint64_t)(g / span) * scale_bytes);
+        put_scales(info->scale, &group, row, g % EW_CPU_SUPER,
+                   dst + matrix->scale_at + (uint64_t)(g / span) * scale_bytes);
     }
 }
 
-void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew_dtype dtype, const uint8_t *rows, uint32_t n_rows,
-                      uint8_t *dst, float *scratch)
+void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew_dtype dtype, const uint8_t *rows,
+                      uint32_t n_rows, uint8_t *dst, float *scratch)
 {
     uint64_t src_bytes = ew_dtype_row_bytes(dtype, matrix->cols);
 
@@ -299,7 +317,8 @@ void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew
     for (uint32_t row = 0; row < n_rows; row++, rows += src_bytes) {
         if (ew_cpu_layout_is_tiled(matrix->layout)) {
             pack_tile_row(matrix, dtype, rows, row, dst, scratch);
-        } else if (src_bytes == matrix->row_bytes && (dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16)) {
+        } else if (src_bytes == matrix->row_bytes &&
+                   (dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16)) {
             memcpy(dst + row * matrix->row_bytes, rows, src_bytes);
         } else {
             ew_dtype_info(dtype)->decode(rows, scratch, matrix->cols);

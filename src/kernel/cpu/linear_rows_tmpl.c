@@ -1,6 +1,7 @@
 // Products with matrices of f32, f16 and bf16 in rows, activations in f32; included once for each instruction set.
 //
-// Each result is summed in VF lanes in the order of the columns, however many rows and activations are computed together.
+// Each result is summed in VF lanes in the order of the columns, however many rows and activations are
+// computed together.
 
 #include "base/assert.h"
 #include "kernel/cpu/cpu_ops.h"
@@ -35,7 +36,8 @@ VEC_INLINE vf load_last_x(const float *x, uint32_t n)
 }
 
 // n_w rows of the matrix by n_x activations, constants where this is inlined.
-VEC_INLINE void block(enum ew_cpu_layout layout, const struct ew_cpu_linear *job, uint32_t row, uint32_t n_w, uint32_t b, uint32_t n_x)
+VEC_INLINE void block(enum ew_cpu_layout layout, const struct ew_cpu_linear *job, uint32_t row, uint32_t n_w,
+                      uint32_t b, uint32_t n_x)
 {
     const uint8_t *w = job->matrix->data + row * job->matrix->row_bytes;
     const float *x = job->x + (uint64_t)b * job->x_stride;
@@ -58,11 +60,13 @@ VEC_INLINE void block(enum ew_cpu_layout layout, const struct ew_cpu_linear *job
     left = cols - i;
     for (uint32_t r = 0; r < n_w && left; r++) {
         for (uint32_t k = 0; k < n_x; k++)
-            acc[r][k] = vf_fma(load_last(layout, w + r * row_bytes, i, left), load_last_x(x + (uint64_t)k * job->x_stride + i, left), acc[r][k]);
+            acc[r][k] = vf_fma(load_last(layout, w + r * row_bytes, i, left),
+                               load_last_x(x + (uint64_t)k * job->x_stride + i, left), acc[r][k]);
     }
     for (uint32_t r = 0; r < n_w; r++) {
         for (uint32_t k = 0; k < n_x; k++)
-            job->out[(uint64_t)(b + k) * job->out_stride + row + r] = vf_sum(acc[r][k]) + (job->bias ? job->bias[row + r] : 0);
+            job->out[(uint64_t)(b + k) * job->out_stride + row + r] = vf_sum(acc[r][k]) +
+                                                                      (job->bias ? job->bias[row + r] : 0);
     }
 }
 
@@ -88,12 +92,11 @@ VEC_INLINE void some_rows(enum ew_cpu_layout layout, const struct ew_cpu_linear 
     }
 }
 
-#define DEFINE(name, layout)                                                                       \
-    static void linear_##name(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)  \
-    {                                                                                              \
-        for (; tile < tile_end; tile++)                                                            \
-            some_rows(layout, job, tile * EW_CPU_TILE_ROWS,                                        \
-                      EW_MIN((tile + 1) * EW_CPU_TILE_ROWS, job->matrix->rows));                   \
+#define DEFINE(name, layout)                                                                                           \
+    static void linear_##name(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)                       \
+    {                                                                                                                  \
+        for (; tile < tile_end; tile++)                                                                                \
+            some_rows(layout, job, tile *EW_CPU_TILE_ROWS, EW_MIN((tile + 1) * EW_CPU_TILE_ROWS, job->matrix->rows));  \
     }
 
 DEFINE(f32, EW_CPU_F32)

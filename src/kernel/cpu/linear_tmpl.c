@@ -1,11 +1,13 @@
 // Products with tile layouts, on the primitives of vec_*.h; included once for each instruction set.
 //
-// For each group of 32 columns the integer products of the codes of VF rows at a time with one activation's 8-bit values are
-// summed exactly; the sum joins a row's f32 total with one rounding for the scale's product and one for the addition. Groups
-// are taken in order and rows of activations do not meet, so that the result depends neither on how many there are nor
-// on which instruction set computes it (but for its rounding of a * b + c).
+// For each group of 32 columns the integer products of the codes of VF rows at a time with one activation's
+// 8-bit values are summed exactly; the sum joins a row's f32 total with one rounding for the scale's product
+// and one for the addition. Groups are taken in order and rows of activations do not meet, so that the result
+// depends neither on how many there are nor on which instruction set computes it (but for its rounding of a *
+// b + c).
 //
-// Weights are read once for every ACTIVATIONS_MAX rows of activations from memory, and a tile stays in the first caches for the others.
+// Weights are read once for every ACTIVATIONS_MAX rows of activations from memory, and a tile stays in the
+// first caches for the others.
 
 #include "base/assert.h"
 #include "kernel/cpu/cpu_ops.h"
@@ -29,7 +31,7 @@ struct scales { // of VF rows and one group, or its two halves
     vf first, second, min;
 };
 
-// ---- codes -----------------------------------------------------------------------------------------------------------------
+// ---- codes --------------------------------------------------------------------------------------
 
 // Words `word` and `word + 4` of VF rows; `group` points at the first of these rows.
 VEC_INLINE void load_codes(enum ew_cpu_code code, const uint8_t *group, uint32_t word, vb *low, vb *high)
@@ -62,16 +64,19 @@ VEC_INLINE struct part add_product(enum ew_cpu_code code, struct part part, vb w
 {
     switch (code) {
     case EW_CPU_CODE_I8:
-    case EW_CPU_CODE_IQ4: return part_signed(part, w, a);
-    case EW_CPU_CODE_E2M1: return part_small(part, w, a);
+    case EW_CPU_CODE_IQ4:
+        return part_signed(part, w, a);
+    case EW_CPU_CODE_E2M1:
+        return part_small(part, w, a);
     case EW_CPU_CODE_U4:
     case EW_CPU_CODE_U5:
-    case EW_CPU_CODE_U6: break;
+    case EW_CPU_CODE_U6:
+        break;
     }
     return part_unsigned(part, w, a);
 }
 
-// ---- scales ----------------------------------------------------------------------------------------------------------------
+// ---- scales -------------------------------------------------------------------------------------
 
 VEC_INLINE vf half_e4m3(const uint8_t *p) // its bits as those of an f32 that is 2^120 times smaller
 {
@@ -85,7 +90,8 @@ VEC_INLINE vf half_e8m0(const uint8_t *p)
 
 VEC_INLINE struct scales k_scales(const uint8_t *record, uint32_t sub, uint32_t row)
 {
-    vi low = vi_u8(record + 64 + sub * 16 + row), high = vi_shr(vi_u8(record + 192 + sub / 2 * 16 + row), (int)(sub % 2 * 4));
+    vi low = vi_u8(record + 64 + sub * 16 + row),
+       high = vi_shr(vi_u8(record + 192 + sub / 2 * 16 + row), (int)(sub % 2 * 4));
     vi scale = vi_or(vi_and(low, vi_set1(15)), vi_shl(vi_and(high, vi_set1(3)), 4));
     vi min = vi_or(vi_shr(low, 4), vi_shl(vi_and(vi_shr(high, 2), vi_set1(3)), 4));
 
@@ -101,11 +107,13 @@ VEC_INLINE struct scales load_scales(enum ew_cpu_scale kind, const uint8_t *scal
     const uint8_t *record;
 
     switch (kind) {
-    case EW_CPU_SCALE_F16: return (struct scales){.first = vf_load_f16(scales + group * 32 + 2 * row)};
+    case EW_CPU_SCALE_F16:
+        return (struct scales){.first = vf_load_f16(scales + group * 32 + 2 * row)};
     case EW_CPU_SCALE_MIN:
         record = scales + group * 64 + 2 * row;
         return (struct scales){.first = vf_load_f16(record), .min = vf_load_f16(record + 32)};
-    case EW_CPU_SCALE_K: return k_scales(scales + group / EW_CPU_SUPER * 256, sub, row);
+    case EW_CPU_SCALE_K:
+        return k_scales(scales + group / EW_CPU_SUPER * 256, sub, row);
     case EW_CPU_SCALE_S16:
         record = scales + group / EW_CPU_SUPER * 288;
         return (struct scales){
@@ -114,11 +122,15 @@ VEC_INLINE struct scales load_scales(enum ew_cpu_scale kind, const uint8_t *scal
         };
     case EW_CPU_SCALE_S32:
         record = scales + group / EW_CPU_SUPER * 160;
-        return (struct scales){.first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(record + 32 + sub * 16 + row)))};
-    case EW_CPU_SCALE_E8M0: return (struct scales){.first = half_e8m0(scales + group * 16 + row)};
-    case EW_CPU_SCALE_E4M3: break;
+        return (struct scales){
+            .first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(record + 32 + sub * 16 + row)))};
+    case EW_CPU_SCALE_E8M0:
+        return (struct scales){.first = half_e8m0(scales + group * 16 + row)};
+    case EW_CPU_SCALE_E4M3:
+        break;
     }
-    return (struct scales){.first = half_e4m3(scales + group * 32 + row), .second = half_e4m3(scales + group * 32 + 16 + row)};
+    return (struct scales){.first = half_e4m3(scales + group * 32 + row),
+                           .second = half_e4m3(scales + group * 32 + 16 + row)};
 }
 
 VEC_INLINE bool has_halves(enum ew_cpu_scale kind)
@@ -131,7 +143,7 @@ VEC_INLINE bool has_minimum(enum ew_cpu_scale kind)
     return kind == EW_CPU_SCALE_MIN || kind == EW_CPU_SCALE_K;
 }
 
-// ---- one group of VF rows --------------------------------------------------------------------------------------------------
+// ---- one group of VF rows -----------------------------------------------------------------------
 
 VEC_INLINE vf sum_less_offset(struct part part, int offset, int32_t sum)
 {
@@ -156,11 +168,15 @@ VEC_INLINE vf join(enum ew_cpu_scale kind, int offset, vf acc, struct scales s, 
     return has_minimum(kind) ? vf_fma(s.min, vf_set1(scale * (float)(sum[0] + sum[1])), acc) : acc;
 }
 
-VEC_INLINE void group_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct tile *tile, uint32_t group, uint32_t row,
-                           const struct activations *x, uint32_t n, vf *acc)
+VEC_INLINE void group_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct tile *tile,
+                           uint32_t group, uint32_t row, const struct activations *x, uint32_t n, vf *acc)
 {
-    const uint8_t *codes = tile->codes + (uint64_t)group * (code == EW_CPU_CODE_I8 ? 512 : code == EW_CPU_CODE_U5 ? 320 :
-                                                            code == EW_CPU_CODE_U6 ? 384 : 256) + 4 * row;
+    const uint8_t *codes = tile->codes +
+                           (uint64_t)group * (code == EW_CPU_CODE_I8   ? 512
+                                              : code == EW_CPU_CODE_U5 ? 320
+                                              : code == EW_CPU_CODE_U6 ? 384
+                                                                       : 256) +
+                           4 * row;
     struct part first[ACTIVATIONS_MAX], second[ACTIVATIONS_MAX];
     struct scales s = load_scales(kind, tile->scales, group, row);
 
@@ -189,7 +205,7 @@ VEC_INLINE void group_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int of
         acc[b] = join(kind, offset, acc[b], s, first[b], second[b], x, b, group);
 }
 
-// ---- tiles -----------------------------------------------------------------------------------------------------------------
+// ---- tiles --------------------------------------------------------------------------------------
 
 VEC_INLINE void store_row(const struct ew_cpu_linear *job, uint32_t tile, uint32_t b, const float *sums)
 {
@@ -201,8 +217,8 @@ VEC_INLINE void store_row(const struct ew_cpu_linear *job, uint32_t tile, uint32
 }
 
 // n activations, from row b on; n is a constant where this is inlined.
-VEC_INLINE void tile_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct ew_cpu_linear *job, uint32_t index,
-                          const struct tile *tile, uint32_t b, uint32_t n)
+VEC_INLINE void tile_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct ew_cpu_linear *job,
+                          uint32_t index, const struct tile *tile, uint32_t b, uint32_t n)
 {
     const struct ew_cpu_q8 *q8 = job->q8;
     struct activations x = {q8->q + (uint64_t)b * q8->q_stride, q8->scale + (uint64_t)b * q8->group_stride,
@@ -226,7 +242,8 @@ VEC_INLINE void tile_rows(enum ew_cpu_code code, enum ew_cpu_scale kind, int off
     }
 }
 
-VEC_INLINE void tiles(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
+VEC_INLINE void tiles(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset, const struct ew_cpu_linear *job,
+                      uint32_t index, uint32_t end)
 {
     const struct ew_cpu_matrix *matrix = job->matrix;
 
@@ -244,10 +261,10 @@ VEC_INLINE void tiles(enum ew_cpu_code code, enum ew_cpu_scale kind, int offset,
     }
 }
 
-#define DEFINE(name, code, scale, offset)                                                          \
-    static void linear_##name(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)  \
-    {                                                                                              \
-        tiles(code, scale, offset, job, tile, tile_end);                                           \
+#define DEFINE(name, code, scale, offset)                                                                              \
+    static void linear_##name(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)                       \
+    {                                                                                                                  \
+        tiles(code, scale, offset, job, tile, tile_end);                                                               \
     }
 
 DEFINE(i8, EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0)

@@ -1,7 +1,8 @@
-// What works on single rows: norms, activations, rotary positions, quantisation; included once for each instruction set.
+// What works on single rows: norms, activations, rotary positions, quantisation; included once for each
+// instruction set.
 //
-// Rows may have any length: the last few elements go through a padded copy, so that each element's arithmetic is the same
-// wherever it stands.
+// Rows may have any length: the last few elements go through a padded copy, so that each element's arithmetic
+// is the same wherever it stands.
 
 #include <math.h>
 
@@ -30,7 +31,7 @@ VEC_INLINE void store_some(float *p, uint32_t n, vf v)
     memcpy(p, padded, n * sizeof(*p));
 }
 
-// ---- norms -----------------------------------------------------------------------------------------------------------------
+// ---- norms --------------------------------------------------------------------------------------
 
 VEC_INLINE float sum_of(const float *in, uint32_t n)
 {
@@ -65,8 +66,8 @@ VEC_INLINE float square_sum(const float *in, uint32_t n, float mean)
     return vf_sum(vf_add(a, b));
 }
 
-VEC_INLINE void norm_with(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float mean, float factor,
-                          float weight_offset)
+VEC_INLINE void norm_with(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float mean,
+                          float factor, float weight_offset)
 {
     vf m = vf_set1(mean), f = vf_set1(factor), offset = vf_set1(weight_offset);
 
@@ -81,14 +82,16 @@ VEC_INLINE void norm_with(float *out, const float *in, const float *weight, cons
     }
 }
 
-static void norm_rms(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+static void norm_rms(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
+                     float weight_offset)
 {
     float factor = 1 / sqrtf(square_sum(in, n, 0) / (float)n + eps);
 
     norm_with(out, in, weight, bias, n, 0, factor, weight_offset);
 }
 
-static void norm_layer(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps, float weight_offset)
+static void norm_layer(float *out, const float *in, const float *weight, const float *bias, uint32_t n, float eps,
+                       float weight_offset)
 {
     float mean = sum_of(in, n) / (float)n;
     float factor = 1 / sqrtf(square_sum(in, n, mean) / (float)n + eps);
@@ -96,7 +99,7 @@ static void norm_layer(float *out, const float *in, const float *weight, const f
     norm_with(out, in, weight, bias, n, mean, factor, weight_offset);
 }
 
-// ---- elementwise -----------------------------------------------------------------------------------------------------------
+// ---- elementwise --------------------------------------------------------------------------------
 
 VEC_INLINE void act_row_of(float *out, const float *in, uint32_t n, enum ew_act act)
 {
@@ -107,14 +110,30 @@ VEC_INLINE void act_row_of(float *out, const float *in, uint32_t n, enum ew_act 
 static void act_row(float *out, const float *in, uint32_t n, enum ew_act act)
 {
     switch (act) { // one loop each, without a choice inside
-    case EW_ACT_NONE: act_row_of(out, in, n, EW_ACT_NONE); break;
-    case EW_ACT_SILU: act_row_of(out, in, n, EW_ACT_SILU); break;
-    case EW_ACT_GELU: act_row_of(out, in, n, EW_ACT_GELU); break;
-    case EW_ACT_GELU_TANH: act_row_of(out, in, n, EW_ACT_GELU_TANH); break;
-    case EW_ACT_RELU: act_row_of(out, in, n, EW_ACT_RELU); break;
-    case EW_ACT_RELU2: act_row_of(out, in, n, EW_ACT_RELU2); break;
-    case EW_ACT_SIGMOID: act_row_of(out, in, n, EW_ACT_SIGMOID); break;
-    case EW_ACT_TANH: act_row_of(out, in, n, EW_ACT_TANH); break;
+    case EW_ACT_NONE:
+        act_row_of(out, in, n, EW_ACT_NONE);
+        break;
+    case EW_ACT_SILU:
+        act_row_of(out, in, n, EW_ACT_SILU);
+        break;
+    case EW_ACT_GELU:
+        act_row_of(out, in, n, EW_ACT_GELU);
+        break;
+    case EW_ACT_GELU_TANH:
+        act_row_of(out, in, n, EW_ACT_GELU_TANH);
+        break;
+    case EW_ACT_RELU:
+        act_row_of(out, in, n, EW_ACT_RELU);
+        break;
+    case EW_ACT_RELU2:
+        act_row_of(out, in, n, EW_ACT_RELU2);
+        break;
+    case EW_ACT_SIGMOID:
+        act_row_of(out, in, n, EW_ACT_SIGMOID);
+        break;
+    case EW_ACT_TANH:
+        act_row_of(out, in, n, EW_ACT_TANH);
+        break;
     }
 }
 
@@ -124,12 +143,14 @@ VEC_INLINE void glu_row_of(float *out, const float *gate, const float *up, uint3
         store_some(out + i, n - i, vf_mul(vf_act(act, load_some(gate + i, n - i, 0)), load_some(up + i, n - i, 0)));
 }
 
-VEC_INLINE void glu_row_limited(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha)
+VEC_INLINE void glu_row_limited(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act,
+                                float limit, float alpha)
 {
     vf most = vf_set1(limit > 0 ? limit : INFINITY), least = vf_neg(most);
 
     for (uint32_t i = 0; i < n; i += VF) {
-        vf g = vf_min(most, load_some(gate + i, n - i, 0)), u = vf_max(least, vf_min(most, load_some(up + i, n - i, 0)));
+        vf g = vf_min(most, load_some(gate + i, n - i, 0)),
+           u = vf_max(least, vf_min(most, load_some(up + i, n - i, 0)));
 
         if (alpha > 0)
             g = vf_mul(vf_mul(g, vf_sigmoid(vf_mul(vf_set1(alpha), g))), vf_add(u, vf_set1(1)));
@@ -139,7 +160,8 @@ VEC_INLINE void glu_row_limited(float *out, const float *gate, const float *up, 
     }
 }
 
-static void glu_row(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit, float alpha)
+static void glu_row(float *out, const float *gate, const float *up, uint32_t n, enum ew_act act, float limit,
+                    float alpha)
 {
     if (limit > 0 || alpha > 0)
         glu_row_limited(out, gate, up, n, act, limit, alpha);
@@ -175,7 +197,7 @@ static void softcap_row(float *out, const float *in, uint32_t n, float cap)
         store_some(out + i, n - i, vf_mul(c, vf_tanh(vf_mul(inverse, load_some(in + i, n - i, 0)))));
 }
 
-// ---- rotary positions --------------------------------------------------------------------------------------------------------
+// ---- rotary positions ---------------------------------------------------------------------------
 
 static void rotate_halves(float *x, const float *cosines, const float *sines, uint32_t half)
 {
@@ -199,7 +221,8 @@ static void rotate_pairs(float *x, const float *cosines, const float *sines, uin
     }
 }
 
-static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim, enum ew_rope_kind kind)
+static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim,
+                     enum ew_rope_kind kind)
 {
     uint32_t half = n_dims / 2;
 
@@ -211,7 +234,7 @@ static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n
     }
 }
 
-// ---- 8-bit activations -------------------------------------------------------------------------------------------------------
+// ---- 8-bit activations --------------------------------------------------------------------------
 
 VEC_INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum)
 {
@@ -249,19 +272,7 @@ static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_
     quantise_group(last, q, scale, sum);
 }
 
-// ---- limits of the machine ---------------------------------------------------------------------------------------------------
-
-static uint32_t read_memory(const void *data, uint64_t bytes)
-{
-    vi sum[4] = {vi_zero(), vi_zero(), vi_zero(), vi_zero()};
-    const float *p = data;
-
-    for (uint64_t i = 0; i + 4 * sizeof(vf) <= bytes; i += 4 * sizeof(vf), p += 4 * VF) {
-        for (uint32_t k = 0; k < 4; k++)
-            sum[k] = vi_or(sum[k], vi_bits(vf_load(p + k * VF)));
-    }
-    return (uint32_t)vi_sum(vi_or(vi_or(sum[0], sum[1]), vi_or(sum[2], sum[3])));
-}
+// ---- the machine's peak -------------------------------------------------------------------------
 
 #define CHAINS 12 // independent sums: latency times throughput of the units there are
 
@@ -284,7 +295,6 @@ static double multiply_add(uint64_t n_rounds, float *sink)
 static void init_rows(struct ew_cpu_ops *ops)
 {
     ops->isa = VEC_ISA;
-    ops->read_memory = read_memory;
     ops->multiply_add = multiply_add;
     ops->quantise = quantise;
     ops->norm[EW_NORM_RMS] = norm_rms;

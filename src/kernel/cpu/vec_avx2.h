@@ -3,6 +3,7 @@
 //
 // vf: floats; vi: 32-bit integers; vb: bytes, four of each of VF rows.
 
+// clang-format off: one primitive a line reads as the table that it is
 #include <immintrin.h>
 #include <stdint.h>
 #include <string.h>
@@ -16,27 +17,87 @@ typedef __m256i vb;
 
 #define VEC_INLINE static inline __attribute__((always_inline, unused))
 
-VEC_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-VEC_INLINE void vf_store(float *p, vf v) { _mm256_storeu_ps(p, v); }
-VEC_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
-VEC_INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
-VEC_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-VEC_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-VEC_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-VEC_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-VEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); } // a * b + c
-VEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); } // c - a * b
+VEC_INLINE vf vf_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+VEC_INLINE void vf_store(float *p, vf v)
+{
+    _mm256_storeu_ps(p, v);
+}
+VEC_INLINE vf vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+VEC_INLINE vf vf_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+VEC_INLINE vf vf_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+VEC_INLINE vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+VEC_INLINE vf vf_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+VEC_INLINE vf vf_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+VEC_INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+} // a * b + c
+VEC_INLINE vf vf_fnma(vf a, vf b, vf c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+} // c - a * b
 // Where either is a NaN these give b.
-VEC_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-VEC_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-VEC_INLINE vf vf_zero_where_less(vf v, vf a, vf b) { return _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), v); } // a < b: 0
-VEC_INLINE vf vf_where_less(vf a, vf b, vf yes, vf no) { return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
-VEC_INLINE vf vf_abs(vf v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
-VEC_INLINE vf vf_neg(vf v) { return _mm256_xor_ps(_mm256_set1_ps(-0.0f), v); }
-VEC_INLINE vf vf_of_vi(vi v) { return _mm256_cvtepi32_ps(v); }
-VEC_INLINE vf vf_bits(vi v) { return _mm256_castsi256_ps(v); }
-VEC_INLINE vi vi_bits(vf v) { return _mm256_castps_si256(v); }
-VEC_INLINE vi vi_round(vf v) { return _mm256_cvtps_epi32(v); } // to nearest even
+VEC_INLINE vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+VEC_INLINE vf vf_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+VEC_INLINE vf vf_zero_where_less(vf v, vf a, vf b)
+{
+    return _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), v);
+} // a < b: 0
+VEC_INLINE vf vf_where_less(vf a, vf b, vf yes, vf no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+VEC_INLINE vf vf_abs(vf v)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v);
+}
+VEC_INLINE vf vf_neg(vf v)
+{
+    return _mm256_xor_ps(_mm256_set1_ps(-0.0f), v);
+}
+VEC_INLINE vf vf_of_vi(vi v)
+{
+    return _mm256_cvtepi32_ps(v);
+}
+VEC_INLINE vf vf_bits(vi v)
+{
+    return _mm256_castsi256_ps(v);
+}
+VEC_INLINE vi vi_bits(vf v)
+{
+    return _mm256_castps_si256(v);
+}
+VEC_INLINE vi vi_round(vf v)
+{
+    return _mm256_cvtps_epi32(v);
+} // to nearest even
 
 VEC_INLINE float vf_sum(vf v)
 {
@@ -46,17 +107,50 @@ VEC_INLINE float vf_sum(vf v)
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
-VEC_INLINE vi vi_zero(void) { return _mm256_setzero_si256(); }
-VEC_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
-VEC_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
-VEC_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
-VEC_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-VEC_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
-VEC_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
-VEC_INLINE vi vi_shl(vi v, int n) { return _mm256_slli_epi32(v, n); }
-VEC_INLINE vi vi_shr(vi v, int n) { return _mm256_srli_epi32(v, n); }
-VEC_INLINE vi vi_u8(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); } // VF bytes
-VEC_INLINE vi vi_i8(const uint8_t *p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+VEC_INLINE vi vi_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+VEC_INLINE vi vi_set1(int32_t x)
+{
+    return _mm256_set1_epi32(x);
+}
+VEC_INLINE vi vi_add(vi a, vi b)
+{
+    return _mm256_add_epi32(a, b);
+}
+VEC_INLINE vi vi_sub(vi a, vi b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+VEC_INLINE vi vi_and(vi a, vi b)
+{
+    return _mm256_and_si256(a, b);
+}
+VEC_INLINE vi vi_or(vi a, vi b)
+{
+    return _mm256_or_si256(a, b);
+}
+VEC_INLINE vi vi_max(vi a, vi b)
+{
+    return _mm256_max_epi32(a, b);
+}
+VEC_INLINE vi vi_shl(vi v, int n)
+{
+    return _mm256_slli_epi32(v, n);
+}
+VEC_INLINE vi vi_shr(vi v, int n)
+{
+    return _mm256_srli_epi32(v, n);
+}
+VEC_INLINE vi vi_u8(const uint8_t *p)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+} // VF bytes
+VEC_INLINE vi vi_i8(const uint8_t *p)
+{
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
 
 VEC_INLINE int32_t vi_largest(vi v)
 {
@@ -82,13 +176,25 @@ VEC_INLINE void vi_store_i8(int8_t *p, vi v) // VF numbers that fit
 }
 
 // VF f16 or bf16 numbers, at any address.
-VEC_INLINE vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
-VEC_INLINE void vf_store_f16(void *p, vf v) { _mm_storeu_si128(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
-VEC_INLINE vf vf_load_bf16(const void *p) { return vf_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16)); }
+VEC_INLINE vf vf_load_f16(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+VEC_INLINE void vf_store_f16(void *p, vf v)
+{
+    _mm_storeu_si128(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+VEC_INLINE vf vf_load_bf16(const void *p)
+{
+    return vf_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
 
-// ---- products of bytes, four a lane ----------------------------------------------------------------------------------------
+// ---- products of bytes, four a lane -------------------------------------------------------------
 
-VEC_INLINE vb vb_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+VEC_INLINE vb vb_load(const uint8_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
 VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
 {
     int32_t four;
@@ -96,24 +202,36 @@ VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
     memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
 }
-VEC_INLINE vb vb_or(vb a, vb b) { return _mm256_or_si256(a, b); }
+VEC_INLINE vb vb_or(vb a, vb b)
+{
+    return _mm256_or_si256(a, b);
+}
 // Bits [from, from + count) of each byte, moved to bit `to`. The masks keep out what 16-bit shifts carry over.
 VEC_INLINE vb vb_bits(vb v, int from, int count, int to)
 {
     v = from > to ? _mm256_srli_epi16(v, from - to) : _mm256_slli_epi16(v, to - from);
     return _mm256_and_si256(v, _mm256_set1_epi8((char)(((1 << count) - 1) << to)));
 }
-VEC_INLINE vb vb_table(const int8_t *values) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)values)); }
-VEC_INLINE vb vb_lookup(vb table, vb index) { return _mm256_shuffle_epi8(table, index); } // index < 16
+VEC_INLINE vb vb_table(const int8_t *values)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)values));
+}
+VEC_INLINE vb vb_lookup(vb table, vb index)
+{
+    return _mm256_shuffle_epi8(table, index);
+} // index < 16
 
-// A running sum of products. maddubs adds pairs of unsigned by signed bytes in 16 bits: two products of |w| <= 128 and |a| <= 127
-// fit, and codes of few bits fit several times before they must be widened.
+// A running sum of products. maddubs adds pairs of unsigned by signed bytes in 16 bits: two products of |w|
+// <= 128 and |a| <= 127 fit, and codes of few bits fit several times before they must be widened.
 struct part {
     __m256i sum;   // 32 bits
     __m256i small; // 16 bits, not yet in sum
 };
 
-VEC_INLINE struct part part_zero(void) { return (struct part){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+VEC_INLINE struct part part_zero(void)
+{
+    return (struct part){_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
 
 VEC_INLINE struct part part_widen(struct part part)
 {
@@ -145,4 +263,7 @@ VEC_INLINE struct part part_unsigned(struct part part, vb w, vb a)
     return part;
 }
 
-VEC_INLINE vi part_total(struct part part) { return part_widen(part).sum; }
+VEC_INLINE vi part_total(struct part part)
+{
+    return part_widen(part).sum;
+}
