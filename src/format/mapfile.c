@@ -12,11 +12,11 @@
 
 #define READ_BYTES 65536 // the least by which the buffer of a file of unknown size grows
 
-static int open_file(const char *path, int *fd, struct stat *info, struct ew_error *err)
+static int open_file(const char *path, int flags, int *fd, struct stat *info, struct ew_error *err)
 {
     int code;
 
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    *fd = open(path, O_RDONLY | O_CLOEXEC | flags);
     if (*fd < 0) {
         code = ew_fail_errno(err, EW_ERR_IO, "cannot open %s", path);
         return errno == ENOENT ? ew_remedy(err, code, "check the path") : code;
@@ -51,7 +51,7 @@ static int map(struct ew_mapfile *file, struct ew_error *err)
 int ew_mapfile_open(struct ew_mapfile *file, const char *path, struct ew_error *err)
 {
     struct stat info;
-    int fd, code = open_file(path, &fd, &info, err);
+    int fd, code = open_file(path, O_NONBLOCK, &fd, &info, err); // does not wait for a pipe's writer
 
     *file = (struct ew_mapfile){0};
     if (code != EW_OK)
@@ -140,7 +140,7 @@ int ew_file_read(const char *path, size_t max, char **out, size_t *len, struct e
 {
     struct ew_buf buf;
     struct stat info;
-    int fd, code = open_file(path, &fd, &info, err);
+    int fd, code = open_file(path, 0, &fd, &info, err);
 
     *out = NULL;
     *len = 0;
