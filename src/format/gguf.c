@@ -300,8 +300,10 @@ static int take_version(struct ew_gguf *gguf, struct cursor *c, struct ew_error 
     if (code != EW_OK)
         return code;
     magic = take(c, 4, "its first bytes", NULL);
-    if (!magic || memcmp(magic, MAGIC, 4) != 0)
-        return ew_fail(err, EW_ERR_FORMAT, "%s is not a GGUF file: it does not begin with \"GGUF\"", c->path);
+    if (!magic || memcmp(magic, MAGIC, 4) != 0) {
+        ew_fail(err, EW_ERR_FORMAT, "%s is not a GGUF file: it does not begin with \"GGUF\"", c->path);
+        return ew_remedy(err, EW_ERR_FORMAT, "give a .gguf file, or the directory that holds the model's config.json");
+    }
     code = take_u32(c, &gguf->version, "the header", err);
     if (code != EW_OK || gguf->version == 2 || gguf->version == 3)
         return code;
