@@ -36,7 +36,8 @@ static int read_input(struct ew_arena *arena, const char *path, const struct ew_
     return code;
 }
 
-static int render(const struct ew_jinja *tmpl, const struct ew_args *args, const struct ew_json *object, struct ew_error *err)
+static int render(const struct ew_jinja *tmpl, const struct ew_args *args, const struct ew_json *object,
+                  struct ew_error *err)
 {
     struct ew_jinja_vars vars = {
         .object = object,
@@ -89,8 +90,8 @@ const struct ew_command ew_cmd_template = {
     .name = "template",
     .usage = "template (-m MODEL or --template FILE) [--bos TEXT --eos TEXT] [--now TIME] FILE.json",
     .summary = "Render a chat template",
-    .details = "FILE.json (- for standard input) holds messages, tools, documents, add_generation_prompt and whatever else\n"
-               "the template reads: each key is a variable. The prompt goes to standard output, byte for byte.",
+    .details = "FILE.json (- for standard input) holds messages, tools, documents, add_generation_prompt and whatever\n"
+               "else the template reads: each key is a variable. The prompt goes to standard output, byte for byte.",
     .options = g_options,
     .n_args_min = 1,
     .n_args_max = 1,

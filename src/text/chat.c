@@ -1,5 +1,7 @@
 #include "text/chat.h"
 
+#include <stdio.h>
+
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/data.h"
@@ -215,13 +217,13 @@ static bool has_tokens(const struct ew_tokenizer *tok, const char *const tokens[
 // The source of the built-in format that the vocabulary tells, and its name.
 static int find_default(const struct ew_tokenizer *tok, struct ew_str *source, const char **name, struct ew_error *err)
 {
-    char path[64] = "templates/";
     const struct ew_data_file *file;
+    char path[64];
 
     for (size_t i = 0; i < EW_COUNT_OF(g_defaults); i++) {
         if (!has_tokens(tok, g_defaults[i].tokens))
             continue;
-        strcat(strcat(path, g_defaults[i].name), ".jinja");
+        snprintf(path, sizeof(path), "templates/%s.jinja", g_defaults[i].name);
         file = ew_data_find(path);
         EW_ASSERT(file);
         *source = file->text;

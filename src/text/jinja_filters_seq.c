@@ -409,8 +409,8 @@ EW_JJ_BUILTIN(map)
     struct ew_jj_args rest;
     struct ew_jj_items items;
 
-    if (!ew_jj_iterate(run, self, &items) || items.count == 0)
-        return mapped;
+    if (!ew_jj_truth(self) || !ew_jj_iterate(run, self, &items) || items.count == 0)
+        return mapped; // of none, too
     if (args->n_pos) {
         struct ew_str name = ew_jj_arg_str(run, args->pos[0], "");
 
@@ -439,7 +439,7 @@ static struct ew_jj_value keep_where(struct ew_jj_run *run, struct ew_jj_value s
     struct ew_jj_args rest = {0};
     struct ew_jj_items items;
 
-    if (!ew_jj_iterate(run, self, &items) || items.count == 0)
+    if (!ew_jj_truth(self) || !ew_jj_iterate(run, self, &items) || items.count == 0)
         return kept;
     if (args->n_pos < skip)
         return ew_jj_fail(run, "Missing parameter for attribute name");

@@ -149,16 +149,20 @@ EW_JJ_BUILTIN(indent)
 
 EW_JJ_BUILTIN(truncate)
 {
-    struct ew_jj_value s = text_of(run, self), cut;
-    int64_t length = ew_jj_arg_int(run, v[0], 255), leeway = ew_jj_arg_int(run, v[3], 5);
+    int64_t length = ew_jj_arg_int(run, v[0], 255), leeway = ew_jj_arg_int(run, v[3], 5), own_length;
+    struct ew_jj_value s = self, cut;
     struct ew_str end = ew_jj_arg_str(run, v[2], "...");
     int64_t keep = length - (int64_t)ew_jj_char_count(end);
     size_t bytes;
 
     if (run->code != EW_OK || keep < 0 || leeway < 0)
         return ew_jj_fail(run, "truncate needs a length that holds its end");
-    if ((int64_t)ew_jj_string_chars(s) - leeway <= length)
+    if (!ew_jj_length(s, &own_length))
+        return ew_jj_fail(run, "object of type '%s' has no len()", ew_jj_type_name(s));
+    if (own_length - leeway <= length)
         return s;
+    if (s.type != EW_JJ_STRING)
+        return ew_jj_fail(run, "'%s' object cannot be truncated", ew_jj_type_name(s));
     bytes = ew_jj_char_offset(ew_jj_str(s), (size_t)keep);
     if (!ew_jj_arg_bool(v[1], false))
         for (size_t at = bytes; at-- > 0;)

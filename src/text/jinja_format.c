@@ -89,21 +89,19 @@ static void append_integer(struct ew_buf *buf, const struct spec *spec, int64_t 
 
 static void append_double(struct ew_buf *buf, const struct spec *spec, double number)
 {
-    char format[8] = "%.*f", digits[PRECISION_MAX + 330];
-    int precision = spec->precision < 0 ? 6 : (int)spec->precision, len;
+    char format[8] = "%.*f%s", digits[PRECISION_MAX + 330];
+    bool is_percent = spec->type == '%';
     struct spec bare = *spec;
 
     bare.precision = -1;
-    format[3] = spec->type == '%' || !spec->type ? 'f' : spec->type;
-    if (spec->type == '%')
+    format[3] = is_percent || !spec->type ? 'f' : spec->type;
+    if (is_percent)
         number *= 100;
     if (!spec->type && spec->precision < 0)
         ew_jj_format_double(fabs(number), digits);
     else
-        snprintf(digits, sizeof(digits), format, precision, fabs(number));
-    len = (int)strlen(digits);
-    if (spec->type == '%' && len + 1 < (int)sizeof(digits))
-        strcpy(digits + len, "%");
+        snprintf(digits, sizeof(digits), format, spec->precision < 0 ? 6 : (int)spec->precision, fabs(number),
+                 is_percent ? "%" : "");
     append_number(buf, &bare, signbit(number) && !isnan(number), "", ew_str_of(digits));
 }
 
@@ -283,6 +281,7 @@ struct ew_jj_value ew_jj_format_percent(struct ew_jj_run *run, struct ew_jj_valu
 {
     struct percent state = {.format = ew_jj_str(format), .values = values};
     size_t mark = ew_jj_build_begin(run);
+    bool is_single; // Python lets what could be a mapping, lists too, stay unused
 
     while (state.at < state.format.len && ew_jj_step(run, 1)) {
         ptrdiff_t found = ew_str_find(state.format, EW_STR("%"), state.at);
@@ -293,7 +292,8 @@ struct ew_jj_value ew_jj_format_percent(struct ew_jj_run *run, struct ew_jj_valu
         if (found >= 0)
             format_one_percent(run, &state);
     }
-    if (run->code == EW_OK && values.type != EW_JJ_DICT && state.used < (values.type == EW_JJ_TUPLE ? values.list->count : 1))
+    is_single = values.type != EW_JJ_TUPLE && values.type != EW_JJ_DICT && values.type != EW_JJ_LIST && values.type != EW_JJ_VIEW;
+    if (run->code == EW_OK && state.used < (is_single ? 1 : values.type == EW_JJ_TUPLE ? values.list->count : 0))
         return ew_jj_fail(run, "not all arguments converted during string formatting");
     return run->code == EW_OK ? ew_jj_build_end(run, mark) : EW_JJ_UNDEFINED_VALUE;
 }

@@ -6,6 +6,12 @@
 #include "text/jinja_eval.h"
 #include "text/jinja_text.h"
 
+// Of the views only a range has an order.
+static bool is_range(struct ew_jj_value v)
+{
+    return v.type == EW_JJ_VIEW && strcmp(v.list->label, "range") == 0;
+}
+
 static const struct ew_jj_builtin *find_method(struct ew_jj_value object, struct ew_str name)
 {
     const struct ew_jj_builtin *method;
@@ -17,6 +23,7 @@ static const struct ew_jj_builtin *find_method(struct ew_jj_value object, struct
     case EW_JJ_DICT: return ew_jj_find_builtin(ew_jj_dict_methods, name);
     case EW_JJ_LIST: return ew_jj_find_builtin(ew_jj_list_methods, name);
     case EW_JJ_TUPLE: return ew_jj_find_builtin(ew_jj_tuple_methods, name);
+    case EW_JJ_VIEW: return is_range(object) ? ew_jj_find_builtin(ew_jj_tuple_methods, name) : NULL;
     case EW_JJ_LOOP: return ew_jj_find_builtin(ew_jj_loop_methods, name);
     case EW_JJ_CYCLER: return ew_jj_find_builtin(ew_jj_cycler_methods, name);
     default: return NULL;
@@ -95,8 +102,7 @@ static struct ew_jj_value find_item(struct ew_jj_run *run, struct ew_jj_value ob
     case EW_JJ_STRING:
     case EW_JJ_LIST:
     case EW_JJ_TUPLE: return ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
-    case EW_JJ_VIEW: // of the views only a range has an order
-        return strcmp(object.list->label, "range") == 0 && ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
+    case EW_JJ_VIEW: return is_range(object) && ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
     default: return g_missing;
     }
 }
@@ -176,13 +182,24 @@ static bool resolve(struct ew_jj_run *run, const struct ew_jj_value given[3], in
     return true;
 }
 
+static int64_t wrapping(int64_t start, int64_t at, int64_t step)
+{
+    return (int64_t)((uint64_t)start + (uint64_t)at * (uint64_t)step);
+}
+
 static struct ew_jj_value slice_list(struct ew_jj_run *run, struct ew_jj_value object, const struct bounds *bounds)
 {
-    enum ew_jj_type type = object.type == EW_JJ_TUPLE ? EW_JJ_TUPLE : EW_JJ_LIST;
-    struct ew_jj_value part = ew_jj_list(run, type, (uint32_t)bounds->count);
+    struct ew_jj_value part = ew_jj_list(run, object.type, (uint32_t)bounds->count);
+    const int64_t *range = object.list->range;
 
     for (int64_t i = 0; i < bounds->count && run->code == EW_OK; i++)
         ew_jj_list_push(run, part.list, object.list->items[bounds->start + i * bounds->step]);
+    if (run->code != EW_OK || object.type != EW_JJ_VIEW)
+        return part;
+    part.list->label = "range"; // a part of a range is one, too; the bounds wrap where nothing sees them
+    part.list->range[0] = wrapping(range[0], bounds->start, range[2]);
+    part.list->range[1] = wrapping(range[0], bounds->stop, range[2]);
+    part.list->range[2] = wrapping(0, bounds->step, range[2]);
     return part;
 }
 
@@ -224,7 +241,7 @@ struct ew_jj_value ew_jj_slice(struct ew_jj_run *run, struct ew_jj_value object,
     case EW_JJ_TUPLE:
         break;
     case EW_JJ_VIEW:
-        if (strcmp(object.list->label, "range") == 0)
+        if (is_range(object))
             break;
         // fallthrough
     default:

@@ -208,11 +208,11 @@ void ew_jj_format_double(double number, char out[EW_JJ_DOUBLE_CHARS])
     int exponent, n = 0;
 
     if (!isfinite(number)) {
-        strcpy(out, isnan(number) ? "nan" : number < 0 ? "-inf" : "inf");
+        snprintf(out, EW_JJ_DOUBLE_CHARS, "%s", isnan(number) ? "nan" : number < 0 ? "-inf" : "inf");
         return;
     }
     shortest(fabs(number), text, sizeof(text));
-    exponent = atoi(strchr(text, 'e') + 1);
+    exponent = (int)strtol(strchr(text, 'e') + 1, NULL, 10);
     for (const char *at = text; *at != 'e'; at++)
         if (*at != '.')
             digits[n++] = *at;
