@@ -2,7 +2,6 @@
 
 #include <gnu/libc-version.h>
 
-
 static int run(const struct ew_args *args, struct ew_error *err)
 {
     if (ew_args_flag(args, "json"))
