@@ -393,6 +393,35 @@ static void budgets_are_kept_or_refused_before_loading(void **state)
     ew_model_close(model);
 }
 
+static void a_context_that_was_not_asked_for_shrinks_to_the_budget(void **state)
+{
+    struct ew_model *model = open_model("models/llama_default");
+    struct ew_engine_config config = small_config();
+    struct ew_engine_stats full, small;
+    struct ew_engine *engine;
+    struct ew_request request;
+    int32_t id = 1;
+
+    (void)state;
+    model->shape.context_trained = 4096;
+    config.context_max = 0;
+    engine = create(model, &config);
+    ew_engine_stats(engine, &full);
+    assert_int_equal(full.context_max, 4096);
+    ew_engine_destroy(engine);
+
+    config.memory_budget = full.need.total_bytes - full.need.cache_bytes +
+                           full.need.cache_bytes / config.max_batch_size / 3;
+    engine = create(model, &config);
+    ew_engine_stats(engine, &small);
+    assert_in_range(small.context_max, 1000, 2000);
+    assert_true(small.need.total_bytes <= config.memory_budget);
+    request = request_for(&id, 1, 5);
+    assert_int_equal(run_one(engine, &request).n, 5);
+    ew_engine_destroy(engine);
+    ew_model_close(model);
+}
+
 // Half the blocks that four whole contexts would need: the requests take turns, none fails, none is evicted.
 static void what_is_admitted_can_finish(void **state)
 {
@@ -569,6 +598,7 @@ int main(void)
         cmocka_unit_test(the_context_ends_an_answer_or_refuses_a_prompt),
         cmocka_unit_test(end_of_sequence_ends_an_answer),
         cmocka_unit_test(budgets_are_kept_or_refused_before_loading),
+        cmocka_unit_test(a_context_that_was_not_asked_for_shrinks_to_the_budget),
         cmocka_unit_test(what_is_admitted_can_finish),
         cmocka_unit_test(windows_keep_only_their_blocks),
         cmocka_unit_test(decoding_allocates_nothing),
