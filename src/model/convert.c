@@ -274,10 +274,7 @@ static int check_stacks(const struct ew_convert *convert, struct ew_error *err)
 static int add_gguf(struct ew_convert *convert, const struct ew_tensor *from, struct ew_error *err)
 {
     struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
-    int code = check_weight(from, err);
 
-    if (code != EW_OK)
-        return code;
     set_shape(tensor, from);
     tensor->name = from->name;
     tensor->n_parts = 1;
@@ -318,10 +315,23 @@ static struct ew_str target_arch(const struct ew_family *family)
     return EW_STR(FALLBACK_ARCH);
 }
 
+// Whether the configuration and the tensors make a model: nothing missing, nothing of another shape.
+static int check_model(const char *path, struct ew_error *err)
+{
+    struct ew_model *model;
+    int code = ew_model_open(path, &model, err);
+
+    if (code == EW_OK)
+        ew_model_close(model);
+    return code;
+}
+
 static int read_hf(struct ew_convert *convert, struct ew_error *err)
 {
-    int code;
+    int code = check_model(convert->file.path, err);
 
+    if (code != EW_OK)
+        return code;
     convert->families = ew_alloc(sizeof(*convert->families));
     convert->shape = ew_alloc(sizeof(*convert->shape));
     if (!convert->families || !convert->shape)

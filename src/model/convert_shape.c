@@ -306,6 +306,7 @@ int ew_convert_check(const struct ew_convert *convert, const char *path, struct 
 {
     const struct ew_family *family;
     struct ew_gguf gguf = {0};
+    struct ew_model *model;
     struct ew_shape *shapes;
     int code;
 
@@ -322,5 +323,9 @@ int ew_convert_check(const struct ew_convert *convert, const char *path, struct 
         code = compare_shapes(&shapes[0], &shapes[1], err);
     ew_gguf_close(&gguf);
     ew_free(shapes);
+    if (code == EW_OK)
+        code = ew_model_open(path, &model, err); // finds and measures every tensor
+    if (code == EW_OK)
+        ew_model_close(model);
     return code == EW_OK ? EW_OK : ew_fail_in(err, code, "%s", convert->file.path);
 }

@@ -150,7 +150,9 @@ static int choose(struct run *run)
         struct choice *choice = &run->choices[i];
         enum ew_dtype wanted = EW_DTYPE_F32;
 
-        if (!is_kept(tensor))
+        if (!ew_dtype_info(tensor->dtype)->decode)
+            wanted = tensor->dtype; // whole numbers: a table, not weights
+        else if (!is_kept(tensor))
             wanted = run->target->is_mix ? mixed_type(tensor, n_layers, has_head) : run->target->dtype;
         choice->to = fallback(wanted, tensor->cols);
         choice->fell_back = choice->to != wanted;
