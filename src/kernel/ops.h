@@ -16,7 +16,7 @@
 #define EW_SLOT_NONE UINT32_MAX
 #define EW_WEIGHT_NONE UINT32_MAX
 
-// ---- weights --------------------------------------------------------------------------------------------------------
+// ---- weights ------------------------------------------------------------------------------------
 
 // Where the rows of a weight come from. read() fills dst with n_rows rows of ew_dtype_row_bytes(dtype, cols) each,
 // starting at row; it may be called from several threads at once. `mapped` is all rows, contiguous in memory, where the
@@ -41,7 +41,7 @@ struct ew_weight {
     struct ew_weight_source source;
 };
 
-// ---- operations -----------------------------------------------------------------------------------------------------
+// ---- operations ---------------------------------------------------------------------------------
 
 enum ew_op_kind {
     EW_OP_EMBED,     // out = scale * weight[token], or the batch's embedding row where the token is negative
@@ -125,7 +125,7 @@ struct ew_op {
 
 const char *ew_op_name(enum ew_op_kind kind);
 
-// ---- caches ---------------------------------------------------------------------------------------------------------
+// ---- caches -------------------------------------------------------------------------------------
 
 enum ew_cache_kind { EW_CACHE_FULL, EW_CACHE_WINDOW, EW_CACHE_LATENT, EW_CACHE_STATE, EW_CACHE_CROSS };
 // F8 (e4m3) and I8: one f16 scale a token and KV head, K and V each
@@ -141,7 +141,7 @@ struct ew_cache_group {
     uint64_t state_bytes;      // STATE: of one layer
 };
 
-// ---- program --------------------------------------------------------------------------------------------------------
+// ---- program ------------------------------------------------------------------------------------
 
 struct ew_program {
     const char *name;
@@ -159,7 +159,7 @@ struct ew_program {
 // Checks slots, weights, groups and widths of every op: our own invariants, asserted; call it once after building.
 void ew_program_check(const struct ew_program *program);
 
-// ---- batch ----------------------------------------------------------------------------------------------------------
+// ---- batch --------------------------------------------------------------------------------------
 
 // One sequence's part of a step: a prompt chunk, a decoding token, or proposals to verify. The cache already holds the
 // tokens before `position` of its first token.

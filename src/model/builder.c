@@ -365,8 +365,8 @@ static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
     normed = build_norm(b, "output_norm", selected, ROLE_FINAL);
     op = emit(b, EW_OP_LINEAR, normed, logits);
     op->weight = shape->common.tied_head ? embedding : add_matrix(b, &head);
-    if (shape->logit_divisor != 1)
-        emit(b, EW_OP_SCALE, logits, logits)->mul.scale = 1 / shape->logit_divisor;
+    if (shape->logit_scale != 1)
+        emit(b, EW_OP_SCALE, logits, logits)->mul.scale = shape->logit_scale;
     if (shape->logit_softcap > 0)
         emit(b, EW_OP_SOFTCAP, logits, logits)->softcap.cap = shape->logit_softcap;
     b->program->logits = logits;

@@ -1,5 +1,6 @@
 #include "model/family.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/assert.h"
@@ -16,10 +17,18 @@ static void window_where_no_rope(struct ew_shape *shape)
             shape->layers[i].mixer = EW_MIXER_FULL;
 }
 
+// Gemma 2's 27b divides by the width that each head has in the residual stream; GGUF files do not say so, its 46 layers do.
+static void gemma2_scale(struct ew_shape *shape)
+{
+    if (shape->common.n_layers == 46 && !(shape->attention_scale > 0))
+        shape->attention_scale = sqrtf((float)shape->common.n_heads / (float)shape->common.width);
+}
+
 static const struct {
     const char *name;
     ew_family_hook hook;
 } g_hooks[] = {
+    {"gemma2_scale", gemma2_scale},
     {"window_where_no_rope", window_where_no_rope},
 };
 

@@ -41,12 +41,14 @@ const struct ew_field ew_fields[] = {
     {"bias_qkv", EW_FIELD_BOOL, SHAPE(bias_qkv)},
     {"bias_attn_output", EW_FIELD_BOOL, SHAPE(bias_attn_output)},
     {"attention_scale", EW_FIELD_FLOAT, SHAPE(attention_scale), 1e-6, 1e6},
+    {"attention_scale_dim", EW_FIELD_RSQRT, SHAPE(attention_scale), 1e-3, 1e9},
     {"attention_softcap", EW_FIELD_FLOAT, SHAPE(attention_softcap), 0, 1e9},
     {"q_scale_beta", EW_FIELD_FLOAT, SHAPE(q_scale_beta), 0, 1e3},
     {"window", EW_FIELD_UINT, SHAPE(window), 0, EW_CONTEXT_MAX},
     {"window_on", EW_FIELD_NOT, SHAPE(window_off)},
     {"window_first_layer", EW_FIELD_UINT, SHAPE(window_first_layer), 0, EW_CONTEXT_MAX},
     {"window_period", EW_FIELD_UINT, SHAPE(window_period), 0, EW_LAYERS_MAX},
+    {"no_rope_full", EW_FIELD_BOOL, SHAPE(no_rope_full)},
     {"no_rope_period", EW_FIELD_UINT, SHAPE(no_rope_period), 0, EW_LAYERS_MAX},
     {"rope_kind", EW_FIELD_ENUM, SHAPE(rope_kind), .names = g_rope_kinds},
     {"rope_theta", EW_FIELD_DOUBLE, SHAPE(rope_theta), 1.001, 1e15},
@@ -60,9 +62,11 @@ const struct ew_field ew_fields[] = {
     {"act", EW_FIELD_ENUM, SHAPE(act), .names = g_acts},
     {"parallel", EW_FIELD_BOOL, SHAPE(parallel)},
     {"parallel_own_norm", EW_FIELD_BOOL, SHAPE(parallel_own_norm)},
+    {"embed_sqrt_width", EW_FIELD_BOOL, SHAPE(embed_sqrt_width)},
     {"embed_scale", EW_FIELD_FLOAT, SHAPE(embed_scale), -1e6, 1e6},
     {"residual_scale", EW_FIELD_FLOAT, SHAPE(residual_scale), -1e6, 1e6},
-    {"logit_divisor", EW_FIELD_FLOAT, SHAPE(logit_divisor), 1e-6, 1e6},
+    {"logit_scale", EW_FIELD_FLOAT, SHAPE(logit_scale), 1e-6, 1e6},
+    {"logit_divisor", EW_FIELD_RECIPROCAL, SHAPE(logit_scale), 1e-6, 1e6},
     {"logit_softcap", EW_FIELD_FLOAT, SHAPE(logit_softcap), 0, 1e9},
     {"layer_types", EW_FIELD_LAYERS, SHAPE(layers[0].mixer), .names = g_mixers, .given_offset = SHAPE(layers_given)},
     {"layer_has_rope", EW_FIELD_LAYERS, SHAPE(layers[0].no_rope), .names = g_has_rope,
@@ -123,6 +127,10 @@ static int set_number(void *out, const struct ew_field *field, const struct ew_v
     if (value->kind == EW_VALUE_NULL)
         return 0;
     rc = read_number(&number, field, value, where, err);
+    if (field->kind == EW_FIELD_RECIPROCAL)
+        number = 1 / number;
+    else if (field->kind == EW_FIELD_RSQRT)
+        number = 1 / sqrt(number);
     if (!rc && field->kind == EW_FIELD_DOUBLE)
         *(double *)out = number;
     else if (!rc)
@@ -218,6 +226,8 @@ int ew_field_set(struct ew_shape *shape, const struct ew_field *field, const str
         return set_uint(member, field, value, where, err);
     case EW_FIELD_FLOAT:
     case EW_FIELD_DOUBLE:
+    case EW_FIELD_RECIPROCAL:
+    case EW_FIELD_RSQRT:
         return set_number(member, field, value, where, err);
     case EW_FIELD_BOOL:
     case EW_FIELD_NOT:

@@ -10,6 +10,8 @@ enum ew_field_kind {
     EW_FIELD_UINT,
     EW_FIELD_FLOAT,
     EW_FIELD_DOUBLE,
+    EW_FIELD_RECIPROCAL, // a float that the file states as 1 / x
+    EW_FIELD_RSQRT,      // ... as 1 / x^2
     EW_FIELD_BOOL,
     EW_FIELD_NOT,    // a bool that the file states the other way round
     EW_FIELD_ENUM,   // int-sized; a text out of `names`
@@ -20,7 +22,7 @@ struct ew_field {
     const char *name;
     enum ew_field_kind kind;
     uint32_t offset;          // in ew_shape; LAYERS: of layer 0's member
-    double min, max;          // UINT, FLOAT, DOUBLE; a UINT of 0 always means "not given"
+    double min, max;          // of numbers, as the file states them; a UINT of 0 always means "not given"
     const char *const *names; // ENUM, LAYERS: value names in groups of aliases, NULL-terminated
     uint32_t given_offset;    // LAYERS: the bool that says they were read
 };

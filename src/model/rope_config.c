@@ -235,7 +235,10 @@ static int read_gguf_members(struct ew_shape *shape, struct ew_rope_shape *rope,
             continue;
         gguf_key(key, sizeof(key), shape, g_members[i].gguf);
         value = ew_value_of_gguf(gguf, key);
-        rc = value.kind == EW_VALUE_INT && value.integer == 0 ? 0 : read_member(rope, &g_members[i], &value, key, err);
+        if (value.kind == EW_VALUE_INT || value.kind == EW_VALUE_NUMBER) // converters write 0 for what is not in use
+            rc = value.number == 0 ? 0 : read_member(rope, &g_members[i], &value, key, err);
+        else
+            rc = read_member(rope, &g_members[i], &value, key, err);
     }
     return rc;
 }

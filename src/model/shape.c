@@ -25,7 +25,7 @@ void ew_shape_init(struct ew_shape *shape)
     shape->act = EW_ACT_SILU;
     shape->rope_theta = 10000; // RoFormer's
     shape->rope_partial = 1;
-    shape->embed_scale = shape->residual_scale = shape->logit_divisor = 1;
+    shape->embed_scale = shape->residual_scale = shape->logit_scale = 1;
 }
 
 static int apply_constants(struct ew_shape *shape, const struct ew_yaml *map, struct ew_error *err)
@@ -137,7 +137,8 @@ static void derive_layers(struct ew_shape *shape)
         if (!windows)
             layer->mixer = EW_MIXER_FULL;
         if (!shape->no_rope_given)
-            layer->no_rope = shape->no_rope_period && (i + 1) % shape->no_rope_period == 0;
+            layer->no_rope = (shape->no_rope_period && (i + 1) % shape->no_rope_period == 0) ||
+                             (shape->no_rope_full && layer->mixer == EW_MIXER_FULL);
     }
 }
 
@@ -342,6 +343,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
         return rc;
     if (!(shape->attention_scale > 0))
         shape->attention_scale = (float)(1 / sqrt(c->head_dim));
+    if (shape->embed_sqrt_width)
+        shape->embed_scale = sqrtf((float)c->width);
     if (shape->window_off)
         shape->window = 0;
     if (shape->qk_norm_off)

@@ -94,6 +94,7 @@ struct ew_shape {
     bool window_off;             // the configured window is not in use
     uint32_t window_first_layer; // layers before it are full
     uint32_t window_period;      // every n-th layer is full; 0: none is
+    bool no_rope_full;           // full layers have no positions, window layers have
     uint32_t no_rope_period;     // every n-th layer has no positions; 0: all have
     enum ew_rope_kind rope_kind;
     double rope_theta, rope_partial; // what a rope without its own has
@@ -104,7 +105,7 @@ struct ew_shape {
 
     // Feed-forward.
     uint32_t n_experts; // 0: dense
-    bool ffn_plain; // act(up) without a gate
+    bool ffn_plain;     // act(up) without a gate
     bool bias_ffn;
     enum ew_act act;
 
@@ -112,7 +113,8 @@ struct ew_shape {
     bool parallel;          // attention and feed-forward read the same input
     bool parallel_own_norm; // ... each through its own norm
     float embed_scale, residual_scale;
-    float logit_divisor, logit_softcap; // softcap 0: none
+    bool embed_sqrt_width;            // embed_scale is the width's square root
+    float logit_scale, logit_softcap; // softcap 0: none
 
     // By layer; entries past n_layers are zero.
     bool layers_given; // layers[].mixer were read, not derived

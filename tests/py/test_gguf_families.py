@@ -1,5 +1,5 @@
-"""GGUF files of every architecture that edgewise claims: the checkpoints of the fixtures, renamed and permuted as converters
-for the format do it, must give the same logits as the checkpoints themselves."""
+"""GGUF files of every architecture that edgewise claims: the checkpoints of the fixtures, renamed and permuted as
+converters for the format do it, must give the same logits as the checkpoints themselves."""
 import json
 import math
 import struct
@@ -39,12 +39,14 @@ def write_gguf(path, metadata, tensors):
 
 
 NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
     "self_attn.qkv_proj": "attn_qkv", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down", "self_attn.q_layernorm": "attn_q_norm", "self_attn.k_layernorm": "attn_k_norm",
+    "mlp.c_proj": "ffn_down", "pre_feedforward_layernorm": "ffn_norm", "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
 }
 
 
@@ -53,7 +55,9 @@ def gguf_name(name, arch):
     if not stem.startswith("model.layers."):
         return f"{NAMES[stem]}.{suffix}"
     layer, stem = stem.removeprefix("model.layers.").split(".", 1)
-    own = "post_attention_norm" if arch == "olmo2" and stem == "post_attention_layernorm" else NAMES[stem]
+    own = NAMES[stem]
+    if stem == "post_attention_layernorm" and arch in ("olmo2", "gemma2"):
+        own = "post_attention_norm"
     return f"blk.{layer}.{own}.{suffix}"
 
 
@@ -86,7 +90,7 @@ def llama3_divisors(rope, theta, head_dim):
 
 
 def common_metadata(arch, config, head_dim):
-    eps = next(config[key] for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon") if key in config)
+    eps = next(config[key] for key in ("rms_norm_eps", "layer_norm_eps", "norm_epsilon", "norm_eps") if key in config)
     keys = {
         "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"],
@@ -143,6 +147,9 @@ def load_safetensors(path):
     return tensors
 
 
+WHOLE_NORMS = ("gemma", "gemma2", "nemotron")  # checkpoints have them less one
+
+
 def convert(model, path, arch, permuted=False, extra=None):
     config = json.loads((model / "config.json").read_text())
     source = load_safetensors(model / "model.safetensors")
@@ -152,7 +159,11 @@ def convert(model, path, arch, permuted=False, extra=None):
     tensors = {}
     for name, array in source.items():
         projection = name.split(".")[-2]
-        tensors[gguf_name(name, arch)] = permute(array, heads[projection]) if permuted and projection in heads else array
+        if arch in WHOLE_NORMS and name.endswith("norm.weight"):
+            array = array + 1
+        if permuted and projection in heads:
+            array = permute(array, heads[projection])
+        tensors[gguf_name(name, arch)] = array
     metadata = common_metadata(arch, config, head_dim) | scaling(arch, config, head_dim, tensors)
     metadata |= {f"{arch}.{key}": value(config) for key, value in (extra or {}).items()}
     write_gguf(path, metadata, tensors)
@@ -162,13 +173,24 @@ GRANITE = {
     "attention.scale": lambda c: c["attention_multiplier"], "embedding_scale": lambda c: c["embedding_multiplier"],
     "residual_scale": lambda c: c["residual_multiplier"], "logit_scale": lambda c: c["logits_scaling"],
 }
+GEMMA2 = {
+    "attention.scale": lambda c: c["query_pre_attn_scalar"] ** -0.5,
+    "attn_logit_softcapping": lambda c: c["attn_logit_softcapping"],
+    "final_logit_softcapping": lambda c: c["final_logit_softcapping"],
+}
+COHERE = {"logit_scale": lambda c: c["logit_scale"]}
+MINISTRAL3 = {"attention.temperature_scale": lambda c: c["rope_parameters"]["llama_4_scaling_beta"]}
 CASES = {
     "llama_default": ("llama", True), "llama_bias_headdim": ("llama", True), "llama_rope_linear": ("llama", True),
     "llama_rope_llama3": ("llama", True), "llama_rope_yarn": ("llama", True), "mistral_headdim": ("llama", True),
-    "ministral3": ("mistral3", True, {"attention.temperature_scale": lambda c: c["rope_parameters"]["llama_4_scaling_beta"]}),
+    "ministral3": ("mistral3", True, MINISTRAL3),
     "qwen2_tied": ("qwen2", False), "qwen3": ("qwen3", False), "phi3_longrope": ("phi3", False),
-    "phi3_mini_swa": ("phi3", False), "granite": ("granite", True, GRANITE), "olmo2": ("olmo2", False), "olmo3": ("olmo2", False),
-    "smollm3": ("smollm3", True), "stablelm": ("stablelm", False), "starcoder2": ("starcoder2", False),
+    "phi3_mini_swa": ("phi3", False), "granite": ("granite", True, GRANITE), "olmo2": ("olmo2", False),
+    "olmo3": ("olmo2", False), "smollm3": ("smollm3", True), "stablelm": ("stablelm", False),
+    "starcoder2": ("starcoder2", False),
+    "gemma1": ("gemma", False), "gemma2": ("gemma2", False, GEMMA2), "nemotron": ("nemotron", False),
+    "cohere": ("command-r", False, COHERE), "cohere_qknorm": ("command-r", False, COHERE),
+    "cohere2": ("cohere2", False, COHERE),
     "stablelm2_12b": ("stablelm", False, {"use_parallel_residual": lambda c: True}),
 }
 
@@ -177,6 +199,6 @@ CASES = {
 def test_converted(name, tmp_path):
     model = support.need(f"fixtures/models/{name}")
     convert(model, tmp_path / "model.gguf", *CASES[name])
-    result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors", "--kernels",
-                              "reference", "--kv", "f32")
+    result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors",
+                              "--kernels", "reference", "--kv", "f32")
     assert result["pass"] and result["rel"] < 1e-4

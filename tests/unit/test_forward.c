@@ -246,6 +246,12 @@ static void checkpoints(void **state)
         "stablelm",
         "stablelm2_12b",
         "starcoder2",
+        "cohere",
+        "cohere_qknorm",
+        "cohere2",
+        "gemma1",
+        "gemma2",
+        "nemotron",
         "llama_rope_dynamic",
     };
     char model[512], ref[600];

@@ -50,6 +50,12 @@ static const char *const g_checkpoints[] = {
     "stablelm",
     "stablelm2_12b",
     "starcoder2",
+    "cohere",
+    "cohere_qknorm",
+    "cohere2",
+    "gemma1",
+    "gemma2",
+    "nemotron",
 };
 
 static void fixture_path(char *out, size_t size, const char *name)
