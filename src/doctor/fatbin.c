@@ -293,9 +293,9 @@ static void judge_image(struct ew_gpu_verdict *verdict, const struct ew_image *i
     bool same_major = image->sm / 10u == target.cc / 10;
 
     verdict->zstd |= image->zstd;
-    if (image->kind == EW_IMAGE_CUBIN && same_major && !suffix_allows(image, target.cc)) {
-        verdict->blocked_a |= image->suffix == 'a';
-        verdict->blocked_f |= image->suffix == 'f';
+    if (image->kind == EW_IMAGE_CUBIN && !suffix_allows(image, target.cc)) {
+        verdict->blocked_a |= image->suffix == 'a' && same_major;
+        verdict->blocked_f |= image->suffix == 'f' && target.cc >= 100; // "Blackwell" is three families: 10, 11, 12
     }
     if (image->kind == EW_IMAGE_PTX && image->sm <= target.cc && suffix_allows(image, target.cc)) {
         uint32_t cuda = ew_ptx_isa_cuda(image->ptx_isa);

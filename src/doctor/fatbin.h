@@ -48,7 +48,7 @@ struct ew_gpu_target {
 struct ew_gpu_verdict {
     uint32_t total, sass, jit;    // all; with native code; without it but with PTX that the driver can compile
     bool only_tegra_unguaranteed; // native code only by the sm_80/86 rule on Orin
-    bool blocked_a, blocked_f;    // an 'a' or 'f' image of the right major exists that this GPU may not run
+    bool blocked_a, blocked_f;    // code for this GPU's siblings exists that it may not run
     bool lto_only, zstd;
     uint32_t ptx_cuda; // CUDA version that the oldest suitable PTX needs, 0: none
 };

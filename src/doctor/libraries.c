@@ -11,6 +11,7 @@
 #include "doctor/elf_file.h"
 #include "format/json.h"
 #include "format/mapfile.h"
+#include "platform/packages.h"
 
 #define PATH_BYTES_MAX 4096
 #define ELF_ARENA_MAX ((size_t)4 << 20)
@@ -141,6 +142,85 @@ static void read_python(const char *root, struct ew_facts *facts)
         ew_facts_set_number(facts, "host_python", major * 100 + minor, "/usr/bin/python3");
 }
 
+// TensorRT and cuDNN as the package manager knows them.
+static void read_packages(const char *root, struct ew_facts *facts)
+{
+    static const struct {
+        const char *package, *fact;
+    } wanted[] = {{"libnvinfer10", "trt_ver"}, {"libnvinfer8", "trt_ver"}, {"libcudnn9-cuda-13", "cudnn_ver"},
+                  {"libcudnn9-cuda-12", "cudnn_ver"}, {"libcudnn8", "cudnn_ver"}};
+    struct ew_packages packages;
+
+    ew_packages_read(root, &packages);
+    for (size_t i = 0; i < EW_COUNT_OF(wanted); i++) {
+        struct ew_str version = ew_package_upstream(ew_package_version(&packages, wanted[i].package));
+
+        if (version.len && !ew_facts_get(facts, ew_str_of(wanted[i].fact)))
+            ew_facts_set_str(facts, wanted[i].fact, version, wanted[i].package);
+    }
+    ew_packages_free(&packages);
+}
+
+// ---- forward compatibility packages ----
+
+// The note of a compat libcuda: JSON with the CUDA version and, for discrete GPUs, the driver branches it works with
+// (NVIDIA container toolkit, issue 1271). A note without branches is one for Jetson.
+static void read_compat_note(struct ew_facts *facts, const char *json)
+{
+    const char *version = strstr(json, "\"CUDA version\":\""), *drivers = strstr(json, "\"driver\":[");
+    double branch = ew_facts_number(facts, "drv_branch", 0), cuda;
+    bool listed = drivers == NULL;
+
+    if (!version || !cuda_number(ew_str_of(version + strlen("\"CUDA version\":\"")), &cuda))
+        return;
+    ew_facts_set_number(facts, "compat_cuda", cuda, "note of the compat libcuda");
+    if (!listed && branch == 0)
+        return; // which driver there is, is not known: neither is whether they fit
+    for (const char *at = drivers ? drivers + strlen("\"driver\":[") : ""; *at && *at != ']';) {
+        char *end;
+
+        listed |= strtod(at, &end) == branch;
+        at = end + (*end == ',');
+        if (end == at)
+            break;
+    }
+    ew_facts_set_bool(facts, "compat_ok", listed, "note of the compat libcuda");
+}
+
+static bool read_compat(const char *root, const char *dir, struct ew_facts *facts)
+{
+    static const char mark[] = "{\"format\":";
+    char path[PATH_BYTES_MAX], json[1024];
+    struct ew_mapfile file;
+    const unsigned char *at;
+
+    snprintf(path, sizeof(path), "%s%s/libcuda.so.1", root ? root : "", dir);
+    if (ew_mapfile_open(&file, path, NULL) != EW_OK)
+        return false;
+    ew_facts_set_bool(facts, "compat_present", true, dir);
+    at = memmem(file.data, file.size, mark, sizeof(mark) - 1);
+    if (at) {
+        snprintf(json, sizeof(json), "%.*s", (int)EW_MIN(file.size - (uint64_t)(at - file.data), sizeof(json) - 1),
+                 (const char *)at);
+        read_compat_note(facts, json);
+    }
+    ew_mapfile_close(&file);
+    return true;
+}
+
+static void read_compats(const char *root, struct ew_facts *facts)
+{
+    static const char *const dirs[] = {"/usr/local/cuda/compat", "/usr/local/cuda/compat_orin"};
+
+    if (ew_facts_get(facts, EW_STR("compat_present")))
+        return; // captured
+    for (size_t i = 0; i < EW_COUNT_OF(dirs); i++)
+        if (read_compat(root, dirs[i], facts))
+            return;
+    ew_facts_set_bool(facts, "compat_present", false, "/usr/local/cuda/compat");
+    ew_facts_set_bool(facts, "compat_ok", false, "/usr/local/cuda/compat");
+}
+
 void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts)
 {
     static const struct version_fact libc[] = {{"GLIBC_", "host_glibc"}};
@@ -148,8 +228,10 @@ void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts)
 
     read_versions(root, "libc.so.6", libc, EW_COUNT_OF(libc), facts);
     read_versions(root, "libstdc++.so.6", libstdcxx, EW_COUNT_OF(libstdcxx), facts);
-    if (ew_facts_get(facts, EW_STR("host_glibc")))
+    if (ew_facts_get(facts, EW_STR("host_glibc")) && !ew_facts_get(facts, EW_STR("host_libc")))
         ew_facts_set_str(facts, "host_libc", EW_STR("glibc"), "libc.so.6");
     read_toolkit(root, facts);
     read_python(root, facts);
+    read_packages(root, facts);
+    read_compats(root, facts);
 }

@@ -26,6 +26,8 @@ static const struct {
     {"power mode", "pow_name", "", ""},
     {"draw", "power_draw_w", " W", ""},
     {"temperature", "temp_c", " C", ""},
+    {"GPU at", "gpu_temp_c", " C", ""},
+    {"GPU draws", "gpu_power_w", " W", ""},
     {"no driver", "drv_error", "", ""},
 };
 
@@ -43,19 +45,53 @@ static void append_summary(const struct ew_doctor *doctor, struct ew_buf *out)
     }
 }
 
-static void append_finding(struct ew_buf *out, const struct ew_finding *finding, bool colour)
+static void append_finding(struct ew_buf *out, const struct ew_finding *finding, const char *indent, bool colour)
 {
     static const char *const colours[] = {"\x1b[32m", "\x1b[33m", "\x1b[31m"};
 
-    ew_buf_printf(out, "%s%-4s%s  ", colour ? colours[finding->rule->severity] : "",
+    ew_buf_printf(out, "%s%s%-4s%s  ", indent, colour ? colours[finding->rule->severity] : "",
                   ew_severity_name(finding->rule->severity), colour ? "\x1b[0m" : "");
     ew_buf_append_str(out, finding->rule->id);
     ew_buf_append_str(out, EW_STR("  "));
     ew_buf_append_str(out, finding->message);
     if (finding->remedy.len)
-        ew_buf_append_str(out, EW_STR("\n      -> "));
+        ew_buf_printf(out, "\n%s      -> ", indent);
     ew_buf_append_str(out, finding->remedy);
     ew_buf_append_char(out, '\n');
+}
+
+// Sorted by subject, so that each has one heading.
+static void append_findings(const struct ew_findings *findings, struct ew_buf *out, bool colour, bool verbose)
+{
+    struct ew_str heading = EW_STR("");
+
+    for (uint32_t i = 0; i < findings->count; i++) {
+        const struct ew_finding *finding = &findings->list[i];
+
+        if (finding->rule->severity == EW_SEVERITY_OK && !verbose)
+            continue;
+        if (!ew_str_eq(heading, finding->about)) {
+            heading = finding->about;
+            ew_buf_append_str(out, heading);
+            ew_buf_append_char(out, '\n');
+        }
+        append_finding(out, finding, heading.len ? "  " : "", colour);
+    }
+}
+
+static void append_unchecked(const struct ew_findings *findings, struct ew_buf *out)
+{
+    for (uint32_t i = 0; i < findings->n_unchecked; i++) {
+        const struct ew_unchecked *unchecked = &findings->unchecked[i];
+
+        ew_buf_append_str(out, EW_STR("not checked  "));
+        ew_buf_append_str(out, unchecked->rule->id);
+        ew_buf_append_str(out, EW_STR("  needs "));
+        ew_buf_append_str(out, unchecked->missing);
+        if (unchecked->count > 1)
+            ew_buf_printf(out, " (%u times)", unchecked->count);
+        ew_buf_append_char(out, '\n');
+    }
 }
 
 void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, bool colour, bool verbose)
@@ -64,20 +100,17 @@ void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, b
 
     append_summary(doctor, out);
     ew_buf_append_char(out, '\n');
-    for (uint32_t i = 0; i < findings->count; i++)
-        append_finding(out, &findings->list[i], colour);
+    append_findings(findings, out, colour, verbose);
     if (findings->count)
         ew_buf_append_char(out, '\n');
-    for (uint32_t i = 0; verbose && i < findings->n_unchecked; i++) {
-        ew_buf_append_str(out, EW_STR("not checked  "));
-        ew_buf_append_str(out, findings->unchecked[i].rule->id);
-        ew_buf_append_str(out, EW_STR("  needs "));
-        ew_buf_append_str(out, findings->unchecked[i].missing);
-        ew_buf_append_char(out, '\n');
-    }
-    ew_buf_printf(out, "%u fail, %u warn, %u ok, %u not checked (their facts are not known here)\n",
-                  findings->n_by_severity[EW_SEVERITY_FAIL], findings->n_by_severity[EW_SEVERITY_WARN],
-                  findings->n_by_severity[EW_SEVERITY_OK], findings->n_unchecked);
+    if (verbose)
+        append_unchecked(findings, out);
+    ew_buf_printf(out, "%u fail, %u warn, %u ok", findings->n_by_severity[EW_SEVERITY_FAIL],
+                  findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK]);
+    if (findings->n_unchecked)
+        ew_buf_printf(out, "; %u rules not checked, because facts are not known here (-v lists them)",
+                      findings->n_unchecked);
+    ew_buf_append_char(out, '\n');
 }
 
 static void json_member(struct ew_buf *out, const char *key, struct ew_str value, bool last)
@@ -124,8 +157,8 @@ void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out)
     for (uint32_t i = 0; i < findings->n_unchecked; i++) {
         ew_buf_append_str(out, i ? EW_STR(",\n    {") : EW_STR("\n    {"));
         json_member(out, "id", findings->unchecked[i].rule->id, false);
-        json_member(out, "about", findings->unchecked[i].about, false);
-        json_member(out, "missing", findings->unchecked[i].missing, true);
+        json_member(out, "missing", findings->unchecked[i].missing, false);
+        ew_buf_printf(out, "\"count\": %u}", findings->unchecked[i].count);
     }
     ew_buf_printf(out, "\n  ],\n  \"fail\": %u, \"warn\": %u, \"ok\": %u\n}\n",
                   findings->n_by_severity[EW_SEVERITY_FAIL], findings->n_by_severity[EW_SEVERITY_WARN],

@@ -286,6 +286,8 @@ static void append_hole(struct ew_buf *out, struct ew_str hole, const struct ew_
         ew_buf_append_char(out, '?');
     else if (ew_str_is(style, "cuda") && fact->type == EW_FACT_NUMBER)
         ew_buf_printf(out, "%ld.%ld", number / 100, number % 100 / 10);
+    else if (ew_str_is(style, "py") && fact->type == EW_FACT_NUMBER)
+        ew_buf_printf(out, "%ld.%ld", number / 100, number % 100);
     else if (ew_str_is(style, "cc") && fact->type == EW_FACT_NUMBER)
         ew_buf_printf(out, "%ld.%ld", number / 10, number % 10);
     else
@@ -356,21 +358,27 @@ static void add_finding(struct ew_findings *out, const struct ew_rule *rule, con
 
     if (!finding)
         return;
-    *finding = (struct ew_finding){rule, keep(out, about), filled(out, rule->message, facts),
-                                   filled(out, rule->remedy, facts)};
+    *finding = (struct ew_finding){.rule = rule,
+                                   .about = keep(out, about),
+                                   .message = filled(out, rule->message, facts),
+                                   .remedy = filled(out, rule->remedy, facts)};
     out->count++;
     out->n_by_severity[rule->severity]++;
 }
 
-static void add_unchecked(struct ew_findings *out, const struct ew_rule *rule, struct ew_str about,
-                          struct ew_str missing)
+static void add_unchecked(struct ew_findings *out, const struct ew_rule *rule, struct ew_str missing)
 {
-    struct ew_unchecked *unchecked = room(out, (void **)&out->unchecked, out->n_unchecked, &out->unchecked_cap,
-                                          sizeof(*unchecked));
+    struct ew_unchecked *unchecked;
 
+    for (uint32_t i = 0; i < out->n_unchecked; i++)
+        if (out->unchecked[i].rule == rule && ew_str_eq(out->unchecked[i].missing, missing)) {
+            out->unchecked[i].count++;
+            return;
+        }
+    unchecked = room(out, (void **)&out->unchecked, out->n_unchecked, &out->unchecked_cap, sizeof(*unchecked));
     if (!unchecked)
         return;
-    *unchecked = (struct ew_unchecked){rule, keep(out, about), missing};
+    *unchecked = (struct ew_unchecked){rule, missing, 1};
     out->n_unchecked++;
 }
 
@@ -388,22 +396,43 @@ void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const
         if (truth == EW_TRUE)
             add_finding(out, rule, facts, about);
         else if (truth == EW_UNKNOWN)
-            add_unchecked(out, rule, about, missing);
+            add_unchecked(out, rule, missing);
     }
+}
+
+static int by_subject(const void *a, const void *b)
+{
+    const struct ew_finding *x = a, *y = b;
+
+    return ew_str_compare(x->about, y->about);
 }
 
 static int by_weight(const void *a, const void *b)
 {
     const struct ew_finding *x = a, *y = b;
-    int order = (int)y->rule->severity - (int)x->rule->severity;
+    int order = (int)y->worst - (int)x->worst;
 
     if (order == 0)
-        order = ew_str_compare(x->rule->id, y->rule->id);
-    return order ? order : ew_str_compare(x->about, y->about);
+        order = ew_str_compare(x->about, y->about);
+    if (order == 0)
+        order = (int)y->rule->severity - (int)x->rule->severity;
+    return order ? order : ew_str_compare(x->rule->id, y->rule->id);
 }
 
 void ew_findings_sort(struct ew_findings *findings)
 {
-    if (findings->count)
-        qsort(findings->list, findings->count, sizeof(*findings->list), by_weight);
+    struct ew_finding *list = findings->list;
+
+    if (!findings->count)
+        return;
+    qsort(list, findings->count, sizeof(*list), by_subject);
+    for (uint32_t begin = 0, end; begin < findings->count; begin = end) {
+        enum ew_severity worst = EW_SEVERITY_OK;
+
+        for (end = begin; end < findings->count && ew_str_eq(list[end].about, list[begin].about); end++)
+            worst = EW_MAX(worst, list[end].rule->severity);
+        for (uint32_t i = begin; i < end; i++)
+            list[i].worst = worst;
+    }
+    qsort(list, findings->count, sizeof(*list), by_weight);
 }

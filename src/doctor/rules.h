@@ -47,11 +47,13 @@ struct ew_finding {
     const struct ew_rule *rule;
     struct ew_str about;           // the file or package, or empty
     struct ew_str message, remedy; // holes filled in
+    enum ew_severity worst;        // of all findings about the same, once sorted
 };
 
-struct ew_unchecked {
+struct ew_unchecked { // one a rule and fact, however many files it concerns
     const struct ew_rule *rule;
-    struct ew_str about, missing; // the fact that is not known
+    struct ew_str missing; // the fact that is not known
+    uint32_t count;        // subjects
 };
 
 struct ew_findings {
@@ -70,8 +72,9 @@ void ew_findings_fini(struct ew_findings *findings);
 // the tags.
 void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const struct ew_facts *facts,
                     struct ew_str about, struct ew_findings *out);
-// Worst first, then by rule id and subject, so that reports do not depend on the order of work.
+// What has the worst finding first, with all that was found about it, worst first; then by name and rule id, so that
+// reports do not depend on the order of work.
 void ew_findings_sort(struct ew_findings *findings);
 
-// Replaces {fact} by its value; {fact:cuda} prints 1300 as 13.0, {fact:cc} 110 as 11.0. Unknown ones become "?".
+// Replaces {fact} by its value; {fact:cuda} prints 1300 as 13.0, {fact:cc} 110 as 11.0, {fact:py} 312 as 3.12. Unknown ones become "?".
 void ew_rule_fill(struct ew_buf *out, struct ew_str text, const struct ew_facts *facts);

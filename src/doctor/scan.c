@@ -68,31 +68,84 @@ static struct ew_str word(struct ew_str line, const char *allowed)
 
 #define NAME_CHARS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
-// "name[extra]==1.2+cu126 ; marker": name, and the version where one is pinned.
+static struct ew_str keep(struct ew_scan *scan, struct ew_str text)
+{
+    char *copy = ew_arena_copy(&scan->arena, text.ptr, text.len);
+
+    scan->failed |= !copy;
+    return copy ? (struct ew_str){copy, text.len} : EW_STR("");
+}
+
+// The file name of a wheel that the line names by path or address, or empty.
+static struct ew_str wheel_in(struct ew_str line)
+{
+    ptrdiff_t end = ew_str_find(line, EW_STR(".whl"), 0);
+
+    if (end < 0)
+        return EW_STR("");
+    line.len = (size_t)end + strlen(".whl");
+    for (size_t i = line.len; i > 0; i--)
+        if (strchr("/ \"'@=", line.ptr[i - 1]))
+            return (struct ew_str){line.ptr + i, line.len - i};
+    return line;
+}
+
+// The version after the operator, "==1.2+cu126" or ">=2.8"; empty where there is none.
+static struct ew_str version_after(struct ew_str line, const char *op)
+{
+    ptrdiff_t at = ew_str_find(line, ew_str_of(op), 0);
+    struct ew_str version;
+
+    if (at < 0)
+        return EW_STR("");
+    version = (struct ew_str){line.ptr + at + 2, line.len - (size_t)at - 2};
+    while (version.len && version.ptr[0] == ' ')
+        version.ptr++, version.len--;
+    return word(version, NAME_CHARS "+!");
+}
+
+// "name[extra]==1.2+cu126 ; marker", "name @ https://.../x.whl", or a wheel's path.
 static void add_requirement(struct ew_scan *scan, struct ew_str path, struct ew_str line)
 {
-    struct ew_str name = word(line, NAME_CHARS), version = EW_STR("");
-    ptrdiff_t pin = ew_str_find(line, EW_STR("=="), 0), local;
+    struct ew_str name = word(line, NAME_CHARS), wheel = wheel_in(line);
     struct ew_scan_file *file;
+    ptrdiff_t local;
 
-    if (name.len == 0 || name.ptr[0] == '-' || name.ptr[0] == '.')
+    if (!wheel.len && (name.len == 0 || name.ptr[0] == '-' || name.ptr[0] == '.'))
         return;
-    if (pin >= 0) {
-        version = (struct ew_str){line.ptr + pin + 2, line.len - (size_t)pin - 2};
-        while (version.len && version.ptr[0] == ' ')
-            version.ptr++, version.len--;
-        version = word(version, NAME_CHARS "+!");
-    }
     file = ew__scan_add(scan, path, EW_SCAN_REQUIREMENTS);
     if (!file)
         return;
-    file->package = (struct ew_str){ew_arena_copy(&scan->arena, name.ptr, name.len), name.len};
-    file->version = (struct ew_str){ew_arena_copy(&scan->arena, version.ptr, version.len), version.len};
-    scan->failed |= !file->package.ptr || !file->version.ptr;
-    local = ew_str_find(version, EW_STR("+cu1"), 0);
-    if (local >= 0 && version.len >= (size_t)local + 5 && version.ptr[local + 4] >= '0' &&
-        version.ptr[local + 4] <= '9')
-        file->package_cuda = 10 + (uint32_t)(version.ptr[local + 4] - '0');
+    if (wheel.len) {
+        ew__scan_read_wheel_name(file, keep(scan, wheel));
+        return;
+    }
+    file->package = keep(scan, name);
+    file->version = keep(scan, version_after(line, "=="));
+    if (ew_str_is(name, "torch"))
+        file->requires_torch = file->version.len ? file->version : keep(scan, version_after(line, ">="));
+    local = ew_str_find(file->version, EW_STR("+cu1"), 0);
+    if (local >= 0 && file->version.len >= (size_t)local + 5 && file->version.ptr[local + 4] >= '0' &&
+        file->version.ptr[local + 4] <= '9')
+        file->package_cuda = 10 + (uint32_t)(file->version.ptr[local + 4] - '0');
+}
+
+// requires-python = ">=3.12" stands for a requirement of its own.
+static bool add_required_python(struct ew_scan *scan, struct ew_str path, struct ew_str line)
+{
+    static const char key[] = "requires-python";
+    struct ew_scan_file *file;
+    const char *quote;
+
+    if (!ew_str_starts(line, key))
+        return false;
+    quote = memchr(line.ptr, '"', line.len);
+    file = quote ? ew__scan_add(scan, path, EW_SCAN_REQUIREMENTS) : NULL;
+    if (file) {
+        file->package = EW_STR(key);
+        file->requires_python = keep(scan, (struct ew_str){quote + 1, line.len - (size_t)(quote + 1 - line.ptr)});
+    }
+    return true;
 }
 
 // pyproject.toml: the quoted strings of its dependency arrays look like requirement lines.
@@ -110,15 +163,18 @@ static struct ew_str requirement_of(struct ew_str line, bool toml)
 static void read_requirements(struct ew_scan *scan, struct ew_str path)
 {
     char name[4096], *text;
-    size_t len, at = 0;
+    size_t len, at = 0; // the text ends with a NUL
 
     snprintf(name, sizeof(name), "%.*s", (int)path.len, path.ptr);
     if (path.len >= sizeof(name) || ew_file_read(name, REQUIREMENTS_BYTES_MAX, &text, &len, NULL) != EW_OK)
         return;
     while (at < len) {
         size_t line_len = strcspn(text + at, "\n");
+        struct ew_str line = {text + at, line_len};
+        bool toml = ew_str_ends(path, ".toml");
 
-        add_requirement(scan, path, requirement_of((struct ew_str){text + at, line_len}, ew_str_ends(path, ".toml")));
+        if (!toml || !add_required_python(scan, path, line))
+            add_requirement(scan, path, requirement_of(line, toml));
         at += line_len + 1;
     }
     ew_free(text);

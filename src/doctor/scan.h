@@ -42,9 +42,11 @@ struct ew_scan_file {
     uint32_t n_sms, n_a_sms, n_f_sms;
     uint32_t toolkit;
     // Package, wheel, requirement, plan
-    struct ew_str package, version, requires_python, platform_tag, python_tag, plan_version;
-    uint32_t package_cuda; // 12, 13; 0: none said
+    struct ew_str package, version, requires_python, platform_tag, abi_tag, python_tag, plan_version;
+    struct ew_str requires_torch; // the oldest PyTorch it accepts, empty: it does not ask
+    uint32_t package_cuda;        // 12, 13; 0: none said
     bool pure;
+    uint32_t ptxas_cuda; // a ptxas program: the CUDA version it is of; 0: none
 };
 
 struct ew_scan {

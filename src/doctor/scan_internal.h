@@ -9,6 +9,9 @@ int ew__scan_walk(struct ew_scan *scan, const char *path, struct ew_error *err) 
 
 // The second pass, one file. Strings go to `arena`, which the caller then merges; `target` is the GPU to judge for.
 void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target);
+struct ew_str ew__scan_base_name(struct ew_str path);
+// Tags, and name and version where they are not known yet, of "NAME-VERSION-PYTHON-ABI-PLATFORM.whl"; views into it.
+void ew__scan_read_wheel_name(struct ew_scan_file *file, struct ew_str name);
 // Members of a wheel that are libraries are handed to `on_member`.
 void ew__scan_read_wheel(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
                          void (*on_member)(void *ctx, const struct ew_scan_file *member), void *ctx);

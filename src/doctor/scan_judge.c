@@ -3,58 +3,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/assert.h"
+#include "doctor/library_index.h"
 #include "doctor/scan_internal.h"
 
 #define CLOSURE_MAX 4096 // libraries behind one file; a Python extension of a large framework reaches about 100
 #define NOT_FOUND UINT32_MAX
 
-static const char *const g_system_dirs[] = {
-    "/lib",
-    "/usr/lib",
-    "/lib64",
-    "/usr/lib64",
-    "/lib/aarch64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu",
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu",
-    "/usr/lib/aarch64-linux-gnu/nvidia",
-    "/usr/lib/aarch64-linux-gnu/tegra",
-    "/usr/local/cuda/lib64",
-    "/opt/nvidia/l4t-gpu-libs/nvgpu",
-    "/opt/nvidia/l4t-gpu-libs/openrm",
-};
-
 struct judge {
     struct ew_scan *scan;
     struct ew_findings *findings;
-    struct ew_map by_name; // base name of a library in the tree to its index
-    uint32_t *queue;       // [CLOSURE_MAX]
-    uint8_t *seen;         // [count] of the closure being walked
+    struct ew_library_index machine; // what the machine offers
+    struct ew_facts tree;            // what the scanned files say together, over the machine's facts
+    struct ew_map by_name;           // base name of a library in the tree to its index
+    uint32_t *queue;                 // [CLOSURE_MAX]
+    uint8_t *seen;                   // [count] of the closure being walked
 };
-
-static struct ew_str base_name(struct ew_str path)
-{
-    const char *slash = memrchr(path.ptr, '/', path.len);
-
-    return slash ? (struct ew_str){slash + 1, path.len - (size_t)(slash + 1 - path.ptr)} : path;
-}
-
-static bool machine_has(const struct judge *j, struct ew_str name)
-{
-    const char *root = j->scan->doctor->options.root;
-    char path[4096];
-
-    for (size_t i = 0; i < EW_COUNT_OF(g_system_dirs); i++) {
-        snprintf(path, sizeof(path), "%s%s/%.*s", root ? root : "", g_system_dirs[i], (int)EW_MIN(name.len, 255),
-                 name.ptr);
-        if (access(path, F_OK) == 0)
-            return true;
-    }
-    return false;
-}
 
 static uint32_t in_tree(const struct judge *j, struct ew_str name)
 {
@@ -63,16 +28,58 @@ static uint32_t in_tree(const struct judge *j, struct ew_str name)
     return ew_map_get(&j->by_name, name, &index) ? index : NOT_FOUND;
 }
 
-// Beside the file, or where its own RUNPATH ($ORIGIN/...) leads: then the dynamic linker finds it without help.
+// Takes the last folder off; "/a/b" becomes "/a".
+static struct ew_str parent_of(struct ew_str path)
+{
+    const char *slash = memrchr(path.ptr, '/', path.len);
+
+    return (struct ew_str){path.ptr, slash ? (size_t)(slash - path.ptr) : 0};
+}
+
+// One entry of a RUNPATH, "$ORIGIN/../lib", against the folder of the library that was found.
+static bool entry_leads_to(struct ew_str entry, struct ew_str origin, struct ew_str folder)
+{
+    char path[4096];
+    struct ew_str at = {path, 0};
+    size_t skip = ew_str_starts(entry, "$ORIGIN") ? 7 : ew_str_starts(entry, "${ORIGIN}") ? 9 : 0;
+
+    if (skip == 0 || origin.len >= sizeof(path))
+        return false;
+    memcpy(path, origin.ptr, origin.len);
+    at.len = origin.len;
+    while (skip < entry.len) {
+        struct ew_str part = {entry.ptr + skip, 0};
+
+        while (skip + part.len < entry.len && part.ptr[part.len] != '/')
+            part.len++;
+        skip += part.len + 1;
+        if (ew_str_is(part, ".."))
+            at = parent_of(at);
+        else if (part.len && !ew_str_is(part, ".") && at.len + 1 + part.len < sizeof(path)) {
+            path[at.len] = '/';
+            memcpy(path + at.len + 1, part.ptr, part.len);
+            at.len += part.len + 1;
+        }
+    }
+    return ew_str_eq(at, folder);
+}
+
+// Whether the file's own RUNPATH leads there: then the dynamic linker finds it without help.
 static bool reachable(const struct ew_scan_file *from, const struct ew_scan_file *to)
 {
-    size_t dir = from->path.len - base_name(from->path).len;
+    struct ew_str origin = parent_of(from->path), folder = parent_of(to->path);
+    size_t at = 0;
 
-    if (to->path.len > dir && memcmp(to->path.ptr, from->path.ptr, dir) == 0 &&
-        !memchr(to->path.ptr + dir, '/', to->path.len - dir))
-        return true;
-    return ew_str_find(from->runpath, EW_STR("$ORIGIN"), 0) >= 0 ||
-           ew_str_find(from->runpath, EW_STR("${ORIGIN}"), 0) >= 0;
+    while (at < from->runpath.len) {
+        struct ew_str entry = {from->runpath.ptr + at, 0};
+
+        while (at + entry.len < from->runpath.len && entry.ptr[entry.len] != ':')
+            entry.len++;
+        if (entry_leads_to(entry, origin, folder))
+            return true;
+        at += entry.len + 1;
+    }
+    return false;
 }
 
 static uint32_t cuda_major(struct ew_str soname)
@@ -122,28 +129,48 @@ static uint32_t closure_majors(struct judge *j, uint32_t start)
     return bit_count(majors);
 }
 
+// Families that rules of their own speak about, so that "missing libraries" does not say the same again.
+static bool has_own_rule(struct ew_str name)
+{
+    static const char *const prefixes[] = {"libcudart.so.", "libcublas",        "libcudnn.so.8",
+                                           "libnvinfer.so.8", "libnvinfer.so.10", "libcuda.so.1"};
+
+    for (size_t i = 0; i < EW_COUNT_OF(prefixes); i++)
+        if (ew_str_starts(name, prefixes[i]))
+            return true;
+    return false;
+}
+
 static void set_needs(struct judge *j, const struct ew_scan_file *file, struct ew_facts *facts)
 {
-    struct ew_str missing[EW_SCAN_NEEDS_MAX], wheels[EW_SCAN_NEEDS_MAX];
-    uint32_t n_missing = 0, n_wheels = 0;
+    struct ew_str missing[EW_SCAN_NEEDS_MAX], other[EW_SCAN_NEEDS_MAX], wheels[EW_SCAN_NEEDS_MAX];
+    uint32_t n_missing = 0, n_other = 0, n_wheels = 0;
 
     for (uint32_t i = 0; i < file->n_needed; i++) {
         uint32_t found = in_tree(j, file->needed[i]);
 
-        if (found != NOT_FOUND && !reachable(file, &j->scan->files[found]))
-            wheels[n_wheels++] = file->needed[i];
-        else if (found == NOT_FOUND && !machine_has(j, file->needed[i]))
+        if (ew_library_index_has(&j->machine, file->needed[i]))
+            continue;
+        if (found == NOT_FOUND) {
             missing[n_missing++] = file->needed[i];
+            if (!has_own_rule(file->needed[i]))
+                other[n_other++] = file->needed[i];
+        } else if (!reachable(file, &j->scan->files[found])) {
+            wheels[n_wheels++] = file->needed[i];
+        }
     }
     ew_facts_set_strs(facts, "elf_needed", file->needed, file->n_needed, "DT_NEEDED");
+    if (!j->machine.known)
+        return; // a tree that does not tell its libraries
     ew_facts_set_strs(facts, "elf_missing", missing, n_missing, "DT_NEEDED against the tree and the machine");
+    ew_facts_set_strs(facts, "elf_missing_other", other, n_other, "elf_missing without those of rules of their own");
     ew_facts_set_strs(facts, "elf_only_in_wheels", wheels, n_wheels, "DT_NEEDED against the tree");
 }
 
 // A library whose name on disk promises another major than its SONAME: a renamed link that symbol versions will refuse.
 static void set_soname_mismatch(const struct ew_scan_file *file, struct ew_facts *facts)
 {
-    struct ew_str name = base_name(file->path);
+    struct ew_str name = ew__scan_base_name(file->path);
     bool versioned = ew_str_find(name, EW_STR(".so."), 0) >= 0;
     uint32_t by_name = cuda_major(name), by_soname = cuda_major(file->soname);
 
@@ -212,8 +239,14 @@ static void set_platform_tag(const struct ew_scan_file *file, struct ew_facts *f
     snprintf(tag, sizeof(tag), "%.*s", (int)EW_MIN(file->platform_tag.len, sizeof(tag) - 1), file->platform_tag.ptr);
     if (strcmp(tag, "any") == 0)
         ew_facts_set_str(facts, "whl_arch", EW_STR("any"), "wheel tag");
-    else if (strstr(tag, "aarch64") || strstr(tag, "x86_64"))
+    else if (strstr(tag, "linux") && (strstr(tag, "aarch64") || strstr(tag, "x86_64")))
         ew_facts_set_str(facts, "whl_arch", strstr(tag, "aarch64") ? EW_STR("aarch64") : EW_STR("x86_64"), "wheel tag");
+    else if (tag[0])
+        ew_facts_set_str(facts, "whl_arch", ew_str_of(tag), "wheel tag"); // another system, or a rare processor
+    if (strstr(tag, "linux_aarch64") && !strstr(tag, "manylinux")) // unaudited: how Jetson's own indexes tag theirs
+        ew_facts_set_str(facts, "whl_index", EW_STR("jetson"), "wheel tag");
+    else if (strstr(tag, "manylinux"))
+        ew_facts_set_str(facts, "whl_index", EW_STR("pypi"), "wheel tag");
     at = strstr(tag, "manylinux_");
     if (at && sscanf(at, "manylinux_%u_%u", &major, &minor) == 2)
         snprintf(glibc, sizeof(glibc), "%u.%u", major, minor);
@@ -223,21 +256,23 @@ static void set_platform_tag(const struct ew_scan_file *file, struct ew_facts *f
     ew_facts_set_str(facts, "whl_glibc", ew_str_of(glibc), "wheel tag");
 }
 
-// "cp312" is exactly 3.12; "py3" any; with the stable ABI it would be a minimum, which Requires-Python tells as well.
+// "cp312" is exactly 3.12, with the stable ABI (PEP 425, abi3) at least that; "py3" is any.
 static void set_python(const struct ew_scan_file *file, struct ew_facts *facts)
 {
     char tag[64], requires[128];
-    unsigned major, minor;
+    unsigned major, minor, exact = 0, least = 0;
     const char *at;
 
     snprintf(tag, sizeof(tag), "%.*s", (int)EW_MIN(file->python_tag.len, sizeof(tag) - 1), file->python_tag.ptr);
     snprintf(requires, sizeof(requires), "%.*s", (int)EW_MIN(file->requires_python.len, sizeof(requires) - 1),
              file->requires_python.ptr);
-    ew_facts_set_number(facts, "whl_py_exact", sscanf(tag, "cp%1u%u", &major, &minor) == 2 ? major * 100 + minor : 0,
-                        "wheel tag");
+    if (sscanf(tag, "cp%1u%u", &major, &minor) == 2)
+        *(ew_str_is(file->abi_tag, "abi3") ? &least : &exact) = major * 100 + minor;
     at = strstr(requires, ">=");
-    ew_facts_set_number(facts, "whl_py_min",
-                        at && sscanf(at, ">= %u.%u", &major, &minor) == 2 ? major * 100 + minor : 0, "Requires-Python");
+    if (at && sscanf(at, ">= %u.%u", &major, &minor) == 2)
+        least = EW_MAX(least, major * 100 + minor);
+    ew_facts_set_number(facts, "whl_py_exact", exact, "wheel tag");
+    ew_facts_set_number(facts, "whl_py_min", least, "wheel tag, Requires-Python");
 }
 
 static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
@@ -257,11 +292,23 @@ static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
     ew_facts_set_bool(facts, "pkg_prefix_nvidia_cu",
                       len > 7 && strncmp(name, "nvidia-", 7) == 0 && strstr((name[len] = '\0', name), "-cu"),
                       "metadata");
-    if (file->kind == EW_SCAN_WHEEL) {
+    ew_facts_set_bool(facts, "pkg_listed", file->kind == EW_SCAN_REQUIREMENTS, "kind of file");
+    ew_facts_set_str(facts, "req_torch", file->requires_torch.len ? file->requires_torch : EW_STR("0"), "Requires-Dist");
+    if (file->platform_tag.len) {
         ew_facts_set_bool(facts, "pkg_pure", file->pure, "wheel tag");
         set_platform_tag(file, facts);
-        set_python(file, facts);
+    } else { // a bare name in a list: what pip will choose for it is not known, and nothing is held against it
+        ew_facts_set_str(facts, "whl_arch", EW_STR("any"), "no wheel named");
+        ew_facts_set_str(facts, "whl_glibc", EW_STR("0"), "no wheel named");
+        ew_facts_set_bool(facts, "pkg_pure", false, "no wheel named");
     }
+    set_python(file, facts);
+    if (ew_str_is(file->package, "requires-python"))
+        ew_facts_set_number(facts, "req_python", ew_facts_number(facts, "whl_py_min", 0), "pyproject.toml");
+    else
+        ew_facts_set_number(facts, "req_python", 0, "asked by projects only");
+    if (file->n_sms)
+        ew_facts_set_numbers(facts, "fb_sms", file->sms, file->n_sms, "libraries of the wheel");
 }
 
 static void judge_file(struct judge *j, const struct ew_scan_file *file)
@@ -275,7 +322,7 @@ static void judge_file(struct judge *j, const struct ew_scan_file *file)
 
     if (file->unreadable || (file->kind == EW_SCAN_LIBRARY && !file->is_elf && !file->has_gpu_code) ||
         (file->kind == EW_SCAN_REQUIREMENTS && !file->package.len) ||
-        ew_facts_init(&facts, &j->scan->doctor->facts, NULL) != EW_OK)
+        ew_facts_init(&facts, &j->tree, NULL) != EW_OK)
         return;
     ew_facts_set_str(&facts, "file", file->path, "scan");
     if (file->kind == EW_SCAN_LIBRARY) {
@@ -292,6 +339,31 @@ static void judge_file(struct judge *j, const struct ew_scan_file *file)
     ew_facts_fini(&facts);
 }
 
+// Which frameworks stand in the tree: known only where installed packages were scanned.
+static void set_tree(struct judge *j)
+{
+    const struct ew_scan *scan = j->scan;
+    struct ew_str torch = EW_STR("");
+    bool packages = false, triton = false;
+
+    for (uint32_t i = 0; i < scan->count; i++) {
+        const struct ew_scan_file *file = &scan->files[i];
+
+        if (file->ptxas_cuda && ew_str_find(file->path, EW_STR("triton/"), 0) >= 0)
+            ew_facts_set_number(&j->tree, "triton_ptxas_cuda", file->ptxas_cuda, "release string of Triton's ptxas");
+        if (file->kind != EW_SCAN_PACKAGE)
+            continue;
+        packages = true;
+        triton |= ew_str_is(file->package, "triton");
+        if (ew_str_is(file->package, "torch"))
+            torch = file->version;
+    }
+    if (packages)
+        ew_facts_set_bool(&j->tree, "have_triton", triton, "installed packages");
+    if (torch.len)
+        ew_facts_set_str(&j->tree, "have_torch", torch, "installed packages");
+}
+
 static int by_path(const void *a, const void *b)
 {
     const struct ew_scan_file *x = a, *y = b;
@@ -305,19 +377,25 @@ void ew__scan_judge(struct ew_scan *scan, struct ew_findings *findings)
 
     if (scan->count)
         qsort(scan->files, scan->count, sizeof(*scan->files), by_path); // the order of threads must not show
+    ew_library_index_read(&j.machine, scan->doctor->options.root);
+    scan->failed |= j.machine.failed;
     j.queue = ew_alloc_array(CLOSURE_MAX, sizeof(*j.queue));
     j.seen = ew_alloc_array(scan->count, 1);
-    if (!j.queue || !j.seen || ew_map_init(&j.by_name, scan->count) != EW_OK) {
+    if (ew_facts_init(&j.tree, &scan->doctor->facts, NULL) != EW_OK || !j.queue || !j.seen ||
+        ew_map_init(&j.by_name, scan->count) != EW_OK) {
         scan->failed = true;
         goto out;
     }
     for (uint32_t i = 0; i < scan->count; i++)
-        if (scan->files[i].is_elf && ew_map_put(&j.by_name, base_name(scan->files[i].path), i, NULL) != EW_OK)
+        if (scan->files[i].is_elf && ew_map_put(&j.by_name, ew__scan_base_name(scan->files[i].path), i, NULL) != EW_OK)
             scan->failed = true;
+    set_tree(&j);
     for (uint32_t i = 0; i < scan->count; i++)
         judge_file(&j, &scan->files[i]);
     ew_map_fini(&j.by_name);
 out:
+    ew_facts_fini(&j.tree);
+    ew_library_index_fini(&j.machine);
     ew_free(j.seen);
     ew_free(j.queue);
 }

@@ -134,11 +134,28 @@ static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, str
     ew_free(code);
 }
 
+// ptxas says its release in a string: "Cuda compilation tools, release 12.8, V12.8.93".
+static void read_ptxas(struct ew_scan_file *file, const unsigned char *bytes, uint64_t size)
+{
+    static const char mark[] = "Cuda compilation tools, release ";
+    const unsigned char *at = memmem(bytes, size, mark, sizeof(mark) - 1);
+    char text[16];
+    unsigned major, minor;
+
+    if (!at || size - (uint64_t)(at - bytes) < sizeof(mark) + sizeof(text))
+        return;
+    snprintf(text, sizeof(text), "%.8s", (const char *)at + sizeof(mark) - 1);
+    if (sscanf(text, "%2u.%1u", &major, &minor) == 2)
+        file->ptxas_cuda = major * 100 + minor * 10;
+}
+
 void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
                          const unsigned char *bytes, uint64_t size)
 {
     if (ew_elf_is(bytes, size))
         read_elf(file, arena, bytes, size);
+    if (ew_str_is(ew__scan_base_name(file->path), "ptxas"))
+        read_ptxas(file, bytes, size);
     read_gpu_code(file, arena, target, bytes, size);
 }
 
@@ -186,33 +203,105 @@ static uint32_t package_cuda(struct ew_str version, struct ew_str metadata)
     return 0;
 }
 
+// "Requires-Dist: torch>=2.8" or "torch (==2.8.0)", unless only an extra asks for it.
+static struct ew_str required_torch(struct ew_str metadata)
+{
+    static const char key[] = "\nRequires-Dist: torch";
+    ptrdiff_t at = -1;
+
+    while ((at = ew_str_find(metadata, EW_STR(key), (size_t)(at + 1))) >= 0) {
+        const char *line = metadata.ptr + at + sizeof(key) - 1, *end;
+        size_t left = metadata.len - (size_t)(line - metadata.ptr);
+        struct ew_str rest;
+        ptrdiff_t op;
+
+        end = memchr(line, '\n', left);
+        rest = (struct ew_str){line, end ? (size_t)(end - line) : left};
+        if (!rest.len || !strchr(" (<>=~!", rest.ptr[0]) || ew_str_find(rest, EW_STR("extra"), 0) >= 0)
+            continue;
+        op = ew_str_find(rest, EW_STR(">="), 0);
+        op = op >= 0 ? op : ew_str_find(rest, EW_STR("=="), 0);
+        if (op < 0)
+            continue;
+        rest = (struct ew_str){rest.ptr + op + 2, rest.len - (size_t)op - 2};
+        while (rest.len && rest.ptr[0] == ' ')
+            rest.ptr++, rest.len--;
+        for (size_t i = 0; i < rest.len; i++)
+            if ((rest.ptr[i] < '0' || rest.ptr[i] > '9') && rest.ptr[i] != '.')
+                rest.len = i;
+        return rest;
+    }
+    return EW_STR("");
+}
+
 void ew__scan_read_metadata(struct ew_scan_file *file, struct ew_arena *arena, struct ew_str text)
 {
     file->package = keep(arena, header_field(text, "Name"));
     file->version = keep(arena, header_field(text, "Version"));
     file->requires_python = keep(arena, header_field(text, "Requires-Python"));
     file->package_cuda = package_cuda(file->version, text);
+    file->requires_torch = keep(arena, required_torch(text));
 }
 
-// NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl (PEP 427), from the right.
-static void read_wheel_name(struct ew_scan_file *file)
+// "PYTHON-ABI-PLATFORM", from the right; what is left of it is returned.
+static struct ew_str read_tags(struct ew_scan_file *file, struct ew_str text)
 {
-    const char *slash = memrchr(file->path.ptr, '/', file->path.len);
-    struct ew_str name = slash ? (struct ew_str){slash + 1, file->path.len - (size_t)(slash + 1 - file->path.ptr)}
-                               : file->path;
-    struct ew_str *const parts[] = {&file->platform_tag, NULL, &file->python_tag};
+    struct ew_str *const parts[] = {&file->platform_tag, &file->abi_tag, &file->python_tag};
 
-    name.len -= EW_MIN(name.len, strlen(".whl"));
     for (size_t i = 0; i < EW_COUNT_OF(parts); i++) {
-        const char *dash = memrchr(name.ptr, '-', name.len);
+        const char *dash = memrchr(text.ptr, '-', text.len);
 
+        if (!dash && i == 2) // the tag stands alone, as in a WHEEL file
+            *parts[i] = text;
         if (!dash)
-            return;
-        if (parts[i])
-            *parts[i] = (struct ew_str){dash + 1, name.len - (size_t)(dash + 1 - name.ptr)};
-        name.len = (size_t)(dash - name.ptr);
+            break;
+        *parts[i] = (struct ew_str){dash + 1, text.len - (size_t)(dash + 1 - text.ptr)};
+        text.len = (size_t)(dash - text.ptr);
     }
     file->pure = ew_str_is(file->platform_tag, "any");
+    return text;
+}
+
+// NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl (PEP 427). Name and version serve where the archive is not at hand.
+void ew__scan_read_wheel_name(struct ew_scan_file *file, struct ew_str name)
+{
+    struct ew_str rest;
+    const char *dash;
+
+    name.len -= EW_MIN(name.len, strlen(".whl"));
+    rest = read_tags(file, name);
+    dash = memchr(rest.ptr, '-', rest.len);
+    if (file->package.len || !dash)
+        return;
+    file->package = (struct ew_str){rest.ptr, (size_t)(dash - rest.ptr)};
+    rest = (struct ew_str){dash + 1, rest.len - file->package.len - 1};
+    dash = memchr(rest.ptr, '-', rest.len);
+    file->version = (struct ew_str){rest.ptr, dash ? (size_t)(dash - rest.ptr) : rest.len};
+    file->package_cuda = package_cuda(file->version, EW_STR(""));
+}
+
+// An installed package's WHEEL file stands beside its METADATA.
+static void read_installed_tags(struct ew_scan_file *file, struct ew_arena *arena)
+{
+    char path[4096], *text;
+    struct ew_str tag;
+    size_t len;
+
+    if (file->path.len >= sizeof(path) || !ew_str_ends(file->path, "/METADATA"))
+        return;
+    snprintf(path, sizeof(path), "%.*s/WHEEL", (int)(file->path.len - strlen("/METADATA")), file->path.ptr);
+    if (ew_file_read(path, METADATA_BYTES_MAX, &text, &len, NULL) != EW_OK)
+        return;
+    tag = keep(arena, header_field((struct ew_str){text, len}, "Tag"));
+    ew_free(text);
+    if (tag.len)
+        read_tags(file, tag);
+}
+
+static void read_installed(struct ew_scan_file *file, struct ew_arena *arena, struct ew_str metadata)
+{
+    ew__scan_read_metadata(file, arena, metadata);
+    read_installed_tags(file, arena);
 }
 
 struct wheel_reader {
@@ -222,6 +311,21 @@ struct wheel_reader {
     void (*on_member)(void *ctx, const struct ew_scan_file *member);
     void *ctx;
 };
+
+// What a wheel has GPU code for is what its libraries have together.
+static void add_sms(struct ew_scan_file *wheel, struct ew_arena *arena, const struct ew_scan_file *member)
+{
+    if (!wheel->sms && member->n_sms)
+        wheel->sms = ew_arena_array(arena, EW_IMAGES_MAX, sizeof(*wheel->sms));
+    for (uint32_t i = 0; wheel->sms && i < member->n_sms; i++) {
+        bool known = wheel->n_sms == EW_IMAGES_MAX;
+
+        for (uint32_t k = 0; k < wheel->n_sms; k++)
+            known |= wheel->sms[k] == member->sms[i];
+        if (!known)
+            wheel->sms[wheel->n_sms++] = member->sms[i];
+    }
+}
 
 static void read_wheel_member(struct wheel_reader *r, const struct ew_zip *zip, const struct ew_zip_member *member)
 {
@@ -249,6 +353,7 @@ static void read_wheel_member(struct wheel_reader *r, const struct ew_zip *zip, 
         inner.path = keep(r->arena, ew_buf_str(&path));
         ew_buf_fini(&path);
         ew__scan_read_bytes(&inner, r->arena, r->target, bytes, len);
+        add_sms(r->file, r->arena, &inner);
         r->on_member(r->ctx, &inner);
     }
     ew_free(bytes);
@@ -267,7 +372,7 @@ void ew__scan_read_wheel(struct ew_scan_file *file, struct ew_arena *arena, stru
     int code;
 
     snprintf(path, sizeof(path), "%.*s", (int)EW_MIN(file->path.len, sizeof(path) - 1), file->path.ptr);
-    read_wheel_name(file);
+    ew__scan_read_wheel_name(file, ew__scan_base_name(file->path));
     if (ew_mapfile_open(&mapped, path, &err) != EW_OK) {
         set_error(file, arena, &err);
         return;
@@ -315,8 +420,7 @@ void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_
     if (file->kind == EW_SCAN_LIBRARY)
         ew__scan_read_bytes(file, arena, target, mapped.data, mapped.size);
     else if (file->kind == EW_SCAN_PACKAGE)
-        ew__scan_read_metadata(file, arena,
-                               (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
+        read_installed(file, arena, (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
     else if (file->kind == EW_SCAN_PLAN)
         read_plan(file, arena, target, mapped.data, mapped.size);
     ew_mapfile_close(&mapped);

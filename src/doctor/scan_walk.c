@@ -15,6 +15,13 @@ static bool contains(struct ew_str text, const char *part)
     return ew_str_find(text, ew_str_of(part), 0) >= 0;
 }
 
+struct ew_str ew__scan_base_name(struct ew_str path)
+{
+    const char *slash = memrchr(path.ptr, '/', path.len);
+
+    return slash ? (struct ew_str){slash + 1, path.len - (size_t)(slash + 1 - path.ptr)} : path;
+}
+
 // By name alone, so that a tree of a hundred thousand files costs no opens. False: not worth reading.
 static bool kind_of(struct ew_str path, struct ew_str name, bool executable, enum ew_scan_kind *kind)
 {
@@ -94,8 +101,7 @@ static void walk(struct ew_scan *scan, struct ew_buf *path, uint32_t depth)
 // A file named by the user is read whatever its name says.
 static void add_named(struct ew_scan *scan, struct ew_str path)
 {
-    const char *slash = memrchr(path.ptr, '/', path.len);
-    struct ew_str name = slash ? (struct ew_str){slash + 1, path.len - (size_t)(slash + 1 - path.ptr)} : path;
+    struct ew_str name = ew__scan_base_name(path);
     enum ew_scan_kind kind;
 
     if (!kind_of(path, name, true, &kind))

@@ -1,6 +1,8 @@
 #include "platform/facts.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define FACTS_ARENA_MAX ((size_t)16 << 20) // a machine has some hundred facts, a scanned file some dozens
 
@@ -137,6 +139,33 @@ struct ew_str ew_facts_str(const struct ew_facts *facts, const char *key, const 
     return fact && fact->type == EW_FACT_STRING ? fact->text : ew_str_of(fallback);
 }
 
+static void parse_line(struct ew_facts *facts, char *line, const char *source)
+{
+    char *value = strchr(line, '=');
+
+    if (!value || !value[1] || value[2] != ':')
+        return;
+    *value++ = '\0';
+    if (value[0] == 'n')
+        ew_facts_set_number(facts, line, strtod(value + 2, NULL), source);
+    else if (value[0] == 'b')
+        ew_facts_set_bool(facts, line, value[2] == '1', source);
+    else if (value[0] == 's')
+        ew_facts_set_str(facts, line, ew_str_of(value + 2), source);
+}
+
+void ew_facts_parse_lines(struct ew_facts *facts, char *text, const char *source)
+{
+    for (char *line = text; line;) {
+        char *end = strchr(line, '\n');
+
+        if (end)
+            *end = '\0';
+        parse_line(facts, line, source);
+        line = end ? end + 1 : NULL;
+    }
+}
+
 static void print_number(struct ew_buf *out, double number)
 {
     if (number == floor(number) && fabs(number) < 0x1p53)
@@ -162,6 +191,8 @@ void ew_fact_print(struct ew_buf *out, const struct ew_fact *fact)
         break;
     case EW_FACT_NUMBERS:
     case EW_FACT_STRINGS:
+        if (fact->count == 0)
+            ew_buf_append_str(out, EW_STR("none"));
         for (uint32_t i = 0; i < fact->count; i++) {
             ew_buf_append_str(out, i ? EW_STR(", ") : EW_STR(""));
             if (fact->type == EW_FACT_NUMBERS)

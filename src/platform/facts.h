@@ -53,5 +53,9 @@ double ew_facts_number(const struct ew_facts *facts, const char *key, double fal
 bool ew_facts_bool(const struct ew_facts *facts, const char *key, bool fallback);
 struct ew_str ew_facts_str(const struct ew_facts *facts, const char *key, const char *fallback);
 
-void ew_fact_print(struct ew_buf *out, const struct ew_fact *fact); // for people: "1300", "a, b", "yes"
+// Facts as text, one "key=TYPE:value" a line (TYPE n, b or s): what the driver's child process and captured trees hold.
+// Changes the text; lines that are no facts are passed over.
+void ew_facts_parse_lines(struct ew_facts *facts, char *text, const char *source);
+
+void ew_fact_print(struct ew_buf *out, const struct ew_fact *fact); // for people: "1300", "a, b", "yes", "none"
 void ew_fact_json(struct ew_buf *out, const struct ew_fact *fact);  // the value as JSON

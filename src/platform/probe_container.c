@@ -90,11 +90,13 @@ static void read_runtime(const char *root, struct ew_facts *facts)
 // What manifests that k3s applies by itself say of the GPU.
 struct manifests {
     bool any, runtime_class, time_slicing, mps, gpu_operator, nvml_strategy, tegra_strategy, plugin;
+    char plugin_version[32]; // of the tag in "k8s-device-plugin:v0.17.1"
 };
 
 static void read_manifest(const char *root, const char *name, struct manifests *m)
 {
     char path[512], *text = ew_alloc(FILE_BYTES_MAX);
+    const char *tag;
 
     snprintf(path, sizeof(path), MANIFESTS_DIR "/%s", name);
     if (text && ew_sysfile_read(root, path, text, FILE_BYTES_MAX) > 0) {
@@ -104,6 +106,11 @@ static void read_manifest(const char *root, const char *name, struct manifests *
         m->mps |= strstr(text, "mps:") != NULL;
         m->gpu_operator |= strstr(text, "gpu-operator") != NULL;
         m->plugin |= strstr(text, "k8s-device-plugin") != NULL;
+        tag = strstr(text, "k8s-device-plugin:v");
+        if (tag) {
+            tag += strlen("k8s-device-plugin:v");
+            snprintf(m->plugin_version, sizeof(m->plugin_version), "%.*s", (int)EW_MIN(strspn(tag, "0123456789."), 31), tag);
+        }
         m->nvml_strategy |= strstr(text, "strategy=nvml") || strstr(text, "deviceDiscoveryStrategy: nvml");
         m->tegra_strategy |= strstr(text, "strategy=tegra") || strstr(text, "deviceDiscoveryStrategy: tegra");
     }
@@ -130,6 +137,8 @@ static void read_k3s(const char *root, struct ew_facts *facts)
     ew_facts_set_bool(facts, "share_timeslicing", m.time_slicing, MANIFESTS_DIR);
     ew_facts_set_bool(facts, "share_mps", m.mps, MANIFESTS_DIR);
     ew_facts_set_bool(facts, "gpu_operator", m.gpu_operator, MANIFESTS_DIR);
+    if (m.plugin_version[0])
+        ew_facts_set_str(facts, "plugin_ver", ew_str_of(m.plugin_version), MANIFESTS_DIR);
     if (m.plugin || m.nvml_strategy || m.tegra_strategy)
         ew_facts_set_str(facts, "k8s_strategy",
                          ew_str_of(m.nvml_strategy    ? "nvml"

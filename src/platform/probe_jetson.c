@@ -156,11 +156,12 @@ static void read_stack(const char *root, struct ew_facts *facts)
 {
     char text[512];
 
-    if (ew_sysfile_read(root, "/proc/driver/nvidia/version", text, sizeof(text)) > 0)
-        ew_facts_set_str(facts, "gpu_stack", EW_STR("openrm"), "/proc/driver/nvidia/version");
-    else if (ew_sysfile_read(root, "/sys/module/nvgpu/refcnt", text, sizeof(text)) >= 0 ||
-             ew_sysfile_read(root, "/sys/module/nvgpu/initstate", text, sizeof(text)) >= 0)
+    // Orin loads nvidia.ko too, for its display: nvgpu, where it is, drives the GPU.
+    if (ew_sysfile_read(root, "/sys/module/nvgpu/refcnt", text, sizeof(text)) >= 0 ||
+        ew_sysfile_read(root, "/sys/module/nvgpu/initstate", text, sizeof(text)) >= 0)
         ew_facts_set_str(facts, "gpu_stack", EW_STR("nvgpu"), "/sys/module/nvgpu");
+    else if (ew_sysfile_read(root, "/proc/driver/nvidia/version", text, sizeof(text)) > 0)
+        ew_facts_set_str(facts, "gpu_stack", EW_STR("openrm"), "/proc/driver/nvidia/version");
 }
 
 void ew_probe_jetson(const char *root, struct ew_facts *facts)

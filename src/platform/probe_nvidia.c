@@ -3,6 +3,7 @@
 // line; a captured tree keeps the same text.
 
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -233,40 +234,15 @@ static bool ask_driver(char *text, size_t size)
     return finished;
 }
 
-static void parse_line(struct ew_facts *facts, char *line, const char *source)
-{
-    char *value = strchr(line, '=');
-
-    if (!value || !value[1] || value[2] != ':')
-        return;
-    *value++ = '\0';
-    if (value[0] == 'n')
-        ew_facts_set_number(facts, line, strtod(value + 2, NULL), source);
-    else if (value[0] == 'b')
-        ew_facts_set_bool(facts, line, value[2] == '1', source);
-    else if (value[0] == 's')
-        ew_facts_set_str(facts, line, ew_str_of(value + 2), source);
-}
-
-static void parse_report(struct ew_facts *facts, char *text, const char *source)
-{
-    for (char *line = text; line;) {
-        char *end = strchr(line, '\n');
-
-        if (end)
-            *end = '\0';
-        parse_line(facts, line, source);
-        line = end ? end + 1 : NULL;
-    }
-}
-
 // "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release Build ...": open or closed, and the
 // version.
 static void read_module(const char *root, struct ew_facts *facts)
 {
     char text[1024], *at;
+    bool loaded = ew_sysfile_read(root, "/proc/driver/nvidia/version", text, sizeof(text)) > 0;
 
-    if (ew_sysfile_read(root, "/proc/driver/nvidia/version", text, sizeof(text)) <= 0)
+    ew_facts_set_bool(facts, "drv_module_loaded", loaded, "/proc/driver/nvidia/version");
+    if (!loaded)
         return;
     ew_facts_set_bool(facts, "drv_open", strstr(text, "Open Kernel Module") != NULL, "/proc/driver/nvidia/version");
     for (at = text; *at && *at != '\n'; at++) {
@@ -281,6 +257,51 @@ static void read_module(const char *root, struct ew_facts *facts)
     }
 }
 
+// The bits of NVML's clock event reasons that mean less speed than asked for (nvml.h).
+static void set_clock_limits(struct ew_facts *facts)
+{
+    static const struct {
+        uint32_t bit;
+        const char *name;
+    } limits[] = {{0x08, "hardware slowdown"},
+                  {0x20, "software thermal slowdown"},
+                  {0x40, "hardware thermal slowdown"},
+                  {0x80, "power brake"}};
+    const struct ew_fact *reasons = ew_facts_get(facts, EW_STR("clock_reasons"));
+    struct ew_str active[EW_COUNT_OF(limits)];
+    uint32_t count = 0;
+
+    if (!reasons || reasons->type != EW_FACT_NUMBER || !(reasons->number >= 0 && reasons->number < 0x1p53))
+        return;
+    for (size_t i = 0; i < EW_COUNT_OF(limits); i++)
+        if ((uint64_t)reasons->number & limits[i].bit)
+            active[count++] = ew_str_of(limits[i].name);
+    ew_facts_set_strs(facts, "clock_limits", active, count, "clock_reasons");
+}
+
+// NVIDIA's data-center boards, which alone among discrete GPUs may use forward compatibility packages.
+static void set_datacenter(struct ew_facts *facts)
+{
+    static const char *const names[] = {"H100",  "H200", "H20",  "GH200", "A100", "A800", "A30", "A40", "A10", "A16", "A2",
+                                        "B100",  "B200", "B300", "GB200", "L4",   "L40",  "L40S", "L20", "T4",  "V100",
+                                        "P100",  "P40",  "P4"};
+    struct ew_str name = ew_facts_str(facts, "gpu_name", "");
+    bool found = false;
+
+    if (!name.len)
+        return;
+    for (size_t i = 0; i < name.len;) { // word by word: "NVIDIA L4" is one, "NVIDIA RTX PRO 4000" is none
+        size_t len = 0;
+
+        while (i + len < name.len && name.ptr[i + len] != ' ' && name.ptr[i + len] != '-')
+            len++;
+        for (size_t k = 0; k < EW_COUNT_OF(names); k++)
+            found |= ew_str_is((struct ew_str){name.ptr + i, len}, names[k]);
+        i += len + 1;
+    }
+    ew_facts_set_bool(facts, "gpu_is_datacenter", found, "name of the GPU");
+}
+
 static void derive(struct ew_facts *facts)
 {
     struct ew_str version = ew_facts_str(facts, "drv_ver", ""), module = ew_facts_str(facts, "drv_module_ver", "");
@@ -292,26 +313,40 @@ static void derive(struct ew_facts *facts)
         ew_facts_set_bool(facts, "nvml_mismatch", !ew_str_eq(version, module), "NVML against the kernel module");
     if (!ew_facts_get(facts, EW_STR("gpu_stack")) && module.len)
         ew_facts_set_str(facts, "gpu_stack", EW_STR("dgpu"), "/proc/driver/nvidia/version");
+    set_clock_limits(facts);
+    set_datacenter(facts);
 }
 
-void ew_probe_nvidia(const char *root, struct ew_facts *facts)
+// True where somebody asked the driver, now or when the tree was captured.
+static bool read_driver(const char *root, struct ew_facts *facts)
 {
     char *text = ew_alloc(REPORT_BYTES_MAX);
+    bool asked = true;
 
     if (!text) {
         facts->failed = true;
-        return;
+        return false;
     }
     if (root && root[0]) {
-        if (ew_sysfile_read(root, "/.edgewise/gpu", text, REPORT_BYTES_MAX) > 0)
-            parse_report(facts, text, "/.edgewise/gpu");
+        asked = ew_sysfile_read(root, "/.edgewise/gpu", text, REPORT_BYTES_MAX) > 0;
+        ew_facts_parse_lines(facts, text, "/.edgewise/gpu");
     } else {
         bool finished = ask_driver(text, REPORT_BYTES_MAX);
 
         ew_facts_set_bool(facts, "drv_hangs", !finished, "driver calls in a child process");
-        parse_report(facts, text, "driver");
+        ew_facts_parse_lines(facts, text, "driver");
     }
     ew_free(text);
+    return asked;
+}
+
+void ew_probe_nvidia(const char *root, struct ew_facts *facts)
+{
+    bool asked = read_driver(root, facts);
+
     read_module(root, facts);
+    if (asked)
+        ew_facts_set_number(facts, "drv_cuda_major", floor(ew_facts_number(facts, "drv_cuda", 0) / 100),
+                            "the driver's CUDA; 0 where none answers");
     derive(facts);
 }

@@ -3,10 +3,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
+#include "base/assert.h"
 #include "platform/memory.h"
 #include "platform/probe.h"
 #include "platform/sysfile.h"
+
+#define CAPTURED_BYTES_MAX 65536
 
 static void read_uname(const char *root, struct ew_facts *facts)
 {
@@ -64,10 +68,38 @@ static void read_os_release(const char *root, struct ew_facts *facts)
             ew_facts_set_str(facts, fields[i].fact, value, "/etc/os-release");
 }
 
+// What a captured tree cannot hold as files (versions that libraries define, sockets of a desktop) it holds as facts.
+static void read_captured(const char *root, struct ew_facts *facts)
+{
+    char *text = ew_alloc(CAPTURED_BYTES_MAX);
+
+    if (!text)
+        facts->failed = true;
+    else if (ew_sysfile_read(root, "/.edgewise/facts", text, CAPTURED_BYTES_MAX) > 0)
+        ew_facts_parse_lines(facts, text, "/.edgewise/facts");
+    ew_free(text);
+}
+
+// A display server listens on a socket: X at /tmp/.X11-unix, Wayland in the user's runtime directory.
+static void read_desktop(const char *root, struct ew_facts *facts)
+{
+    static const char *const sockets[] = {"/tmp/.X11-unix/X0", "/tmp/.X11-unix/X1", "/run/user/1000/wayland-0"};
+    bool found = false;
+
+    if (root && root[0])
+        return;
+    for (size_t i = 0; i < EW_COUNT_OF(sockets); i++)
+        found |= access(sockets[i], F_OK) == 0;
+    ew_facts_set_bool(facts, "desktop_running", found, "sockets of X and Wayland");
+}
+
 void ew_probe_os(const char *root, struct ew_facts *facts)
 {
     char text[64];
 
+    if (root && root[0])
+        read_captured(root, facts);
+    read_desktop(root, facts);
     read_uname(root, facts);
     read_os_release(root, facts);
     if (ew_sysfile_read(root, "/sys/class/dmi/id/product_name", text, sizeof(text)) > 0) {

@@ -1,5 +1,6 @@
 // Power modes, rails and clocks of a Jetson. Discrete GPUs report theirs through NVML (probe_nvidia.c).
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,11 +36,11 @@ static void parse_conf(const char *text, struct modes *modes)
     for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL) {
         struct mode mode;
 
-        if (line[0] == '#')
+        if (line[0] != '<')
             continue;
-        if (modes->count < MODES_MAX && sscanf(line, " < POWER_MODEL ID=%u NAME=%47[^ >]", &mode.id, mode.name) == 2)
+        if (modes->count < MODES_MAX && sscanf(line, "< POWER_MODEL ID=%u NAME=%47[^ >]", &mode.id, mode.name) == 2)
             modes->list[modes->count++] = mode;
-        if (sscanf(line, " < PM_CONFIG DEFAULT=%u", &id) == 1)
+        if (sscanf(line, "< PM_CONFIG DEFAULT=%u", &id) == 1)
             modes->default_id = (int)id;
     }
 }
@@ -141,7 +142,7 @@ static void add_rail(struct ew_facts *facts, struct rails *rails, const char *la
     snprintf(key, sizeof(key), "rail_%.60s_mw", label);
     for (char *c = key + 5; *c; c++)
         *c = *c >= 'A' && *c <= 'Z' ? (char)(*c + 32) : *c == ' ' || *c == '-' ? '_' : *c;
-    ew_facts_set_number(facts, key, mw, "/sys/class/hwmon");
+    ew_facts_set_number(facts, key, round(mw), "/sys/class/hwmon");
     rails->any = true;
     if (is_total_rail(label)) {
         rails->has_total = true;
@@ -199,8 +200,8 @@ static void read_rails(const char *root, struct ew_facts *facts)
             add_rail(facts, &rails, "VIN", uw / 1000);
     }
     if (rails.any)
-        ew_facts_set_number(facts, "power_draw_w", (rails.has_total ? rails.total_mw : rails.sum_mw) / 1000,
-                            "/sys/class/hwmon");
+        ew_facts_set_number(facts, "power_draw_w",
+                            round((rails.has_total ? rails.total_mw : rails.sum_mw) / 100) / 10, "/sys/class/hwmon");
     if (rails.alarm_known) {
         ew_facts_set_bool(facts, "oc_alarm", rails.alarm, "/sys/class/hwmon");
         ew_facts_set_str(facts, "oc_rail", ew_str_of(rails.alarm_rail), "/sys/class/hwmon");

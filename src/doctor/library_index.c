@@ -1,0 +1,152 @@
+#include "doctor/library_index.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "platform/sysfile.h"
+
+#define INDEX_ARENA_MAX ((size_t)32 << 20) // a desktop has about 5,000 libraries
+#define CONF_BYTES_MAX 65536
+#define LIST_BYTES_MAX ((size_t)4 << 20)
+#define CONF_FILES_MAX 200
+
+// Built into ld.so of the distributions in question, and what NVIDIA's packages add by files in /etc/ld.so.conf.d,
+// which a container's image may lack although the runtime mounts the libraries.
+static const char *const g_dirs[] = {
+    "/lib",
+    "/usr/lib",
+    "/lib64",
+    "/usr/lib64",
+    "/lib/aarch64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu/nvidia",
+    "/usr/lib/aarch64-linux-gnu/tegra",
+    "/usr/local/lib",
+    "/usr/local/cuda/lib64",
+    "/opt/nvidia/l4t-gpu-libs/nvgpu",
+    "/opt/nvidia/l4t-gpu-libs/openrm",
+};
+
+static void add_name(struct ew_library_index *index, struct ew_str name)
+{
+    uint32_t known;
+    char *copy;
+
+    if (ew_map_get(&index->names, name, &known))
+        return;
+    copy = ew_arena_copy(&index->arena, name.ptr, name.len);
+    index->failed |= !copy || ew_map_put(&index->names, (struct ew_str){copy, name.len}, 1, NULL) != EW_OK;
+}
+
+static void add_dir(struct ew_library_index *index, const char *root, struct ew_str path)
+{
+    struct dirent *entry;
+    char full[4096];
+    DIR *dir;
+
+    snprintf(full, sizeof(full), "%s%.*s", root ? root : "", (int)EW_MIN(path.len, sizeof(full) - 1), path.ptr);
+    dir = opendir(full);
+    if (!dir)
+        return;
+    while (!index->failed && (entry = readdir(dir)))
+        if (strstr(entry->d_name, ".so")) {
+            index->known = true;
+            add_name(index, ew_str_of(entry->d_name));
+        }
+    closedir(dir);
+}
+
+// Lines of directories; "include" lines are met by reading all of /etc/ld.so.conf.d.
+static void add_conf(struct ew_library_index *index, const char *root, const char *path)
+{
+    char *text = ew_alloc(CONF_BYTES_MAX);
+
+    if (text && ew_sysfile_read(root, path, text, CONF_BYTES_MAX) > 0)
+        for (char *line = text; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+            size_t len = strcspn(line, " \t\r\n#");
+
+            if (line[0] == '/')
+                add_dir(index, root, (struct ew_str){line, len});
+        }
+    index->failed |= !text;
+    ew_free(text);
+}
+
+static void add_conf_dir(struct ew_library_index *index, const char *root)
+{
+    struct dirent *entry;
+    char path[4096];
+    DIR *dir;
+
+    snprintf(path, sizeof(path), "%s/etc/ld.so.conf.d", root ? root : "");
+    dir = opendir(path);
+    for (uint32_t n = 0; dir && n < CONF_FILES_MAX && (entry = readdir(dir)); n++)
+        if (ew_str_ends(ew_str_of(entry->d_name), ".conf")) {
+            snprintf(path, sizeof(path), "/etc/ld.so.conf.d/%s", entry->d_name);
+            add_conf(index, root, path);
+        }
+    if (dir)
+        closedir(dir);
+}
+
+static void add_environment(struct ew_library_index *index)
+{
+    const char *path = getenv("LD_LIBRARY_PATH");
+
+    while (path && *path) {
+        size_t len = strcspn(path, ":");
+
+        if (path[0] == '/')
+            add_dir(index, NULL, (struct ew_str){path, len});
+        path += len + (path[len] == ':');
+    }
+}
+
+static void add_captured(struct ew_library_index *index, const char *root)
+{
+    char *text = ew_alloc(LIST_BYTES_MAX);
+
+    if (text && ew_sysfile_read(root, "/.edgewise/libraries", text, LIST_BYTES_MAX) > 0) {
+        index->known = true;
+        for (char *line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
+            add_name(index, (struct ew_str){line, strcspn(line, "\n")});
+    }
+    index->failed |= !text;
+    ew_free(text);
+}
+
+void ew_library_index_read(struct ew_library_index *index, const char *root)
+{
+    *index = (struct ew_library_index){0};
+    ew_arena_init(&index->arena, INDEX_ARENA_MAX);
+    if (ew_map_init(&index->names, 4096) != EW_OK) {
+        index->failed = true;
+        return;
+    }
+    for (size_t i = 0; i < EW_COUNT_OF(g_dirs); i++)
+        add_dir(index, root, ew_str_of(g_dirs[i]));
+    add_conf(index, root, "/etc/ld.so.conf");
+    add_conf_dir(index, root);
+    if (root && root[0])
+        add_captured(index, root);
+    else
+        add_environment(index);
+}
+
+void ew_library_index_fini(struct ew_library_index *index)
+{
+    ew_map_fini(&index->names);
+    ew_arena_fini(&index->arena);
+}
+
+bool ew_library_index_has(const struct ew_library_index *index, struct ew_str name)
+{
+    uint32_t value;
+
+    return ew_map_get(&index->names, name, &value);
+}

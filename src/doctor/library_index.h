@@ -1,0 +1,19 @@
+#pragma once
+// The names of the shared libraries that a machine's dynamic linker would find by itself.
+
+#include "base/alloc.h"
+#include "base/map.h"
+#include "base/str.h"
+
+struct ew_library_index {
+    struct ew_arena arena;
+    struct ew_map names;
+    bool known;  // some library directory, or a captured list of them, could be read
+    bool failed; // memory ran out
+};
+
+// Reads the directories built into the linker, those of /etc/ld.so.conf and its .d files, LD_LIBRARY_PATH (of this
+// machine only) and, of a captured tree, the list /.edgewise/libraries.
+void ew_library_index_read(struct ew_library_index *index, const char *root);
+void ew_library_index_fini(struct ew_library_index *index);
+bool ew_library_index_has(const struct ew_library_index *index, struct ew_str name);
