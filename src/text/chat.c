@@ -88,19 +88,22 @@ static bool probe_system(const struct ew_chat_format *format, struct ew_buf *out
 // A template made for plain text prints the parts as a list of dicts, or fails to concatenate them.
 static bool probe_typed(const struct ew_chat_format *format, struct ew_buf *out)
 {
-    return probe_shows(format, out,
-                       "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"probe-user\"}]}],"
-                       " \"tools\": null, \"documents\": null, \"add_generation_prompt\": true}",
-                       "probe-user") &&
+    return probe_shows(
+               format, out,
+               "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"probe-user\"}]}],"
+               " \"tools\": null, \"documents\": null, \"add_generation_prompt\": true}",
+               "probe-user") &&
            !shows(out, "'type'") && !shows(out, "\"type\"");
 }
 
 static bool probe_tools(const struct ew_chat_format *format, struct ew_buf *out)
 {
     static const char json[] =
-        "{\"messages\": [{\"role\": \"system\", \"content\": \"probe-system\"}, {\"role\": \"user\", \"content\": \"probe-user\"}],"
+        "{\"messages\": [{\"role\": \"system\", \"content\": \"probe-system\"}, {\"role\": \"user\", \"content\": "
+        "\"probe-user\"}],"
         " \"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"probe_tool\", \"description\": \"d\","
-        " \"parameters\": {\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"string\", \"description\": \"d\"}},"
+        " \"parameters\": {\"type\": \"object\", \"properties\": {\"x\": {\"type\": \"string\", \"description\": "
+        "\"d\"}},"
         " \"required\": [\"x\"]}}}], \"documents\": null, \"add_generation_prompt\": true}";
 
     return format->tools_tmpl || probe_shows(format, out, json, "probe_tool");
@@ -128,13 +131,14 @@ static void note_markers(struct ew_chat_caps *caps, const struct ew_buf *out, bo
     }
 }
 
-// A template that knows the markers opens the reasoning in its generation prompt, writes the reasoning of an earlier turn
-// between them, or cuts it out of what that turn said.
+// A template that knows the markers opens the reasoning in its generation prompt, writes the reasoning of an earlier
+// turn between them, or cuts it out of what that turn said.
 static void probe_reasoning(struct ew_chat_format *format, struct ew_buf *out)
 {
-    static const char said[] = "{\"messages\": [{\"role\": \"user\", \"content\": \"probe-user\"}, {\"role\": \"assistant\","
-                               " \"reasoning_content\": \"probe-why\", \"content\": \"probe-answer\"}%s],"
-                               " \"tools\": null, \"documents\": null, \"add_generation_prompt\": false}";
+    static const char said[] =
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"probe-user\"}, {\"role\": \"assistant\","
+        " \"reasoning_content\": \"probe-why\", \"content\": \"probe-answer\"}%s],"
+        " \"tools\": null, \"documents\": null, \"add_generation_prompt\": false}";
     struct ew_buf json;
 
     if (probe(format, PROBE_THINKING("true"), out))
@@ -147,11 +151,12 @@ static void probe_reasoning(struct ew_chat_format *format, struct ew_buf *out)
         note_markers(&format->caps, out, true);
     for (size_t i = 0; i < EW_COUNT_OF(g_markers) && !format->caps.reasoning_open; i++) {
         ew_buf_reset(&json);
-        ew_buf_printf(&json,
-                      "{\"messages\": [{\"role\": \"user\", \"content\": \"probe-user\"}, {\"role\": \"assistant\", \"content\":"
-                      " \"%sprobe-why%sprobe-answer\"}, {\"role\": \"user\", \"content\": \"probe-more\"}],"
-                      " \"tools\": null, \"documents\": null, \"add_generation_prompt\": false}",
-                      g_markers[i].open, g_markers[i].close);
+        ew_buf_printf(
+            &json,
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"probe-user\"}, {\"role\": \"assistant\", \"content\":"
+            " \"%sprobe-why%sprobe-answer\"}, {\"role\": \"user\", \"content\": \"probe-more\"}],"
+            " \"tools\": null, \"documents\": null, \"add_generation_prompt\": false}",
+            g_markers[i].open, g_markers[i].close);
         if (ew_buf_ok(&json) && probe_shows(format, out, json.ptr, "probe-answer") && !shows(out, "probe-why")) {
             format->caps.reasoning_open = g_markers[i].open;
             format->caps.reasoning_close = g_markers[i].close;
@@ -235,8 +240,8 @@ static int find_default(const struct ew_tokenizer *tok, struct ew_str *source, c
 }
 
 // A token's text: as tokenizer_config says, else what the tokenizer knows. NULL where there is none.
-static const char *token_text(const struct ew_modelfile *file, const char *key, const struct ew_tokenizer *tok, int32_t id,
-                              struct ew_buf *buf)
+static const char *token_text(const struct ew_modelfile *file, const char *key, const struct ew_tokenizer *tok,
+                              int32_t id, struct ew_buf *buf)
 {
     const struct ew_json *named = ew_json_get(file->tokenizer_config, key), *content = ew_json_get(named, "content");
 
@@ -262,7 +267,8 @@ int ew_chat_format_load(const struct ew_modelfile *file, const struct ew_tokeniz
         return code;
     ew_buf_init(&bos, TOKEN_TEXT_MAX);
     ew_buf_init(&eos, TOKEN_TEXT_MAX);
-    code = ew_chat_format_compile(source, file->chat_template_tools, token_text(file, "bos_token", tok, info->bos, &bos),
+    code = ew_chat_format_compile(source, file->chat_template_tools,
+                                  token_text(file, "bos_token", tok, info->bos, &bos),
                                   token_text(file, "eos_token", tok, info->eos, &eos), out, err);
     ew_buf_fini(&bos);
     ew_buf_fini(&eos);
@@ -300,7 +306,8 @@ int ew_chat_render_vars(const struct ew_chat_format *format, const struct ew_jin
         filled.bos_token = format->bos;
     if (!filled.eos_token)
         filled.eos_token = format->eos;
-    return ew_jinja_render(has_tools && format->tools_tmpl ? format->tools_tmpl : format->tmpl, &filled, NULL, out, err);
+    return ew_jinja_render(has_tools && format->tools_tmpl ? format->tools_tmpl : format->tmpl, &filled, NULL, out,
+                           err);
 }
 
 int ew_chat_render(const struct ew_chat_format *format, const struct ew_json *inputs, struct ew_buf *out,
@@ -336,7 +343,8 @@ int ew_chat_tokenize(const struct ew_chat_format *format, const struct ew_tokeni
     if (needs_bos && ew_ids_push(out, info->bos) != EW_OK)
         return ew_fail_memory(err, sizeof(int32_t), "a prompt's tokens");
     code = ew_tokenize(tok, prompt, false, true, out, err);
-    if (code == EW_OK && needs_bos && out->count > begin + 1 && out->ids[begin + 1] == info->bos) { // the template wrote it
+    if (code == EW_OK && needs_bos && out->count > begin + 1 &&
+        out->ids[begin + 1] == info->bos) { // the template wrote it
         memmove(out->ids + begin, out->ids + begin + 1, (out->count - begin - 1) * sizeof(*out->ids));
         out->count--;
     }

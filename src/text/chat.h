@@ -28,8 +28,8 @@ int ew_chat_format_compile(struct ew_str source, struct ew_str tools_source, con
 void ew_chat_format_free(struct ew_chat_format *format);
 const struct ew_chat_caps *ew_chat_format_caps(const struct ew_chat_format *format);
 
-// inputs: {messages, tools?, add_generation_prompt?, ...}; appends the rendered prompt. As transformers does it, tools and
-// documents that are absent are none and not undefined.
+// inputs: {messages, tools?, add_generation_prompt?, ...}; appends the rendered prompt. As transformers does it,
+// tools and documents that are absent are none and not undefined.
 int ew_chat_render(const struct ew_chat_format *format, const struct ew_json *inputs, struct ew_buf *out,
                    struct ew_error *err) EW_MUST_CHECK;
 // Exactly the variables given; those of vars that are NULL (bos_token, eos_token) are the model's.

@@ -6,7 +6,7 @@
 #define SOURCE_MAX ((size_t)4 << 20)         // the largest real chat template has 40 kB
 #define TEMPLATE_MEMORY_MAX ((size_t)256 << 20)
 #define STEPS_DEFAULT 20000000u              // a second or so; a long conversation takes some 100,000
-#define DEPTH_DEFAULT 800u                   // some 100 levels of a macro that calls itself; about 1 MB of stack at most
+#define DEPTH_DEFAULT 800u // some 100 levels of a macro that calls itself; about 1 MB of stack at most
 #define OUTPUT_DEFAULT ((size_t)64 << 20)
 #define MEMORY_DEFAULT ((size_t)512 << 20)
 
@@ -17,7 +17,8 @@ int ew_jinja_compile(struct ew_str source, struct ew_jinja **out, struct ew_erro
     int code;
 
     if (source.len > SOURCE_MAX)
-        return ew_fail(err, EW_ERR_LIMIT, "the chat template has %zu bytes, more than the %zu that are read", source.len, SOURCE_MAX);
+        return ew_fail(err, EW_ERR_LIMIT, "the chat template has %zu bytes, more than the %zu that are read",
+                       source.len, SOURCE_MAX);
     tmpl = ew_alloc(sizeof(*tmpl));
     if (!tmpl)
         return ew_fail_memory(err, sizeof(*tmpl), "a chat template");
@@ -67,7 +68,8 @@ static void set_variables(struct ew_jj_run *run, const struct ew_jinja_vars *var
             set_variable(run, member->key, ew_jj_from_json(run, member));
 }
 
-static void begin(struct ew_jj_run *run, const struct ew_jinja *tmpl, const struct ew_jinja_vars *vars, const struct ew_jinja_limits *limits)
+static void begin(struct ew_jj_run *run, const struct ew_jinja *tmpl, const struct ew_jinja_vars *vars,
+                  const struct ew_jinja_limits *limits)
 {
     static const struct ew_jinja_limits defaults;
 

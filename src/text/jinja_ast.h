@@ -6,42 +6,42 @@
 
 enum ew_jj_kind {
     // Expressions: a, b, c are operands, items are elements.
-    EW_JJ_N_CONST,     // constant
-    EW_JJ_N_NAME,      // name
-    EW_JJ_N_LIST,      // items
-    EW_JJ_N_TUPLE,     // items; also an assignment target
-    EW_JJ_N_DICT,      // items: key, value, key, value, ...
-    EW_JJ_N_ATTR,      // a.constant
-    EW_JJ_N_ITEM,      // a[b]
-    EW_JJ_N_SLICE,     // items: start, stop, step, each may be NULL; only as b of ITEM
-    EW_JJ_N_CALL,      // a(call)
-    EW_JJ_N_FILTER,    // a|constant(call); a NULL: the text of a block
-    EW_JJ_N_TEST,      // a is constant(call)
-    EW_JJ_N_NOT,       // not a
-    EW_JJ_N_NEG,       // -a
-    EW_JJ_N_POS,       // +a
-    EW_JJ_N_AND,       // a and b
-    EW_JJ_N_OR,        // a or b
-    EW_JJ_N_COND,      // b if a else c; c may be NULL
-    EW_JJ_N_COMPARE,   // items: first operand, then operands whose `op` compares them with the one before
-    EW_JJ_N_OPERAND,   // op, a: only inside COMPARE
-    EW_JJ_N_BINARY,    // a op b
-    EW_JJ_N_CONCAT,    // items joined by ~
+    EW_JJ_N_CONST,   // constant
+    EW_JJ_N_NAME,    // name
+    EW_JJ_N_LIST,    // items
+    EW_JJ_N_TUPLE,   // items; also an assignment target
+    EW_JJ_N_DICT,    // items: key, value, key, value, ...
+    EW_JJ_N_ATTR,    // a.constant
+    EW_JJ_N_ITEM,    // a[b]
+    EW_JJ_N_SLICE,   // items: start, stop, step, each may be NULL; only as b of ITEM
+    EW_JJ_N_CALL,    // a(call)
+    EW_JJ_N_FILTER,  // a|constant(call); a NULL: the text of a block
+    EW_JJ_N_TEST,    // a is constant(call)
+    EW_JJ_N_NOT,     // not a
+    EW_JJ_N_NEG,     // -a
+    EW_JJ_N_POS,     // +a
+    EW_JJ_N_AND,     // a and b
+    EW_JJ_N_OR,      // a or b
+    EW_JJ_N_COND,    // b if a else c; c may be NULL
+    EW_JJ_N_COMPARE, // items: first operand, then operands whose `op` compares them with the one before
+    EW_JJ_N_OPERAND, // op, a: only inside COMPARE
+    EW_JJ_N_BINARY,  // a op b
+    EW_JJ_N_CONCAT,  // items joined by ~
     // Statements: items is the body.
-    EW_JJ_N_TEXT,      // constant
-    EW_JJ_N_PRINT,     // items, printed one after another
-    EW_JJ_N_IF,        // a, items; b: the next branch (IF), or NULL; the else branch has no a
-    EW_JJ_N_FOR,       // a: target, b: what to run through, c: filter or NULL, items; other: else branch or NULL; is_recursive
+    EW_JJ_N_TEXT,  // constant
+    EW_JJ_N_PRINT, // items, printed one after another
+    EW_JJ_N_IF,    // a, items; b: the next branch (IF), or NULL; the else branch has no a
+    EW_JJ_N_FOR,   // a: target, b: what to run through, c: filter or NULL, items; other: else or NULL; is_recursive
     EW_JJ_N_BREAK,
     EW_JJ_N_CONTINUE,
-    EW_JJ_N_SET,       // a: target, b: value
-    EW_JJ_N_SET_BLOCK, // a: target, b: filter chain or NULL, items
-    EW_JJ_N_NS_ATTR,   // name.constant: an assignment target
-    EW_JJ_N_MACRO,     // macro, items
-    EW_JJ_N_CALL_BLOCK, // macro (the caller), a: the call, items
+    EW_JJ_N_SET,          // a: target, b: value
+    EW_JJ_N_SET_BLOCK,    // a: target, b: filter chain or NULL, items
+    EW_JJ_N_NS_ATTR,      // name.constant: an assignment target
+    EW_JJ_N_MACRO,        // macro, items
+    EW_JJ_N_CALL_BLOCK,   // macro (the caller), a: the call, items
     EW_JJ_N_FILTER_BLOCK, // b: filter chain, items
-    EW_JJ_N_WITH,      // names: targets a.. in call->kw; items
-    EW_JJ_N_SCOPE,     // items, with their own names (generation blocks)
+    EW_JJ_N_WITH,         // names: targets a.. in call->kw; items
+    EW_JJ_N_SCOPE,        // items, with their own names (generation blocks)
     EW_JJ_N_KINDS,
 };
 

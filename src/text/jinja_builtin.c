@@ -40,7 +40,8 @@ static uint32_t find_param(const char *params, uint32_t n, struct ew_str name)
     return n;
 }
 
-static bool bind(struct ew_jj_run *run, const struct ew_jj_builtin *builtin, const struct ew_jj_args *args, struct ew_jj_value *v)
+static bool bind(struct ew_jj_run *run, const struct ew_jj_builtin *builtin, const struct ew_jj_args *args,
+                 struct ew_jj_value *v)
 {
     uint32_t n = count_params(builtin->params);
 
@@ -55,21 +56,23 @@ static bool bind(struct ew_jj_run *run, const struct ew_jj_builtin *builtin, con
         uint32_t at = find_param(builtin->params, n, args->kw[i].name);
 
         if (at == n || v[at].type != EW_JJ_MISSING) {
-            ew_jj_fail(run, "%s does not take the argument '" EW_STR_FMT "'%s", builtin->name, EW_STR_ARG(args->kw[i].name),
-                       at == n ? "" : " twice");
+            ew_jj_fail(run, "%s does not take the argument '" EW_STR_FMT "'%s", builtin->name,
+                       EW_STR_ARG(args->kw[i].name), at == n ? "" : " twice");
             return false;
         }
         v[at] = args->kw[i].value;
     }
     for (uint32_t i = 0; i < builtin->n_required; i++)
         if (v[i].type == EW_JJ_MISSING) {
-            ew_jj_fail(run, "%s needs %u argument%s", builtin->name, builtin->n_required, builtin->n_required == 1 ? "" : "s");
+            ew_jj_fail(run, "%s needs %u argument%s", builtin->name, builtin->n_required,
+                       builtin->n_required == 1 ? "" : "s");
             return false;
         }
     return true;
 }
 
-struct ew_jj_value ew_jj_call_builtin(struct ew_jj_run *run, const struct ew_jj_builtin *builtin, struct ew_jj_value self, const struct ew_jj_args *args)
+struct ew_jj_value ew_jj_call_builtin(struct ew_jj_run *run, const struct ew_jj_builtin *builtin,
+                                      struct ew_jj_value self, const struct ew_jj_args *args)
 {
     struct ew_jj_value v[EW_JJ_PARAMS_MAX], result;
 

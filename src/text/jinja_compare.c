@@ -233,7 +233,8 @@ int ew_jj_compare(struct ew_jj_run *run, struct ew_jj_value a, struct ew_jj_valu
         return sign_of(ew_str_compare(ew_jj_str(a), ew_jj_str(b))); // UTF-8 sorts as its code points do
     if (a.type == b.type && (a.type == EW_JJ_LIST || a.type == EW_JJ_TUPLE))
         return compare_lists(run, a, b, op);
-    ew_jj_fail(run, "'%s' not supported between instances of '%s' and '%s'", op, ew_jj_type_name(a), ew_jj_type_name(b));
+    ew_jj_fail(run, "'%s' not supported between instances of '%s' and '%s'", op, ew_jj_type_name(a),
+               ew_jj_type_name(b));
     return 0;
 }
 
@@ -262,6 +263,7 @@ static bool iterate_string(struct ew_jj_run *run, struct ew_jj_value v, struct e
     for (size_t i = 0; i < n && ew_jj_step(run, 1); i++, at += len) {
         len = ew_jj_decode(ew_jj_str(v), at, &c);
         items[i] = ew_jj_string_sub(run, v, at, at + len);
+        items[i].is_markup = false;
     }
     *out = (struct ew_jj_items){items, (uint32_t)n};
     return run->code == EW_OK;
@@ -293,7 +295,8 @@ bool ew_jj_iterate(struct ew_jj_run *run, struct ew_jj_value v, struct ew_jj_ite
         *out = (struct ew_jj_items){v.list->items, v.list->count};
         return true;
     case EW_JJ_GENERATOR:
-        *out = (struct ew_jj_items){v.list->items + v.list->at, v.list->count - v.list->at};
+        if (v.list->count)
+            *out = (struct ew_jj_items){v.list->items + v.list->at, v.list->count - v.list->at};
         v.list->at = v.list->count;
         return true;
     case EW_JJ_DICT:

@@ -119,7 +119,8 @@ static bool reserve_arguments(struct ew_jj_run *run, struct arguments *to, size_
 }
 
 // What *a and **b bring.
-static bool expand(struct ew_jj_run *run, const struct ew_jj_call *call, struct ew_jj_items *more, const struct ew_jj_dict **more_kw)
+static bool expand(struct ew_jj_run *run, const struct ew_jj_call *call, struct ew_jj_items *more,
+                   const struct ew_jj_dict **more_kw)
 {
     struct ew_jj_value dict;
 
@@ -153,8 +154,8 @@ static bool eval_arguments(struct ew_jj_run *run, const struct ew_jj_call *call,
 
     if (!call)
         return reserve_arguments(run, to, 0, 0);
-    if (!expand(run, call, &more, &more_kw) ||
-        !reserve_arguments(run, to, (size_t)call->n_pos + more.count, (size_t)call->n_kw + (more_kw ? more_kw->count : 0)))
+    if (!expand(run, call, &more, &more_kw) || !reserve_arguments(run, to, (size_t)call->n_pos + more.count,
+                                                                  (size_t)call->n_kw + (more_kw ? more_kw->count : 0)))
         return false;
     for (uint32_t i = 0; i < call->n_pos; i++)
         to->args.pos[to->args.n_pos++] = ew_jj_eval(run, call->pos[i]);
@@ -196,8 +197,8 @@ static struct ew_jj_value apply(struct ew_jj_run *run, const struct ew_jj_node *
     struct arguments to;
 
     if (!node->builtin)
-        return ew_jj_fail(run, "there is no %s named '" EW_STR_FMT "'", node->kind == EW_JJ_N_FILTER ? "filter" : "test",
-                          EW_STR_ARG(ew_jj_str(node->constant)));
+        return ew_jj_fail(run, "there is no %s named '" EW_STR_FMT "'",
+                          node->kind == EW_JJ_N_FILTER ? "filter" : "test", EW_STR_ARG(ew_jj_str(node->constant)));
     if (run->code != EW_OK || !eval_arguments(run, node->call, &to))
         return EW_JJ_UNDEFINED_VALUE;
     run->line = node->line;
@@ -249,7 +250,8 @@ static struct ew_jj_value eval_condition(struct ew_jj_run *run, const struct ew_
         return EW_JJ_UNDEFINED_VALUE;
     if (holds)
         return ew_jj_eval(run, node->b);
-    return node->c ? ew_jj_eval(run, node->c) : ew_jj_hint(run, "the inline if-expression evaluated to false and no else section was defined");
+    return node->c ? ew_jj_eval(run, node->c)
+                   : ew_jj_hint(run, "the inline if-expression evaluated to false and no else section was defined");
 }
 
 static bool compare(struct ew_jj_run *run, enum ew_jj_token_kind op, struct ew_jj_value a, struct ew_jj_value b)

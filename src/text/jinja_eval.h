@@ -20,10 +20,12 @@ struct ew_jj_loop {
 };
 
 struct ew_jj_value ew_jj_eval(struct ew_jj_run *run, const struct ew_jj_node *node);
-bool ew_jj_exec_body(struct ew_jj_run *run, const struct ew_jj_node *node); // all items; false where the run must stop or jump
+bool ew_jj_exec_body(struct ew_jj_run *run,
+                     const struct ew_jj_node *node); // all items; false where the run must stop or jump
 struct ew_jj_value ew_jj_call_macro(struct ew_jj_run *run, struct ew_jj_value macro, const struct ew_jj_args *args);
 struct ew_jj_value ew_jj_call_loop(struct ew_jj_run *run, struct ew_jj_loop *loop, const struct ew_jj_args *args);
-struct ew_jj_value ew_jj_loop_attr(struct ew_jj_run *run, const struct ew_jj_loop *loop, struct ew_str name); // MISSING where there is none
+struct ew_jj_value ew_jj_loop_attr(struct ew_jj_run *run, const struct ew_jj_loop *loop,
+                                   struct ew_str name); // MISSING where there is none
 // A filter chain of a block, applied to its text.
 struct ew_jj_value ew_jj_eval_filters(struct ew_jj_run *run, const struct ew_jj_node *chain, struct ew_jj_value text);
 

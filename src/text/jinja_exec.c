@@ -55,7 +55,8 @@ bool ew_jj_scope_set(struct ew_jj_run *run, uint32_t name, struct ew_jj_value va
 
 static bool set_namespace(struct ew_jj_run *run, const struct ew_jj_node *target, struct ew_jj_value value)
 {
-    struct ew_jj_node name = {.kind = EW_JJ_N_NAME, .line = target->line, .name = target->name, .constant = target->constant};
+    struct ew_jj_node name = {
+        .kind = EW_JJ_N_NAME, .line = target->line, .name = target->name, .constant = target->constant};
     struct ew_jj_value object = ew_jj_eval(run, &name);
 
     if (run->code == EW_OK && object.type != EW_JJ_NAMESPACE)
@@ -301,7 +302,8 @@ static bool bind_varargs(struct ew_jj_run *run, const struct ew_jj_params *macro
 
     if (!macro->uses_varargs) {
         if (args->n_pos > macro->n_params)
-            ew_jj_fail(run, "macro '" EW_STR_FMT "' takes not more than %u argument(s)", EW_STR_ARG(macro->macro_name), macro->n_params);
+            ew_jj_fail(run, "macro '" EW_STR_FMT "' takes not more than %u argument(s)", EW_STR_ARG(macro->macro_name),
+                       macro->n_params);
         return run->code == EW_OK;
     }
     rest = ew_jj_list(run, EW_JJ_TUPLE, 0);
@@ -325,8 +327,8 @@ static bool bind_kwargs(struct ew_jj_run *run, const struct ew_jj_params *macro,
         else if (macro->uses_kwargs)
             ew_jj_dict_set(run, rest.dict, ew_jj_string_view(run, kwarg->name), kwarg->value);
         else
-            ew_jj_fail(run, "macro '" EW_STR_FMT "' takes no keyword argument '" EW_STR_FMT "'", EW_STR_ARG(macro->macro_name),
-                       EW_STR_ARG(kwarg->name));
+            ew_jj_fail(run, "macro '" EW_STR_FMT "' takes no keyword argument '" EW_STR_FMT "'",
+                       EW_STR_ARG(macro->macro_name), EW_STR_ARG(kwarg->name));
     }
     if (macro->uses_caller && find_param(macro, EW_STR("caller")) == macro->n_params)
         ew_jj_scope_set(run, symbol_of(run, "caller"), caller);
@@ -357,8 +359,13 @@ struct ew_jj_value ew_jj_call_macro(struct ew_jj_run *run, struct ew_jj_value va
 struct ew_jj_value ew_jj_loop_attr(struct ew_jj_run *run, const struct ew_jj_loop *loop, struct ew_str name)
 {
     static const char *const names[] = {"index", "index0", "revindex", "revindex0", "length", "depth", "depth0"};
-    const int64_t values[] = {loop->index + 1, loop->index, loop->items.count - loop->index, loop->items.count - loop->index - 1,
-                              loop->items.count, loop->depth + 1, loop->depth};
+    const int64_t values[] = {loop->index + 1,
+                              loop->index,
+                              loop->items.count - loop->index,
+                              loop->items.count - loop->index - 1,
+                              loop->items.count,
+                              loop->depth + 1,
+                              loop->depth};
     bool is_first = loop->index == 0, is_last = loop->index + 1 >= loop->items.count;
 
     for (size_t i = 0; i < EW_COUNT_OF(names); i++)
@@ -419,7 +426,8 @@ static bool run_loop_body(struct ew_jj_run *run, struct ew_jj_loop *loop)
     return run->code == EW_OK;
 }
 
-static bool run_loop(struct ew_jj_run *run, const struct ew_jj_node *node, struct ew_jj_scope *outer, struct ew_jj_value over, uint32_t depth)
+static bool run_loop(struct ew_jj_run *run, const struct ew_jj_node *node, struct ew_jj_scope *outer,
+                     struct ew_jj_value over, uint32_t depth)
 {
     struct ew_jj_loop *loop = ew_jj_alloc(run, 1, sizeof(*loop));
     struct ew_jj_scope *caller = run->scope;

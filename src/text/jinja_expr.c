@@ -68,7 +68,8 @@ static struct ew_jj_node *new_unary(struct ew_jj_parser *parser, enum ew_jj_kind
     return node;
 }
 
-static struct ew_jj_node *new_binary(struct ew_jj_parser *parser, enum ew_jj_kind kind, struct ew_jj_node *a, struct ew_jj_node *b)
+static struct ew_jj_node *new_binary(struct ew_jj_parser *parser, enum ew_jj_kind kind, struct ew_jj_node *a,
+                                     struct ew_jj_node *b)
 {
     struct ew_jj_node *node = b ? new_unary(parser, kind, a) : NULL;
 
@@ -212,7 +213,8 @@ static struct ew_jj_node *parse_parentheses(struct ew_jj_parser *parser)
     struct ew_jj_node *node;
 
     parser->at++;
-    node = parser->at->kind == EW_JJ_TOK_RPAREN ? ew_jj_new_node(parser, EW_JJ_N_TUPLE) : ew_jj_parse_tuple(parser, true, NULL);
+    node = parser->at->kind == EW_JJ_TOK_RPAREN ? ew_jj_new_node(parser, EW_JJ_N_TUPLE)
+                                                : ew_jj_parse_tuple(parser, true, NULL);
     return ew_jj_expect(parser, EW_JJ_TOK_RPAREN, ")") ? node : NULL;
 }
 
@@ -425,7 +427,8 @@ struct ew_jj_node *ew_jj_parse_filters(struct ew_jj_parser *parser, struct ew_jj
 static bool begins_test_argument(const struct ew_jj_parser *parser)
 {
     switch (parser->at->kind) {
-    case EW_JJ_TOK_NAME: return !ew_jj_at_name(parser, "else") && !ew_jj_at_name(parser, "or") && !ew_jj_at_name(parser, "and");
+    case EW_JJ_TOK_NAME:
+        return !ew_jj_at_name(parser, "else") && !ew_jj_at_name(parser, "or") && !ew_jj_at_name(parser, "and");
     case EW_JJ_TOK_STRING:
     case EW_JJ_TOK_INTEGER:
     case EW_JJ_TOK_FLOAT:
@@ -547,7 +550,8 @@ static struct ew_jj_node *parse_power(struct ew_jj_parser *parser)
 
 static struct ew_jj_node *parse_product(struct ew_jj_parser *parser)
 {
-    static const enum ew_jj_token_kind kinds[] = {EW_JJ_TOK_MUL, EW_JJ_TOK_DIV, EW_JJ_TOK_FLOORDIV, EW_JJ_TOK_MOD, EW_JJ_TOK_EOF};
+    static const enum ew_jj_token_kind kinds[] = {EW_JJ_TOK_MUL, EW_JJ_TOK_DIV, EW_JJ_TOK_FLOORDIV, EW_JJ_TOK_MOD,
+                                                  EW_JJ_TOK_EOF};
 
     return parse_level(parser, kinds, parse_power);
 }
@@ -577,7 +581,8 @@ static struct ew_jj_node *parse_sum(struct ew_jj_parser *parser)
 // The comparison at the current place, or EOF. "in" is NAME and "not in" is SEMICOLON, which no expression has.
 static enum ew_jj_token_kind skip_comparison(struct ew_jj_parser *parser)
 {
-    static const enum ew_jj_token_kind kinds[] = {EW_JJ_TOK_EQ, EW_JJ_TOK_NE, EW_JJ_TOK_LT, EW_JJ_TOK_LE, EW_JJ_TOK_GT, EW_JJ_TOK_GE, EW_JJ_TOK_EOF};
+    static const enum ew_jj_token_kind kinds[] = {EW_JJ_TOK_EQ, EW_JJ_TOK_NE, EW_JJ_TOK_LT, EW_JJ_TOK_LE,
+                                                  EW_JJ_TOK_GT, EW_JJ_TOK_GE, EW_JJ_TOK_EOF};
 
     if (is_one_of(parser->at->kind, kinds))
         return parser->at++->kind;

@@ -80,7 +80,8 @@ EW_JJ_BUILTIN(reverse)
 
 // Attributes by path ("function.name", 0).
 
-static struct ew_jj_value get_path(struct ew_jj_run *run, struct ew_jj_value item, struct ew_str path, struct ew_jj_value otherwise)
+static struct ew_jj_value get_path(struct ew_jj_run *run, struct ew_jj_value item, struct ew_str path,
+                                   struct ew_jj_value otherwise)
 {
     size_t at = 0, end;
     uint64_t index;
@@ -101,7 +102,8 @@ static struct ew_jj_value get_path(struct ew_jj_run *run, struct ew_jj_value ite
     return item;
 }
 
-static struct ew_jj_value get_by(struct ew_jj_run *run, struct ew_jj_value item, struct ew_jj_value attribute, struct ew_jj_value otherwise)
+static struct ew_jj_value get_by(struct ew_jj_run *run, struct ew_jj_value item, struct ew_jj_value attribute,
+                                 struct ew_jj_value otherwise)
 {
     if (attribute.type == EW_JJ_STRING)
         return get_path(run, item, ew_jj_str(attribute), otherwise);
@@ -144,7 +146,8 @@ static int compare_keyed(const void *a, const void *b, void *context)
 }
 
 // "a,b" sorts by a, then by b: the key is a list.
-static struct ew_jj_value sort_key(struct ew_jj_run *run, struct ew_jj_value item, struct ew_jj_value attribute, bool case_sensitive)
+static struct ew_jj_value sort_key(struct ew_jj_run *run, struct ew_jj_value item, struct ew_jj_value attribute,
+                                   bool case_sensitive)
 {
     struct ew_jj_value key = ew_jj_list(run, EW_JJ_LIST, 0);
     struct ew_str names;
@@ -152,7 +155,8 @@ static struct ew_jj_value sort_key(struct ew_jj_run *run, struct ew_jj_value ite
 
     if (attribute.type != EW_JJ_STRING) {
         if (run->code == EW_OK)
-            ew_jj_list_push(run, key.list, without_case(run, get_by(run, item, attribute, g_not_given), case_sensitive));
+            ew_jj_list_push(run, key.list,
+                            without_case(run, get_by(run, item, attribute, g_not_given), case_sensitive));
         return key;
     }
     names = ew_jj_str(attribute);
@@ -180,7 +184,8 @@ static struct ew_jj_value sort_keyed(struct ew_jj_run *run, struct keyed *keyed,
     return list;
 }
 
-static struct ew_jj_value sort_by(struct ew_jj_run *run, struct ew_jj_value of, bool is_reverse, bool case_sensitive, struct ew_jj_value attribute)
+static struct ew_jj_value sort_by(struct ew_jj_run *run, struct ew_jj_value of, bool is_reverse, bool case_sensitive,
+                                  struct ew_jj_value attribute)
 {
     struct ew_jj_items items;
     struct keyed *keyed;
@@ -210,7 +215,8 @@ EW_JJ_BUILTIN(dictsort)
     if (!ew_str_is(by, "key") && !ew_str_is(by, "value"))
         return ew_jj_fail(run, "You can only sort by either \"key\" or \"value\"");
     pairs = ew_jj_dict_items(run, self.dict, EW_JJ_LIST);
-    return sort_by(run, pairs, ew_jj_arg_bool(v[2], false), ew_jj_arg_bool(v[0], false), ew_jj_int(ew_str_is(by, "value")));
+    return sort_by(run, pairs, ew_jj_arg_bool(v[2], false), ew_jj_arg_bool(v[0], false),
+                   ew_jj_int(ew_str_is(by, "value")));
 }
 
 EW_JJ_BUILTIN(items)
@@ -255,7 +261,8 @@ static struct ew_jj_value new_group(struct ew_jj_run *run, struct ew_jj_value ke
 EW_JJ_BUILTIN(groupby)
 {
     bool case_sensitive = ew_jj_arg_bool(v[2], false);
-    struct ew_jj_value groups = ew_jj_list(run, EW_JJ_LIST, 0), sorted, before = {.type = EW_JJ_MISSING}, group = groups;
+    struct ew_jj_value groups = ew_jj_list(run, EW_JJ_LIST, 0), sorted, before = {.type = EW_JJ_MISSING},
+                       group = groups;
     struct ew_jj_items items;
     struct keyed *keyed;
 
@@ -263,7 +270,8 @@ EW_JJ_BUILTIN(groupby)
         return EW_JJ_UNDEFINED_VALUE;
     keyed = ew_jj_alloc(run, items.count, sizeof(*keyed));
     for (uint32_t i = 0; i < items.count && run->code == EW_OK; i++)
-        keyed[i] = (struct keyed){without_case(run, get_by(run, items.items[i], v[0], v[1]), case_sensitive), items.items[i], i};
+        keyed[i] = (struct keyed){without_case(run, get_by(run, items.items[i], v[0], v[1]), case_sensitive),
+                                  items.items[i], i};
     if (run->code != EW_OK)
         return EW_JJ_UNDEFINED_VALUE;
     sorted = sort_keyed(run, keyed, items.count, false);
@@ -279,7 +287,8 @@ EW_JJ_BUILTIN(groupby)
     return groups;
 }
 
-static struct ew_jj_value extreme(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v, int wanted)
+static struct ew_jj_value extreme(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v,
+                                  int wanted)
 {
     bool case_sensitive = ew_jj_arg_bool(v[0], false);
     struct ew_jj_value best = EW_JJ_UNDEFINED_VALUE, best_key = best;
@@ -431,7 +440,8 @@ EW_JJ_BUILTIN(map)
     return mapped;
 }
 
-static struct ew_jj_value keep_where(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_args *args, bool keeps, bool by_attribute)
+static struct ew_jj_value keep_where(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_args *args,
+                                     bool keeps, bool by_attribute)
 {
     struct ew_jj_value kept = ew_jj_list(run, EW_JJ_GENERATOR, 0);
     const struct ew_jj_builtin *test = NULL;

@@ -198,7 +198,8 @@ static void append_quoted(struct ew_buf *buf, struct ew_str s, bool is_query)
 {
     for (size_t i = 0; i < s.len; i++) {
         char c = s.ptr[i];
-        bool is_plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || (c && strchr("_.-~", c));
+        bool is_plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                        (c && strchr("_.-~", c));
 
         if (is_plain || (c == '/' && !is_query))
             ew_buf_append_char(buf, c);
@@ -324,7 +325,8 @@ static bool clean_number(struct ew_str s, char out[NUMBER_CHARS_MAX])
     if (s.len == 0 || s.len >= NUMBER_CHARS_MAX)
         return false;
     for (size_t i = 0; i < s.len; i++) {
-        if (s.ptr[i] == '_' && (i == 0 || i + 1 == s.len || s.ptr[i - 1] == '_' || !strchr("0123456789abcdefABCDEF", s.ptr[i + 1])))
+        if (s.ptr[i] == '_' &&
+            (i == 0 || i + 1 == s.len || s.ptr[i - 1] == '_' || !strchr("0123456789abcdefABCDEF", s.ptr[i + 1])))
             return false;
         if (s.ptr[i] == '\0')
             return false;
@@ -339,7 +341,8 @@ static bool parse_float(struct ew_str s, double *out)
 {
     char text[NUMBER_CHARS_MAX], *end;
 
-    if (!clean_number(s, text) || strpbrk(text, "xXpP(")) // strtod knows hexadecimal numbers and nan(...), Python's float does not
+    if (!clean_number(s, text) ||
+        strpbrk(text, "xXpP(")) // strtod knows hexadecimal numbers and nan(...), Python's float does not
         return false;
     *out = strtod(text, &end);
     return *end == '\0';
@@ -357,16 +360,21 @@ static enum parsed parse_int(struct ew_str s, int64_t base, int64_t *out)
         return PARSED_NO;
     is_negative = *at == '-';
     at += *at == '-' || *at == '+';
-    if (at[0] == '0' && at[1] && ((base == 16 && (at[1] | 32) == 'x') || (base == 8 && (at[1] | 32) == 'o') || (base == 2 && (at[1] | 32) == 'b')))
+    if (at[0] == '0' && at[1] &&
+        ((base == 16 && (at[1] | 32) == 'x') || (base == 8 && (at[1] | 32) == 'o') ||
+         (base == 2 && (at[1] | 32) == 'b')))
         at += 2;
     if (!*at)
         return PARSED_NO;
     for (; *at; at++) {
-        int digit = *at >= '0' && *at <= '9' ? *at - '0' : (*at | 32) >= 'a' && (*at | 32) <= 'z' ? (*at | 32) - 'a' + 10 : 99;
+        int digit = *at >= '0' && *at <= '9'                 ? *at - '0'
+                    : (*at | 32) >= 'a' && (*at | 32) <= 'z' ? (*at | 32) - 'a' + 10
+                                                             : 99;
 
         if (digit >= base)
             return PARSED_NO;
-        if (__builtin_mul_overflow(value, (uint64_t)base, &value) || __builtin_add_overflow(value, (uint64_t)digit, &value) || value > INT64_MAX)
+        if (__builtin_mul_overflow(value, (uint64_t)base, &value) ||
+            __builtin_add_overflow(value, (uint64_t)digit, &value) || value > INT64_MAX)
             return PARSED_BIG;
     }
     *out = is_negative ? -(int64_t)value : (int64_t)value;
@@ -401,7 +409,8 @@ EW_JJ_BUILTIN(to_int)
         return otherwise;
     if (self.type != EW_JJ_STRING)
         return ew_jj_is_integer(self, &integer) ? ew_jj_int(integer)
-                                                : self.type == EW_JJ_FLOAT ? float_to_int(run, self.number, otherwise) : otherwise;
+               : self.type == EW_JJ_FLOAT       ? float_to_int(run, self.number, otherwise)
+                                                : otherwise;
     switch (parse_int(ew_jj_str(self), base, &integer)) {
     case PARSED_INT: return ew_jj_int(integer);
     case PARSED_BIG: return ew_jj_fail_limit(run, "a number is past 64 bits");
@@ -477,7 +486,8 @@ EW_JJ_BUILTIN(to_round)
     if (!ew_jj_is_number(self, &number) || self.type == EW_JJ_BIG)
         return ew_jj_fail(run, "type %s cannot be rounded", ew_jj_type_name(self));
     if (ew_str_is(method, "common"))
-        return ew_jj_is_integer(self, &integer) ? round_integer(integer, precision) : ew_jj_float(round_common(number, precision));
+        return ew_jj_is_integer(self, &integer) ? round_integer(integer, precision)
+                                                : ew_jj_float(round_common(number, precision));
     if (!ew_str_is(method, "ceil") && !ew_str_is(method, "floor"))
         return ew_jj_fail(run, "method must be common, ceil or floor");
     scale = pow(10, (double)precision);

@@ -22,7 +22,8 @@ struct spec {
 };
 
 // Appends text padded to the width. sign_len: leading bytes that stay before zeros.
-static void append_padded(struct ew_buf *buf, const struct spec *spec, struct ew_str text, size_t sign_len, char own_align)
+static void append_padded(struct ew_buf *buf, const struct spec *spec, struct ew_str text, size_t sign_len,
+                          char own_align)
 {
     int64_t missing = spec->width - (int64_t)ew_jj_char_count(text), left;
     char align = spec->align ? spec->align : own_align;
@@ -41,12 +42,19 @@ static void append_padded(struct ew_buf *buf, const struct spec *spec, struct ew
         ew_buf_append(buf, spec->fill, spec->fill_len);
 }
 
-static void append_number(struct ew_buf *buf, const struct spec *spec, bool is_negative, const char *prefix, struct ew_str digits)
+static void append_number(struct ew_buf *buf, const struct spec *spec, bool is_negative, const char *prefix,
+                          struct ew_str digits)
 {
     char text[700];
-    int sign_len = snprintf(text, sizeof(text), "%s%s", is_negative ? "-" : spec->sign == '+' ? "+" : spec->sign ? " " : "", prefix);
+    int sign_len = snprintf(text, sizeof(text), "%s%s",
+                            is_negative         ? "-"
+                            : spec->sign == '+' ? "+"
+                            : spec->sign        ? " "
+                                                : "",
+                            prefix);
     int zeros = spec->precision > (int64_t)digits.len ? (int)(spec->precision - (int64_t)digits.len) : 0;
-    int len = snprintf(text + sign_len, sizeof(text) - (size_t)sign_len, "%0*d%.*s", zeros, 0, (int)digits.len, digits.ptr);
+    int len = snprintf(text + sign_len, sizeof(text) - (size_t)sign_len, "%0*d%.*s", zeros, 0, (int)digits.len,
+                       digits.ptr);
 
     if (zeros == 0) // "%00d" still prints one
         len = snprintf(text + sign_len, sizeof(text) - (size_t)sign_len, "%.*s", (int)digits.len, digits.ptr);
@@ -137,7 +145,8 @@ static void format_double(struct ew_jj_run *run, const struct spec *spec, struct
     append_double(&run->scratch, spec, number);
 }
 
-static void format_text(struct ew_jj_run *run, const struct spec *spec, struct ew_jj_value v, bool is_repr, char own_align)
+static void format_text(struct ew_jj_run *run, const struct spec *spec, struct ew_jj_value v, bool is_repr,
+                        char own_align)
 {
     struct ew_jj_value text = v;
 
@@ -281,7 +290,7 @@ struct ew_jj_value ew_jj_format_percent(struct ew_jj_run *run, struct ew_jj_valu
 {
     struct percent state = {.format = ew_jj_str(format), .values = values};
     size_t mark = ew_jj_build_begin(run);
-    bool is_single; // Python lets what could be a mapping, lists too, stay unused
+    bool is_single; // Python lets what could be a mapping, lists and the undefined too, stay unused
 
     while (state.at < state.format.len && ew_jj_step(run, 1)) {
         ptrdiff_t found = ew_str_find(state.format, EW_STR("%"), state.at);
@@ -292,7 +301,8 @@ struct ew_jj_value ew_jj_format_percent(struct ew_jj_run *run, struct ew_jj_valu
         if (found >= 0)
             format_one_percent(run, &state);
     }
-    is_single = values.type != EW_JJ_TUPLE && values.type != EW_JJ_DICT && values.type != EW_JJ_LIST && values.type != EW_JJ_VIEW;
+    is_single = values.type != EW_JJ_TUPLE && values.type != EW_JJ_DICT && values.type != EW_JJ_LIST &&
+                values.type != EW_JJ_VIEW && values.type != EW_JJ_UNDEFINED;
     if (run->code == EW_OK && state.used < (is_single ? 1 : values.type == EW_JJ_TUPLE ? values.list->count : 0))
         return ew_jj_fail(run, "not all arguments converted during string formatting");
     return run->code == EW_OK ? ew_jj_build_end(run, mark) : EW_JJ_UNDEFINED_VALUE;
@@ -311,7 +321,8 @@ static struct ew_jj_value find_field(struct ew_jj_run *run, struct braces *state
 
     if (name.len == 0 || ew_str_to_u64(name, &index)) {
         index = name.len ? index : state->next++;
-        return index < state->args->n_pos ? state->args->pos[index] : ew_jj_fail(run, "a format needs more arguments than it is given");
+        return index < state->args->n_pos ? state->args->pos[index]
+                                          : ew_jj_fail(run, "a format needs more arguments than it is given");
     }
     for (uint32_t i = 0; i < state->args->n_kw; i++)
         if (ew_str_eq(state->args->kw[i].name, name))
@@ -333,7 +344,9 @@ static struct ew_jj_value resolve_field(struct ew_jj_run *run, struct braces *st
         struct ew_str name;
         uint64_t index;
 
-        for (end = at + 1; end < field.len && (is_item ? field.ptr[end] != ']' : field.ptr[end] != '.' && field.ptr[end] != '['); end++)
+        for (end = at + 1;
+             end < field.len && (is_item ? field.ptr[end] != ']' : field.ptr[end] != '.' && field.ptr[end] != '[');
+             end++)
             ;
         name = (struct ew_str){field.ptr + at + 1, end - at - 1};
         end += is_item;

@@ -131,7 +131,8 @@ EW_JJ_BUILTIN(strftime_now)
     return ew_jj_string_copy(run, (struct ew_str){text, strftime(text, sizeof(text), format, &now)});
 }
 
-static struct ew_jj_value new_cycler(struct ew_jj_run *run, enum ew_jj_type type, const struct ew_jj_value *items, uint32_t n)
+static struct ew_jj_value new_cycler(struct ew_jj_run *run, enum ew_jj_type type, const struct ew_jj_value *items,
+                                     uint32_t n)
 {
     struct ew_jj_cycler *cycler = ew_jj_alloc(run, 1, sizeof(*cycler));
     struct ew_jj_value list = ew_jj_list(run, EW_JJ_TUPLE, n);

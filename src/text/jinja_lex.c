@@ -130,7 +130,7 @@ static int lex_comment(struct lexer *lex)
     return fail(lex, "a comment is not closed");
 }
 
-// Length of "raw" with its white space and the end of the tag, or 0 where the tag is another one.
+// Skips "raw" and the end of its tag. False, with nothing skipped, where the tag is another one.
 static bool skip_raw_begin(struct lexer *lex)
 {
     struct lexer saved = *lex;
@@ -263,7 +263,7 @@ static int lex_string(struct lexer *lex)
             at++;
         text.len = at + 1 - (lex->at + 1);
     }
-    to = ew_arena_alloc(lex->arena, text.len + 8); // an escape never becomes longer than it is written, but for \1 .. \377
+    to = ew_arena_alloc(lex->arena, text.len + 8); // what an escape stands for is never longer than it
     if (!to)
         return fail_memory(lex);
     for (size_t at = 0; at < text.len;) {
@@ -354,7 +354,8 @@ static int lex_based_integer(struct lexer *lex, int bits)
     }
     if (len == 2 || !to)
         return fail(lex, "a number is malformed");
-    code = add(lex, EW_JJ_TOK_INTEGER, (struct ew_str){to, (size_t)snprintf(to, 24, "%llu", (unsigned long long)value)});
+    code = add(lex, EW_JJ_TOK_INTEGER,
+               (struct ew_str){to, (size_t)snprintf(to, 24, "%llu", (unsigned long long)value)});
     advance(lex, len);
     return code;
 }
@@ -480,7 +481,8 @@ static int lex_text_and_tag(struct lexer *lex)
     char sign, type;
     int code;
 
-    while (tag < src.len && !(src.ptr[tag] == '{' && tag + 1 < src.len && strchr("{%#", src.ptr[tag + 1]) && src.ptr[tag + 1]))
+    while (tag < src.len &&
+           !(src.ptr[tag] == '{' && tag + 1 < src.len && strchr("{%#", src.ptr[tag + 1]) && src.ptr[tag + 1]))
         tag++;
     if (tag >= src.len) {
         code = add_data(lex, (struct ew_str){src.ptr + begin, src.len - begin});
@@ -489,7 +491,8 @@ static int lex_text_and_tag(struct lexer *lex)
     }
     type = src.ptr[tag + 1];
     sign = tag + 2 < src.len && (src.ptr[tag + 2] == '-' || src.ptr[tag + 2] == '+') ? src.ptr[tag + 2] : '\0';
-    code = add_data(lex, trim_before_tag((struct ew_str){src.ptr + begin, tag - begin}, sign, type == '{', line_starting));
+    code = add_data(lex,
+                    trim_before_tag((struct ew_str){src.ptr + begin, tag - begin}, sign, type == '{', line_starting));
     if (code != EW_OK)
         return code;
     advance(lex, tag - begin + (sign ? 3 : 2));

@@ -60,4 +60,5 @@ struct ew_jj_tokens {
     uint32_t count, cap;
 };
 
-int ew_jj_lex(struct ew_arena *arena, struct ew_str source, struct ew_jj_tokens *out, struct ew_error *err) EW_MUST_CHECK;
+int ew_jj_lex(struct ew_arena *arena, struct ew_str source, struct ew_jj_tokens *out,
+              struct ew_error *err) EW_MUST_CHECK;

@@ -19,7 +19,8 @@ static void append_cased(struct ew_buf *buf, struct ew_str s, enum ew_jj_case fi
     }
 }
 
-static struct ew_jj_value cased(struct ew_jj_run *run, struct ew_jj_value self, enum ew_jj_case first, enum ew_jj_case others)
+static struct ew_jj_value cased(struct ew_jj_run *run, struct ew_jj_value self, enum ew_jj_case first,
+                                enum ew_jj_case others)
 {
     size_t mark = ew_jj_build_begin(run);
     struct ew_jj_value made;
@@ -205,7 +206,8 @@ EW_JJ_BUILTIN(str_isidentifier)
 
 // Width.
 
-struct ew_jj_value ew_jj_pad(struct ew_jj_run *run, struct ew_jj_value self, int64_t width, struct ew_str fill, enum ew_jj_align align)
+struct ew_jj_value ew_jj_pad(struct ew_jj_run *run, struct ew_jj_value self, int64_t width, struct ew_str fill,
+                             enum ew_jj_align align)
 {
     int64_t missing = width - (int64_t)ew_jj_string_chars(self), left = 0;
     size_t mark;

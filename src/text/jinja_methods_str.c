@@ -41,7 +41,8 @@ static size_t without_set_suffix(struct ew_jj_run *run, struct ew_str s, struct 
     return s.len;
 }
 
-struct ew_jj_value ew_jj_strip(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value chars, bool left, bool right)
+struct ew_jj_value ew_jj_strip(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value chars, bool left,
+                               bool right)
 {
     struct ew_str s = ew_jj_str(self), set = ew_jj_arg_str(run, chars, NULL);
     size_t from = 0, to;
@@ -125,7 +126,8 @@ static void split_words(struct ew_jj_run *run, struct ew_jj_value self, int64_t 
         push_sub(run, list, self, at, ew_jj_without_space_suffix(s));
 }
 
-static void split_at(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str separator, int64_t max, struct ew_jj_value list)
+static void split_at(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str separator, int64_t max,
+                     struct ew_jj_value list)
 {
     struct ew_str s = ew_jj_str(self);
     size_t at = 0;
@@ -168,7 +170,8 @@ static size_t last_word_start(struct ew_str s)
 }
 
 // From the right; the parts come in reverse order.
-static void rsplit_into(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str separator, int64_t max, struct ew_jj_value list)
+static void rsplit_into(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str separator, int64_t max,
+                        struct ew_jj_value list)
 {
     struct ew_str s = ew_jj_str(self);
 
@@ -259,7 +262,8 @@ EW_JJ_BUILTIN(splitlines)
     return ew_jj_splitlines(run, self, ew_jj_arg_bool(v[0], false));
 }
 
-static struct ew_jj_value partition_at(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value argument, bool from_right)
+static struct ew_jj_value partition_at(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value argument,
+                                       bool from_right)
 {
     struct ew_jj_value tuple = ew_jj_list(run, EW_JJ_TUPLE, 3), empty = ew_jj_string_view(run, EW_STR(""));
     struct ew_str s = ew_jj_str(self), separator;
@@ -304,7 +308,8 @@ static int64_t clamp_position(int64_t at, int64_t length)
     return at > length ? length : at;
 }
 
-static struct range search_range(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value start, struct ew_jj_value end)
+static struct range search_range(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value start,
+                                 struct ew_jj_value end)
 {
     int64_t length = (int64_t)ew_jj_string_chars(self), from = ew_jj_arg_int(run, start, 0);
     int64_t to = clamp_position(ew_jj_arg_int(run, end, length), length);
@@ -382,7 +387,8 @@ static bool has_affix(struct ew_str text, struct ew_str affix, bool at_end)
 }
 
 // One affix or a tuple of them.
-static struct ew_jj_value test_affix(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v, bool at_end)
+static struct ew_jj_value test_affix(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v,
+                                     bool at_end)
 {
     struct range range = search_range(run, self, v[1], v[2]);
 
@@ -426,7 +432,8 @@ static struct ew_jj_value replace_empty(struct ew_jj_run *run, struct ew_str s, 
     return ew_jj_build_end(run, mark);
 }
 
-struct ew_jj_value ew_jj_replace(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str old, struct ew_str new, int64_t max)
+struct ew_jj_value ew_jj_replace(struct ew_jj_run *run, struct ew_jj_value self, struct ew_str old, struct ew_str new,
+                                 int64_t max)
 {
     struct ew_str s = ew_jj_str(self);
     size_t mark, at = 0;
@@ -465,7 +472,8 @@ EW_JJ_BUILTIN(join)
     mark = ew_jj_build_begin(run);
     for (uint32_t i = 0; i < items.count && ew_jj_step(run, 1); i++) {
         if (items.items[i].type != EW_JJ_STRING)
-            return ew_jj_fail(run, "sequence item %u: expected str instance, %s found", i, ew_jj_type_name(items.items[i]));
+            return ew_jj_fail(run, "sequence item %u: expected str instance, %s found", i,
+                              ew_jj_type_name(items.items[i]));
         if (i)
             ew_buf_append_str(&run->scratch, ew_jj_str(self));
         ew_buf_append_str(&run->scratch, ew_jj_str(items.items[i]));

@@ -30,7 +30,8 @@ static const struct ew_jj_builtin *find_method(struct ew_jj_value object, struct
     }
 }
 
-static struct ew_jj_value bind_method(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_builtin *builtin)
+static struct ew_jj_value bind_method(struct ew_jj_run *run, struct ew_jj_value self,
+                                      const struct ew_jj_builtin *builtin)
 {
     struct ew_jj_method *method = ew_jj_alloc(run, 1, sizeof(*method));
 
@@ -67,7 +68,8 @@ static struct ew_jj_value find_attr(struct ew_jj_run *run, struct ew_jj_value ob
     return method ? bind_method(run, object, method) : find_property(run, object, name);
 }
 
-static struct ew_jj_value at_index(struct ew_jj_run *run, struct ew_jj_value object, struct ew_jj_value key, int64_t index)
+static struct ew_jj_value at_index(struct ew_jj_run *run, struct ew_jj_value object, struct ew_jj_value key,
+                                   int64_t index)
 {
     int64_t length = 0;
     size_t from, len;
@@ -102,7 +104,8 @@ static struct ew_jj_value find_item(struct ew_jj_run *run, struct ew_jj_value ob
     case EW_JJ_STRING:
     case EW_JJ_LIST:
     case EW_JJ_TUPLE: return ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
-    case EW_JJ_VIEW: return is_range(object) && ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
+    case EW_JJ_VIEW:
+        return is_range(object) && ew_jj_is_integer(key, &index) ? at_index(run, object, key, index) : g_missing;
     default: return g_missing;
     }
 }
@@ -216,7 +219,8 @@ static struct ew_jj_value slice_string(struct ew_jj_run *run, struct ew_jj_value
             return EW_JJ_UNDEFINED_VALUE;
         from = is_ascii ? (size_t)bounds->start : ew_jj_char_offset(s, (size_t)bounds->start);
         s = (struct ew_str){s.ptr + from, s.len - from};
-        return ew_jj_string_sub(run, object, from, from + (is_ascii ? (size_t)bounds->count : ew_jj_char_offset(s, (size_t)bounds->count)));
+        return ew_jj_string_sub(
+            run, object, from, from + (is_ascii ? (size_t)bounds->count : ew_jj_char_offset(s, (size_t)bounds->count)));
     }
     if (!ew_jj_iterate(run, object, &chars))
         return EW_JJ_UNDEFINED_VALUE;

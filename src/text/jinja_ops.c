@@ -11,7 +11,8 @@ static struct ew_jj_value fail_types(struct ew_jj_run *run, const char *op, stru
         return ew_jj_fail_undefined(run, a.type == EW_JJ_UNDEFINED ? a : b);
     if (op[0] == '+' && a.type == EW_JJ_STRING)
         return ew_jj_fail(run, "can only concatenate str (not \"%s\") to str", ew_jj_type_name(b));
-    return ew_jj_fail(run, "unsupported operand type(s) for %s: '%s' and '%s'", op, ew_jj_type_name(a), ew_jj_type_name(b));
+    return ew_jj_fail(run, "unsupported operand type(s) for %s: '%s' and '%s'", op, ew_jj_type_name(a),
+                      ew_jj_type_name(b));
 }
 
 static struct ew_jj_value fail_overflow(struct ew_jj_run *run)

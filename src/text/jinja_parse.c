@@ -47,7 +47,8 @@ bool ew_jj_push_node(struct ew_jj_parser *parser, struct ew_jj_node *list, struc
     if (!item || parser->code != EW_OK)
         return false;
     if ((list->n_items & (list->n_items - 1)) == 0) { // at every power of two the array doubles
-        struct ew_jj_node **grown = ew_jj_parse_alloc(parser, list->n_items ? (size_t)list->n_items * 2 : 1, sizeof(*grown));
+        struct ew_jj_node **grown = ew_jj_parse_alloc(parser, list->n_items ? (size_t)list->n_items * 2 : 1,
+                                                      sizeof(*grown));
 
         if (!grown)
             return false;
@@ -296,7 +297,8 @@ static bool parse_signature(struct ew_jj_parser *parser, struct ew_jj_params *ma
 }
 
 // The body of a macro or call block: loops outside do not count, special names inside do, outwards too.
-static struct ew_jj_node *parse_macro_body(struct ew_jj_parser *parser, struct ew_jj_node *node, struct ew_jj_params *macro, const char *end)
+static struct ew_jj_node *parse_macro_body(struct ew_jj_parser *parser, struct ew_jj_node *node,
+                                           struct ew_jj_params *macro, const char *end)
 {
     struct ew_jj_params *outer = parser->macro;
     uint32_t n_loops = parser->n_loops;

@@ -257,7 +257,8 @@ static void dump_value(struct dump *dump, struct ew_jj_value v)
     ew_jj_leave(dump->run);
 }
 
-void ew_jj_append_json_of(struct ew_jj_run *run, struct ew_buf *buf, struct ew_jj_value v, const struct ew_jj_json_style *style)
+void ew_jj_append_json_of(struct ew_jj_run *run, struct ew_buf *buf, struct ew_jj_value v,
+                          const struct ew_jj_json_style *style)
 {
     struct dump dump = {run, buf, style, 0};
 

@@ -84,8 +84,8 @@ EW_JJ_BUILTIN(is_iterable)
 
 EW_JJ_BUILTIN(is_callable)
 {
-    return ew_jj_bool(self.type == EW_JJ_BUILTIN || self.type == EW_JJ_METHOD || self.type == EW_JJ_MACRO || self.type == EW_JJ_LOOP ||
-                      self.type == EW_JJ_JOINER || self.type == EW_JJ_UNDEFINED);
+    return ew_jj_bool(self.type == EW_JJ_BUILTIN || self.type == EW_JJ_METHOD || self.type == EW_JJ_MACRO ||
+                      self.type == EW_JJ_LOOP || self.type == EW_JJ_JOINER || self.type == EW_JJ_UNDEFINED);
 }
 
 EW_JJ_BUILTIN(is_escaped)
@@ -107,7 +107,8 @@ EW_JJ_BUILTIN(is_upper)
     return ew_jj_bool(run->code == EW_OK && ew_jj_has_case(ew_jj_str(text), EW_JJ_UPPER));
 }
 
-static struct ew_jj_value has_remainder(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value by, int64_t wanted)
+static struct ew_jj_value has_remainder(struct ew_jj_run *run, struct ew_jj_value self, struct ew_jj_value by,
+                                        int64_t wanted)
 {
     struct ew_jj_value remainder = ew_jj_arithmetic(run, '%', self, by);
 

@@ -62,8 +62,8 @@ bool ew_jj_is_space(uint32_t c)
 {
     if (c < 0x80)
         return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31);
-    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
-           c == 0x205F || c == 0x3000;
+    return c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 size_t ew_jj_space_prefix(struct ew_str s)
@@ -133,8 +133,8 @@ static bool is_letter(utf8proc_category_t category)
 // ones).
 static bool is_digit(uint32_t c, utf8proc_category_t category)
 {
-    return category == UTF8PROC_CATEGORY_ND || c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 || (c >= 0x2074 && c <= 0x2079) ||
-           (c >= 0x2080 && c <= 0x2089) || (c >= 0x2460 && c <= 0x2468);
+    return category == UTF8PROC_CATEGORY_ND || c == 0xB2 || c == 0xB3 || c == 0xB9 || c == 0x2070 ||
+           (c >= 0x2074 && c <= 0x2079) || (c >= 0x2080 && c <= 0x2089) || (c >= 0x2460 && c <= 0x2468);
 }
 
 static bool is_numeric(utf8proc_category_t category)
@@ -166,9 +166,9 @@ static const struct {
     uint32_t c;
     const char *upper, *title;
 } g_special[] = {
-    {0xDF, "SS", "Ss"},     {0x149, "ʼN", "ʼN"},    {0x1F0, "J̌", "J̌"},     {0x587, "ԵՒ", "Եւ"},    {0xFB00, "FF", "Ff"},
-    {0xFB01, "FI", "Fi"},   {0xFB02, "FL", "Fl"},   {0xFB03, "FFI", "Ffi"}, {0xFB04, "FFL", "Ffl"}, {0xFB05, "ST", "St"},
-    {0xFB06, "ST", "St"},
+    {0xDF, "SS", "Ss"},     {0x149, "ʼN", "ʼN"},  {0x1F0, "J̌", "J̌"},    {0x587, "ԵՒ", "Եւ"},
+    {0xFB00, "FF", "Ff"},   {0xFB01, "FI", "Fi"}, {0xFB02, "FL", "Fl"}, {0xFB03, "FFI", "Ffi"},
+    {0xFB04, "FFL", "Ffl"}, {0xFB05, "ST", "St"}, {0xFB06, "ST", "St"},
 };
 
 void ew_jj_append_cased(struct ew_buf *buf, uint32_t c, enum ew_jj_case to)
@@ -187,7 +187,8 @@ void ew_jj_append_cased(struct ew_buf *buf, uint32_t c, enum ew_jj_case to)
     if (to == EW_JJ_UPPER)
         c = (uint32_t)utf8proc_toupper((utf8proc_int32_t)c);
     else
-        c = (uint32_t)(to == EW_JJ_LOWER ? utf8proc_tolower((utf8proc_int32_t)c) : utf8proc_totitle((utf8proc_int32_t)c));
+        c = (uint32_t)(to == EW_JJ_LOWER ? utf8proc_tolower((utf8proc_int32_t)c)
+                                         : utf8proc_totitle((utf8proc_int32_t)c));
     ew_buf_append(buf, bytes, ew_jj_encode(c, bytes));
 }
 

@@ -18,10 +18,22 @@ size_t ew_jj_char_offset(struct ew_str s, size_t index); // of the index-th char
 bool ew_jj_is_space(uint32_t c);                       // str.isspace
 size_t ew_jj_space_prefix(struct ew_str s);            // bytes of white space at the start
 size_t ew_jj_without_space_suffix(struct ew_str s);    // bytes before the white space at the end
-size_t ew_jj_line_break(struct ew_str s, size_t at);   // bytes of the line break at `at` (str.splitlines), 0 where there is none
+size_t ew_jj_line_break(struct ew_str s,
+                        size_t at); // bytes of the line break at `at` (str.splitlines), 0 where there is none
 
 // Character classes of the str.isX methods.
-enum ew_jj_class { EW_JJ_IS_ALPHA, EW_JJ_IS_DIGIT, EW_JJ_IS_DECIMAL, EW_JJ_IS_NUMERIC, EW_JJ_IS_ALNUM, EW_JJ_IS_SPACE, EW_JJ_IS_PRINTABLE, EW_JJ_IS_UPPER, EW_JJ_IS_LOWER, EW_JJ_IS_WORD };
+enum ew_jj_class {
+    EW_JJ_IS_ALPHA,
+    EW_JJ_IS_DIGIT,
+    EW_JJ_IS_DECIMAL,
+    EW_JJ_IS_NUMERIC,
+    EW_JJ_IS_ALNUM,
+    EW_JJ_IS_SPACE,
+    EW_JJ_IS_PRINTABLE,
+    EW_JJ_IS_UPPER,
+    EW_JJ_IS_LOWER,
+    EW_JJ_IS_WORD
+};
 bool ew_jj_is(enum ew_jj_class class, uint32_t c);
 
 enum ew_jj_case { EW_JJ_UPPER, EW_JJ_LOWER, EW_JJ_TITLE };

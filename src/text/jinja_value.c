@@ -42,7 +42,8 @@ struct ew_jj_value ew_jj_raise(struct ew_jj_run *run, struct ew_str message)
 {
     if (run->code != EW_OK)
         return EW_JJ_UNDEFINED_VALUE;
-    return failed(run, ew_fail(run->err, EW_ERR_UNSUPPORTED, "%.*s", (int)EW_MIN(message.len, (size_t)4096), message.ptr));
+    return failed(run,
+                  ew_fail(run->err, EW_ERR_UNSUPPORTED, "%.*s", (int)EW_MIN(message.len, (size_t)4096), message.ptr));
 }
 
 static const char *object_name(struct ew_jj_value v)
@@ -76,7 +77,8 @@ struct ew_jj_value ew_jj_fail_undefined(struct ew_jj_run *run, struct ew_jj_valu
         return ew_jj_fail(run, "%s has no such element", undef->object_type ? undef->object_type : "an object");
     if (!undef->object_type)
         return ew_jj_fail(run, "'" EW_STR_FMT "' is undefined", EW_STR_ARG(ew_jj_str(undef->key)));
-    return ew_jj_fail(run, "'%s' has no attribute '" EW_STR_FMT "'", undef->object_type, EW_STR_ARG(ew_jj_str(undef->key)));
+    return ew_jj_fail(run, "'%s' has no attribute '" EW_STR_FMT "'", undef->object_type,
+                      EW_STR_ARG(ew_jj_str(undef->key)));
 }
 
 bool ew_jj_step(struct ew_jj_run *run, uint64_t cost)

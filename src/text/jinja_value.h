@@ -116,7 +116,8 @@ struct ew_jj_run;
 // those not given are MISSING.
 struct ew_jj_builtin {
     const char *name;
-    struct ew_jj_value (*fn)(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v, const struct ew_jj_args *args);
+    struct ew_jj_value (*fn)(struct ew_jj_run *run, struct ew_jj_value self, const struct ew_jj_value *v,
+                             const struct ew_jj_args *args);
     const char *params;  // "indent sort_keys"; "": none; NULL: any, taken from args as they are
     uint32_t n_required; // of params
 };
@@ -164,7 +165,8 @@ struct ew_jj_value ew_jj_fail(struct ew_jj_run *run, const char *fmt, ...) EW_PR
 struct ew_jj_value ew_jj_fail_limit(struct ew_jj_run *run, const char *what);
 struct ew_jj_value ew_jj_fail_undefined(struct ew_jj_run *run, struct ew_jj_value undefined);
 struct ew_jj_value ew_jj_raise(struct ew_jj_run *run, struct ew_str message); // raise_exception: the message as it is
-bool ew_jj_step(struct ew_jj_run *run, uint64_t cost); // counts work; false where the run has failed or has done too much
+bool ew_jj_step(struct ew_jj_run *run,
+                uint64_t cost); // counts work; false where the run has failed or has done too much
 bool ew_jj_enter(struct ew_jj_run *run);               // one level deeper; pair with leave where it returned true
 void ew_jj_leave(struct ew_jj_run *run);
 void *ew_jj_alloc(struct ew_jj_run *run, size_t count, size_t size); // NULL and a failure where memory_max is reached
@@ -174,18 +176,23 @@ void *ew_jj_alloc(struct ew_jj_run *run, size_t count, size_t size); // NULL and
 #define EW_JJ_UNDEFINED_VALUE ((struct ew_jj_value){.type = EW_JJ_UNDEFINED})
 static inline struct ew_jj_value ew_jj_bool(bool b) { return (struct ew_jj_value){.type = EW_JJ_BOOL, .boolean = b}; }
 static inline struct ew_jj_value ew_jj_int(int64_t i) { return (struct ew_jj_value){.type = EW_JJ_INT, .integer = i}; }
-static inline struct ew_jj_value ew_jj_float(double f) { return (struct ew_jj_value){.type = EW_JJ_FLOAT, .number = f}; }
+static inline struct ew_jj_value ew_jj_float(double f)
+{
+    return (struct ew_jj_value){.type = EW_JJ_FLOAT, .number = f};
+}
 struct ew_jj_value ew_jj_hint(struct ew_jj_run *run, const char *message); // undefined, for the reason given
 struct ew_jj_value ew_jj_lookup_failed(struct ew_jj_run *run, struct ew_jj_value object, struct ew_jj_value key);
 struct ew_jj_value ew_jj_string_view(struct ew_jj_run *run, struct ew_str bytes); // the bytes outlive the run
 struct ew_jj_value ew_jj_string_copy(struct ew_jj_run *run, struct ew_str bytes);
-struct ew_jj_value ew_jj_string_sub(struct ew_jj_run *run, struct ew_jj_value of, size_t from, size_t to); // bytes; shared
+struct ew_jj_value ew_jj_string_sub(struct ew_jj_run *run, struct ew_jj_value of, size_t from,
+                                    size_t to);                                                     // bytes; shared
 struct ew_jj_value ew_jj_concat(struct ew_jj_run *run, struct ew_jj_value a, struct ew_jj_value b); // two STRINGs
 struct ew_jj_value ew_jj_list(struct ew_jj_run *run, enum ew_jj_type type, uint32_t cap);
 bool ew_jj_list_push(struct ew_jj_run *run, struct ew_jj_list *list, struct ew_jj_value item);
 struct ew_jj_value ew_jj_dict(struct ew_jj_run *run, enum ew_jj_type type);
 bool ew_jj_dict_set(struct ew_jj_run *run, struct ew_jj_dict *dict, struct ew_jj_value key, struct ew_jj_value value);
-struct ew_jj_value *ew_jj_dict_find(struct ew_jj_run *run, const struct ew_jj_dict *dict, struct ew_jj_value key); // or NULL
+struct ew_jj_value *ew_jj_dict_find(struct ew_jj_run *run, const struct ew_jj_dict *dict,
+                                    struct ew_jj_value key); // or NULL
 bool ew_jj_dict_remove(struct ew_jj_run *run, struct ew_jj_dict *dict, struct ew_jj_value key);
 struct ew_jj_value ew_jj_from_json(struct ew_jj_run *run, const struct ew_json *node);
 
@@ -227,4 +234,5 @@ struct ew_jj_json_style {
     struct ew_str item_separator, key_separator;
     bool ascii, sort_keys;
 };
-void ew_jj_append_json_of(struct ew_jj_run *run, struct ew_buf *buf, struct ew_jj_value v, const struct ew_jj_json_style *style);
+void ew_jj_append_json_of(struct ew_jj_run *run, struct ew_buf *buf, struct ew_jj_value v,
+                          const struct ew_jj_json_style *style);

@@ -46,8 +46,8 @@ void ew_reasoning_fini(struct ew_reasoning *split)
     ew_buf_fini(&split->held);
 }
 
-// What of the text behind the open marker belongs to the reasoning for sure: not white space at the end, which is dropped
-// before the close marker, and not what may become that marker.
+// What of the text behind the open marker belongs to the reasoning for sure: not white space at the end, which is
+// dropped before the close marker, and not what may become that marker.
 static size_t certain_len(struct ew_str text, const char *close)
 {
     size_t keep = text.len;
@@ -60,8 +60,8 @@ static size_t certain_len(struct ew_str text, const char *close)
     return drop_space_after((struct ew_str){text.ptr, keep}).len;
 }
 
-// The beginning of an answer: perhaps white space, then the open marker or something else. Returns the text that is left;
-// the state stays where that cannot be said yet.
+// The beginning of an answer: perhaps white space, then the open marker or something else. Returns the text that is
+// left; the state stays where that cannot be said yet.
 static struct ew_str at_start(struct ew_reasoning *split, struct ew_str text, bool is_end)
 {
     struct ew_str bare = skip_space(text);
