@@ -68,3 +68,4 @@ extern const struct ew_command *const ew_commands[];
 // Set by SIGINT; commands poll it. The second one ends the process at once.
 bool ew_interrupted(void);
 void ew_interrupt_reset(void);
+bool ew_terminated(void); // by SIGTERM: who goes on after an interrupt must not

@@ -8,6 +8,7 @@
 
 #include "base/alloc.h"
 #include "base/log.h"
+#include "cli/conversation.h"
 #include "cli/generate.h"
 
 // far beyond any context; keeps a mistaken `< /dev/zero` from eating the memory
@@ -51,32 +52,23 @@ static int parse_ids(const char *text, int32_t n_vocab, struct ew_ids *ids, stru
     return EW_OK;
 }
 
-static void append_message(struct ew_buf *json, const char *role, struct ew_str content)
-{
-    ew_buf_printf(json, "%s{\"role\": \"%s\", \"content\": ", json->ptr[json->len - 1] == '[' ? "" : ", ", role);
-    ew_buf_append_json(json, content);
-    ew_buf_append_char(json, '}');
-}
-
 // The conversation as the template wants it: --messages FILE as it stands, or a system message and the prompt.
 static int conversation(const struct ew_args *args, struct ew_str prompt, struct ew_arena *arena,
                         const struct ew_json **out, struct ew_error *err)
 {
     const char *file = ew_args_str(args, "messages", NULL), *system = ew_args_str(args, "system", NULL);
-    struct ew_buf json;
-    int code;
+    struct ew_conversation messages = {0};
+    int code = EW_OK;
 
     if (file)
         return ew_json_parse_file(arena, file, PROMPT_BYTES_MAX, out, err);
-    ew_buf_init(&json, 2 * PROMPT_BYTES_MAX);
-    ew_buf_append_str(&json, EW_STR("{\"messages\": ["));
     if (system)
-        append_message(&json, "system", ew_str_of(system));
-    append_message(&json, "user", prompt);
-    ew_buf_append_str(&json, EW_STR("], \"add_generation_prompt\": true}"));
-    code = ew_buf_ok(&json) ? ew_json_parse(arena, ew_buf_str(&json), out, err)
-                            : ew_fail_memory(err, json.len, "the conversation");
-    ew_buf_fini(&json);
+        code = ew_conversation_set_system(&messages, ew_str_of(system), err);
+    if (code == EW_OK)
+        code = ew_conversation_add(&messages, "user", prompt, (struct ew_str){0}, err);
+    if (code == EW_OK)
+        code = ew_conversation_json(&messages, arena, out, err);
+    ew_conversation_fini(&messages);
     return code;
 }
 
