@@ -141,17 +141,26 @@ static struct ew_convert_tensor *find_output(struct ew_convert *convert, struct 
     return NULL;
 }
 
-static bool rotates_pairs(const struct ew_family *families, enum ew_family_format format)
+// What a family says that a field is in one format, whatever the model; NULL where it says nothing.
+static const struct ew_yaml *family_constant(const struct ew_family *family, enum ew_family_format format,
+                                             const char *field)
 {
-    for (const struct ew_family *family = families; family; family = family->parent) {
-        const struct ew_yaml *kind = ew_yaml_get(family->sides[format].shape, "rope_kind");
+    for (; family; family = family->parent) {
+        const struct ew_yaml *node = ew_yaml_get(family->sides[format].shape, field);
 
-        if (!kind)
-            kind = ew_yaml_get(family->shape, "rope_kind");
-        if (kind)
-            return ew_str_is(kind->text, "pairs");
+        if (!node)
+            node = ew_yaml_get(family->shape, field);
+        if (node)
+            return node;
     }
-    return false;
+    return NULL;
+}
+
+static bool rotates_pairs(const struct ew_family *family, enum ew_family_format format)
+{
+    const struct ew_yaml *kind = family_constant(family, format, "rope_kind");
+
+    return kind && ew_str_is(kind->text, "pairs");
 }
 
 static bool is_layer_part(const char *stem, const char *part)
@@ -162,18 +171,30 @@ static bool is_layer_part(const char *stem, const char *part)
 }
 
 // GGUF files of some architectures hold q and k with the rows that are rotated together side by side.
-static void set_permutation(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const char *stem)
+static void set_permutation(const struct ew_convert *convert, const struct ew_family *target,
+                            struct ew_convert_tensor *tensor, const char *stem)
 {
-    const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
     const struct ew_shape *shape = convert->shape;
 
-    if (!target || rotates_pairs(convert->family, EW_FAMILY_HF) || !rotates_pairs(target, EW_FAMILY_GGUF))
+    if (rotates_pairs(convert->family, EW_FAMILY_HF) || !rotates_pairs(target, EW_FAMILY_GGUF))
         return;
     if (!is_layer_part(stem, "attn_q") && !is_layer_part(stem, "attn_k") && !is_layer_part(stem, "attn_q_norm") &&
         !is_layer_part(stem, "attn_k_norm"))
         return;
     tensor->head_rows = shape->common.head_dim;
     tensor->rope_rows = shape->ropes[EW_MIXER_FULL].n_dims;
+}
+
+// Norms whose weights one format stores less one, as Gemma's.
+static void set_offset(const struct ew_convert *convert, const struct ew_family *target,
+                       struct ew_convert_tensor *tensor)
+{
+    const struct ew_yaml *constant = family_constant(target, EW_FAMILY_GGUF, "norm_weight_offset");
+    double there = 0;
+
+    if (!ew_str_ends(tensor->name, "_norm.weight") || (constant && !ew_str_to_double(constant->text, &there)))
+        return;
+    tensor->added = convert->shape->norm_weight_offset - (float)there;
 }
 
 static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
@@ -186,12 +207,13 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     if (!target || !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, stem, sizeof(stem)))
         return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no name for tensor " EW_STR_FMT, EW_STR_ARG(from->name));
     snprintf(name, sizeof(name), "%s%s", stem, named->suffix);
-    set_shape(tensor, from);
-    set_permutation(convert, tensor, named->stem);
     tensor->name = (struct ew_str){ew_arena_copy(&convert->arena, name, strlen(name)), strlen(name)};
     tensor->parts = ew_arena_array(&convert->arena, n_parts, sizeof(struct ew_tensor *));
     if (!tensor->name.ptr || !tensor->parts)
         return ew_fail_memory(err, sizeof(name), "a tensor's name");
+    set_shape(tensor, from);
+    set_permutation(convert, target, tensor, named->stem);
+    set_offset(convert, target, tensor);
     if (tensor->head_rows && tensor->rows % tensor->head_rows)
         return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " has %llu rows, which heads of %u do not divide",
                        EW_STR_ARG(from->name), (unsigned long long)tensor->rows, tensor->head_rows);
@@ -415,26 +437,38 @@ static uint64_t source_row(const struct ew_convert_tensor *tensor, uint64_t row)
     return row - in_head + in_head / 2 + in_head % 2 * (tensor->rope_rows / 2);
 }
 
-void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
+static void read_by_rows(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
 {
     const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
+    uint64_t row_bytes = ew_dtype_row_bytes(tensor->dtype, tensor->cols), part_rows = tensor->rows / tensor->n_parts;
+
+    for (uint64_t i = 0; i < n_rows; i++) {
+        uint64_t from = source_row(tensor, row + i);
+        const unsigned char *data = tensor->parts[from / part_rows]->data + from % part_rows * row_bytes;
+
+        info->decode(data, out + i * tensor->cols, (size_t)tensor->cols);
+    }
+}
+
+void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
+{
     uint64_t row_bytes = ew_dtype_row_bytes(tensor->dtype, tensor->cols);
+    size_t n = (size_t)(n_rows * tensor->cols);
 
     EW_ASSERT(row + n_rows <= tensor->rows && row_bytes > 0);
-    if (!tensor->n_parts) {
-        memcpy(out, tensor->values + row * tensor->cols, (size_t)(n_rows * tensor->cols) * sizeof(*out));
-    } else if (tensor->n_parts == 1 && !tensor->head_rows) {
-        info->decode(tensor->parts[0]->data + row * row_bytes, out, (size_t)(n_rows * tensor->cols));
-    } else {
-        uint64_t part_rows = tensor->rows / tensor->n_parts;
+    if (!tensor->n_parts)
+        memcpy(out, tensor->values + row * tensor->cols, n * sizeof(*out));
+    else if (tensor->n_parts == 1 && !tensor->head_rows)
+        ew_dtype_info(tensor->dtype)->decode(tensor->parts[0]->data + row * row_bytes, out, n);
+    else
+        read_by_rows(tensor, row, n_rows, out);
+    for (size_t i = 0; i < n && tensor->added != 0; i++)
+        out[i] += tensor->added;
+}
 
-        for (uint64_t i = 0; i < n_rows; i++) {
-            uint64_t from = source_row(tensor, row + i);
-
-            info->decode(tensor->parts[from / part_rows]->data + from % part_rows * row_bytes, out + i * tensor->cols,
-                         (size_t)tensor->cols);
-        }
-    }
+bool ew_convert_is_verbatim(const struct ew_convert_tensor *tensor)
+{
+    return tensor->n_parts == 1 && !tensor->head_rows && tensor->added == 0;
 }
 
 // ---- metadata --------------------------------------------------------------------------------------------

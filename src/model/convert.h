@@ -21,8 +21,10 @@ struct ew_convert_tensor {
     enum ew_dtype dtype;                // of the source
     uint32_t n_parts;                   // equal tensors of the input that make this one, one after the other
     const struct ew_tensor **parts;
-    const float *values;           // n_parts 0: not in the input, made from its configuration
-    uint32_t head_rows, rope_rows; // the first rope_rows of each head_rows rows change from halves to pairs; 0: none
+    const float *values; // n_parts 0: not in the input, made from its configuration
+    // The first rope_rows of each head_rows rows change from halves to pairs; 0: none.
+    uint32_t head_rows, rope_rows;
+    float added; // to every value
 };
 
 struct ew_convert {
@@ -45,6 +47,8 @@ int ew_convert_write_metadata(const struct ew_convert *convert, const char *pre_
                               struct ew_error *err) EW_MUST_CHECK;
 // n_rows rows, decoded; any thread.
 void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out);
+// Whether the rows are the input's bytes as they stand.
+bool ew_convert_is_verbatim(const struct ew_convert_tensor *tensor);
 // Whether the finished file describes the model that came in: EW_ERR_UNSUPPORTED names what GGUF could not carry.
 int ew_convert_check(const struct ew_convert *convert, const char *path, struct ew_error *err) EW_MUST_CHECK;
 

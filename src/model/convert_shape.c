@@ -22,25 +22,29 @@ static void full_key(const struct ew_convert *convert, struct ew_str key, char *
              convert->arch.ptr, EW_STR_ARG(key));
 }
 
-// A field's value; false where it was not given. The rope's own fields were moved to the ropes when the shape
-// was finished.
-static bool field_value(const struct ew_shape *shape, const struct ew_field *field, double *out)
+// The number that a field has, as files state it; false for other kinds. The rope's own fields were moved to the ropes
+// when the shape was finished.
+static bool field_number(const struct ew_shape *shape, const struct ew_field *field, double *out)
 {
-    const char *member = (const char *)shape + field->offset;
+    const void *member = (const char *)shape + field->offset;
 
     if (strcmp(field->name, "rope_theta") == 0)
         *out = shape->ropes[EW_MIXER_FULL].theta;
     else if (strcmp(field->name, "rope_dims") == 0)
         *out = shape->ropes[EW_MIXER_FULL].n_dims;
     else if (field->kind == EW_FIELD_UINT)
-        *out = *(const uint32_t *)(const void *)member;
+        *out = *(const uint32_t *)member;
     else if (field->kind == EW_FIELD_FLOAT)
-        *out = *(const float *)(const void *)member;
+        *out = (double)*(const float *)member;
     else if (field->kind == EW_FIELD_DOUBLE)
-        *out = *(const double *)(const void *)member;
+        *out = *(const double *)member;
+    else if (field->kind == EW_FIELD_RECIPROCAL)
+        *out = 1 / (double)*(const float *)member;
+    else if (field->kind == EW_FIELD_RSQRT)
+        *out = 1 / ((double)*(const float *)member * (double)*(const float *)member);
     else
         return false;
-    return field->kind != EW_FIELD_UINT || *out > 0;
+    return true;
 }
 
 static int write_field(const struct ew_convert *convert, const struct ew_family *target, const struct ew_field *field,
@@ -50,7 +54,7 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
     char key[KEY_BYTES];
     double value;
 
-    if (!node || !field_value(convert->shape, field, &value))
+    if (!node || !field_number(convert->shape, field, &value) || (field->kind == EW_FIELD_UINT && value == 0))
         return EW_OK;
     full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);
     return field->kind == EW_FIELD_UINT ? ew_gguf_write_u32(w, key, (uint32_t)value, err)
@@ -270,36 +274,56 @@ static bool uses(const struct ew_shape *shape, enum ew_mixer mixer)
     return false;
 }
 
-// Clears what may differ: the name, and how q and k are laid out; ropes were compared before.
-static void forget(struct ew_shape *shape)
+static bool same_field(const struct ew_shape *a, const struct ew_shape *b, const struct ew_field *field)
 {
-    memset(shape->common.arch, 0, sizeof(shape->common.arch));
-    memset(shape->ropes, 0, sizeof(shape->ropes));
-    shape->rope_kind = EW_ROPE_HALVES;
+    const char *in_a = (const char *)a + field->offset, *in_b = (const char *)b + field->offset;
+    double x, y;
+
+    if (field->kind == EW_FIELD_LAYERS || strcmp(field->name, "rope_kind") == 0)
+        return true; // compared elsewhere; what the permutation of q and k is for
+    if (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)
+        return *(const bool *)in_a == *(const bool *)in_b;
+    if (field->kind == EW_FIELD_ENUM)
+        return memcmp(in_a, in_b, sizeof(int)) == 0;
+    return field_number(a, field, &x) && field_number(b, field, &y) && near(x, y);
 }
 
-static int compare_shapes(struct ew_shape *was, struct ew_shape *is, struct ew_error *err)
+// Norms whose weights GGUF stores whole were changed accordingly.
+static bool is_adjusted(const struct ew_field *field)
 {
+    return strcmp(field->name, "norm_weight_offset") == 0;
+}
+
+static int compare_layers(const struct ew_shape *was, const struct ew_shape *is, struct ew_error *err)
+{
+    for (uint32_t i = 0; i < was->common.n_layers; i++) {
+        const struct ew_layer_shape *a = &was->layers[i], *b = &is->layers[i];
+
+        if (a->mixer != b->mixer || a->no_rope != b->no_rope || a->ffn_width != b->ffn_width)
+            return ew_fail(err, EW_ERR_UNSUPPORTED,
+                           "GGUF cannot express which layers of this model have a window or positions (layer %u)", i);
+    }
+    return EW_OK;
+}
+
+static int compare_shapes(const struct ew_shape *was, const struct ew_shape *is, struct ew_error *err)
+{
+    for (const struct ew_field *field = ew_fields; field->name; field++)
+        if (!is_adjusted(field) && !same_field(was, is, field))
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF cannot express the %s of this model: read back, it differs",
+                           field->name);
     for (int mixer = 0; mixer < 2; mixer++) {
         bool same = true;
-        int code = uses(was, (enum ew_mixer)mixer) ? compare_ropes(&was->ropes[mixer], &is->ropes[mixer], &same, err)
-                                                   : EW_OK;
+        int code = EW_OK;
 
+        if (uses(was, (enum ew_mixer)mixer))
+            code = compare_ropes(&was->ropes[mixer], &is->ropes[mixer], &same, err);
         if (code != EW_OK)
             return code;
         if (!same)
             return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF cannot express the rotary embedding of this model");
     }
-    forget(was);
-    forget(is);
-    for (uint32_t i = 0; i < was->common.n_layers && i < is->common.n_layers; i++)
-        if (was->layers[i].mixer != is->layers[i].mixer || was->layers[i].no_rope != is->layers[i].no_rope)
-            return ew_fail(err, EW_ERR_UNSUPPORTED,
-                           "GGUF cannot express which layers of this model have a window or positions (layer %u)", i);
-    if (memcmp(was, is, sizeof(*was)) != 0)
-        return ew_fail(err, EW_ERR_UNSUPPORTED,
-                       "GGUF cannot express the configuration of this model: read back, it differs");
-    return EW_OK;
+    return compare_layers(was, is, err);
 }
 
 int ew_convert_check(const struct ew_convert *convert, const char *path, struct ew_error *err)
@@ -307,22 +331,21 @@ int ew_convert_check(const struct ew_convert *convert, const char *path, struct 
     const struct ew_family *family;
     struct ew_gguf gguf = {0};
     struct ew_model *model;
-    struct ew_shape *shapes;
+    struct ew_shape *shape;
     int code;
 
     if (convert->file.kind != EW_MODELFILE_HF)
         return EW_OK;
-    shapes = ew_alloc_array(2, sizeof(*shapes));
-    if (!shapes)
-        return ew_fail_memory(err, 2 * sizeof(*shapes), "a shape");
-    memcpy(&shapes[0], convert->shape, sizeof(shapes[0])); // padding too: shapes are compared bytewise
+    shape = ew_alloc(sizeof(*shape));
+    if (!shape)
+        return ew_fail_memory(err, sizeof(*shape), "a shape");
     code = ew_gguf_open(&gguf, path, err);
     if (code == EW_OK)
-        code = ew_shape_from_gguf(&shapes[1], convert->families, &gguf, &family, err);
+        code = ew_shape_from_gguf(shape, convert->families, &gguf, &family, err);
     if (code == EW_OK)
-        code = compare_shapes(&shapes[0], &shapes[1], err);
+        code = compare_shapes(convert->shape, shape, err);
     ew_gguf_close(&gguf);
-    ew_free(shapes);
+    ew_free(shape);
     if (code == EW_OK)
         code = ew_model_open(path, &model, err); // finds and measures every tensor
     if (code == EW_OK)

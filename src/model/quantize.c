@@ -254,11 +254,6 @@ static int encode_tensor(struct run *run, const struct ew_convert_tensor *tensor
     return code;
 }
 
-static bool can_copy(const struct ew_convert_tensor *tensor, enum ew_dtype to)
-{
-    return tensor->dtype == to && tensor->n_parts == 1 && !tensor->head_rows;
-}
-
 static int copy_tensor(struct run *run, const struct ew_tensor *from)
 {
     int code = EW_OK;
@@ -313,8 +308,9 @@ static int write_tensors(struct run *run, struct ew_quantize_summary *summary)
         const struct choice *choice = &run->choices[i];
         struct stats stats = {0};
 
-        code = can_copy(tensor, choice->to) ? copy_tensor(run, tensor->parts[0])
-                                            : encode_tensor(run, tensor, choice->to, &stats);
+        code = tensor->dtype == choice->to && ew_convert_is_verbatim(tensor)
+                   ? copy_tensor(run, tensor->parts[0])
+                   : encode_tensor(run, tensor, choice->to, &stats);
         if (code != EW_OK)
             break;
         report(run, tensor, choice, &stats);
