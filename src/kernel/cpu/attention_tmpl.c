@@ -62,31 +62,57 @@ static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *sc
         decode_rows(EW_KV_I8, in, scale, n_tokens, n, out, out_stride);
 }
 
-// Keys are summed each by itself, some side by side.
-VEC_INLINE void score_keys(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale)
+// n_q queries by n_k keys, constants where this is inlined. The lanes of a product are summed in one order, whatever
+// is computed beside it.
+VEC_INLINE void score_block(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k,
+                            uint32_t n_k, uint32_t dim)
 {
-    vf acc[4];
+    vf acc[2][4];
 
-    for (uint32_t j = 0; j < n_k; j++)
-        acc[j] = vf_zero();
+    for (uint32_t a = 0; a < n_q; a++) {
+        for (uint32_t j = 0; j < 4; j++)
+            acc[a][j] = vf_zero();
+    }
     for (uint32_t i = 0; i < dim; i += VF) {
-        vf x = vf_load(q + i);
+        vf key[4];
 
         for (uint32_t j = 0; j < n_k; j++)
-            acc[j] = vf_fma(x, vf_load(k + (uint64_t)j * dim + i), acc[j]);
+            key[j] = vf_load(k + (uint64_t)j * dim + i);
+        for (uint32_t a = 0; a < n_q; a++) {
+            vf x = vf_load(q + (uint64_t)a * dim + i);
+
+            for (uint32_t j = 0; j < n_k; j++)
+                acc[a][j] = vf_fma(x, key[j], acc[a][j]);
+        }
     }
-    for (uint32_t j = 0; j < n_k; j++)
-        score[j] = vf_sum(acc[j]) * scale;
+    for (uint32_t a = 0; a < n_q; a++) {
+        float sums[4];
+
+        vf_sum_four(acc[a], sums);
+        memcpy(score + (uint64_t)a * score_stride, sums, n_k * sizeof(*sums));
+    }
 }
 
-static void scores(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale)
+VEC_INLINE void score_queries(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k,
+                              uint32_t n_k, uint32_t dim)
+{
+    uint32_t j = 0;
+
+    for (; j + 4 <= n_k; j += 4)
+        score_block(score + j, score_stride, q, n_q, k + (uint64_t)j * dim, 4, dim);
+    for (; j < n_k; j++)
+        score_block(score + j, score_stride, q, n_q, k + (uint64_t)j * dim, 1, dim);
+}
+
+static void scores(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
+                   uint32_t dim)
 {
     uint32_t i = 0;
 
-    for (; i + 4 <= n_k; i += 4)
-        score_keys(score + i, q, k + (uint64_t)i * dim, 4, dim, scale);
-    for (; i < n_k; i++)
-        score_keys(score + i, q, k + (uint64_t)i * dim, 1, dim, scale);
+    for (; i + 2 <= n_q; i += 2)
+        score_queries(score + (uint64_t)i * score_stride, score_stride, q + (uint64_t)i * dim, 2, k, n_k, dim);
+    if (i < n_q)
+        score_queries(score + (uint64_t)i * score_stride, score_stride, q + (uint64_t)i * dim, 1, k, n_k, dim);
 }
 
 static float exp_sum(float *x, uint32_t n, float max)
@@ -111,32 +137,50 @@ static float exp_sum(float *x, uint32_t n, float max)
     return vf_sum(sum);
 }
 
-VEC_INLINE void add_values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, uint32_t n_vec,
-                           vf factor)
+// n_vec vectors of the sums of n_q queries, constants where this is inlined.
+VEC_INLINE void value_block(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q,
+                            const float *v, uint32_t n_k, uint32_t dim, uint32_t n_vec)
 {
-    vf sum[4];
+    vf sum[2][4];
 
-    for (uint32_t k = 0; k < n_vec; k++)
-        sum[k] = vf_mul(vf_load(acc + k * VF), factor);
-    for (uint32_t j = 0; j < n_k; j++, v += dim) {
-        vf x = vf_set1(p[j]);
-
+    for (uint32_t a = 0; a < n_q; a++) {
         for (uint32_t k = 0; k < n_vec; k++)
-            sum[k] = vf_fma(x, vf_load(v + k * VF), sum[k]);
+            sum[a][k] = vf_mul(vf_load(acc + (uint64_t)a * dim + k * VF), vf_set1(factor[a]));
     }
-    for (uint32_t k = 0; k < n_vec; k++)
-        vf_store(acc + k * VF, sum[k]);
+    for (uint32_t j = 0; j < n_k; j++, v += dim) {
+        for (uint32_t a = 0; a < n_q; a++) {
+            vf x = vf_set1(p[(uint64_t)a * p_stride + j]);
+
+            for (uint32_t k = 0; k < n_vec; k++)
+                sum[a][k] = vf_fma(x, vf_load(v + k * VF), sum[a][k]);
+        }
+    }
+    for (uint32_t a = 0; a < n_q; a++) {
+        for (uint32_t k = 0; k < n_vec; k++)
+            vf_store(acc + (uint64_t)a * dim + k * VF, sum[a][k]);
+    }
 }
 
-static void values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor)
+VEC_INLINE void value_queries(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q,
+                              const float *v, uint32_t n_k, uint32_t dim)
 {
-    vf f = vf_set1(factor);
+    uint32_t d = 0;
+
+    for (; d + 4 * VF <= dim; d += 4 * VF)
+        value_block(acc + d, factor, p, p_stride, n_q, v + d, n_k, dim, 4);
+    for (; d < dim; d += VF)
+        value_block(acc + d, factor, p, p_stride, n_q, v + d, n_k, dim, 1);
+}
+
+static void values(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q, const float *v,
+                   uint32_t n_k, uint32_t dim)
+{
     uint32_t i = 0;
 
-    for (; i + 4 * VF <= dim; i += 4 * VF)
-        add_values(acc + i, p, v + i, n_k, dim, 4, f);
-    for (; i < dim; i += VF)
-        add_values(acc + i, p, v + i, n_k, dim, 1, f);
+    for (; i + 2 <= n_q; i += 2)
+        value_queries(acc + (uint64_t)i * dim, factor + i, p + (uint64_t)i * p_stride, p_stride, 2, v, n_k, dim);
+    if (i < n_q)
+        value_queries(acc + (uint64_t)i * dim, factor + i, p + (uint64_t)i * p_stride, p_stride, 1, v, n_k, dim);
 }
 
 static void init_attention(struct ew_cpu_ops *ops)

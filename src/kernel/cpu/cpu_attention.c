@@ -118,12 +118,13 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     const float *q = job->q + (uint64_t)t * job->q_stride + head * op->attention.head_dim;
     float *out = job->out + (uint64_t)t * job->out_stride + head * v_dim, *row = scratch,
           *score = row + EW_MAX(op->attention.head_dim, v_dim);
-    float scale = query_scale(op, backend->batch, t), max = job->sinks ? job->sinks[head] : -INFINITY;
+    float one = 1, scale = query_scale(op, backend->batch, t), max = job->sinks ? job->sinks[head] : -INFINITY;
     double sum = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.scores(score + i, q, key_row(job, seq, keys.begin + i, kv_head, false, row), 1,
-                            op->attention.head_dim, scale);
+        backend->ops.scores(score + i, 1, q, 1, key_row(job, seq, keys.begin + i, kv_head, false, row), 1,
+                            op->attention.head_dim);
+    backend->ops.scale(score, score, n, scale);
     adjust(job, score, n, keys.begin, token.index, head);
     for (uint32_t i = 0; i < n; i++)
         max = fmaxf(max, score[i]);
@@ -133,7 +134,8 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
         sum += score[i] = (float)exp((double)score[i] - max);
     memset(out, 0, v_dim * sizeof(*out));
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.values(out, score + i, key_row(job, seq, keys.begin + i, kv_head, true, row), 1, v_dim, 1);
+        backend->ops.values(out, &one, score + i, 1, 1, key_row(job, seq, keys.begin + i, kv_head, true, row), 1,
+                            v_dim);
     backend->ops.scale(out, out, v_dim, (float)(1 / sum));
 }
 
@@ -149,7 +151,8 @@ struct tile_item {
     uint32_t n_queries, heads_per_kv, kv_head, k_dim, v_dim; // dims padded
     float *q, *acc;                                          // [n_queries * heads_per_kv, k_dim], [..., v_dim]
     float *max, *sum;                                        // [n_queries * heads_per_kv]
-    float *k, *v, *score;                                    // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim], [TILE_KEYS]
+    float *k, *v;                                            // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim]
+    float *score, *factor; // [n_queries * heads_per_kv, TILE_KEYS], [n_queries * heads_per_kv]
     struct range keys[EW_CPU_QUERY_TOKENS];
 };
 
@@ -163,7 +166,7 @@ static uint64_t tile_scratch(const struct ew_op *op)
     uint64_t rows = (uint64_t)EW_CPU_QUERY_TOKENS * (op->attention.n_heads / op->attention.n_kv_heads);
     uint64_t k_dim = padded(op->attention.head_dim), v_dim = padded(op->attention.v_dim);
 
-    return rows * (k_dim + v_dim) + 2 * padded((uint32_t)rows) + TILE_KEYS * (k_dim + v_dim + 1);
+    return rows * (k_dim + v_dim + TILE_KEYS) + 3 * padded((uint32_t)rows) + TILE_KEYS * (k_dim + v_dim);
 }
 
 static void carve_item(const struct ew_op *op, struct tile_item *item, float *scratch)
@@ -175,8 +178,9 @@ static void carve_item(const struct ew_op *op, struct tile_item *item, float *sc
     item->k = item->acc + (uint64_t)rows * item->v_dim;
     item->v = item->k + (uint64_t)TILE_KEYS * item->k_dim;
     item->score = item->v + (uint64_t)TILE_KEYS * item->v_dim;
-    item->max = item->score + TILE_KEYS;
+    item->max = item->score + (uint64_t)rows * TILE_KEYS;
     item->sum = item->max + padded(rows);
+    item->factor = item->sum + padded(rows);
     memset(item->acc, 0, (size_t)rows * item->v_dim * sizeof(*item->acc));
     if (item->k_dim != op->attention.head_dim) { // padding must be zero, and scratch has had other uses
         memset(item->q, 0, (size_t)rows * item->k_dim * sizeof(*item->q));
@@ -194,11 +198,13 @@ static void begin_item(const struct job *job, const struct ew_cpu_query *query, 
     for (uint32_t i = 0; i < item->n_queries; i++) {
         const float *q = job->q + (uint64_t)(query->first + i) * job->q_stride + first_head * dim;
 
+        float scale = query_scale(op, job->backend->batch, query->first + i);
+
         item->keys[i] = visible(op, job->backend->batch, job->backend->work.tokens[query->first + i], query->first + i);
         for (uint32_t h = 0; h < item->heads_per_kv; h++) {
             uint32_t row = i * item->heads_per_kv + h;
 
-            memcpy(item->q + (uint64_t)row * item->k_dim, q + h * dim, dim * sizeof(*q));
+            job->backend->ops.scale(item->q + (uint64_t)row * item->k_dim, q + h * dim, dim, scale);
             item->max[row] = job->sinks ? job->sinks[first_head + h] : -INFINITY;
             item->sum[row] = job->sinks ? 1 : 0;
         }
@@ -237,25 +243,59 @@ static void load_tile(const struct job *job, const struct ew_batch_seq *seq, con
     }
 }
 
-// One query and head over the keys [begin, end) of the tile.
-static void attend_tile(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin,
-                        uint32_t end)
+// The scores of one query and head become shares relative to the largest score so far.
+static void weigh_row(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin,
+                      uint32_t n)
 {
-    const struct ew_cpu_backend *backend = job->backend;
-    uint32_t first = begin % TILE_KEYS, n = end - begin,
-             head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
-    float *score = item->score, max = item->max[row], factor;
+    float *score = item->score + (uint64_t)row * TILE_KEYS, max = item->max[row], factor;
 
-    backend->ops.scores(score, item->q + (uint64_t)row * item->k_dim, item->k + (uint64_t)first * item->k_dim, n,
-                        item->k_dim, query_scale(job->op, backend->batch, t));
-    adjust(job, score, n, begin, backend->work.tokens[t].index, head);
+    adjust(job, score, n, begin, job->backend->work.tokens[t].index,
+           item->kv_head * item->heads_per_kv + row % item->heads_per_kv);
     for (uint32_t i = 0; i < n; i++)
         max = score[i] > max ? score[i] : max;
     factor = item->max[row] == max ? 1 : expf(item->max[row] - max); // nothing is scaled where the maximum stays
-    item->sum[row] = item->sum[row] * factor + backend->ops.exp_sum(score, n, max);
+    item->sum[row] = item->sum[row] * factor + job->backend->ops.exp_sum(score, n, max);
     item->max[row] = max;
-    backend->ops.values(item->acc + (uint64_t)row * item->v_dim, score, item->v + (uint64_t)first * item->v_dim, n,
-                        item->v_dim, factor);
+    item->factor[row] = factor;
+}
+
+// Queries [i, end) of the item, which see the same keys of the tile.
+static void attend_tile(const struct job *job, const struct tile_item *item, const struct ew_cpu_query *query,
+                        uint32_t i, uint32_t end, struct range keys)
+{
+    const struct ew_cpu_ops *ops = &job->backend->ops;
+    uint32_t row = i * item->heads_per_kv, n_rows = (end - i) * item->heads_per_kv;
+    uint32_t first = keys.begin % TILE_KEYS, n = keys.end - keys.begin;
+    float *score = item->score + (uint64_t)row * TILE_KEYS;
+
+    ops->scores(score, TILE_KEYS, item->q + (uint64_t)row * item->k_dim, n_rows,
+                item->k + (uint64_t)first * item->k_dim, n, item->k_dim);
+    for (uint32_t r = row; r < row + n_rows; r++)
+        weigh_row(job, item, query->first + r / item->heads_per_kv, r, keys.begin, n);
+    ops->values(item->acc + (uint64_t)row * item->v_dim, item->factor + row, score, TILE_KEYS, n_rows,
+                item->v + (uint64_t)first * item->v_dim, n, item->v_dim);
+}
+
+static struct range of_tile(struct range keys, uint32_t begin, uint32_t end)
+{
+    return (struct range){EW_MAX(keys.begin, begin), EW_MIN(keys.end, end)};
+}
+
+static void attend_keys(const struct job *job, const struct tile_item *item, const struct ew_cpu_query *query,
+                        uint32_t begin, uint32_t end)
+{
+    for (uint32_t i = 0, next; i < item->n_queries; i = next) {
+        struct range keys = of_tile(item->keys[i], begin, end);
+
+        for (next = i + 1; next < item->n_queries; next++) {
+            struct range other = of_tile(item->keys[next], begin, end);
+
+            if (other.begin != keys.begin || other.end != keys.end)
+                break;
+        }
+        if (keys.begin < keys.end)
+            attend_tile(job, item, query, i, next, keys);
+    }
 }
 
 static void end_item(const struct job *job, const struct ew_cpu_query *query, const struct tile_item *item)
@@ -292,13 +332,7 @@ static void attend_item(const struct job *job, const struct ew_cpu_query *query,
         uint32_t tile_end = EW_MIN((at / TILE_KEYS + 1) * TILE_KEYS, all.end);
 
         load_tile(job, seq, &item, at, tile_end);
-        for (uint32_t row = 0; row < item.n_queries * item.heads_per_kv; row++) {
-            struct range keys = item.keys[row / item.heads_per_kv];
-            uint32_t begin = EW_MAX(at, keys.begin), end = EW_MIN(tile_end, keys.end);
-
-            if (begin < end)
-                attend_tile(job, &item, query->first + row / item.heads_per_kv, row, begin, end);
-        }
+        attend_keys(job, &item, query, at, tile_end);
     }
     end_item(job, query, &item);
 }

@@ -280,25 +280,56 @@ static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char
     end(checker);
 }
 
+#define SCORE_STRIDE 40
+
 // dim products in f32 lanes; the bound is of the sum of their magnitudes.
-static void check_scores(struct checker *checker)
+static void check_score_block(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k)
 {
-    if (!IS_NEW(scores) || !wants(checker, "scores", ""))
+    fill(checker, checker->a, dim * n_q), fill(checker, checker->b, dim * n_k);
+    checker->ref.scores(checker->want, SCORE_STRIDE, checker->a, n_q, checker->b, n_k, dim);
+    checker->ops.scores(checker->got, SCORE_STRIDE, checker->a, n_q, checker->b, n_k, dim);
+    for (uint32_t i = 0; i < n_q * n_k; i++) {
+        const float *q = checker->a + (uint64_t)(i / n_k) * dim, *k = checker->b + (uint64_t)(i % n_k) * dim;
+        uint32_t at = i / n_k * SCORE_STRIDE + i % n_k;
+        double size = 0;
+
+        for (uint32_t d = 0; d < dim; d++)
+            size += fabs((double)q[d] * k[d]);
+        compare(checker, checker->got[at], checker->want[at], 2e-6 * size + 1e-12);
+    }
+    checker->check.n_cases++;
+}
+
+static void check_value_block(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k)
+{
+    static const float factors[] = {0.5f, 1, 0, 0.25f, 1e-3f, 1, 0.5f};
+
+    fill(checker, checker->a, SCORE_STRIDE * n_q), fill(checker, checker->b, dim * n_k);
+    fill(checker, checker->want, dim * n_q);
+    memcpy(checker->got, checker->want, dim * n_q * sizeof(float));
+    memcpy(checker->c, checker->want, dim * n_q * sizeof(float));
+    checker->ref.values(checker->want, factors, checker->a, SCORE_STRIDE, n_q, checker->b, n_k, dim);
+    checker->ops.values(checker->got, factors, checker->a, SCORE_STRIDE, n_q, checker->b, n_k, dim);
+    for (uint32_t i = 0; i < dim * n_q; i++) {
+        double size = fabs(checker->c[i]);
+
+        for (uint32_t j = 0; j < n_k; j++)
+            size += fabs((double)checker->a[i / dim * SCORE_STRIDE + j] * checker->b[j * dim + i % dim]);
+        compare(checker, checker->got[i], checker->want[i], 2e-6 * size + 1e-12);
+    }
+    checker->check.n_cases++;
+}
+
+static void check_blocks(struct checker *checker, const char *name,
+                         void (*check)(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k))
+{
+    if (!IS_NEW(scores) || !wants(checker, name, ""))
         return;
-    begin(checker, "scores", "");
+    begin(checker, name, "");
     for (uint32_t dim = EW_CPU_DIM; dim <= 256; dim += 3 * EW_CPU_DIM) {
         for (uint32_t n_k = 1; n_k <= 33; n_k += 4) {
-            fill(checker, checker->a, dim), fill(checker, checker->b, dim * n_k);
-            checker->ref.scores(checker->want, checker->a, checker->b, n_k, dim, 0.125f);
-            checker->ops.scores(checker->got, checker->a, checker->b, n_k, dim, 0.125f);
-            for (uint32_t i = 0; i < n_k; i++) {
-                double size = 0;
-
-                for (uint32_t d = 0; d < dim; d++)
-                    size += fabs((double)checker->a[d] * checker->b[i * dim + d]) * 0.125;
-                compare(checker, checker->got[i], checker->want[i], 2e-6 * size + 1e-12);
-            }
-            checker->check.n_cases++;
+            for (uint32_t n_q = 1; n_q <= 7; n_q += 2)
+                check(checker, dim, n_q, n_k);
         }
     }
     end(checker);
@@ -324,31 +355,6 @@ static void check_exp_sum(struct checker *checker)
         checker->check.n_cases++;
     }
     ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_EXP, 0, &checker->check);
-    end(checker);
-}
-
-static void check_values(struct checker *checker)
-{
-    if (!IS_NEW(values) || !wants(checker, "values", ""))
-        return;
-    begin(checker, "values", "");
-    for (uint32_t dim = EW_CPU_DIM; dim <= 256; dim += 3 * EW_CPU_DIM) {
-        for (uint32_t n_k = 1; n_k <= 33; n_k += 4) {
-            fill(checker, checker->a, n_k), fill(checker, checker->b, dim * n_k), fill(checker, checker->want, dim);
-            memcpy(checker->got, checker->want, dim * sizeof(float));
-            memcpy(checker->c, checker->want, dim * sizeof(float));
-            checker->ref.values(checker->want, checker->a, checker->b, n_k, dim, 0.5f);
-            checker->ops.values(checker->got, checker->a, checker->b, n_k, dim, 0.5f);
-            for (uint32_t d = 0; d < dim; d++) {
-                double size = fabs(checker->c[d]);
-
-                for (uint32_t i = 0; i < n_k; i++)
-                    size += fabs((double)checker->a[i] * checker->b[i * dim + d]);
-                compare(checker, checker->got[d], checker->want[d], 2e-6 * size + 1e-12);
-            }
-            checker->check.n_cases++;
-        }
-    }
     end(checker);
 }
 
@@ -528,9 +534,9 @@ static void check_level(struct checker *checker)
     check_quantise(checker);
     for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++)
         check_kv(checker, (enum ew_kv_dtype)kv, KV[kv]);
-    check_scores(checker);
+    check_blocks(checker, "scores", check_score_block);
     check_exp_sum(checker);
-    check_values(checker);
+    check_blocks(checker, "values", check_value_block);
     for (uint32_t i = 0; i < EW_COUNT_OF(FORMATS); i++)
         check_linear(checker, i);
 }

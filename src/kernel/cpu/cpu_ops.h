@@ -54,12 +54,15 @@ struct ew_cpu_ops {
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
     void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
                       float *out, uint32_t out_stride);
-    // score[i] = scale * q . k[i] for n_k rows of k; dim is a multiple of EW_CPU_DIM (the reference takes any).
-    void (*scores)(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale);
+    // score[i][j] = q[i] . k[j] of n_q queries and n_k keys, rows of `dim`, a multiple of EW_CPU_DIM (the reference takes
+    // any).
+    void (*scores)(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
+                   uint32_t dim);
     // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.
     float (*exp_sum)(float *x, uint32_t n, float max);
-    // acc = factor * acc + sum of p[i] * v[i] over n_k rows; dim as above.
-    void (*values)(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor);
+    // acc[i] = factor[i] * acc[i] + sum over j of p[i][j] * v[j]; dim as above.
+    void (*values)(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q, const float *v,
+                   uint32_t n_k, uint32_t dim);
 };
 
 void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops);

@@ -256,10 +256,13 @@ void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t
 
 // ---- attention ----------------------------------------------------------------------------------
 
-static void scores(float *score, const float *q, const float *k, uint32_t n_k, uint32_t dim, float scale)
+static void scores(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
+                   uint32_t dim)
 {
-    for (uint32_t i = 0; i < n_k; i++)
-        score[i] = (float)(dot(q, k + (uint64_t)i * dim, dim) * scale);
+    for (uint32_t i = 0; i < n_q; i++) {
+        for (uint32_t j = 0; j < n_k; j++)
+            score[i * score_stride + j] = (float)dot(q + (uint64_t)i * dim, k + (uint64_t)j * dim, dim);
+    }
 }
 
 static float exp_sum(float *x, uint32_t n, float max)
@@ -273,13 +276,16 @@ static float exp_sum(float *x, uint32_t n, float max)
     return (float)sum;
 }
 
-static void values(float *acc, const float *p, const float *v, uint32_t n_k, uint32_t dim, float factor)
+static void values(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q, const float *v,
+                   uint32_t n_k, uint32_t dim)
 {
-    for (uint32_t d = 0; d < dim; d++)
-        acc[d] *= factor;
-    for (uint32_t i = 0; i < n_k; i++) {
+    for (uint32_t i = 0; i < n_q; i++, acc += dim, p += p_stride) {
         for (uint32_t d = 0; d < dim; d++)
-            acc[d] += p[i] * v[(uint64_t)i * dim + d];
+            acc[d] *= factor[i];
+        for (uint32_t j = 0; j < n_k; j++) {
+            for (uint32_t d = 0; d < dim; d++)
+                acc[d] += p[j] * v[(uint64_t)j * dim + d];
+        }
     }
 }
 

@@ -107,6 +107,14 @@ VEC_INLINE float vf_sum(vf v)
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 
+// The sums of four vectors.
+VEC_INLINE void vf_sum_four(const vf *v, float *out)
+{
+    __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+
 VEC_INLINE vi vi_zero(void)
 {
     return _mm256_setzero_si256();

@@ -102,6 +102,11 @@ VEC_INLINE float vf_sum(vf v)
     return vaddvq_f32(v);
 }
 
+VEC_INLINE void vf_sum_four(const vf *v, float *out)
+{
+    vst1q_f32(out, vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
+}
+
 VEC_INLINE vi vi_zero(void)
 {
     return vdupq_n_s32(0);
