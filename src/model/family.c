@@ -17,7 +17,8 @@ static void window_where_no_rope(struct ew_shape *shape)
             shape->layers[i].mixer = EW_MIXER_FULL;
 }
 
-// Gemma 2's 27b divides by the width that each head has in the residual stream; GGUF files do not say so, its 46 layers do.
+// Gemma 2's 27b divides by the width that each head has in the residual stream. GGUF files do not say so, but its 46
+// layers do.
 static void gemma2_scale(struct ew_shape *shape)
 {
     if (shape->common.n_layers == 46 && !(shape->attention_scale > 0))
