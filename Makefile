@@ -12,7 +12,7 @@ build/build.ninja:
 	meson setup build --prefix=$(PREFIX)
 
 demo: all
-	build/edgewise run -m demo -p "How do I list files by size?"
+	build/edgewise run -m demo --temp 0 -p "What does the tar command do?"
 
 test:
 	$(SETUP) build test

@@ -1,5 +1,6 @@
 #include "base/log.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -37,10 +38,10 @@ void ew_log(enum ew_log_level level, const char *fmt, ...)
 
 void ew_log_error(const struct ew_error *err)
 {
+    fprintf(stderr, "edgewise: %s.", err->message);
     if (err->remedy[0])
-        fprintf(stderr, "edgewise: %s. %s.\n", err->message, err->remedy);
-    else
-        fprintf(stderr, "edgewise: %s.\n", err->message);
+        fprintf(stderr, " %c%s.", toupper((unsigned char)err->remedy[0]), err->remedy + 1);
+    fputc('\n', stderr);
 }
 
 void ew_progress_begin(struct ew_progress *progress, const char *label, uint64_t total)

@@ -22,3 +22,5 @@ int ew_args_parse(struct ew_args *args, const struct ew_command *command, int ar
                   struct ew_error *err) EW_MUST_CHECK;
 void ew_command_help(const struct ew_command *command, FILE *to);
 void ew_help(FILE *to);
+
+void ew_interrupt_catch(void); // from main, once; ew_interrupted tells afterwards

@@ -112,7 +112,7 @@ static int run(const struct ew_args *args, struct ew_error *err)
         ew_fail(err, EW_ERR_USAGE, "quantize was not told what to write");
         return ew_remedy(err, EW_ERR_USAGE, "add --to with one of %s", ew_quantize_types);
     }
-    ew_topology_read("/", &topology);
+    ew_topology_read(NULL, &topology);
     options.n_threads = (uint32_t)ew_args_int(args, "threads", topology.n_usable);
     ew_buf_init(&tensors, JSON_BYTES_MAX);
     options.ctx = &tensors;

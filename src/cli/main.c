@@ -2,53 +2,14 @@
 
 #include <errno.h>
 #include <locale.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/log.h"
 #include "cli/args.h"
 
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
-
-static volatile sig_atomic_t g_interrupts, g_terminated;
-
-static void on_interrupt(int signal_number)
-{
-    if (signal_number == SIGTERM)
-        g_terminated = 1;
-    if (++g_interrupts > 1) { // the command did not stop: the second one ends the process as the default action would
-        signal(signal_number, SIG_DFL);
-        raise(signal_number);
-    }
-}
-
-bool ew_interrupted(void)
-{
-    return g_interrupts > 0;
-}
-
-bool ew_terminated(void)
-{
-    return g_terminated;
-}
-
-void ew_interrupt_reset(void)
-{
-    g_interrupts = 0;
-}
-
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_interrupt};
-
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL); // no SA_RESTART: a blocked read returns so that the command can stop
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN); // a closed pipe is an error of write, not a death
-}
 
 // For tests: the n-th allocation fails.
 static void inject_failure(void)
@@ -152,7 +113,7 @@ static int dispatch(int argc, char **argv)
 int main(int argc, char **argv)
 {
     setlocale(LC_CTYPE, ""); // terminals: character widths. Numbers stay in the C locale
-    catch_signals();
+    ew_interrupt_catch();
     inject_failure();
     if (argc < 2) {
         ew_help(stderr);

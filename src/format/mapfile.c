@@ -112,6 +112,16 @@ void ew_mapfile_dont_need(const struct ew_mapfile *file, uint64_t offset, uint64
     advise(file, offset, len, MADV_DONTNEED);
 }
 
+void ew_mapfile_dont_need_at(const void *data, uint64_t len)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)data, end = start + len;
+
+    start = (start + page - 1) & ~(page - 1);
+    end &= ~(page - 1);
+    if (start < end)
+        madvise((void *)start, (size_t)(end - start), MADV_DONTNEED);
+}
+
 static int read_all(int fd, const char *path, struct ew_buf *buf, size_t expected, struct ew_error *err)
 {
     size_t room = expected ? expected + 1 : READ_BYTES; // one more than expected, so that the end shows without growing

@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "format/mapfile.h"
 
 // Bytes of a weight that lie in equal parts at several places: row r begins r * row_bytes into their concatenation.
 struct parts {
@@ -18,6 +19,11 @@ static int read_mapped(const struct ew_weight_source *source, uint64_t row, uint
     (void)err;
     memcpy(dst, (const unsigned char *)source->mapped + row * source->arg[0], n_rows * source->arg[0]);
     return 0;
+}
+
+static void release_mapped(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows)
+{
+    ew_mapfile_dont_need_at((const unsigned char *)source->mapped + row * source->arg[0], n_rows * source->arg[0]);
 }
 
 static int read_parts(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
@@ -145,7 +151,7 @@ static int bind_slice(struct ew_binder *binder, const struct ew_weight_want *wan
                        "tensor " EW_STR_FMT " has rows of %llu elements, which blocks of %s do not divide",
                        EW_STR_ARG(tensor->name), (unsigned long long)want->cols, ew_dtype_name(tensor->dtype));
     mark_used(binder, tensor, want->is_matrix);
-    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_mapped, .arg = {row_bytes}};
+    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_mapped, .release = release_mapped, .arg = {row_bytes}};
     out->mapped = tensor->data + first * (want->is_matrix ? row_bytes : ew_dtype_row_bytes(tensor->dtype, 1));
     return 0;
 }

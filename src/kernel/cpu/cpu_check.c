@@ -432,6 +432,15 @@ static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matr
     }
 }
 
+static double largest_magnitude(const float *x, uint32_t n)
+{
+    float largest = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        largest = fmaxf(largest, fabsf(x[i]));
+    return (double)largest;
+}
+
 // Sums of up to n / 32 group results in f32, each within half an ulp of what the sum holds: 4e-6 of all
 // magnitudes is far above it for 4096 columns, and far below any error of meaning. Minima may cancel, hence
 // the largest weight of the row for each.
@@ -441,11 +450,10 @@ static void compare_product(struct checker *checker, const struct ew_cpu_matrix 
     float *row = checker->c;
 
     for (uint32_t r = 0; r < matrix->rows; r++) {
-        double largest = 1e-30;
+        double largest;
 
         ew_cpu_matrix_row(matrix, r, row);
-        for (uint32_t i = 0; i < matrix->cols; i++)
-            largest = fmax(largest, fabs(row[i]));
+        largest = 1e-30 + largest_magnitude(row, matrix->cols);
         for (uint32_t b = 0; b < n_rows; b++) {
             double size = bias ? fabs(bias[r]) / largest : 0;
 

@@ -107,7 +107,7 @@ static void run_linear(void *ctx, uint32_t thread, uint32_t n_threads)
         job->next = 0;
 }
 
-// Carves matrix, activations and results out of one region. Bytes of 0x11 are ordinary numbers in every layout.
+// Carves matrix, activations and results out of one region. Bytes of 0x3C are ordinary numbers in every layout.
 static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8,
                   struct ew_cpu_region *region, uint32_t n_rows)
 {
@@ -126,7 +126,7 @@ static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct
 
             if (rc)
                 return rc;
-            memset(region->data, 0x11, region->bytes);
+            memset(region->data, 0x3C, region->bytes);
             carver = (struct ew_cpu_carver){.base = region->data};
         }
     }

@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "kernel/cpu/cpu_backend.h"
 
-#define SLAB_BYTES (32u << 20) // what is read between two reports of progress
+#define SLAB_BYTES (16u << 20) // what is read between two reports of progress, and may be in memory twice
 
 int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what, struct ew_error *err)
 {
@@ -141,6 +141,12 @@ static int report(struct progress *progress, uint64_t bytes, struct ew_error *er
     return 0;
 }
 
+static void release_rows(const struct ew_weight *weight, uint64_t row, uint64_t n)
+{
+    if (weight->source.release)
+        weight->source.release(&weight->source, row, EW_MIN(n, weight->rows - row));
+}
+
 // Rows as the file has them.
 static int load_file_rows(const struct ew_weight *weight, uint64_t row_bytes, uint8_t *dst, struct progress *progress,
                           struct ew_error *err)
@@ -207,6 +213,7 @@ static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, 
 
         packing->first = tile;
         ew_pool_run(backend->pool, pack_tile, packing, n);
+        release_rows(packing->weight, (uint64_t)tile * EW_CPU_TILE_ROWS, (uint64_t)n * EW_CPU_TILE_ROWS);
         rc = packing->rc;
         if (rc == 0)
             rc = report(progress, (uint64_t)n * (progress->matrix_bytes / n_tiles), packing->err);
