@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
-#include "cli/cli.h"
+#include "cli/generate.h"
 #include "text/tokenizer.h"
 
 #define INPUT_BYTES_MAX ((size_t)4 << 30)
@@ -123,16 +123,13 @@ static int convert(const struct ew_args *args, const struct ew_tokenizer *tok, s
 
 static int run(const struct ew_args *args, struct ew_error *err)
 {
-    const char *model = ew_args_str(args, "model", NULL);
     struct ew_tokenizer *tok = NULL;
     struct ew_modelfile file;
-    int code;
+    const char *model;
+    int code = ew_model_of(args, &model, err);
 
-    if (!model) {
-        ew_fail(err, EW_ERR_USAGE, "no model is given");
-        return ew_remedy(err, EW_ERR_USAGE, "Add -m FILE.gguf, -m DIRECTORY or -m demo");
-    }
-    code = ew_modelfile_open(&file, model, false, err);
+    if (code == EW_OK)
+        code = ew_modelfile_open(&file, model, false, err);
     if (code != EW_OK)
         return code;
     code = ew_tokenizer_load(&file, &tok, err);

@@ -79,6 +79,8 @@ void ew_tokenizer_free(struct ew_tokenizer *tok)
     ew_added_fini(&tok->added_normalised);
     ew_added_fini(&tok->added);
     ew_vocab_fini(&tok->vocab);
+    ew_imap_fini(&tok->form_of);
+    ew_free(tok->forms);
     ew_arena_fini(&tok->arena);
     ew_free(tok);
 }
@@ -282,10 +284,17 @@ bool ew_token_is_special(const struct ew_tokenizer *tok, int32_t id)
 static void decode_token(struct ew_detok *detok, int32_t id, struct ew_buf *out)
 {
     const struct ew_tokenizer *tok = detok->tok;
+    struct ew_str text;
+    uint32_t form;
+    bool literal;
 
     if (!has_token(tok, id) || (detok->skip_special && tok->vocab.flags[id] & EW_VOCAB_SPECIAL))
         return;
-    ew_decoder_run(&tok->decoder, detok, id, tok->vocab.texts[id], tok->vocab.flags[id] & EW_VOCAB_ADDED, out);
+    text = tok->vocab.texts[id];
+    literal = tok->vocab.flags[id] & EW_VOCAB_ADDED && !tok->bytes_normalised;
+    if (ew_imap_get(&tok->form_of, (uint64_t)id, &form))
+        text = tok->forms[form];
+    ew_decoder_run(&tok->decoder, detok, id, text, literal, out);
 }
 
 int ew_detokenize(const struct ew_tokenizer *tok, const int32_t *ids, size_t n, bool skip_special, struct ew_buf *out,

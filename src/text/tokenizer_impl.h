@@ -2,6 +2,7 @@
 // What a tokenizer is made of; shared by its loaders (tokenizer_gguf.c, tokenizer_json*.c) and by tokenizer.c.
 
 #include "base/alloc.h"
+#include "base/map.h"
 #include "text/added.h"
 #include "text/bpe.h"
 #include "text/decoder.h"
@@ -45,9 +46,15 @@ struct ew_tokenizer {
         struct ew_wordpiece wordpiece;
     };
     bool byte_level, byte_fallback; // the vocabulary can express any byte
+    bool bytes_normalised;          // the byte alphabet is the normaliser's work: added tokens are in it too
     bool metaspace;                 // tokens spell a space as U+2581
     struct ew_affix prefix, suffix; // of add_special
     struct ew_decoder decoder;
+    // Added tokens that normalisation changes are decoded as they were found: Prepend's space, or the byte alphabet, is
+    // for the decoder to undo.
+    struct ew_imap form_of; // id to index in forms; empty where there are none
+    struct ew_str *forms;
+    uint32_t form_count;
 };
 
 int ew_tokenizer_load_gguf(struct ew_tokenizer *tok, const struct ew_gguf *gguf, struct ew_error *err) EW_MUST_CHECK;

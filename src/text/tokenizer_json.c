@@ -75,25 +75,49 @@ static int read_vocab(struct loading *load, struct ew_error *err)
     return code;
 }
 
-// Makes a token findable in texts. Normalised tokens are searched in normalised text, in their own normalised form.
+// Remembers that a token is decoded as `form`.
+static int put_form(struct ew_tokenizer *tok, int32_t id, struct ew_str form, struct ew_error *err)
+{
+    struct ew_str *forms = ew_realloc_array(tok->forms, (size_t)tok->form_count + 1, sizeof(*forms));
+
+    if (!forms)
+        return ew_fail_memory(err, form.len, "an added token");
+    tok->forms = forms;
+    forms[tok->form_count] = form;
+    if (!tok->form_of.slots && ew_imap_init(&tok->form_of, 16) != EW_OK)
+        return ew_fail_memory(err, form.len, "an added token");
+    if (ew_imap_put(&tok->form_of, (uint64_t)id, tok->form_count++) != EW_OK)
+        return ew_fail_memory(err, form.len, "an added token");
+    return EW_OK;
+}
+
+// Puts a token that is searched for in normalised text, in its own normalised form.
+static int put_normalised(struct ew_tokenizer *tok, struct ew_str text, struct ew_added_token token, struct ew_error *err)
+{
+    struct ew_normaliser_scratch scratch;
+    struct ew_str normal = {0};
+    int code;
+
+    ew_normaliser_scratch_init(&scratch);
+    code = ew_normaliser_run(&tok->normaliser, &scratch, text, &normal, err);
+    if (code == EW_OK) {
+        normal.ptr = ew_arena_copy(&tok->arena, normal.ptr, normal.len);
+        if (!normal.ptr)
+            code = ew_fail_memory(err, normal.len, "an added token");
+    }
+    ew_normaliser_scratch_fini(&scratch);
+    if (code == EW_OK && !ew_str_eq(normal, text))
+        code = put_form(tok, token.id, normal, err);
+    return code == EW_OK ? ew_added_put(&tok->added_normalised, normal, token, err) : code;
+}
+
+// Makes a token findable in texts.
 static int put_added(struct loading *load, struct ew_str text, struct ew_added_token token, bool normalised,
                      struct ew_error *err)
 {
-    struct ew_tokenizer *tok = load->tok;
-    struct ew_normaliser_scratch scratch;
-    struct ew_str normal;
-    char *copy;
-    int code;
-
-    if (!normalised || !ew_utf8_valid(text.ptr, text.len))
-        return ew_added_put(&tok->added, text, token, err);
-    ew_normaliser_scratch_init(&scratch);
-    code = ew_normaliser_run(&tok->normaliser, &scratch, text, &normal, err);
-    copy = code == EW_OK ? ew_arena_copy(&tok->arena, normal.ptr, normal.len) : NULL;
-    ew_normaliser_scratch_fini(&scratch);
-    if (code == EW_OK && !copy)
-        code = ew_fail_memory(err, text.len, "an added token");
-    return code == EW_OK ? ew_added_put(&tok->added_normalised, (struct ew_str){copy, normal.len}, token, err) : code;
+    if (normalised && ew_utf8_valid(text.ptr, text.len))
+        return put_normalised(load->tok, text, token, err);
+    return ew_added_put(&load->tok->added, text, token, err);
 }
 
 // Marks the token `id` as added; special ones are no longer the model's, so that no plain text can become one.
@@ -404,15 +428,14 @@ static int read_edges(struct loading *load, struct ew_error *err)
                          : code;
 }
 
-static bool is_byte_level(const struct ew_tokenizer *tok)
+// Whether some step turns text into the byte alphabet.
+static void note_byte_level(struct ew_tokenizer *tok)
 {
-    for (uint32_t i = 0; i < tok->pretok.count; i++)
-        if (tok->pretok.steps[i].kind == EW_PRETOK_BYTES)
-            return true;
     for (uint32_t i = 0; i < tok->normaliser.count; i++)
-        if (tok->normaliser.steps[i].kind == EW_NORMALISER_BYTES)
-            return true;
-    return false;
+        tok->bytes_normalised |= tok->normaliser.steps[i].kind == EW_NORMALISER_BYTES;
+    tok->byte_level = tok->bytes_normalised;
+    for (uint32_t i = 0; i < tok->pretok.count; i++)
+        tok->byte_level |= tok->pretok.steps[i].kind == EW_PRETOK_BYTES;
 }
 
 int ew_tokenizer_read_json(struct ew_tokenizer *tok, const struct ew_json *root, const struct ew_json *config,
@@ -432,7 +455,7 @@ int ew_tokenizer_read_json(struct ew_tokenizer *tok, const struct ew_json *root,
         (code = ew_tokenizer_json_decoder(tok, ew_json_get(root, "decoder"), err)) != EW_OK ||
         (code = read_added(&load, err)) != EW_OK || (code = load_model(&load, err)) != EW_OK)
         return code;
-    tok->byte_level = is_byte_level(tok);
+    note_byte_level(tok);
     tok->info.n_vocab = tok->vocab.count;
     return read_edges(&load, err);
 }
