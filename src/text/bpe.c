@@ -56,30 +56,80 @@ static struct ew_bpe_pair *find_pair(const struct ew_bpe *bpe, uint64_t key)
             return &bpe->pairs[i];
 }
 
-bool ew_bpe_add_merge(struct ew_bpe *bpe, uint32_t rank, struct ew_str a, struct ew_str b)
-{
-    struct ew_str tail = b;
-    int32_t left = ew_vocab_find(bpe->vocab, a), right = ew_vocab_find(bpe->vocab, b), joined;
-    struct ew_bpe_pair *pair;
+// A merge on its way into the table: the texts of its halves and of their join, and the tokens found for them.
+struct merge {
+    struct ew_str a, b, tail; // tail: b without the prefix, which vanishes in the join
+    uint32_t hash[3];
+    int32_t id[3];
+};
 
-    if (left < 0 || right < 0 || b.len < bpe->prefix.len)
-        return false;
-    tail.ptr += bpe->prefix.len; // the right half's prefix vanishes in the join, whatever it is
-    tail.len -= bpe->prefix.len;
-    joined = ew_vocab_find_joined(bpe->vocab, a, tail);
-    if (joined < 0)
-        return false;
-    pair = find_pair(bpe, (uint64_t)left << 32 | (uint32_t)right);
-    if (pair->rank == EW_BPE_FREE || !bpe->first_pair_wins)
-        *pair = (struct ew_bpe_pair){(uint64_t)left << 32 | (uint32_t)right, rank, joined};
-    return true;
+static void find_tokens(const struct ew_vocab *vocab, struct merge *merges, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        merges[i].hash[0] = ew_vocab_hash(vocab, merges[i].a, EW_STR(""));
+        merges[i].hash[1] = ew_vocab_hash(vocab, merges[i].b, EW_STR(""));
+        merges[i].hash[2] = ew_vocab_hash(vocab, merges[i].a, merges[i].tail);
+    }
+    for (int stage = EW_VOCAB_STAGE_SLOT; stage <= EW_VOCAB_STAGE_BYTES; stage++)
+        for (size_t i = 0; i < count; i++)
+            for (int k = 0; k < 3; k++)
+                ew_vocab_prefetch(vocab, merges[i].hash[k], (enum ew_vocab_stage)stage);
+    for (size_t i = 0; i < count; i++) {
+        merges[i].id[0] = ew_vocab_find_hashed(vocab, merges[i].hash[0], merges[i].a, EW_STR(""));
+        merges[i].id[1] = ew_vocab_find_hashed(vocab, merges[i].hash[1], merges[i].b, EW_STR(""));
+        merges[i].id[2] = ew_vocab_find_hashed(vocab, merges[i].hash[2], merges[i].a, merges[i].tail);
+    }
+}
+
+static uint64_t key_of(int32_t left, int32_t right)
+{
+    return (uint64_t)left << 32 | (uint32_t)right;
+}
+
+// Puts the merges of a batch into the table, the first with the rank bpe->n_merges.
+static uint32_t insert(struct ew_bpe *bpe, const struct merge *merges, size_t count)
+{
+    uint32_t strangers = 0;
+
+    for (size_t i = 0; i < count; i++)
+        __builtin_prefetch(&bpe->pairs[hash_pair(key_of(merges[i].id[0], merges[i].id[1])) & bpe->pair_mask], 1);
+    for (size_t i = 0; i < count; i++, bpe->n_merges++) {
+        uint64_t key = key_of(merges[i].id[0], merges[i].id[1]);
+        struct ew_bpe_pair *pair;
+
+        if (merges[i].id[0] < 0 || merges[i].id[1] < 0 || merges[i].id[2] < 0 || merges[i].b.len < bpe->prefix.len) {
+            strangers++;
+            continue;
+        }
+        pair = find_pair(bpe, key);
+        if (pair->rank == EW_BPE_FREE || !bpe->first_pair_wins)
+            *pair = (struct ew_bpe_pair){key, bpe->n_merges, merges[i].id[2]};
+    }
+    return strangers;
+}
+
+uint32_t ew_bpe_add(struct ew_bpe *bpe, struct ew_bpe_batch *batch)
+{
+    struct merge merges[EW_BPE_BATCH];
+    size_t count = batch->count;
+
+    for (size_t i = 0; i < count; i++) {
+        struct ew_str b = batch->halves[i][1];
+        size_t cut = EW_MIN(bpe->prefix.len, b.len);
+
+        merges[i].a = batch->halves[i][0];
+        merges[i].b = b;
+        merges[i].tail = (struct ew_str){b.ptr + cut, b.len - cut};
+    }
+    find_tokens(bpe->vocab, merges, count);
+    batch->count = 0;
+    return insert(bpe, merges, count);
 }
 
 static bool pair_rank(const void *model, const struct ew_merge *merge, uint32_t left, uint32_t right, uint32_t *rank,
                       int32_t *id)
 {
-    uint64_t key = (uint64_t)merge->symbols[left].id << 32 | (uint32_t)merge->symbols[right].id;
-    const struct ew_bpe_pair *pair = find_pair(model, key);
+    const struct ew_bpe_pair *pair = find_pair(model, key_of(merge->symbols[left].id, merge->symbols[right].id));
 
     *rank = pair->rank;
     *id = pair->id;

@@ -31,6 +31,7 @@ struct ew_bpe {
     bool whole_newlines;         // words of nothing but newlines are looked up whole (gemma4)
     bool first_pair_wins;        // of a pair that is listed twice; GGUF readers keep the first, tokenizer.json the last
     struct ew_str prefix, suffix;
+    uint32_t n_merges;           // so far, those left out included
 };
 
 int ew_bpe_init(struct ew_bpe *bpe, const struct ew_vocab *vocab, uint64_t n_merges,
@@ -38,7 +39,15 @@ int ew_bpe_init(struct ew_bpe *bpe, const struct ew_vocab *vocab, uint64_t n_mer
 void ew_bpe_fini(struct ew_bpe *bpe);
 // Call after all options are set: fills chars[] and bytes[].
 void ew_bpe_ready(struct ew_bpe *bpe, bool byte_fallback);
-// Adds the merge of rank `rank`; false where a, b or their join is no token. At most n_merges of them.
-bool ew_bpe_add_merge(struct ew_bpe *bpe, uint32_t rank, struct ew_str a, struct ew_str b);
+// Merges are added in batches, for speed; their ranks follow those of the batch before.
+#define EW_BPE_BATCH 64
+
+struct ew_bpe_batch {
+    size_t count;
+    struct ew_str halves[EW_BPE_BATCH][2];
+};
+// Adds and empties the batch; at most n_merges in all. Merges that do not join two tokens into a third can never be
+// taken and are left out; the return value is their number.
+uint32_t ew_bpe_add(struct ew_bpe *bpe, struct ew_bpe_batch *batch);
 int ew_bpe_encode(const struct ew_bpe *bpe, struct ew_merge *scratch, struct ew_str word, bool illformed,
                   struct ew_ids *out, struct ew_error *err) EW_MUST_CHECK;

@@ -9,7 +9,8 @@
 #include "base/buf.h"
 
 #define SOURCE_MAX (64u << 10)      // the longest expression known has 2 KiB
-#define MATCH_LIMIT 400000000u      // steps of one match: a run of 30 MB may be walked back a few times, not squared
+#define TRANSLATION_MAX (8u << 20)  // a word boundary becomes some 500 bytes
+#define MATCH_LIMIT 100000000u      // steps of one match: a run of 30 MB may be walked back a few times, not squared
 #define HEAP_LIMIT_KIB (512u << 10) // of the interpreter
 #define DEPTH_LIMIT 10000000u
 #define JIT_STACK_FIRST (32u << 10)
@@ -20,9 +21,11 @@
     "\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 #define NOT_SPACE "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}" \
                   "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
-// Oniguruma's word characters: Alphabetic (whose symbols are the circled letters), marks, numbers, connectors.
-#define WORD "\\p{L}\\p{M}\\p{N}\\p{Pc}" \
+// Oniguruma's word characters: Alphabetic (whose symbols are the circled letters), marks, decimal digits, connectors.
+// Outside of brackets Latin-1's superscripts and fractions are words too.
+#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}" \
     "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define LATIN1_WORD WORD "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 #define HEX "0-9a-fA-F"
 
 struct ew_pattern {
@@ -34,15 +37,17 @@ struct escape {
     const char *outside, *inside; // inside NULL: has no meaning within brackets
 };
 
+#define IS_WORD "[" LATIN1_WORD "]"
+
 static const struct escape g_escapes[] = {
     {'s', "[" SPACE "]", SPACE},
     {'S', "[^" SPACE "]", NOT_SPACE},
-    {'w', "[" WORD "]", WORD},
-    {'W', "[^" WORD "]", NULL},
+    {'w', IS_WORD, WORD},
+    {'W', "[^" LATIN1_WORD "]", NULL},
     {'h', "[" HEX "]", HEX},
     {'H', "[^" HEX "]", NULL},
-    {'b', "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))", "\\x{8}"},
-    {'B', "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))", NULL},
+    {'b', "(?:(?<=" IS_WORD ")(?!" IS_WORD ")|(?<!" IS_WORD ")(?=" IS_WORD "))", "\\x{8}"},
+    {'B', "(?:(?<=" IS_WORD ")(?=" IS_WORD ")|(?<!" IS_WORD ")(?!" IS_WORD "))", NULL},
 };
 
 // Translation of one expression: where it stands, and how many brackets are open.
@@ -50,6 +55,7 @@ struct translation {
     struct ew_str source;
     size_t at;
     unsigned brackets; // Oniguruma nests them, a union; PCRE2 does not
+    bool name_scripts; // write \p{Han} as \p{sc:Han}
     struct ew_buf out;
 };
 
@@ -60,7 +66,7 @@ static int unsupported(const struct translation *t, const char *what, struct ew_
                    EW_STR_ARG(t->source), what);
 }
 
-// \\uHHHH, the at standing behind the u.
+// \uHHHH, the at standing behind the u.
 static int translate_code_point(struct translation *t, struct ew_error *err)
 {
     struct ew_str digits = {t->source.ptr + t->at, EW_MIN((size_t)4, t->source.len - t->at)};
@@ -75,10 +81,33 @@ static int translate_code_point(struct translation *t, struct ew_error *err)
     return EW_OK;
 }
 
+// \p{Name} with a name longer than a category's is a script. From PCRE2 10.40 on that alone would mean the script's
+// extensions, with punctuation that others use too.
+static bool translate_script(struct translation *t)
+{
+    struct ew_str rest = {t->source.ptr + t->at, t->source.len - t->at};
+    ptrdiff_t end = ew_str_find(rest, EW_STR("}"), 0);
+    bool inverted = rest.ptr[1] == 'P', caret;
+    size_t name = 3;
+
+    if (!t->name_scripts || !(ew_str_starts(rest, "\\p{") || ew_str_starts(rest, "\\P{")) || end < 0)
+        return false;
+    caret = rest.ptr[name] == '^';
+    name += caret;
+    if ((size_t)end < name + 3)
+        return false;
+    ew_buf_printf(&t->out, "\\%c{sc:", inverted != caret ? 'P' : 'p');
+    ew_buf_append(&t->out, rest.ptr + name, (size_t)end + 1 - name);
+    t->at += (size_t)end + 1;
+    return true;
+}
+
 static int translate_escape(struct translation *t, struct ew_error *err)
 {
     char letter = t->at + 1 < t->source.len ? t->source.ptr[t->at + 1] : '\0';
 
+    if ((letter == 'p' || letter == 'P') && translate_script(t))
+        return EW_OK;
     t->at += 2;
     if (letter == 'u')
         return translate_code_point(t, err);
@@ -153,51 +182,55 @@ static int translate(struct translation *t, struct ew_error *err)
     return code;
 }
 
-static int compile(struct ew_pattern *pattern, struct ew_str source, struct ew_str translated, struct ew_error *err)
+static int compile(struct translation *t, pcre2_code **out, struct ew_error *err)
 {
     unsigned options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
-    int status;
+    int code, status;
     size_t at;
     unsigned char reason[160];
 
-    pattern->code = pcre2_compile((PCRE2_SPTR)translated.ptr, translated.len, options, &status, &at, NULL);
-    if (!pattern->code) {
-        pcre2_get_error_message(status, reason, sizeof(reason));
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the regular expression \"" EW_STR_FMT "\" cannot be compiled: %s",
-                       EW_STR_ARG(source), (char *)reason);
-    }
-    // Fails under some emulators and where memory must not be both writable and executable; matching then interprets.
-    (void)pcre2_jit_compile(pattern->code, PCRE2_JIT_COMPLETE);
-    return EW_OK;
+    ew_buf_reset(&t->out);
+    t->at = t->brackets = 0;
+    code = translate(t, err);
+    if (code != EW_OK)
+        return code;
+    if (!ew_buf_ok(&t->out))
+        return ew_fail_memory(err, t->out.len, "a regular expression");
+    *out = pcre2_compile((PCRE2_SPTR)(t->out.len ? t->out.ptr : ""), t->out.len, options, &status, &at, NULL);
+    if (*out)
+        return EW_OK;
+    pcre2_get_error_message(status, reason, sizeof(reason));
+    return ew_fail(err, EW_ERR_UNSUPPORTED, "the regular expression \"" EW_STR_FMT "\" cannot be compiled: %s",
+                   EW_STR_ARG(t->source), (char *)reason);
 }
 
 int ew_pattern_compile(struct ew_str source, struct ew_pattern **out, struct ew_error *err)
 {
-    struct translation t = {.source = source};
-    struct ew_pattern *pattern = NULL;
+    struct translation t = {.source = source, .name_scripts = true};
+    struct ew_pattern *pattern;
     int code;
 
     *out = NULL;
     if (source.len > SOURCE_MAX)
         return ew_fail(err, EW_ERR_LIMIT, "a regular expression has %zu bytes, more than %u", source.len, SOURCE_MAX);
-    ew_buf_init(&t.out,
-                SOURCE_MAX * 64); // a word boundary, the longest replacement, is that much longer than its escape
-    code = translate(&t, err);
-    if (code != EW_OK)
-        goto done;
     pattern = ew_alloc(sizeof(*pattern));
-    if (!pattern || !ew_buf_ok(&t.out)) {
-        code = ew_fail_memory(err, sizeof(*pattern), "a regular expression");
-        goto done;
+    if (!pattern)
+        return ew_fail_memory(err, sizeof(*pattern), "a regular expression");
+    ew_buf_init(&t.out, TRANSLATION_MAX);
+    code = compile(&t, &pattern->code, err);
+    if (code != EW_OK) { // a name may be a property after all, and an older PCRE2 knows no sc:
+        t.name_scripts = false;
+        code = compile(&t, &pattern->code, err);
     }
-    code = compile(pattern, source, t.out.len ? ew_buf_str(&t.out) : EW_STR(""), err);
-done:
     ew_buf_fini(&t.out);
-    if (code == EW_OK)
-        *out = pattern;
-    else
-        ew_pattern_free(pattern);
-    return code;
+    if (code != EW_OK) {
+        ew_free(pattern);
+        return code;
+    }
+    // Fails under some emulators and where memory must not be both writable and executable; matching then interprets.
+    (void)pcre2_jit_compile(pattern->code, PCRE2_JIT_COMPLETE);
+    *out = pattern;
+    return EW_OK;
 }
 
 void ew_pattern_free(struct ew_pattern *pattern)

@@ -158,6 +158,7 @@ static size_t skip_characters(struct ew_str text, size_t at, size_t count)
     return at;
 }
 
+// Oniguruma's \b: a joiner is no word character there, Latin-1's superscripts and fractions are.
 static bool ends_word(const struct search *s)
 {
     uint32_t c;
@@ -165,7 +166,9 @@ static bool ends_word(const struct search *s)
     if (s->digits_end == s->text.len)
         return true;
     decode(s->text, s->digits_end, &c);
-    return !ew_unicode_is_word(c) && !ew_unicode_is_numeric(c);
+    if (c == 0x200C || c == 0x200D)
+        return true;
+    return !ew_unicode_is_word(c) && !(c < 0x100 && ew_unicode_is_numeric(c));
 }
 
 // Groups as matches. Within a run, `from` always stands in front of a whole number of groups.

@@ -209,24 +209,26 @@ static int add_edges(struct loading *load, struct ew_error *err)
 
 static int read_merges(struct loading *load, const struct ew_gguf_value *merges, struct ew_error *err)
 {
-    struct ew_bpe *bpe = &load->tok->bpe;
+    struct ew_bpe_batch batch = {0};
     uint64_t cursor = 0;
     struct ew_str merge;
 
-    for (uint32_t rank = 0; rank < merges->count; rank++) {
+    for (uint64_t rank = 0; rank < merges->count; rank++) {
         ptrdiff_t space;
 
         if (!ew_gguf_array_next_str(merges, &cursor, &merge))
-            return ew_fail(err, EW_ERR_FORMAT, "%s ends after %u of %llu merges", KEY("merges"), rank,
-                           (unsigned long long)merges->count);
+            return ew_fail(err, EW_ERR_FORMAT, "%s ends after %llu of %llu merges", KEY("merges"),
+                           (unsigned long long)rank, (unsigned long long)merges->count);
         space = ew_str_find(merge, EW_STR(" "), 1); // the first half has at least one byte
         if (space < 0)
-            return ew_fail(err, EW_ERR_FORMAT, "merge %u, \"" EW_STR_FMT "\", is not two tokens", rank,
-                           EW_STR_ARG(merge));
-        // A merge of or into what is no token can never be taken.
-        (void)ew_bpe_add_merge(bpe, rank, (struct ew_str){merge.ptr, (size_t)space},
-                               (struct ew_str){merge.ptr + space + 1, merge.len - (size_t)space - 1});
+            return ew_fail(err, EW_ERR_FORMAT, "merge %llu, \"" EW_STR_FMT "\", is not two tokens",
+                           (unsigned long long)rank, EW_STR_ARG(merge));
+        batch.halves[batch.count][0] = (struct ew_str){merge.ptr, (size_t)space};
+        batch.halves[batch.count][1] = (struct ew_str){merge.ptr + space + 1, merge.len - (size_t)space - 1};
+        if (++batch.count == EW_BPE_BATCH)
+            (void)ew_bpe_add(&load->tok->bpe, &batch);
     }
+    (void)ew_bpe_add(&load->tok->bpe, &batch);
     return EW_OK;
 }
 

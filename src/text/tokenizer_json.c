@@ -92,7 +92,8 @@ static int put_form(struct ew_tokenizer *tok, int32_t id, struct ew_str form, st
 }
 
 // Puts a token that is searched for in normalised text, in its own normalised form.
-static int put_normalised(struct ew_tokenizer *tok, struct ew_str text, struct ew_added_token token, struct ew_error *err)
+static int put_normalised(struct ew_tokenizer *tok, struct ew_str text, struct ew_added_token token,
+                          struct ew_error *err)
 {
     struct ew_normaliser_scratch scratch;
     struct ew_str normal = {0};
@@ -270,19 +271,19 @@ static int split_merge(const struct ew_json *node, struct ew_str *a, struct ew_s
 
 static int read_merges(struct ew_bpe *bpe, const struct ew_json *merges, struct ew_error *err)
 {
-    uint32_t rank = 0;
+    struct ew_bpe_batch batch = {0};
+    bool all_known = true;
 
     for (const struct ew_json *node = merges ? merges->child : NULL; node; node = node->next) {
-        struct ew_str a, b;
-
         if (ew_str_starts(ew_json_str(node, ""), "#version"))
             continue;
-        if (split_merge(node, &a, &b) != EW_OK || !ew_bpe_add_merge(bpe, rank, a, b))
-            return ew_fail(err, EW_ERR_FORMAT,
-                           "tokenizer.json's merge %u does not join two tokens of the vocabulary into a third", rank);
-        rank++;
+        if (split_merge(node, &batch.halves[batch.count][0], &batch.halves[batch.count][1]) != EW_OK)
+            return ew_fail(err, EW_ERR_FORMAT, "tokenizer.json has a merge that is not two tokens");
+        if (++batch.count == EW_BPE_BATCH)
+            all_known &= ew_bpe_add(bpe, &batch) == 0;
     }
-    return EW_OK;
+    all_known &= ew_bpe_add(bpe, &batch) == 0;
+    return all_known ? EW_OK : ew_fail(err, EW_ERR_FORMAT, "tokenizer.json has merges of or into what is no token");
 }
 
 static int load_bpe(struct loading *load, struct ew_error *err)

@@ -71,7 +71,7 @@ static struct ew_vocab_slot *find_slot(const struct ew_vocab *vocab, uint32_t ha
 
 int ew_vocab_set(struct ew_vocab *vocab, uint32_t id, struct ew_str text, unsigned flags, struct ew_error *err)
 {
-    uint32_t hash = hash_end(hash_more(vocab->seed, text));
+    uint32_t hash = ew_vocab_hash(vocab, text, EW_STR(""));
     struct ew_vocab_slot *slot;
 
     if (text.len > EW_VOCAB_TEXT_MAX)
@@ -86,10 +86,25 @@ int ew_vocab_set(struct ew_vocab *vocab, uint32_t id, struct ew_str text, unsign
     return EW_OK;
 }
 
-int32_t ew_vocab_find_joined(const struct ew_vocab *vocab, struct ew_str a, struct ew_str b)
+uint32_t ew_vocab_hash(const struct ew_vocab *vocab, struct ew_str a, struct ew_str b)
 {
-    uint32_t hash = hash_end(hash_more(hash_more(vocab->seed, a), b));
+    return hash_end(hash_more(hash_more(vocab->seed, a), b));
+}
 
+void ew_vocab_prefetch(const struct ew_vocab *vocab, uint32_t hash, enum ew_vocab_stage stage)
+{
+    const struct ew_vocab_slot *slot = &vocab->slots[hash & vocab->slot_mask];
+
+    if (stage == EW_VOCAB_STAGE_SLOT)
+        __builtin_prefetch(slot);
+    else if (slot->id_plus_1 && stage == EW_VOCAB_STAGE_TEXT)
+        __builtin_prefetch(&vocab->texts[slot->id_plus_1 - 1]);
+    else if (slot->id_plus_1)
+        __builtin_prefetch(vocab->texts[slot->id_plus_1 - 1].ptr);
+}
+
+int32_t ew_vocab_find_hashed(const struct ew_vocab *vocab, uint32_t hash, struct ew_str a, struct ew_str b)
+{
     return (int32_t)find_slot(vocab, hash, a, b)->id_plus_1 - 1;
 }
 
@@ -97,7 +112,7 @@ int32_t ew_vocab_find(const struct ew_vocab *vocab, struct ew_str text)
 {
     if (text.len > vocab->text_len_max)
         return EW_TOKEN_NONE;
-    return ew_vocab_find_joined(vocab, text, EW_STR(""));
+    return ew_vocab_find_hashed(vocab, ew_vocab_hash(vocab, text, EW_STR("")), text, EW_STR(""));
 }
 
 int32_t ew_vocab_find_model(const struct ew_vocab *vocab, struct ew_str text)

@@ -42,8 +42,12 @@ void ew_vocab_fini(struct ew_vocab *vocab);
 int ew_vocab_set(struct ew_vocab *vocab, uint32_t id, struct ew_str text, unsigned flags,
                  struct ew_error *err) EW_MUST_CHECK;
 int32_t ew_vocab_find(const struct ew_vocab *vocab, struct ew_str text); // EW_TOKEN_NONE where absent
-int32_t ew_vocab_find_joined(const struct ew_vocab *vocab, struct ew_str a,
-                             struct ew_str b); // the token a followed by b
+// Lookups of many texts, each a followed by b: hash all, call prefetch for all once a stage, then find. A large
+// vocabulary is read from memory at random, and this lets the reads overlap.
+enum ew_vocab_stage { EW_VOCAB_STAGE_SLOT, EW_VOCAB_STAGE_TEXT, EW_VOCAB_STAGE_BYTES };
+uint32_t ew_vocab_hash(const struct ew_vocab *vocab, struct ew_str a, struct ew_str b);
+void ew_vocab_prefetch(const struct ew_vocab *vocab, uint32_t hash, enum ew_vocab_stage stage);
+int32_t ew_vocab_find_hashed(const struct ew_vocab *vocab, uint32_t hash, struct ew_str a, struct ew_str b);
 // As ew_vocab_find, but only what the model may produce: plain text must never become a control token.
 int32_t ew_vocab_find_model(const struct ew_vocab *vocab, struct ew_str text);
 // The tokens <0x00> to <0xFF>. True where all 256 exist.
