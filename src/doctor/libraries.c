@@ -155,7 +155,7 @@ static void read_packages(const char *root, struct ew_facts *facts)
     for (size_t i = 0; i < EW_COUNT_OF(wanted); i++) {
         struct ew_str version = ew_package_upstream(ew_package_version(&packages, wanted[i].package));
 
-        if (version.len && !ew_facts_get(facts, ew_str_of(wanted[i].fact)))
+        if (version.len && !ew_facts_has_own(facts, wanted[i].fact))
             ew_facts_set_str(facts, wanted[i].fact, version, wanted[i].package);
     }
     ew_packages_free(&packages);
@@ -212,7 +212,7 @@ static void read_compats(const char *root, struct ew_facts *facts)
 {
     static const char *const dirs[] = {"/usr/local/cuda/compat", "/usr/local/cuda/compat_orin"};
 
-    if (ew_facts_get(facts, EW_STR("compat_present")))
+    if (ew_facts_has_own(facts, "compat_present"))
         return; // captured
     for (size_t i = 0; i < EW_COUNT_OF(dirs); i++)
         if (read_compat(root, dirs[i], facts))
@@ -228,7 +228,7 @@ void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts)
 
     read_versions(root, "libc.so.6", libc, EW_COUNT_OF(libc), facts);
     read_versions(root, "libstdc++.so.6", libstdcxx, EW_COUNT_OF(libstdcxx), facts);
-    if (ew_facts_get(facts, EW_STR("host_glibc")) && !ew_facts_get(facts, EW_STR("host_libc")))
+    if (ew_facts_get(facts, EW_STR("host_glibc")) && !ew_facts_has_own(facts, "host_libc"))
         ew_facts_set_str(facts, "host_libc", EW_STR("glibc"), "libc.so.6");
     read_toolkit(root, facts);
     read_python(root, facts);

@@ -138,6 +138,16 @@ void ew_library_index_read(struct ew_library_index *index, const char *root)
         add_environment(index);
 }
 
+void ew_library_index_add_driver(struct ew_library_index *index, const struct ew_library_index *machine)
+{
+    static const char *const names[] = {"libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1",
+                                        "libnvidia-nvvm.so.4", "libcudadebugger.so.1"};
+
+    for (size_t i = 0; i < EW_COUNT_OF(names); i++)
+        if (ew_library_index_has(machine, ew_str_of(names[i])))
+            add_name(index, ew_str_of(names[i]));
+}
+
 void ew_library_index_fini(struct ew_library_index *index)
 {
     ew_map_fini(&index->names);

@@ -15,5 +15,7 @@ struct ew_library_index {
 // Reads the directories built into the linker, those of /etc/ld.so.conf and its .d files, LD_LIBRARY_PATH (of this
 // machine only) and, of a captured tree, the list /.edgewise/libraries.
 void ew_library_index_read(struct ew_library_index *index, const char *root);
+// Adds the driver's libraries of another index: a container runtime mounts them from the machine.
+void ew_library_index_add_driver(struct ew_library_index *index, const struct ew_library_index *machine);
 void ew_library_index_fini(struct ew_library_index *index);
 bool ew_library_index_has(const struct ew_library_index *index, struct ew_str name);

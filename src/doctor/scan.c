@@ -51,7 +51,7 @@ static void read_one(void *ctx, uint32_t task, uint32_t thread)
 
     if (file->kind == EW_SCAN_WHEEL)
         ew__scan_read_wheel(file, &r->arenas[thread], r->target, keep_member, r);
-    else if (file->kind != EW_SCAN_REQUIREMENTS)
+    else if (file->kind == EW_SCAN_LIBRARY || file->kind == EW_SCAN_PACKAGE || file->kind == EW_SCAN_PLAN)
         ew__scan_read(file, &r->arenas[thread], r->target);
 }
 
@@ -68,7 +68,7 @@ static struct ew_str word(struct ew_str line, const char *allowed)
 
 #define NAME_CHARS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 
-static struct ew_str keep(struct ew_scan *scan, struct ew_str text)
+struct ew_str ew__scan_keep(struct ew_scan *scan, struct ew_str text)
 {
     char *copy = ew_arena_copy(&scan->arena, text.ptr, text.len);
 
@@ -117,13 +117,13 @@ static void add_requirement(struct ew_scan *scan, struct ew_str path, struct ew_
     if (!file)
         return;
     if (wheel.len) {
-        ew__scan_read_wheel_name(file, keep(scan, wheel));
+        ew__scan_read_wheel_name(file, ew__scan_keep(scan, wheel));
         return;
     }
-    file->package = keep(scan, name);
-    file->version = keep(scan, version_after(line, "=="));
+    file->package = ew__scan_keep(scan, name);
+    file->version = ew__scan_keep(scan, version_after(line, "=="));
     if (ew_str_is(name, "torch"))
-        file->requires_torch = file->version.len ? file->version : keep(scan, version_after(line, ">="));
+        file->requires_torch = file->version.len ? file->version : ew__scan_keep(scan, version_after(line, ">="));
     local = ew_str_find(file->version, EW_STR("+cu1"), 0);
     if (local >= 0 && file->version.len >= (size_t)local + 5 && file->version.ptr[local + 4] >= '0' &&
         file->version.ptr[local + 4] <= '9')
@@ -143,7 +143,7 @@ static bool add_required_python(struct ew_scan *scan, struct ew_str path, struct
     file = quote ? ew__scan_add(scan, path, EW_SCAN_REQUIREMENTS) : NULL;
     if (file) {
         file->package = EW_STR(key);
-        file->requires_python = keep(scan, (struct ew_str){quote + 1, line.len - (size_t)(quote + 1 - line.ptr)});
+        file->requires_python = ew__scan_keep(scan, (struct ew_str){quote + 1, line.len - (size_t)(quote + 1 - line.ptr)});
     }
     return true;
 }
@@ -181,6 +181,15 @@ static void read_requirements(struct ew_scan *scan, struct ew_str path)
 }
 
 // ---- the three passes ----
+
+// Files that name others; small, so that they are read at once.
+static void read_list(struct ew_scan *scan, enum ew_scan_kind kind, struct ew_str path)
+{
+    if (kind == EW_SCAN_REQUIREMENTS)
+        read_requirements(scan, path);
+    else if (kind == EW_SCAN_RECIPE || kind == EW_SCAN_COMPOSE)
+        ew__scan_read_recipe(scan, path, kind == EW_SCAN_COMPOSE);
+}
 
 static int read_all(struct ew_scan *scan, uint32_t n_threads, struct ew_error *err)
 {
@@ -232,8 +241,7 @@ int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char
         code = ew__scan_walk(scan, paths[i], err);
     walked = scan->count;
     for (uint32_t i = 0; i < walked && code == EW_OK; i++)
-        if (scan->files[i].kind == EW_SCAN_REQUIREMENTS)
-            read_requirements(scan, scan->files[i].path);
+        read_list(scan, scan->files[i].kind, scan->files[i].path);
     if (code == EW_OK)
         code = read_all(scan, n_threads, err);
     if (code == EW_OK)

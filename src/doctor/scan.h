@@ -1,6 +1,6 @@
 #pragma once
 // Judging files without running them: shared objects, wheels, site-packages, root file systems, TensorRT plans,
-// requirement lists.
+// requirement lists, Dockerfiles and compose files.
 //
 // Three passes: walk the paths and note what is worth reading; read those in parallel (ELF headers, GPU code, wheel
 // metadata); then, with every library of the tree known, follow each file's needs and apply the rules. Memory grows
@@ -16,7 +16,24 @@ enum ew_scan_kind {
     EW_SCAN_PACKAGE,      // an installed package: DIR.dist-info/METADATA
     EW_SCAN_REQUIREMENTS, // requirements.txt, pyproject.toml
     EW_SCAN_PLAN,         // a serialized TensorRT engine
+    EW_SCAN_RECIPE,       // a Dockerfile
+    EW_SCAN_COMPOSE,      // a compose file
+    EW_SCAN_IMAGE,        // an image that a recipe names, or an unpacked root file system
+    EW_SCAN_REQUEST,      // what a recipe's command line asks of an inference server
 };
+
+struct ew_scan_image { // 0 and "": not told
+    char name[512];
+    char arch[16], l4t[16];
+    uint32_t l4t_major, cuda, require_cuda, ngc_release;
+    bool igpu;
+};
+
+struct ew_scan_option {
+    const char *option, *fact;
+    bool text; // a word, not a number
+};
+#define EW_SCAN_OPTIONS_MAX 5
 
 #define EW_SCAN_NEEDS_MAX 96 // DT_NEEDED entries kept of one file; libtorch has 20
 
@@ -46,6 +63,10 @@ struct ew_scan_file {
     struct ew_str requires_torch; // the oldest PyTorch it accepts, empty: it does not ask
     uint32_t package_cuda;        // 12, 13; 0: none said
     bool pure;
+    struct ew_scan_image *image;
+    const struct ew_scan_option *options[EW_SCAN_OPTIONS_MAX]; // [n_options] with option_values
+    struct ew_str option_values[EW_SCAN_OPTIONS_MAX];
+    uint32_t n_options;
     uint32_t ptxas_cuda; // a ptxas program: the CUDA version it is of; 0: none
 };
 
@@ -56,7 +77,8 @@ struct ew_scan {
     uint32_t n_arenas;
     struct ew_scan_file *files;
     uint32_t count, cap;
-    bool failed; // memory ran out
+    struct ew_str image_root; // a root file system among the paths: its libraries count, not the machine's
+    bool failed;              // memory ran out
 };
 
 // Findings go to `findings`. n_threads 0: one a core. Paths that do not exist are an error; unreadable files are

@@ -20,5 +20,13 @@ void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, stru
 // "Name: x", "Requires-Python: >=3.9" and so on.
 void ew__scan_read_metadata(struct ew_scan_file *file, struct ew_arena *arena, struct ew_str text);
 
+struct ew_str ew__scan_keep(struct ew_scan *scan, struct ew_str text); // a copy in the scan's arena
+
+// scan_image.c
+void ew__image_read_reference(struct ew_scan_image *image, const char *reference); // "nvcr.io/nvidia/cuda:12.8.1-base"
+void ew__scan_read_recipe(struct ew_scan *scan, struct ew_str path, bool compose); // adds images and requests
+bool ew__is_root_fs(const char *dir);
+void ew__scan_add_root_fs(struct ew_scan *scan, const char *dir);
+
 // The third pass: facts of each file over the machine's, rules applied.
 void ew__scan_judge(struct ew_scan *scan, struct ew_findings *findings);

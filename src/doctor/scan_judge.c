@@ -311,30 +311,105 @@ static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
         ew_facts_set_numbers(facts, "fb_sms", file->sms, file->n_sms, "libraries of the wheel");
 }
 
+static void set_image(const struct ew_scan_file *file, struct ew_facts *facts)
+{
+    const struct ew_scan_image *image = file->image;
+
+    ew_facts_set_str(facts, "image", ew_str_of(image->name), "reference");
+    ew_facts_set_number(facts, "img_l4t_major", image->l4t_major, "tag or /etc/nv_tegra_release");
+    ew_facts_set_number(facts, "img_ngc_release", image->ngc_release, "tag");
+    ew_facts_set_bool(facts, "img_igpu", image->igpu, "tag");
+    if (image->l4t_major)
+        ew_facts_set_str(facts, "img_l4t", ew_str_of(image->l4t), "tag or /etc/nv_tegra_release");
+    if (image->arch[0])
+        ew_facts_set_str(facts, "img_arch", ew_str_of(image->arch), "platform, name or dynamic linker");
+    if (image->cuda)
+        ew_facts_set_number(facts, "img_cuda", image->cuda, "tag or version.json");
+    if (image->require_cuda)
+        ew_facts_set_number(facts, "require_cuda", image->require_cuda, "tag or environment");
+}
+
+static void set_request(const struct ew_scan_file *file, struct ew_facts *facts)
+{
+    for (uint32_t i = 0; i < file->n_options; i++) {
+        const struct ew_scan_option *option = file->options[i];
+
+        if (option->text)
+            ew_facts_set_str(facts, option->fact, file->option_values[i], option->option);
+        else
+            ew_facts_set_number(facts, option->fact, strtod(file->option_values[i].ptr, NULL), option->option);
+    }
+}
+
+// Recipes and lists are judged by what they name; what could not be read, or is no library, has nothing to judge.
+static bool is_judged(const struct ew_scan_file *file)
+{
+    switch (file->kind) {
+    case EW_SCAN_LIBRARY:
+        return !file->unreadable && (file->is_elf || file->has_gpu_code);
+    case EW_SCAN_REQUIREMENTS:
+        return file->package.len > 0;
+    case EW_SCAN_RECIPE:
+    case EW_SCAN_COMPOSE:
+        return false;
+    case EW_SCAN_IMAGE:
+        return file->image != NULL;
+    default:
+        return !file->unreadable;
+    }
+}
+
+static void set_facts(struct judge *j, const struct ew_scan_file *file, struct ew_facts *facts)
+{
+    ew_facts_set_str(facts, "file", file->path, "scan");
+    switch (file->kind) {
+    case EW_SCAN_LIBRARY:
+        set_elf(j, file, facts);
+        set_gpu_code(file, facts);
+        break;
+    case EW_SCAN_PLAN:
+        ew_facts_set_str(facts, "plan_trt", file->plan_version, "plan header");
+        ew_facts_set_numbers(facts, "plan_sms", file->sms, file->n_sms, "cubins in the plan");
+        break;
+    case EW_SCAN_IMAGE:
+        set_image(file, facts);
+        break;
+    case EW_SCAN_REQUEST:
+        set_request(file, facts);
+        break;
+    default:
+        set_package(file, facts);
+    }
+}
+
+// What findings are about: the file, and in lists the package or image that it names.
+static struct ew_str about(const struct ew_scan_file *file, char *text, size_t size)
+{
+    struct ew_str what = file->kind == EW_SCAN_REQUIREMENTS ? file->package
+                         : file->image                      ? ew_str_of(file->image->name)
+                                                            : EW_STR("");
+
+    if (!what.len || ew_str_eq(what, file->path))
+        return file->path;
+    snprintf(text, size, EW_STR_FMT ": " EW_STR_FMT, EW_STR_ARG(file->path), EW_STR_ARG(what));
+    return ew_str_of(text);
+}
+
 static void judge_file(struct judge *j, const struct ew_scan_file *file)
 {
     static const enum ew_subject subjects[] = {
         [EW_SCAN_LIBRARY] = EW_SUBJECT_FILE,    [EW_SCAN_WHEEL] = EW_SUBJECT_PACKAGE,
         [EW_SCAN_PACKAGE] = EW_SUBJECT_PACKAGE, [EW_SCAN_REQUIREMENTS] = EW_SUBJECT_PACKAGE,
-        [EW_SCAN_PLAN] = EW_SUBJECT_PLAN,
+        [EW_SCAN_PLAN] = EW_SUBJECT_PLAN,       [EW_SCAN_IMAGE] = EW_SUBJECT_IMAGE,
+        [EW_SCAN_REQUEST] = EW_SUBJECT_REQUEST,
     };
     struct ew_facts facts;
+    char text[8192];
 
-    if (file->unreadable || (file->kind == EW_SCAN_LIBRARY && !file->is_elf && !file->has_gpu_code) ||
-        (file->kind == EW_SCAN_REQUIREMENTS && !file->package.len) ||
-        ew_facts_init(&facts, &j->tree, NULL) != EW_OK)
+    if (!is_judged(file) || ew_facts_init(&facts, &j->tree, NULL) != EW_OK)
         return;
-    ew_facts_set_str(&facts, "file", file->path, "scan");
-    if (file->kind == EW_SCAN_LIBRARY) {
-        set_elf(j, file, &facts);
-        set_gpu_code(file, &facts);
-    } else if (file->kind == EW_SCAN_PLAN) {
-        ew_facts_set_str(&facts, "plan_trt", file->plan_version, "plan header");
-        ew_facts_set_numbers(&facts, "plan_sms", file->sms, file->n_sms, "cubins in the plan");
-    } else {
-        set_package(file, &facts);
-    }
-    ew_rules_apply(&j->scan->doctor->rules, subjects[file->kind], &facts, file->path, j->findings);
+    set_facts(j, file, &facts);
+    ew_rules_apply(&j->scan->doctor->rules, subjects[file->kind], &facts, about(file, text, sizeof(text)), j->findings);
     j->findings->failed |= facts.failed;
     ew_facts_fini(&facts);
 }
@@ -371,14 +446,27 @@ static int by_path(const void *a, const void *b)
     return ew_str_compare(x->path, y->path);
 }
 
+static void read_libraries(struct judge *j)
+{
+    struct ew_library_index machine;
+
+    ew_library_index_read(&j->machine, j->scan->doctor->options.root);
+    if (j->scan->image_root.len) {
+        machine = j->machine;
+        ew_library_index_read(&j->machine, j->scan->image_root.ptr);
+        ew_library_index_add_driver(&j->machine, &machine);
+        ew_library_index_fini(&machine);
+    }
+    j->scan->failed |= j->machine.failed;
+}
+
 void ew__scan_judge(struct ew_scan *scan, struct ew_findings *findings)
 {
     struct judge j = {.scan = scan, .findings = findings};
 
     if (scan->count)
         qsort(scan->files, scan->count, sizeof(*scan->files), by_path); // the order of threads must not show
-    ew_library_index_read(&j.machine, scan->doctor->options.root);
-    scan->failed |= j.machine.failed;
+    read_libraries(&j);
     j.queue = ew_alloc_array(CLOSURE_MAX, sizeof(*j.queue));
     j.seen = ew_alloc_array(scan->count, 1);
     if (ew_facts_init(&j.tree, &scan->doctor->facts, NULL) != EW_OK || !j.queue || !j.seen ||
@@ -389,6 +477,8 @@ void ew__scan_judge(struct ew_scan *scan, struct ew_findings *findings)
     for (uint32_t i = 0; i < scan->count; i++)
         if (scan->files[i].is_elf && ew_map_put(&j.by_name, ew__scan_base_name(scan->files[i].path), i, NULL) != EW_OK)
             scan->failed = true;
+    if (scan->image_root.len) // the image's own libc, Python and CUDA count, not the machine's
+        ew_doctor_probe_libraries(scan->image_root.ptr, &j.tree);
     set_tree(&j);
     for (uint32_t i = 0; i < scan->count; i++)
         judge_file(&j, &scan->files[i]);

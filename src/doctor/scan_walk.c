@@ -31,6 +31,11 @@ static bool kind_of(struct ew_str path, struct ew_str name, bool executable, enu
         *kind = EW_SCAN_PACKAGE;
     else if (ew_str_is(name, "pyproject.toml") || (ew_str_starts(name, "requirements") && ew_str_ends(name, ".txt")))
         *kind = EW_SCAN_REQUIREMENTS;
+    else if (ew_str_starts(name, "Dockerfile") || ew_str_ends(name, ".Dockerfile") || ew_str_is(name, "Containerfile"))
+        *kind = EW_SCAN_RECIPE;
+    else if ((ew_str_starts(name, "docker-compose") || ew_str_starts(name, "compose")) &&
+             (ew_str_ends(name, ".yml") || ew_str_ends(name, ".yaml")))
+        *kind = EW_SCAN_COMPOSE;
     else if (ew_str_ends(name, ".plan") || ew_str_ends(name, ".engine") || ew_str_ends(name, ".trt"))
         *kind = EW_SCAN_PLAN;
     else if (ew_str_ends(name, ".so") || contains(name, ".so.") || ew_str_ends(name, ".cubin") ||
@@ -120,6 +125,8 @@ int ew__scan_walk(struct ew_scan *scan, const char *path, struct ew_error *err)
         add_named(scan, ew_str_of(path));
         return EW_OK;
     }
+    if (ew__is_root_fs(path))
+        ew__scan_add_root_fs(scan, path);
     ew_buf_init(&buf, 4095);
     ew_buf_append_str(&buf, ew_str_of(path));
     while (buf.len > 1 && buf.ptr[buf.len - 1] == '/')

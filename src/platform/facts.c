@@ -118,6 +118,13 @@ const struct ew_fact *ew_facts_get(const struct ew_facts *facts, struct ew_str k
     return NULL;
 }
 
+bool ew_facts_has_own(const struct ew_facts *facts, const char *key)
+{
+    uint32_t index;
+
+    return ew_map_get(&facts->by_key, ew_str_of(key), &index);
+}
+
 double ew_facts_number(const struct ew_facts *facts, const char *key, double fallback)
 {
     const struct ew_fact *fact = ew_facts_get(facts, ew_str_of(key));

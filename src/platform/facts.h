@@ -49,6 +49,7 @@ void ew_facts_set_strs(struct ew_facts *facts, const char *key, const struct ew_
 
 // The fact, from here or a parent; NULL where it is not known.
 const struct ew_fact *ew_facts_get(const struct ew_facts *facts, struct ew_str key);
+bool ew_facts_has_own(const struct ew_facts *facts, const char *key); // known here, whatever a parent knows
 double ew_facts_number(const struct ew_facts *facts, const char *key, double fallback);
 bool ew_facts_bool(const struct ew_facts *facts, const char *key, bool fallback);
 struct ew_str ew_facts_str(const struct ew_facts *facts, const char *key, const char *fallback);
