@@ -28,7 +28,7 @@ def find_clang():
 def build(names):
     if not (BUILD / "build.ninja").exists():
         env = dict(os.environ, CC=find_clang())
-        options = ["-Dfuzz=true", "-Dwerror=false", "-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false",
+        options = ["-Dfuzz=true", "-Dbuildtype=debugoptimized", "-Db_sanitize=address,undefined", "-Db_lundef=false",
                    "-Dc_args=-fsanitize=fuzzer-no-link -fno-sanitize-recover=undefined"]
         subprocess.run(["meson", "setup", BUILD, *options], cwd=source.ROOT, env=env, check=True)
     subprocess.run(["ninja", "-C", BUILD, *(f"tests/fuzz/fuzz_{name}" for name in names)], check=True)

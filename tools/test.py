@@ -15,7 +15,7 @@ import xml.etree.ElementTree as xml
 
 import source
 
-SANITIZED = ["-Dbuildtype=debug", "-Doptimization=1", "-Dwerror=false", "-Db_lundef=false"]
+SANITIZED = ["-Dbuildtype=debug", "-Doptimization=1", "-Db_lundef=false"]
 ASAN_ENV = {"ASAN_OPTIONS": "allocator_may_return_null=1:strict_string_checks=1:abort_on_error=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}
 # Folder and options of each build.

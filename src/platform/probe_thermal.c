@@ -67,7 +67,7 @@ static void read_zone(const char *root, struct ew_facts *facts, uint32_t zone, c
                       struct hottest *hottest)
 {
     char key[96];
-    double temp, trip_c;
+    double temp, trip_c = 0;
 
     if (!read_signed(root, "/sys/class/thermal/thermal_zone%u/temp", zone, 0, &temp) || temp < -273150)
         return;

@@ -127,7 +127,7 @@ static int compare_bigs(struct ew_str a, struct ew_str b)
 
 static int compare_numbers(struct ew_jj_value a, struct ew_jj_value b)
 {
-    int64_t x, y;
+    int64_t x = 0, y = 0;
     double p = 0, q = 0;
     bool a_whole = ew_jj_is_integer(a, &x), b_whole = ew_jj_is_integer(b, &y);
 
