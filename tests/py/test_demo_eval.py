@@ -1,0 +1,67 @@
+"""The bundled model against the figures of its training: accuracy on the evaluation sets, perplexity of the held-out text."""
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import support
+
+ANSWERS = Path(support.EDGEWISE).parent / "tests/py/answers"
+PROMPTS = 100  # of each set, as the report counts them
+POINTS = 2     # by which an accuracy may be below the report's
+
+
+@pytest.fixture(scope="module")
+def report():
+    return json.loads(support.need("fixtures/demo/report.json").read_text())
+
+
+def conversations(kind):
+    lines = support.need(f"fixtures/demo/{kind}_eval.jsonl").read_text(encoding="utf-8").splitlines()[:PROMPTS]
+    return [json.loads(line) for line in lines]
+
+
+def answer(model, cases, folder):
+    """The greedy answers of the whole set, from one process."""
+    if not ANSWERS.exists():
+        pytest.skip(f"{ANSWERS} is not built")
+    prompts = folder / "prompts.jsonl"
+    inputs = [{"messages": case["messages"], "add_generation_prompt": True} | ({"tools": case["tools"]} if "tools" in case else {})
+              for case in cases]
+    prompts.write_text("".join(json.dumps(item) + "\n" for item in inputs), encoding="utf-8")
+    result = subprocess.run([ANSWERS, model, prompts], capture_output=True, timeout=900, check=False)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    return [json.loads(line) for line in result.stdout.decode().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["recall", "command", "json", "tool"])
+def test_accuracy(kind, report, tmp_path):
+    cases = conversations(kind)
+    answers = answer(support.need("models/demo.gguf"), cases, tmp_path)
+    assert len(answers) == len(cases)
+    correct = sum(case["expect"] in text for case, text in zip(cases, answers))
+    expected = report["accuracy"]["target"][kind]
+    assert expected["of"] == len(cases)
+    assert correct >= expected["correct"] - POINTS
+
+
+def perplexity(model):
+    text = support.need("fixtures/demo/eval.txt")
+    return support.run_json("eval", "perplexity", "-m", model, text, "--window", 1024, "--stride", 512, "--json", timeout=1800)
+
+
+def check_perplexity(result, report, tolerance):
+    expected = report["perplexity"]["target"]["eval"]
+    assert (result["tokens"], result["scored_tokens"]) == (expected["tokens"], expected["scored_tokens"])
+    assert abs(result["ppl"] / expected["ppl"] - 1) < tolerance
+
+
+def test_perplexity_q8_0(report):
+    check_perplexity(perplexity(support.need("models/demo.gguf")), report, 0.005)
+
+
+def test_perplexity_q4_0(report, tmp_path):
+    source = support.find("models/demo") or support.need("models/demo.gguf")  # the checkpoint, or what the repository has
+    support.run_ok("quantize", source, tmp_path / "q4_0.gguf", "--to", "q4_0")
+    check_perplexity(perplexity(tmp_path / "q4_0.gguf"), report, 0.06)
