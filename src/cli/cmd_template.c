@@ -6,7 +6,7 @@
 #include "base/alloc.h"
 #include "cli/cli.h"
 #include "format/mapfile.h"
-#include "text/jinja.h"
+#include "text/chat.h"
 
 #define TEMPLATE_BYTES_MAX ((size_t)16 << 20)
 #define INPUT_BYTES_MAX ((size_t)256 << 20)
@@ -36,7 +36,40 @@ static int read_input(struct ew_arena *arena, const char *path, const struct ew_
     return code;
 }
 
-static int render(const struct ew_jinja *tmpl, const struct ew_args *args, const struct ew_json *object,
+// The template as the one or the other option names it.
+struct source {
+    struct ew_jinja *tmpl;        // --template
+    struct ew_modelfile file;     // --model
+    struct ew_tokenizer *tok;
+    struct ew_chat_format *format;
+};
+
+static int open_source(struct source *source, const struct ew_args *args, struct ew_error *err)
+{
+    const char *path = ew_args_str(args, "template", NULL), *model = ew_args_str(args, "model", NULL);
+    int code;
+
+    if (!path == !model) {
+        ew_fail(err, EW_ERR_USAGE, "template needs either a model or a template file");
+        return ew_remedy(err, EW_ERR_USAGE, "Give one of -m MODEL and --template FILE");
+    }
+    if (path)
+        return compile_file(path, &source->tmpl, err);
+    code = ew_modelfile_open(&source->file, model, false, err);
+    if (code == EW_OK)
+        code = ew_tokenizer_load(&source->file, &source->tok, err);
+    return code == EW_OK ? ew_chat_format_load(&source->file, source->tok, &source->format, err) : code;
+}
+
+static void close_source(struct source *source)
+{
+    ew_jinja_free(source->tmpl);
+    ew_chat_format_free(source->format);
+    ew_tokenizer_free(source->tok);
+    ew_modelfile_close(&source->file);
+}
+
+static int render(const struct source *source, const struct ew_args *args, const struct ew_json *object,
                   struct ew_error *err)
 {
     struct ew_jinja_vars vars = {
@@ -49,7 +82,8 @@ static int render(const struct ew_jinja *tmpl, const struct ew_args *args, const
     int code;
 
     ew_buf_init(&out, PROMPT_BYTES_MAX);
-    code = ew_jinja_render(tmpl, &vars, NULL, &out, err);
+    code = source->tmpl ? ew_jinja_render(source->tmpl, &vars, NULL, &out, err)
+                        : ew_chat_render_vars(source->format, &vars, &out, err);
     if (code == EW_OK && out.len && fwrite(out.ptr, 1, out.len, stdout) != out.len)
         code = ew_fail_errno(err, EW_ERR_IO, "cannot write the prompt");
     ew_buf_fini(&out);
@@ -58,29 +92,26 @@ static int render(const struct ew_jinja *tmpl, const struct ew_args *args, const
 
 static int run(const struct ew_args *args, struct ew_error *err)
 {
-    const char *path = ew_args_str(args, "template", NULL);
-    struct ew_jinja *tmpl = NULL;
+    struct source source = {0};
     const struct ew_json *object;
     struct ew_arena arena;
     int code;
 
-    if (!path)
-        return ew_fail(err, EW_ERR_USAGE, "template needs --template FILE");
     ew_arena_init(&arena, INPUT_MEMORY_MAX);
-    code = compile_file(path, &tmpl, err);
+    code = open_source(&source, args, err);
     if (code == EW_OK)
         code = read_input(&arena, ew_args_at(args, 0), &object, err);
     if (code == EW_OK)
-        code = render(tmpl, args, object, err);
-    ew_jinja_free(tmpl);
+        code = render(&source, args, object, err);
+    close_source(&source);
     ew_arena_fini(&arena);
     return code;
 }
 
 static const struct ew_opt g_own[] = {
     {"template", 0, EW_OPT_STRING, "FILE", "the template, in place of a model's"},
-    {"bos", 0, EW_OPT_STRING, "TEXT", "the variable bos_token"},
-    {"eos", 0, EW_OPT_STRING, "TEXT", "the variable eos_token"},
+    {"bos", 0, EW_OPT_STRING, "TEXT", "the variable bos_token; default the model's"},
+    {"eos", 0, EW_OPT_STRING, "TEXT", "the variable eos_token; default the model's"},
     {"now", 0, EW_OPT_STRING, "TIME", "the time that strftime_now tells, as YYYY-MM-DD HH:MM:SS; default the clock's"},
     EW_OPT_END,
 };
