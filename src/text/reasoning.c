@@ -60,21 +60,25 @@ static size_t certain_len(struct ew_str text, const char *close)
     return drop_space_after((struct ew_str){text.ptr, keep}).len;
 }
 
-// The beginning of an answer: perhaps white space, then the open marker or something else. Returns the text that is
-// left; the state stays where that cannot be said yet.
+// The beginning of an answer: perhaps white space, then the open marker or something else; or the beginning of the
+// reasoning. Returns the text that is left; the state stays where nothing can be said yet.
 static struct ew_str at_start(struct ew_reasoning *split, struct ew_str text, bool is_end)
 {
+    size_t len = strlen(split->open);
     struct ew_str bare = skip_space(text);
-    bool is_opened = split->state == EW_REASONING_OPENED;
 
-    if (bare.len >= strlen(split->open) && memcmp(bare.ptr, split->open, strlen(split->open)) == 0) {
-        split->state = EW_REASONING_INSIDE;
-        return skip_space((struct ew_str){bare.ptr + strlen(split->open), bare.len - strlen(split->open)});
+    while (bare.len >= len && memcmp(bare.ptr, split->open, len) == 0) {
+        split->state = EW_REASONING_OPENED;
+        text = bare = skip_space((struct ew_str){bare.ptr + len, bare.len - len});
     }
     if (!is_end && (bare.len == 0 || may_become(bare, split->open)))
         return text;
-    split->state = is_opened ? EW_REASONING_INSIDE : EW_REASONING_CONTENT;
-    return is_opened ? bare : text;
+    if (split->state == EW_REASONING_START) {
+        split->state = EW_REASONING_CONTENT;
+        return text;
+    }
+    split->state = EW_REASONING_INSIDE;
+    return bare;
 }
 
 static struct ew_str inside(struct ew_reasoning *split, struct ew_str text, bool is_end, struct ew_buf *reasoning)
