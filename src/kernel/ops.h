@@ -24,8 +24,8 @@
 struct ew_weight_source {
     enum ew_dtype dtype;
     int (*read)(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst, struct ew_error *err);
-    // Called once rows were copied out and will not be read again, so that their share of a file's mapping stops counting
-    // as memory of this process. May be NULL.
+    // Called once rows were copied out and will not be read again, so that their share of a file's mapping
+    // stops counting as memory of this process. May be NULL.
     void (*release)(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows);
     const void *mapped;
     const void *ctx;

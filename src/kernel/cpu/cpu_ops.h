@@ -54,8 +54,8 @@ struct ew_cpu_ops {
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
     void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
                       float *out, uint32_t out_stride);
-    // score[i][j] = q[i] . k[j] of n_q queries and n_k keys, rows of `dim`, a multiple of EW_CPU_DIM (the reference takes
-    // any).
+    // score[i][j] = q[i] . k[j] of n_q queries and n_k keys, rows of `dim`, a multiple of EW_CPU_DIM (the
+    // reference takes any).
     void (*scores)(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
                    uint32_t dim);
     // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.
