@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "doctor/capture.h"
 #include "doctor/scan.h"
 
 #define REPORT_BYTES_MAX ((size_t)512 << 20)
@@ -13,11 +14,16 @@ static const struct ew_opt g_own[] = {
     {"markdown", 0, EW_OPT_FLAG, NULL, "the findings as a table for a repository"},
     EW_OPT_END,
 };
+static const struct ew_opt g_capture[] = {
+    {"capture", 0, EW_OPT_STRING, "FILE", "write what doctor reads of this machine into a new tar archive, for --root elsewhere"},
+    EW_OPT_END,
+};
 static const struct ew_opt g_scan[] = {
     {"threads", 't', EW_OPT_INT, "N", "threads that read; default one a core", NULL, 1, 512},
     EW_OPT_END,
 };
 static const struct ew_opt *const g_options[] = {g_own, ew_opts_common, NULL};
+static const struct ew_opt *const g_doctor_options[] = {g_own, g_capture, ew_opts_common, NULL};
 static const struct ew_opt *const g_scan_options[] = {g_own, g_scan, ew_opts_common, NULL};
 
 static int open_doctor(struct ew_doctor *doctor, const struct ew_args *args, struct ew_error *err)
@@ -59,7 +65,10 @@ static int run(const struct ew_args *args, struct ew_error *err)
 
     if (code != EW_OK)
         return code;
-    code = print_report(&doctor, args, err);
+    if (ew_args_has(args, "capture"))
+        code = ew_capture_write(&doctor, ew_args_str(args, "capture", ""), err);
+    else
+        code = print_report(&doctor, args, err);
     ew_doctor_close(&doctor);
     return code;
 }
@@ -104,12 +113,21 @@ static int run_rules(const struct ew_args *args, struct ew_error *err)
 
 const struct ew_command ew_cmd_doctor = {
     .name = "doctor",
-    .usage = "doctor [--root DIR] [--json | --markdown]",
+    .usage = "doctor [--root DIR] [--json | --markdown | --capture FILE]",
     .summary = "Say what is wrong with this box and how to mend it",
     .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs "
                "nothing, writes nothing,\n"
-               "needs no root. Exit status 1 when a finding is a failure.",
-    .options = g_options,
+               "needs no root. Exit status 1 when a finding is a failure.\n\n"
+               "--capture takes: os-release, nv_tegra_release, nv_boot_control.conf, nvpmodel.conf and its status, dgx-release, "
+               "the versions of CUDA\n"
+               "and of the driver; /proc/meminfo; model and compatible of the device tree; the DMI product name; hwmon rails, thermal "
+               "zones, coolers,\n"
+               "devfreq clocks; the kernel's release and processor; the names of system libraries and the versions they define; "
+               "the driver's answers\n"
+               "(name, clocks, memory, power, links). Of container engines' and Kubernetes' files only the lines that name NVIDIA, "
+               "of the package list only\n"
+               "NVIDIA's. No serial numbers, UUIDs, host names, addresses, environment or home directories.",
+    .options = g_doctor_options,
     .run = run,
 };
 

@@ -32,6 +32,20 @@ static const char *const g_dirs[] = {
     "/opt/nvidia/l4t-gpu-libs/openrm",
 };
 
+static bool grow(struct ew_library_index *index)
+{
+    struct ew_str *grown;
+
+    if (index->count < index->cap)
+        return true;
+    grown = ew_realloc_array(index->list, (size_t)index->cap * 2 + 1024, sizeof(*grown));
+    if (!grown)
+        return false;
+    index->list = grown;
+    index->cap = index->cap * 2 + 1024;
+    return true;
+}
+
 static void add_name(struct ew_library_index *index, struct ew_str name)
 {
     uint32_t known;
@@ -40,7 +54,12 @@ static void add_name(struct ew_library_index *index, struct ew_str name)
     if (ew_map_get(&index->names, name, &known))
         return;
     copy = ew_arena_copy(&index->arena, name.ptr, name.len);
-    index->failed |= !copy || ew_map_put(&index->names, (struct ew_str){copy, name.len}, 1, NULL) != EW_OK;
+    if (!copy || !grow(index) ||
+        ew_map_put(&index->names, (struct ew_str){copy, name.len}, index->count, NULL) != EW_OK) {
+        index->failed = true;
+        return;
+    }
+    index->list[index->count++] = (struct ew_str){copy, name.len};
 }
 
 static void add_dir(struct ew_library_index *index, const char *root, struct ew_str path)
@@ -151,6 +170,7 @@ void ew_library_index_add_driver(struct ew_library_index *index, const struct ew
 void ew_library_index_fini(struct ew_library_index *index)
 {
     ew_map_fini(&index->names);
+    ew_free(index->list);
     ew_arena_fini(&index->arena);
 }
 

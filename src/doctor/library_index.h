@@ -7,7 +7,9 @@
 
 struct ew_library_index {
     struct ew_arena arena;
-    struct ew_map names;
+    struct ew_map names; // name to its place in list
+    struct ew_str *list; // [count] in the order found
+    uint32_t count, cap;
     bool known;  // some library directory, or a captured list of them, could be read
     bool failed; // memory ran out
 };

@@ -25,4 +25,6 @@ void ew_probe_power(const char *root, struct ew_facts *facts);   // probe_power.
 void ew_probe_thermal(const char *root, struct ew_facts *facts); // probe_thermal.c
 void ew_probe_nvidia(const char *root,
                      struct ew_facts *facts); // probe_nvidia.c: driver files, PCI, then the driver itself
+// Only what changes from second to second (NVML's power, clocks, temperature): no CUDA, so that it takes milliseconds.
+void ew_probe_gpu_readings(const char *root, struct ew_facts *facts);
 void ew_probe_container(const char *root, struct ew_facts *facts); // probe_container.c

@@ -173,14 +173,19 @@ static void say_nvml(FILE *to)
     ew_nvml_close(&nvml);
 }
 
-static _Noreturn void child(int fd)
+static void say_all(FILE *to)
+{
+    say_nvml(to);
+    say_cuda(to);
+}
+
+static _Noreturn void child(int fd, void (*say)(FILE *to))
 {
     FILE *to = fdopen(fd, "w");
 
     if (to) {
         setvbuf(to, NULL, _IOLBF, 0); // a line said before a hang still arrives
-        say_nvml(to);
-        say_cuda(to);
+        say(to);
         fclose(to);
     }
     _exit(0); // a forked child must not run the parent's exit handlers
@@ -209,7 +214,7 @@ static bool read_report(int fd, char *text, size_t size)
     return finished;
 }
 
-static bool ask_driver(char *text, size_t size)
+static bool ask_driver(void (*say)(FILE *to), char *text, size_t size)
 {
     int fds[2];
     bool finished;
@@ -222,7 +227,7 @@ static bool ask_driver(char *text, size_t size)
     pid = fork();
     if (pid == 0) {
         close(fds[0]);
-        child(fds[1]);
+        child(fds[1], say);
     }
     close(fds[1]);
     finished = pid < 0 || read_report(fds[0], text, size);
@@ -318,7 +323,7 @@ static void derive(struct ew_facts *facts)
 }
 
 // True where somebody asked the driver, now or when the tree was captured.
-static bool read_driver(const char *root, struct ew_facts *facts)
+static bool read_driver(const char *root, void (*say)(FILE *to), struct ew_facts *facts)
 {
     char *text = ew_alloc(REPORT_BYTES_MAX);
     bool asked = true;
@@ -331,7 +336,7 @@ static bool read_driver(const char *root, struct ew_facts *facts)
         asked = ew_sysfile_read(root, "/.edgewise/gpu", text, REPORT_BYTES_MAX) > 0;
         ew_facts_parse_lines(facts, text, "/.edgewise/gpu");
     } else {
-        bool finished = ask_driver(text, REPORT_BYTES_MAX);
+        bool finished = ask_driver(say, text, REPORT_BYTES_MAX);
 
         ew_facts_set_bool(facts, "drv_hangs", !finished, "driver calls in a child process");
         ew_facts_parse_lines(facts, text, "driver");
@@ -342,11 +347,17 @@ static bool read_driver(const char *root, struct ew_facts *facts)
 
 void ew_probe_nvidia(const char *root, struct ew_facts *facts)
 {
-    bool asked = read_driver(root, facts);
+    bool asked = read_driver(root, say_all, facts);
 
     read_module(root, facts);
     if (asked)
         ew_facts_set_number(facts, "drv_cuda_major", floor(ew_facts_number(facts, "drv_cuda", 0) / 100),
                             "the driver's CUDA; 0 where none answers");
     derive(facts);
+}
+
+void ew_probe_gpu_readings(const char *root, struct ew_facts *facts)
+{
+    read_driver(root, say_nvml, facts);
+    set_clock_limits(facts);
 }

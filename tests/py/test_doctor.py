@@ -4,9 +4,10 @@ EW_UPDATE_GOLDEN=1 writes the golden files anew; read the difference before comm
 """
 import json
 import os
+import tarfile
 
 import pytest
-from support import ROOT, run, run_json
+from support import ROOT, run, run_json, run_ok
 
 TREES = ROOT / "tests/fixtures/trees"
 GOLDEN = ROOT / "tests/fixtures/doctor"
@@ -66,3 +67,71 @@ def test_a_user_rule_replaces_one(tmp_path):
     broken.write_text("- id: X-1\n  subject: machine\n  when: \"a ==\"\n  severity: warn\n  message: m\n  remedy: r\n  source: s\n")
     result = run("doctor", "--rules", tmp_path)
     assert result.returncode != 0 and b"broken.yaml:1" in result.stderr and not result.stdout
+
+
+# ---- captures ----
+
+def capture(path, *arguments):
+    """Captures, unpacks, and returns the tree."""
+    archive = path / "captured.tar"
+    run_ok("doctor", "--capture", archive, *arguments)
+    tree = path / "captured"
+    with tarfile.open(archive) as tar:
+        assert all(m.isreg() or m.isdir() for m in tar)
+        tar.extractall(tree, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(tree)
+    return tree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_captured_tree_gives_the_same_report(tmp_path, name):
+    tree = capture(tmp_path, "--root", TREES / name)
+    assert json.loads(run("doctor", "--root", tree, "--json").stdout) == json.loads((GOLDEN / f"{name}.json").read_bytes())
+
+
+# These change from moment to moment, or come from control groups, which are not captured.
+VOLATILE = {"host_avail_mib", "page_cache_mib", "cgroup_limit_mib", "cma_free_mib", "swap_used_mib", "temp_c", "gpu_clock_mhz"}
+
+
+def test_this_machine_captured(tmp_path):
+    here = json.loads(run("doctor", "--json").stdout)
+    there = json.loads(run("doctor", "--root", capture(tmp_path), "--json").stdout)
+    for key, fact in here["facts"].items():
+        if key not in VOLATILE and not key.startswith(("temp_", "rail_", "gpu_power", "gpu_mem_")):
+            assert there["facts"][key]["value"] == fact["value"], key
+    assert {f["id"] for f in here["findings"]} == {f["id"] for f in there["findings"]}
+
+
+def test_a_capture_overwrites_nothing_and_holds_no_secret(tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "etc/docker").mkdir(parents=True)
+    (tree / "etc/containerd").mkdir()
+    (tree / "etc/docker/daemon.json").write_text('{"runtimes": {"nvidia": {}},\n"auths": "hunter2"}\n')
+    (tree / "etc/containerd/config.toml").write_text('[plugins.nvidia]\n  password = "hunter2"\n')
+    (tree / "etc/hostname").write_text("hunter2\n")
+    taken = capture(tmp_path, "--root", tree)
+    assert b"hunter2" not in (tmp_path / "captured.tar").read_bytes()
+    assert (taken / "etc/containerd/config.toml").read_text().splitlines()[1:] == ["[plugins.nvidia]"]
+    before = (tmp_path / "captured.tar").read_bytes()
+    assert run("doctor", "--capture", tmp_path / "captured.tar").returncode == 1
+    assert (tmp_path / "captured.tar").read_bytes() == before
+
+
+# ---- power ----
+
+def test_power_report():
+    text = run_ok("doctor", "power", "--root", TREES / "thor").decode()
+    for part in ("120W (id 1) of MAXN, 120W, 90W, 70W", "VDD_GPU 2.0 W", "VIN 19.8 W", "tj_thermal 38.9 C", "trip point 114.5 C",
+                 "throttling     no", "sudo nvpmodel -m 0"):
+        assert part in text, part
+    text = run_ok("doctor", "power", "--root", TREES / "agx-orin-64").decode()
+    assert "throttling     gpu-throttle-alert, devfreq-17000000.gpu" in text
+    assert "VDDQ_VDD2_1V8AO 1.2 W" in text and "NC" not in text
+    text = run_ok("doctor", "power", "--root", TREES / "rtx-pro-4000").decode()
+    assert "GPU draws      11.2 W" in text and "GPU limit      140 W" in text
+
+
+def test_power_watch():
+    lines = run_ok("doctor", "power", "--root", TREES / "agx-orin-64", "--watch", "-n", 2).decode().splitlines()
+    assert len(lines) == 2 and "22.3 W" in lines[0] and "THROTTLING for 1 s: gpu-throttle-alert" in lines[1]
+    [line] = run_ok("doctor", "power", "--root", TREES / "h200", "--watch", "-n", 1, "--json").splitlines()
+    assert json.loads(line)["gpu_power_w"] == 118.3
