@@ -36,6 +36,7 @@ extern const struct ew_command ew_cmd_bench_kernels, ew_cmd_bench_speed;
 extern const struct ew_command ew_cmd_chat;
 extern const struct ew_command ew_cmd_doctor, ew_cmd_doctor_power, ew_cmd_doctor_rules, ew_cmd_doctor_scan;
 extern const struct ew_command ew_cmd_eval_logits, ew_cmd_eval_perplexity, ew_cmd_eval_self;
+extern const struct ew_command ew_cmd_plan, ew_cmd_profiles;
 extern const struct ew_command ew_cmd_quantize;
 extern const struct ew_command ew_cmd_run;
 extern const struct ew_command ew_cmd_template;
@@ -54,6 +55,8 @@ const struct ew_command *const ew_commands[] = {
     &ew_cmd_eval_logits,
     &ew_cmd_eval_perplexity,
     &ew_cmd_eval_self,
+    &ew_cmd_plan,
+    &ew_cmd_profiles,
     &ew_cmd_quantize,
     &ew_cmd_run,
     &ew_cmd_template,

@@ -1,0 +1,41 @@
+#pragma once
+// The outline of a model: the few numbers that decide what fits and how fast it can be, from headers alone.
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "base/str.h"
+
+// A type of weights as people name it, with its bits for each weight, scales included.
+struct ew_weight_type {
+    const char *name;
+    double bits;
+};
+const struct ew_weight_type *ew_weight_type_find(const char *name); // NULL: not known
+extern const struct ew_weight_type ew_weight_types[];               // ended by a NULL name, from wide to narrow
+
+// Where a model is only talked about ("--params 70B"). 0: not given.
+struct ew_outline_figures {
+    double params, active_params; // active: read for each token (mixtures of experts)
+    uint32_t layers, kv_heads, head_dim;
+};
+
+struct ew_outline {
+    char name[256];
+    char type[32]; // of the weights
+    double params, active_params;
+    double weight_bytes;      // all of them
+    double read_bytes;        // that one token at batch 1 has to read
+    double kv_elements;       // of one token, K and V of all layers that keep every token
+    double kv_scales;         // f16 scales of one token where the cache is 8 bits wide
+    double kv_fixed_elements; // of one session, in windows that do not grow with the context
+    double kv_fixed_scales;
+    uint32_t context_trained; // 0: unknown
+    bool kv_known;
+};
+
+// model: as for --model, also a directory that holds nothing but a config.json. type NULL: as the file has it.
+int ew_outline_of_model(struct ew_outline *outline, const char *model, const struct ew_weight_type *type,
+                        struct ew_error *err) EW_MUST_CHECK;
+int ew_outline_of_figures(struct ew_outline *outline, const struct ew_outline_figures *figures,
+                          const struct ew_weight_type *type, struct ew_error *err) EW_MUST_CHECK;
