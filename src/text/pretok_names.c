@@ -65,7 +65,7 @@
 #define GPT4O CASED "|\\p{N}{1,3}" SYMBOLS_SLASH NEWLINES_SPACES
 #define TEKKEN UPPER_LOWER "|" UPPERS "|\\p{N}" SYMBOLS_SLASH NEWLINES_SPACES
 #define DEEPSEEK3 ASCII_WORD "[\\r\\n]*" NEWLINES_SPACES
-#define BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{ff0c}\\x{3001}\\x{964}\\x{6d4}\\x{60c}]+"
+#define BLOOM " ?[^(\\s|.,!?\\x{2026}\\x{3002}\\x{ff0c}\\x{3001}\\x{964}\\x{6d4}\\x{60c})]+"
 // "\s*[\r\n]+" would walk the rest of a long run of spaces again for each piece of it; behind a space it cannot match.
 #define JAIS2 CONTRACTION "|" WORD "|\\p{N}{1,3}" SYMBOLS \
     "|(?<![^\\S\\r\\n])\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)" \
@@ -234,11 +234,14 @@ static const struct {
 } g_equivalents[] = {
     {"\\s+$", TRAILING_SPACE},
     {"[\\p{Han}]+|[^\\r\\n\\p{L}\\p{N}]?" KIMI_UPPER "*" KIMI_LOWER "+" CONTRACTION
-     "?|[^\\r\\n\\p{L}\\p{N}]?" KIMI_UPPER "+" KIMI_LOWER "*" CONTRACTION "?|\\p{N}{1,3}" SYMBOLS NEWLINES_SPACES, KIMI},
+     "?|[^\\r\\n\\p{L}\\p{N}]?" KIMI_UPPER "+" KIMI_LOWER "*" CONTRACTION "?|\\p{N}{1,3}" SYMBOLS NEWLINES_SPACES,
+     KIMI},
     {CONTRACTION "|" WORD "|\\p{N}{1,3}" SYMBOLS "|\\s*[\\r\\n]+|\\s{512}(?!\\S)|\\s{256}(?!\\S)|\\s{128}(?!\\S)"
-     "|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}", JAIS2},
+                 "|\\s{64}(?!\\S)|\\s{32}(?!\\S)|\\s{16}(?!\\S)|\\s{8}(?!\\S)|\\s{4}(?!\\S)|\\s{1,2}(?!\\S)|\\s{1}",
+     JAIS2},
     {CONTRACTION "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*(?: \\p{L}\\p{M}*)*)+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]?"
-     "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+", EXAONE_MOE},
+                 "|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+",
+     EXAONE_MOE},
 };
 
 static bool digit_groups(struct ew_str source, enum ew_digit_groups *out)

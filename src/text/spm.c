@@ -44,14 +44,15 @@ static bool join_rank(const void *model, const struct ew_merge *merge, uint32_t 
     return true;
 }
 
-static int emit_bytes(const struct ew_spm *spm, struct ew_str text, bool illformed, struct ew_ids *out,
-                      struct ew_error *err)
+// What has no token becomes bytes, or without byte tokens one unknown token, shared by neighbours.
+static int emit_unknown(const struct ew_spm *spm, struct ew_str text, bool illformed, bool after_unknown,
+                        struct ew_ids *out, struct ew_error *err)
 {
     uint32_t c;
     int code = EW_OK;
 
     if (spm->bytes[0] < 0)
-        return spm->unk >= 0 ? ew_ids_add(out, spm->unk, err) : EW_OK;
+        return spm->unk >= 0 && !after_unknown ? ew_ids_add(out, spm->unk, err) : EW_OK;
     if (illformed && ew_utf8_decode(text.ptr, text.len, &c) && ew_illformed_is(c))
         return ew_ids_add(out, spm->bytes[ew_illformed_byte(c)], err);
     for (size_t i = 0; i < text.len && code == EW_OK; i++)
@@ -80,6 +81,7 @@ static int push_characters(const struct ew_spm *spm, struct ew_merge *merge, str
 int ew_spm_encode(const struct ew_spm *spm, struct ew_merge *scratch, struct ew_str text, bool illformed,
                   struct ew_ids *out, struct ew_error *err)
 {
+    bool unknown = false; // the symbol before
     int code;
 
     ew_merge_reset(scratch, text);
@@ -90,7 +92,11 @@ int ew_spm_encode(const struct ew_spm *spm, struct ew_merge *scratch, struct ew_
         const struct ew_merge_symbol *symbol = &scratch->symbols[i];
         struct ew_str piece = {text.ptr + symbol->at, ew_merge_end(scratch, i) - symbol->at};
 
-        code = symbol->id >= 0 ? ew_ids_add(out, symbol->id, err) : emit_bytes(spm, piece, illformed, out, err);
+        if (symbol->id >= 0)
+            code = ew_ids_add(out, symbol->id, err);
+        else
+            code = emit_unknown(spm, piece, illformed, unknown, out, err);
+        unknown = symbol->id < 0;
     }
     return code;
 }

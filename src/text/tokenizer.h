@@ -41,10 +41,11 @@ int ew_ids_push(struct ew_ids *ids, int32_t id) EW_MUST_CHECK; // EW_ERR_MEMORY
 int ew_ids_add(struct ew_ids *ids, int32_t id, struct ew_error *err) EW_MUST_CHECK; // the same, with a message
 
 // Appends the ids of text. add_special: the model's own BOS/EOS/CLS. parse_special: special tokens written in the
-// text become their ids (chat templates need it; untrusted user text must not). Without it no text whatever becomes a
-// special token. Added tokens that are not special are always found, as the reference implementations do. Any bytes
-// are accepted: vocabularies that can express bytes (byte-level, byte fallback) give ill-formed UTF-8 back exactly,
-// the others see U+FFFD for each bad byte.
+// text become their ids (chat templates need it; untrusted user text must not). Without it the spelling of a special
+// token is text like any other; only the unknown token, and what a vocabulary's own merges build, can still be
+// special. Added tokens that are not special are always found, as the reference implementations do. Any bytes are
+// accepted: vocabularies that can express bytes (byte-level, byte fallback) give ill-formed UTF-8 back exactly, the
+// others see U+FFFD for each bad byte.
 int ew_tokenize(const struct ew_tokenizer *tok, struct ew_str text, bool add_special, bool parse_special,
                 struct ew_ids *out, struct ew_error *err) EW_MUST_CHECK;
 

@@ -356,20 +356,27 @@ static int load_wordpiece(struct loading *load, struct ew_error *err)
     return code;
 }
 
-static int load_model(struct loading *load, struct ew_error *err)
+static int load_model(struct loading *load, int32_t *unk, struct ew_error *err)
 {
     struct ew_tokenizer *tok = load->tok;
+    int code;
 
     switch (tok->model) {
     case EW_TOKENIZER_BPE:
-        return load_bpe(load, err);
+        code = load_bpe(load, err);
+        *unk = tok->bpe.unk;
+        return code;
     case EW_TOKENIZER_UNIGRAM:
-        return load_unigram(load, err);
+        code = load_unigram(load, err);
+        *unk = tok->unigram.unk;
+        return code;
     case EW_TOKENIZER_WORDPIECE:
-        return load_wordpiece(load, err);
+        code = load_wordpiece(load, err);
+        *unk = tok->wordpiece.unk;
+        return code;
     default:
         tok->info.algorithm = "wordlevel";
-        tok->info.unk = ew_vocab_find(&tok->vocab, ew_json_str(ew_json_get(load->model, "unk_token"), "<unk>"));
+        *unk = ew_vocab_find(&tok->vocab, ew_json_str(ew_json_get(load->model, "unk_token"), "<unk>"));
         return EW_OK;
     }
 }
@@ -444,6 +451,7 @@ int ew_tokenizer_read_json(struct ew_tokenizer *tok, const struct ew_json *root,
 {
     struct loading load = {tok, root, ew_json_get(root, "model"), config};
     struct ew_str type;
+    int32_t unk;
     int code;
 
     tok->model = kind_of(load.model, &type);
@@ -454,8 +462,10 @@ int ew_tokenizer_read_json(struct ew_tokenizer *tok, const struct ew_json *root,
         (code = ew_tokenizer_json_normaliser(tok, ew_json_get(root, "normalizer"), err)) != EW_OK ||
         (code = ew_tokenizer_json_pretok(tok, ew_json_get(root, "pre_tokenizer"), err)) != EW_OK ||
         (code = ew_tokenizer_json_decoder(tok, ew_json_get(root, "decoder"), err)) != EW_OK ||
-        (code = read_added(&load, err)) != EW_OK || (code = load_model(&load, err)) != EW_OK)
+        (code = read_added(&load, err)) != EW_OK || (code = load_model(&load, &unk, err)) != EW_OK)
         return code;
+    if (unk >= 0)
+        tok->info.unk = unk; // what the model really gives, whatever the configuration names
     note_byte_level(tok);
     tok->info.n_vocab = tok->vocab.count;
     return read_edges(&load, err);
