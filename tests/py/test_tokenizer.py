@@ -8,15 +8,17 @@ import os
 import random
 import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
-from support import ROOT, SHARED, find, need, run, run_ok
+import gguf_vocab
+from support import EDGEWISE, find, need, run, run_ok
 
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
-BATCH = os.environ.get("EW_TOKENIZE_BATCH", str(ROOT / "build/tests/py/tokenize_batch"))
+BATCH = str(Path(EDGEWISE).parent / "tests/py/tokenize_batch")
 SEED = int(os.environ.get("EW_SEED", random.SystemRandom().randrange(1 << 32)))
 VECTORS = ["bert-bge", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm"]
 
@@ -382,6 +384,173 @@ def test_demo():
     for text, got in zip(texts, batch([path, path.with_name("tokenizer_config.json")], texts, "--parse-special"), strict=True):
         assert got["ids"] == reference.encode(text, add_special_tokens=False).ids, (SEED, text)
         assert bytes.fromhex(got["text"]).decode() == text, (SEED, text)
+
+
+# What GGUF's names stand for, as the models' own tokenizer.json files write it.
+PRE_NAMES = {
+    "gpt-2": [GPT2 := r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"],
+    "llama-bpe": [LLAMA3], "qwen2": [QWEN2], "gpt-4o": [O200K], "superbpe": [r"\p{N}+", SUPERBPE], "tiny_aya": [AYA, O200K], "kimi-k2": [KIMI],
+    "exaone-moe": [EXAONE_MOE], "jais-2": [JAIS2], "bloom": [BLOOM], "viking": [BLOOM, r"\p{N}"], "starcoder": [r"\p{N}", GPT2],
+    "qwen35": [QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")],
+    "tekken": [O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace("{1,3}", "")],
+    "deepseek-v3": [r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3],
+    "deepseek-coder": ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}"],
+    "bailingmoe": [r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"],
+    "seed-coder": [r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"],
+    "minicpm5": [r"\p{N}{1,3}", QWEN2.replace(r"|\p{N}|", r"|\p{N}+|")],
+    "falcon": [r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]"],
+    "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
+    "chameleon": ["<sentinel:[0-9]+>", "(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z", r"([\t\n]|    |  )", r"\p{N}", r"[\p{P}!-/:-@\[-`{-~]", GPT2],
+    "laguna": [r"[^\n]+|[\n]+", QWEN2],
+}
+ADD_BOS = {"llama-bpe", "tekken", "chameleon"}
+
+
+def write_bpe_gguf(path, tok, **keys):
+    state = json.loads(tok.to_str())
+    vocab = sorted(state["model"]["vocab"], key=state["model"]["vocab"].get)
+    special = {token["id"] for token in state["added_tokens"]}
+    gguf_vocab.write(path, tokens=vocab, token_type=[3 if i in special else 1 for i in range(len(vocab))],
+                     merges=[" ".join(pair) for pair in state["model"]["merges"]], bos_token_id=1, eos_token_id=2, **keys)
+
+
+@pytest.mark.parametrize("name", sorted(PRE_NAMES))
+def test_gguf_pretokenizer_names(tmp_path, name):
+    reference = train_bpe(split_then_bytes(*PRE_NAMES[name]))
+    path = tmp_path / "vocab.gguf"
+    write_bpe_gguf(path, reference, model="gpt2", pre=name)
+    texts = texts_for(name)
+    for text, got in zip(texts, batch([path], texts, "--parse-special", "--add-special"), strict=True):
+        want = [1] * (name in ADD_BOS) + reference.encode(text, add_special_tokens=False).ids
+        assert got["ids"] == want, (name, SEED, text)
+
+
+def test_gguf_gemma4(tmp_path):
+    """SentencePiece's alphabet with ranked merges: spaces are U+2581, bytes fall back, lines are pieces."""
+    reference = llama_like(replace=True)
+    reference.normalizer = normalizers.Replace(" ", "\u2581")
+    reference.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|[\n]+"), "isolated")
+    state = json.loads(reference.to_str())
+    vocab = sorted(state["model"]["vocab"], key=state["model"]["vocab"].get)
+    types = [3 if token in SPECIAL else 6 if token in byte_tokens() else 1 for token in vocab]
+    path = tmp_path / "vocab.gguf"
+    gguf_vocab.write(path, model="gemma4", tokens=vocab, token_type=types, merges=[" ".join(p) for p in state["model"]["merges"]],
+                     bos_token_id=1, eos_token_id=2, unknown_token_id=0)
+    texts = texts_for("gemma4")
+    for text, got in zip(texts, batch([path], texts, "--parse-special", "--add-special"), strict=True):
+        assert got["ids"] == [1] + reference.encode(text, add_special_tokens=False).ids, (SEED, text)
+
+
+def test_gguf_unknown_names_are_refused(tmp_path):
+    reference = train_bpe(BYTE_LEVEL["gpt2"])
+    path = tmp_path / "vocab.gguf"
+    for keys, word in (({"model": "gpt2", "pre": "frobnicate"}, b"frobnicate"), ({"model": "rwkv"}, b"rwkv")):
+        write_bpe_gguf(path, reference, **keys)
+        result = run("tokenize", "-m", path, stdin=b"x")
+        assert result.returncode == 1 and word in result.stderr
+
+
+def train_sentencepiece(tmp_path, **options):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = tmp_path / "corpus.txt"
+    text.write_text("\n".join(line for doc in CORPUS for line in doc.splitlines()), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(input=str(text), model_prefix=str(tmp_path / "sp"), minloglevel=2, hard_vocab_limit=False,
+                                             character_coverage=0.98, **options)
+    return sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sp.model"))
+
+
+def charsmap_of(model):
+    """The precompiled map inside of a serialised ModelProto: field 3 (normalizer_spec), in it field 2. No protobuf needed."""
+    def varint(at):
+        value = shift = 0
+        while True:
+            byte = model[at]
+            value |= (byte & 127) << shift
+            at, shift = at + 1, shift + 7
+            if byte < 128:
+                return value, at
+
+    def fields(at, end):
+        while at < end:
+            tag, at = varint(at)
+            if tag & 7 == 2:
+                size, at = varint(at)
+                yield tag >> 3, at, at + size
+                at += size
+            elif tag & 7 == 0:
+                _, at = varint(at)
+            else:
+                at += {1: 8, 5: 4}[tag & 7]
+
+    for field, start, stop in fields(0, len(model)):
+        if field == 3:
+            for inner, first, last in fields(start, stop):
+                if inner == 2:
+                    return model[first:last]
+    return b""
+
+
+def write_sentencepiece_gguf(path, sp, model, **keys):
+    n = sp.vocab_size()
+    kinds = [2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 5 if sp.is_unused(i) else 1 for i in range(n)]
+    gguf_vocab.write(path, model=model, tokens=[sp.id_to_piece(i) for i in range(n)], scores=[float(sp.get_score(i)) for i in range(n)],
+                     token_type=kinds, bos_token_id=1, eos_token_id=2, unknown_token_id=0, **keys)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize("rule", ["identity", "nmt_nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize("collapse", [False, True])
+def test_sentencepiece(tmp_path, kind, byte_fallback, rule, collapse):
+    sp = train_sentencepiece(tmp_path, model_type=kind, vocab_size=600, byte_fallback=byte_fallback, normalization_rule_name=rule,
+                             remove_extra_whitespaces=collapse)
+    keys = {"remove_extra_whitespaces": collapse, "add_space_prefix": True}
+    charsmap = charsmap_of((tmp_path / "sp.model").read_bytes())
+    assert bool(charsmap) == (rule != "identity")
+    if charsmap:
+        keys["precompiled_charsmap"] = charsmap
+    path = tmp_path / "sp.gguf"
+    write_sentencepiece_gguf(path, sp, "llama" if kind == "bpe" else "t5", **keys)
+    name = f"sentencepiece {kind} {byte_fallback} {rule} {collapse}"
+    texts = [t for t in texts_for(name) if "\0" not in t]
+    for text, got in zip(texts, batch([path], texts), strict=True):
+        want = sp.encode(text)
+        if kind == "unigram" and len(want) and got["ids"] != want:  # near-ties: sentencepiece adds scores in float, tokenizers in double
+            assert abs(sum(map(sp.get_score, want)) - sum(map(sp.get_score, got["ids"]))) < 1e-3, (name, SEED, text)
+            assert sp.decode(want) == sp.decode(got["ids"])
+            continue
+        assert got["ids"] == want, (name, SEED, text, [sp.id_to_piece(i) for i in want], [sp.id_to_piece(i) for i in got["ids"]])
+        if byte_fallback and "\u2581" not in text:
+            assert bytes.fromhex(got["text"]).decode("utf-8", "replace") == sp.decode(want), (name, SEED, text)
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf", "nfkc"])
+def test_precompiled_normalizer(tmp_path, rule):
+    sp = train_sentencepiece(tmp_path, model_type="unigram", vocab_size=600, normalization_rule_name=rule)
+    vocab = [(sp.id_to_piece(i), sp.get_score(i)) for i in range(sp.vocab_size())]
+    tok = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=False))
+    tok.normalizer = normalizers.Sequence([normalizers.Precompiled(charsmap_of((tmp_path / "sp.model").read_bytes())),
+                                           normalizers.Replace(Regex(" {2,}"), " ")])
+    tok.pre_tokenizer = pre_tokenizers.Metaspace()
+    tok.decoder = decoders.Metaspace()
+    tok.add_special_tokens(["<unk>", "<s>", "</s>"])
+    check(tmp_path, f"precompiled {rule}", tok)
+
+
+def test_gguf_wordpiece(tmp_path):
+    tok = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tok.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tok.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False))
+    vocab = sorted(tok.get_vocab(), key=tok.get_vocab().get)
+    tokens = [t if i < 5 else t[2:] if t.startswith("##") else "\u2581" + t for i, t in enumerate(vocab)]
+    path = tmp_path / "vocab.gguf"
+    gguf_vocab.write(path, model="bert", tokens=tokens, token_type=[3] * 5 + [1] * (len(tokens) - 5), unknown_token_id=1, cls_token_id=2,
+                     seperator_token_id=3, padding_token_id=0, mask_token_id=4)
+    texts = texts_for("gguf wordpiece")
+    for text, got in zip(texts, batch([path], texts, "--parse-special", "--add-special"), strict=True):
+        assert got["ids"] == [2] + tok.encode(text, add_special_tokens=False).ids + [3], (SEED, text)
 
 
 def vectors(name):
