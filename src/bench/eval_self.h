@@ -4,7 +4,9 @@
 // The reference runs first, and what each op computed is kept. Then the fast backend computes the same steps; after
 // each op its rows are compared and replaced by the reference's, so that each op is judged on equal inputs and errors
 // do not add up. Last, the fast backend runs once more as it would for users (fused, untouched), and its logits are
-// compared. One backend is loaded at a time.
+// compared. Some prompts make a model amplify every rounding, with random weights above all; so the reference also runs
+// with disturbed embeddings, and where its own logits move by more than these did, as much more is allowed. One backend
+// is loaded at a time.
 
 #include "engine/engine.h"
 
@@ -23,8 +25,9 @@ struct ew_self {
     bool pass;
     enum ew_arith arith;
     char backend_text[128];
-    uint32_t n_tokens; // of all steps
-    double logits_rel, logits_tolerance;
+    uint32_t n_tokens;                   // of all steps
+    double logits_rel, logits_tolerance; // of the row that comes nearest to what it is allowed
+    double amplification;                // of that row, at least 1
     uint32_t n_rows;
     struct ew_self_row rows[EW_SELF_ROWS_MAX];
 };

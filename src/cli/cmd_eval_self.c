@@ -30,8 +30,10 @@ static void print_text(const struct ew_self *self)
         printf("%12.3g %12.3g %12.3g%s\n", row->max_abs, row->rel, row->tolerance,
                row->rel <= row->tolerance ? "" : "  TOO LARGE");
     }
-    printf("\nlogits, as users get them: rel %.3g, %.3g allowed for the class %s: %s\n", self->logits_rel,
-           self->logits_tolerance, ew_arith_name(self->arith), self->pass ? "pass" : "FAIL");
+    printf("\nlogits, as users get them: rel %.3g, %.3g allowed for the class %s where the model amplifies %.1f times: "
+           "%s\n",
+           self->logits_rel, self->logits_tolerance, ew_arith_name(self->arith), self->amplification,
+           self->pass ? "pass" : "FAIL");
 }
 
 static void print_json(const struct ew_self *self)
@@ -39,6 +41,8 @@ static void print_json(const struct ew_self *self)
     printf("{\"pass\": %s, \"class\": \"%s\", \"backend\": \"%s\", \"tokens\": %u, \"logits_rel\": ",
            self->pass ? "true" : "false", ew_arith_name(self->arith), self->backend_text, self->n_tokens);
     print_number(self->logits_rel);
+    printf(", \"logits_allowed\": ");
+    print_number(self->logits_tolerance);
     printf(", \"ops\": [\n");
     for (uint32_t i = 0; i < self->n_rows; i++) {
         const struct ew_self_row *row = &self->rows[i];

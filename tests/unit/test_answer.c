@@ -80,7 +80,8 @@ static void stream(const char *bytes, const struct ew_str *stop, uint32_t n_stop
     ew_answer_fini(&answer);
 }
 
-static void assert_stream(const char *bytes, const struct ew_str *stop, uint32_t n_stop, const char *expected, bool stops)
+static void assert_stream(const char *bytes, const struct ew_str *stop, uint32_t n_stop, const char *expected,
+                          bool stops)
 {
     struct ew_buf out;
     bool stopped;
