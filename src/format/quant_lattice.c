@@ -101,8 +101,8 @@ static void decode_iq3_s(const uint8_t *block, float *out)
         int index = block[2 + four] | (block[66 + four / 8] >> (four % 8) & 1) << 8;
         int scale = block[106 + four / 16] >> (four / 8 % 2 * 4) & 0x0F;
 
-        put_iq3(g_values_iq3_s, ew__grid_iq3_s[index], block[74 + four / 2] >> (four % 2 * 4), d * (float)(1 + 2 * scale),
-                out + 4 * four);
+        put_iq3(g_values_iq3_s, ew__grid_iq3_s[index], block[74 + four / 2] >> (four % 2 * 4),
+                d * (float)(1 + 2 * scale), out + 4 * four);
     }
 }
 

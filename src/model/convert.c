@@ -308,23 +308,33 @@ static int add_gguf(struct ew_convert *convert, const struct ew_tensor *from, st
     return EW_OK;
 }
 
-// Layers in the order of computation; readers that stream then read forward.
-static int layer_of(const struct ew_convert_tensor *tensor)
+// Names of GGUF files are not NUL-terminated.
+bool ew_convert_layer(struct ew_str name, uint32_t *layer)
 {
-    unsigned layer;
+    size_t at = strlen("blk.");
 
-    if (ew_str_starts(tensor->name, "blk.") && sscanf(tensor->name.ptr, "blk.%u.", &layer) == 1)
-        return (int)EW_MIN(layer, (unsigned)INT32_MAX - 1);
-    return ew_str_starts(tensor->name, "output") ? INT32_MAX : -1;
+    return ew_str_starts(name, "blk.") && read_number(name, &at, layer) && at < name.len && name.ptr[at] == '.';
+}
+
+// Layers in the order of computation; readers that stream then read forward.
+static int64_t place_of(struct ew_str name)
+{
+    uint32_t layer;
+
+    if (ew_convert_layer(name, &layer))
+        return layer;
+    return ew_str_starts(name, "output") ? INT64_MAX : -1;
 }
 
 static int compare_tensors(const void *a, const void *b)
 {
-    int layer_a = layer_of(a), layer_b = layer_of(b);
+    struct ew_str name_a = ((const struct ew_convert_tensor *)a)->name,
+                  name_b = ((const struct ew_convert_tensor *)b)->name;
+    int64_t place_a = place_of(name_a), place_b = place_of(name_b);
 
-    if (layer_a != layer_b)
-        return layer_a < layer_b ? -1 : 1;
-    return ew_str_compare(((const struct ew_convert_tensor *)a)->name, ((const struct ew_convert_tensor *)b)->name);
+    if (place_a != place_b)
+        return place_a < place_b ? -1 : 1;
+    return ew_str_compare(name_a, name_b);
 }
 
 // ---- opening ---------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ int ew_convert_write_metadata(const struct ew_convert *convert, const char *pre_
                               struct ew_error *err) EW_MUST_CHECK;
 // n_rows rows, decoded; any thread.
 void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out);
+// The N of "blk.N.attn_q.weight"; false for tensors outside layers.
+bool ew_convert_layer(struct ew_str name, uint32_t *layer);
 // Whether the rows are the input's bytes as they stand.
 bool ew_convert_is_verbatim(const struct ew_convert_tensor *tensor);
 // Whether the finished file describes the model that came in: EW_ERR_UNSUPPORTED names what GGUF could not carry.

@@ -56,9 +56,9 @@ static bool is_kept(const struct ew_convert_tensor *tensor)
 // Layers at both ends and every third between: llama.cpp's rule, found by measuring perplexities.
 static bool is_important_layer(const struct ew_convert_tensor *tensor, uint32_t n_layers)
 {
-    unsigned layer, eighth = n_layers / 8;
+    uint32_t layer, eighth = n_layers / 8;
 
-    if (sscanf(tensor->name.ptr, "blk.%u.", &layer) != 1)
+    if (!ew_convert_layer(tensor->name, &layer))
         return false;
     return layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2;
 }
@@ -128,11 +128,10 @@ static bool has_tensor(const struct ew_convert *convert, const char *name)
 
 static uint32_t count_layers(const struct ew_convert *convert)
 {
-    unsigned layer, most = 0;
+    uint32_t layer, most = 0;
 
     for (uint32_t i = 0; i < convert->n_tensors; i++)
-        if (ew_str_starts(convert->tensors[i].name, "blk.") &&
-            sscanf(convert->tensors[i].name.ptr, "blk.%u.", &layer) == 1)
+        if (ew_convert_layer(convert->tensors[i].name, &layer))
             most = EW_MAX(most, layer + 1);
     return most;
 }

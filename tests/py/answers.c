@@ -1,5 +1,6 @@
-// answers MODEL FILE.jsonl: the greedy answer to each conversation of the file ({messages, tools?, add_generation_prompt}), as a
-// JSON string a line. One process and many sequences in flight, so that tests can afford hundreds of prompts.
+// answers MODEL FILE.jsonl: the greedy answer to each conversation of the file ({messages, tools?,
+// add_generation_prompt}), as a JSON string a line. One process and many sequences in flight, so that tests can
+// afford hundreds of prompts.
 #include <stdio.h>
 #include <string.h>
 

@@ -11,6 +11,7 @@
 
 #include "base/alloc.h"
 #include "base/log.h"
+#include "base/rng.h"
 #include "format/gguf.h"
 #include "format/modelfile.h"
 #include "model/quantize.h"
@@ -228,6 +229,34 @@ static void a_full_disk_is_noticed_before(void **state)
     assert_non_null(strstr(err.message, "left"));
 }
 
+// Header bytes of a file with every type are changed at random: whatever comes, an error or a model, comes in order.
+static void damaged_files_end_in_order(void **state)
+{
+    char in[PATH_BYTES], out[PATH_BYTES], damaged[PATH_BYTES], *bytes;
+    struct ew_quantize_options options = {.in = damaged, .out = out, .type = "q8_0", .overwrite = true, .n_threads = 1};
+    struct ew_quantize_summary summary;
+    struct ew_error err = {0};
+    size_t len;
+
+    if (!fixture_find(in, sizeof(in), "gguf/tensors-all-types.gguf"))
+        skip();
+    assert_int_equal(ew_file_read(in, (size_t)1 << 20, &bytes, &len, &err), EW_OK);
+    scratch_path(out, sizeof(out), *state, "damaged.out");
+    scratch_path(damaged, sizeof(damaged), *state, "damaged.gguf");
+    for (uint64_t round = 0; round < 150; round++) {
+        struct ew_rng rng = ew_rng_at(1, round);
+        uint32_t at = ew_rng_below(&rng, 1568); // where data begins
+        char was = bytes[at];
+
+        bytes[at] = (char)ew_rng_u32(&rng);
+        scratch_write(*state, "damaged.gguf", bytes, len);
+        bytes[at] = was;
+        if (ew_quantize(&options, &summary, &err) != EW_OK)
+            assert_true(err.message[0]);
+    }
+    ew_free(bytes);
+}
+
 static void what_gguf_cannot_say_is_refused(void **state)
 {
     static const char *const models[] = {"models/llama_rope_dynamic", "models/ministral_swa_mix"};
@@ -253,6 +282,7 @@ int main(void)
         cmocka_unit_test(interruption_leaves_nothing),
         cmocka_unit_test(failing_allocations_leave_nothing),
         cmocka_unit_test(a_full_disk_is_noticed_before),
+        cmocka_unit_test(damaged_files_end_in_order),
         cmocka_unit_test(what_gguf_cannot_say_is_refused),
     };
 
