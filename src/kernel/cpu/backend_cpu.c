@@ -129,7 +129,7 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     work->tokens = ew_cpu_carve(carver, n_tokens * sizeof(*work->tokens));
     work->queries = ew_cpu_carve(carver, n_tokens * sizeof(*work->queries));
     work->selected = ew_cpu_carve(carver, limits->n_logits_max * sizeof(*work->selected));
-    work->next = ew_cpu_carve(carver, EW_MAX(plan->n_stages, plan->n_singles) * sizeof(*work->next));
+    work->progress = ew_cpu_carve(carver, EW_MAX(plan->n_stages, plan->n_singles) * sizeof(*work->progress));
 }
 
 static int build_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
@@ -412,8 +412,8 @@ static int cpu_submit(struct ew_backend *base, const struct ew_batch *batch, str
     if (rc)
         return rc;
     map_tokens(backend);
-    memset(backend->work.next, 0,
-           EW_MAX(backend->plan.n_stages, backend->plan.n_singles) * sizeof(*backend->work.next));
+    memset(backend->work.progress, 0,
+           EW_MAX(backend->plan.n_stages, backend->plan.n_singles) * sizeof(*backend->work.progress));
     ew_cpu_step_run(backend);
     return 0;
 }

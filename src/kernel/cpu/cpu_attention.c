@@ -354,19 +354,28 @@ uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct
     return floats;
 }
 
-void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next,
-                          float *scratch)
+// The reference takes one token and head at a time, the others a run of tokens and the heads of one KV head.
+static bool is_plain(const struct ew_cpu_backend *backend)
 {
-    const struct ew_program *program = backend->program;
-    const struct ew_op *op = &program->ops[step->op];
+    return backend->config.kernels == EW_KERNELS_REFERENCE;
+}
+
+uint32_t ew_cpu_attention_items(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
+
+    return is_plain(backend) ? backend->batch->n_tokens * op->attention.n_heads
+                             : backend->n_queries * op->attention.n_kv_heads;
+}
+
+static struct job job_of(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
     const struct ew_cpu_buffer *buffers = backend->plan.buffers;
-    bool plain = backend->config.kernels == EW_KERNELS_REFERENCE;
-    uint32_t n_heads = plain ? op->attention.n_heads : op->attention.n_kv_heads, item;
-    uint32_t n_items = n_heads * (plain ? backend->batch->n_tokens : backend->n_queries);
     struct job job = {
         .backend = backend,
         .op = op,
-        .cache = program->n_groups ? &backend->caches[op->attention.group] : NULL,
+        .cache = backend->program->n_groups ? &backend->caches[op->attention.group] : NULL,
         .q = backend->work.buffers[step->in],
         .q_stride = buffers[step->in].width,
         .out = backend->work.buffers[step->out],
@@ -378,8 +387,17 @@ void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_st
         job.k = backend->work.buffers[step->in2], job.k_stride = buffers[step->in2].width;
         job.v = backend->work.buffers[step->in3], job.v_stride = buffers[step->in3].width;
     }
-    while ((item = atomic_fetch_add_explicit(next, 1, memory_order_relaxed)) < n_items) {
-        if (plain)
+    return job;
+}
+
+void ew_cpu_attention_run(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t from,
+                          uint32_t to, float *scratch)
+{
+    struct job job = job_of(backend, step);
+    uint32_t n_heads = is_plain(backend) ? job.op->attention.n_heads : job.op->attention.n_kv_heads;
+
+    for (uint32_t item = from; item < to; item++) {
+        if (is_plain(backend))
             attend_plainly(&job, item / n_heads, item % n_heads, scratch);
         else
             attend_item(&job, &backend->work.queries[item / n_heads], item % n_heads, scratch);

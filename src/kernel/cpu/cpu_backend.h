@@ -46,17 +46,23 @@ struct ew_cpu_query {
     uint32_t first, n_tokens;
 };
 
+// How far a stage is. Its work is units of rows, tiles or heads.
+struct ew_cpu_progress {
+    _Alignas(64) _Atomic uint32_t next; // first unit that no thread has taken
+    _Atomic uint32_t done;              // units that are finished
+};
+
 // What prepare carves for the steps.
 struct ew_cpu_workspace {
     struct ew_cpu_region region;
     float **buffers;   // [plan.n_buffers]
     float **rope_rows; // [n_ropes], each [n_tokens_max, n_dims]: cosines, then sines
     struct ew_cpu_q8 q8;
-    float **scratch;              // [n_threads]
-    struct ew_cpu_token *tokens;  // [n_tokens_max]
-    uint32_t *selected;           // [n_logits_max] token of each logits row
-    struct ew_cpu_query *queries; // [n_tokens_max]
-    _Atomic uint32_t *next;       // [n_stages] first unit that no thread has taken
+    float **scratch;                  // [n_threads]
+    struct ew_cpu_token *tokens;      // [n_tokens_max]
+    uint32_t *selected;               // [n_logits_max] token of each logits row
+    struct ew_cpu_query *queries;     // [n_tokens_max]
+    struct ew_cpu_progress *progress; // [n_stages]
 };
 
 struct ew_cpu_backend {
@@ -113,5 +119,6 @@ void ew_cpu_step_run(struct ew_cpu_backend *backend);
 
 // cpu_attention.c
 uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct ew_limits *limits); // floats a thread
-void ew_cpu_attention_run(struct ew_cpu_backend *backend, const struct ew_cpu_step *step, _Atomic uint32_t *next,
-                          float *scratch);
+uint32_t ew_cpu_attention_items(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step);
+void ew_cpu_attention_run(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t from,
+                          uint32_t to, float *scratch);

@@ -1,7 +1,8 @@
 #pragma once
-// A program lowered to stages. Between two stages all threads meet; inside one they share out rows, tiles or heads.
+// A program lowered to stages. All units of one (rows, tiles or heads, shared out among the threads) are finished before
+// the next begins.
 //
-// Everything that works on each row alone is gathered into chains, so that a layer needs about nine meetings. Slots
+// Everything that works on each row alone is gathered into chains, so that a layer is about nine stages. Slots
 // live in buffers that are reused as soon as no later op reads them. The row stride of a buffer is its own, so that row
 // i of whatever lives in it is always in the same place: a thread that is ahead in a chain never writes another one's
 // rows.

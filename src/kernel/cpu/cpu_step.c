@@ -1,10 +1,16 @@
-// One step: every thread walks the stages, takes its share of each, and meets the others after it.
+// One step: every thread walks the stages and takes units of each while there are any. It goes on when all units of a
+// stage are finished, whoever did them: a thread that the system has put aside holds up the others only where it had
+// taken something, which matters wherever the machine does other work, too.
 
 #include <math.h>
+#include <sched.h>
 #include <string.h>
 
 #include "base/assert.h"
 #include "kernel/cpu/cpu_backend.h"
+
+#define SHARES_PER_THREAD 8
+#define SPINS_MAX 4000 // looks at a counter, some microseconds
 
 static float *row_at(const struct ew_cpu_backend *backend, uint32_t buffer, uint32_t row)
 {
@@ -218,15 +224,12 @@ static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew
     return stage->logits_rows ? backend->batch->n_logits : backend->batch->n_tokens;
 }
 
-static void run_chain(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t thread,
-                      uint32_t n_threads)
+static void run_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t row, uint32_t end,
+                     float *scratch)
 {
-    uint64_t n_rows = stage_rows(backend, stage);
-    uint32_t row = (uint32_t)(n_rows * thread / n_threads), end = (uint32_t)(n_rows * (thread + 1) / n_threads);
-
     for (; row < end; row++) {
         for (uint32_t i = 0; i < stage->count; i++)
-            step_row(backend, &backend->plan.steps[stage->first + i], row, backend->work.scratch[thread]);
+            step_row(backend, &backend->plan.steps[stage->first + i], row, scratch);
     }
 }
 
@@ -265,36 +268,67 @@ static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_
     }
 }
 
-static void run_linear(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next,
-                       uint32_t thread, uint32_t n_threads)
+static uint32_t stage_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
-    uint32_t n = 0, share, from;
+    uint32_t n = 0;
 
-    if (stage_rows(backend, stage) == 0)
-        return;
     for (uint32_t i = 0; i < stage->count; i++)
         n += ew_cpu_tiles(
             backend->matrices[backend->program->ops[backend->plan.steps[stage->first + i].op].weight].rows);
-    // Shares small enough that a thread that was held up costs little, large enough that memory is read in long runs.
-    share = EW_MAX(1, n / (n_threads * 8));
-    while ((from = atomic_fetch_add_explicit(next, share, memory_order_relaxed)) < n)
-        run_tiles(backend, stage, from, EW_MIN(from + share, n), backend->work.scratch[thread]);
+    return n;
 }
 
-static void run_stage(struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, _Atomic uint32_t *next,
-                      uint32_t thread, uint32_t n_threads)
+static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
     switch (stage->kind) {
     case EW_CPU_STAGE_CHAIN:
-        run_chain(backend, stage, thread, n_threads);
-        break;
+        return stage_rows(backend, stage);
     case EW_CPU_STAGE_LINEAR:
-        run_linear(backend, stage, next, thread, n_threads);
-        break;
+        return stage_rows(backend, stage) ? stage_tiles(backend, stage) : 0;
     case EW_CPU_STAGE_ATTENTION:
-        ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], next, backend->work.scratch[thread]);
         break;
     }
+    return ew_cpu_attention_items(backend, &backend->plan.steps[stage->first]);
+}
+
+static void run_units(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
+                      uint32_t to, float *scratch)
+{
+    switch (stage->kind) {
+    case EW_CPU_STAGE_CHAIN:
+        run_rows(backend, stage, from, to, scratch);
+        break;
+    case EW_CPU_STAGE_LINEAR:
+        run_tiles(backend, stage, from, to, scratch);
+        break;
+    case EW_CPU_STAGE_ATTENTION:
+        ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], from, to, scratch);
+        break;
+    }
+}
+
+static void await_units(const struct ew_cpu_progress *progress, uint32_t n)
+{
+    for (uint32_t i = 0; atomic_load_explicit(&progress->done, memory_order_acquire) != n; i++) {
+        if (i >= SPINS_MAX) // whoever has the rest may need this CPU
+            sched_yield();
+    }
+}
+
+static void run_stage(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage,
+                      struct ew_cpu_progress *progress, uint32_t thread, uint32_t n_threads)
+{
+    uint32_t n = stage_units(backend, stage), from;
+    // Shares small enough that a thread that was held up costs little, large enough that memory is read in long runs.
+    uint32_t share = EW_MAX(1, n / (n_threads * SHARES_PER_THREAD));
+
+    while ((from = atomic_fetch_add_explicit(&progress->next, share, memory_order_relaxed)) < n) {
+        uint32_t to = EW_MIN(from + share, n);
+
+        run_units(backend, stage, from, to, backend->work.scratch[thread]);
+        atomic_fetch_add_explicit(&progress->done, to - from, memory_order_acq_rel);
+    }
+    await_units(progress, n);
 }
 
 // Shows an op's rows to the trace as neighbouring rows, and takes them back as it left them.
@@ -327,10 +361,10 @@ static void step_thread(void *ctx, uint32_t thread, uint32_t n_threads)
     uint32_t n_stages = backend->trace ? backend->plan.n_singles : backend->plan.n_stages;
 
     for (uint32_t i = 0; i < n_stages; i++) {
-        run_stage(backend, &stages[i], &backend->work.next[i], thread, n_threads);
-        ew_pool_barrier(backend->pool);
+        run_stage(backend, &stages[i], &backend->work.progress[i], thread, n_threads);
         if (!backend->trace)
             continue;
+        ew_pool_barrier(backend->pool);
         if (thread == 0)
             trace_stage(backend, &stages[i]);
         ew_pool_barrier(backend->pool);
