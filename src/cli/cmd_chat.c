@@ -148,6 +148,7 @@ static int generate(struct chat *chat, struct answer *answer, struct ew_error *e
     };
     int code;
 
+    ew_request_show_reasoning(&request, &chat->runtime);
     ew_reasoning_init(&answer->split, ew_chat_format_caps(chat->runtime.chat), ew_buf_str(&chat->prompt));
     code = ew_generate(chat->runtime.engine, &request, on_event, answer, &chat->last, err);
     ew_reasoning_fini(&answer->split);

@@ -236,6 +236,7 @@ static int answer_prompt(struct answer *answer, const struct ew_args *args, cons
         .n_logprobs = (uint32_t)ew_args_int(args, "logprobs", 0),
         .ignore_eos = ew_args_flag(args, "ignore-eos"),
     };
+    ew_request_show_reasoning(&request, runtime);
     ew_reasoning_init(&answer->split, through_template ? ew_chat_format_caps(runtime->chat) : &no_template,
                       prompt_tail);
     code = ew_generate(runtime->engine, &request, on_event, answer, &last, err);

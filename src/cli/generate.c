@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/assert.h"
 #include "base/clock.h"
 
 const struct ew_opt ew_opts_sampling[] = {
@@ -139,6 +140,19 @@ void ew_runtime_close(struct ew_runtime *runtime)
     ew_tokenizer_free(runtime->tok);
     ew_model_close(runtime->model);
     *runtime = (struct ew_runtime){0};
+}
+
+void ew_request_show_reasoning(struct ew_request *request, const struct ew_runtime *runtime)
+{
+    const struct ew_chat_caps *caps = runtime->chat ? ew_chat_format_caps(runtime->chat) : NULL;
+    const char *marks[] = {caps ? caps->reasoning_open : NULL, caps ? caps->reasoning_close : NULL};
+
+    for (size_t i = 0; i < EW_COUNT_OF(marks); i++) {
+        int32_t token = marks[i] ? ew_token_find(runtime->tok, ew_str_of(marks[i])) : EW_TOKEN_NONE;
+
+        if (token != EW_TOKEN_NONE)
+            request->shown[request->n_shown++] = token;
+    }
 }
 
 int ew_generate(struct ew_engine *engine, const struct ew_request *request,

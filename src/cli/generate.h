@@ -40,6 +40,9 @@ struct ew_runtime {
 int ew_runtime_open(struct ew_runtime *runtime, const struct ew_args *args, struct ew_error *err) EW_MUST_CHECK;
 void ew_runtime_close(struct ew_runtime *runtime);
 
+// Lets the marks around the model's reasoning through where they are special tokens, so that the answer can be split.
+void ew_request_show_reasoning(struct ew_request *request, const struct ew_runtime *runtime);
+
 // Runs one request to its end, calling on_event for each of its events; on_event returns false to cancel. An interrupt
 // (Ctrl-C) cancels too. The last event is the FINISHED one, copied to *last.
 int ew_generate(struct ew_engine *engine, const struct ew_request *request,

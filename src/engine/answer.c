@@ -85,6 +85,14 @@ static void give(struct ew_answer *answer, size_t len)
     memmove(answer->held.ptr, answer->held.ptr + len, answer->held.len);
 }
 
+static bool is_shown(const struct ew_answer *answer, int32_t token)
+{
+    for (uint32_t i = 0; i < answer->n_shown; i++)
+        if (answer->shown[i] == token)
+            return true;
+    return false;
+}
+
 int ew_answer_push(struct ew_answer *answer, int32_t token, bool *stopped, struct ew_error *err)
 {
     ptrdiff_t at;
@@ -95,6 +103,7 @@ int ew_answer_push(struct ew_answer *answer, int32_t token, bool *stopped, struc
     // Padding of the vocabulary has no text, but a model may choose it.
     if (!answer->tok || (uint32_t)token >= ew_tokenizer_info(answer->tok)->n_vocab)
         return 0;
+    answer->detok.skip_special = !is_shown(answer, token);
     rc = ew_detok_push(&answer->detok, token, &answer->held, err);
     if (rc < 0)
         return rc;

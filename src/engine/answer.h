@@ -10,6 +10,8 @@ struct ew_answer {
     struct ew_detok detok;
     const struct ew_str *stop; // borrowed
     uint32_t n_stop;
+    const int32_t *shown; // special tokens that are text here; borrowed, set after init
+    uint32_t n_shown;
     bool is_over;        // a stop string was found
     struct ew_buf held;  // not yet given: it may begin a stop string
     struct ew_buf given; // what the newest token released; valid until the next push

@@ -55,6 +55,8 @@ struct ew_request {
     struct ew_sampling sampling; // copied, stop strings too
     uint32_t n_logprobs;         // alternatives reported with each token, 0: none; 1 gives the chosen one's
     bool ignore_eos;
+    int32_t shown[2]; // special tokens whose text belongs to the answer, such as the marks around reasoning
+    uint32_t n_shown;
 };
 
 // EW_ERR_LIMIT: the prompt does not fit the context (the message has the numbers).

@@ -72,6 +72,8 @@ int ew_job_create(const struct ew_request *request, const struct ew_model *model
         rc = ew_answer_init(&job->answer, tok_or_null, job->request.sampling.stop, job->request.sampling.n_stop, err);
     else
         rc = ew_fail_memory(err, request->n_ids * sizeof(*request->ids), "a request");
+    job->answer.shown = job->request.shown;
+    job->answer.n_shown = job->request.n_shown;
     if (rc < 0) {
         ew_job_destroy(job);
         return rc;

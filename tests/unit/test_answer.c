@@ -37,7 +37,7 @@ static int setup(void **state)
 
     (void)state;
     ew_buf_init(&json, 1 << 20);
-    ew_buf_append_str(&json, EW_STR("{\"added_tokens\": [], \"normalizer\": null, \"post_processor\": null, "
+    ew_buf_append_str(&json, EW_STR("{\"added_tokens\": [{\"id\": 256, \"content\": \"[THINK]\", \"special\": true}], \"normalizer\": null, \"post_processor\": null, "
                                     "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                                     "\"use_regex\": false}, \"decoder\": {\"type\": \"ByteLevel\"}, "
                                     "\"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {"));
@@ -135,6 +135,23 @@ static void senseless_stops_are_refused(void **state)
     ew_answer_fini(&answer);
 }
 
+static void special_tokens_are_silent_unless_shown(void **state)
+{
+    static const int32_t shown[] = {256};
+    struct ew_answer answer;
+    bool stopped;
+
+    (void)state;
+    assert_int_equal(ew_answer_init(&answer, g_tok, NULL, 0, NULL), 0);
+    assert_int_equal(ew_answer_push(&answer, 256, &stopped, NULL), 0);
+    assert_int_equal(answer.given.len, 0);
+    answer.shown = shown;
+    answer.n_shown = 1;
+    assert_int_equal(ew_answer_push(&answer, 256, &stopped, NULL), 0);
+    assert_true(ew_str_is(ew_buf_str(&answer.given), "[THINK]"));
+    ew_answer_fini(&answer);
+}
+
 static void tokens_without_text_are_silent(void **state)
 {
     struct ew_answer answer;
@@ -152,6 +169,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(characters_come_whole),
+        cmocka_unit_test(special_tokens_are_silent_unless_shown),
         cmocka_unit_test(stop_strings_are_held_back_and_cut),
         cmocka_unit_test(the_earliest_of_several_stops_wins),
         cmocka_unit_test(senseless_stops_are_refused),
