@@ -59,8 +59,8 @@ static int check_number(const struct ew_opt *opt, const char *value, struct ew_e
     if (integer)
         number = (double)whole;
     if (!isfinite(number) || ((opt->min != 0 || opt->max != 0) && (number < opt->min || number > opt->max)))
-        return ew_fail(err, EW_ERR_USAGE, "--%s must lie between %.10g and %.10g, not %s", opt->name, opt->min, opt->max,
-                       value);
+        return ew_fail(err, EW_ERR_USAGE, "--%s must lie between %.10g and %.10g, not %s", opt->name, opt->min,
+                       opt->max, value);
     return EW_OK;
 }
 

@@ -68,7 +68,8 @@ static int print_reading(struct watch *watch, struct ew_error *err)
         before = out.len;
         ew_power_line(&facts, &out);
         if (out.len == before)
-            code = ew_fail(err, EW_ERR_IO, "this machine tells nothing about power: no rails, no thermal zones, no NVML");
+            code = ew_fail(err, EW_ERR_IO,
+                           "this machine tells nothing about power: no rails, no thermal zones, no NVML");
         append_throttling(watch, &facts, &out);
         ew_buf_append_char(&out, '\n');
     }
@@ -132,8 +133,8 @@ const struct ew_command ew_cmd_doctor_power = {
     .name = "doctor power",
     .usage = "doctor power [--watch] [--json] [--root DIR]",
     .summary = "Power modes, draw by rail, temperatures against trip points, throttling, advice",
-    .details = "Of a Jetson from nvpmodel's configuration, the INA sensors and the thermal zones; of discrete GPUs through NVML. "
-               "No root needed.",
+    .details = "Of a Jetson from nvpmodel's configuration, the INA sensors and the thermal zones; of discrete GPUs "
+               "through NVML. No root needed.",
     .options = g_options,
     .run = run,
 };

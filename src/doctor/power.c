@@ -141,14 +141,15 @@ void ew_power_report(const struct ew_doctor *doctor, struct ew_buf *out)
     append_list(facts, out, "temperatures", is_zone, append_zone);
     append_throttling(facts, out);
     if (!any)
-        ew_buf_append_str(out, EW_STR("This machine tells nothing about power: no rails, no thermal zones, no NVML.\n"));
+        ew_buf_append_str(out,
+                          EW_STR("This machine tells nothing about power: no rails, no thermal zones, no NVML.\n"));
     append_advice(&doctor->findings, out);
 }
 
 void ew_power_json(const struct ew_facts *facts, struct ew_buf *out)
 {
-    static const char *const prefixes[] = {"pow_",      "power_",    "rail_",     "temp_",  "trip_",  "throttle_", "oc_",
-                                           "gpu_clock", "gpu_power", "gpu_temp",  "clk_",   "clock_", "emc_"};
+    static const char *const prefixes[] = {"pow_",      "power_",    "rail_",    "temp_", "trip_",  "throttle_", "oc_",
+                                           "gpu_clock", "gpu_power", "gpu_temp", "clk_",  "clock_", "emc_"};
     bool any = false;
 
     ew_buf_append_char(out, '{');

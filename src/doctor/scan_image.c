@@ -332,8 +332,8 @@ void ew__scan_add_root_fs(struct ew_scan *scan, const char *dir)
         return;
     image = scan->files[scan->count - 1].image;
     read_environment(image, dir);
-    if (ew_sysfile_read(dir, "/usr/local/cuda/version.json", text, sizeof(text)) > 0 && (at = strstr(text, "\"version\"")) &&
-        sscanf(at, "\"version\" : \"%2u.%1u", &major, &minor) == 2)
+    if (ew_sysfile_read(dir, "/usr/local/cuda/version.json", text, sizeof(text)) > 0 &&
+        (at = strstr(text, "\"version\"")) && sscanf(at, "\"version\" : \"%2u.%1u", &major, &minor) == 2)
         image->cuda = major * 100 + minor * 10;
     if (ew_sysfile_read(dir, "/etc/nv_tegra_release", text, sizeof(text)) > 0 && sscanf(text, "# R%2u", &major) == 1) {
         image->l4t_major = major;

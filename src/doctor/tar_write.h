@@ -1,6 +1,6 @@
 #pragma once
-// Writes tar archives (POSIX ustar) of small regular files and directories. Source: POSIX.1-2017, pax, "ustar Interchange
-// Format".
+// Writes tar archives (POSIX ustar) of small regular files and directories. Source: POSIX.1-2017, pax, "ustar
+// Interchange Format".
 
 #include <stdio.h>
 

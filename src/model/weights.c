@@ -151,7 +151,8 @@ static int bind_slice(struct ew_binder *binder, const struct ew_weight_want *wan
                        "tensor " EW_STR_FMT " has rows of %llu elements, which blocks of %s do not divide",
                        EW_STR_ARG(tensor->name), (unsigned long long)want->cols, ew_dtype_name(tensor->dtype));
     mark_used(binder, tensor, want->is_matrix);
-    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_mapped, .release = release_mapped, .arg = {row_bytes}};
+    *out = (struct ew_weight_source){
+        .dtype = tensor->dtype, .read = read_mapped, .release = release_mapped, .arg = {row_bytes}};
     out->mapped = tensor->data + first * (want->is_matrix ? row_bytes : ew_dtype_row_bytes(tensor->dtype, 1));
     return 0;
 }

@@ -109,7 +109,8 @@ static void read_manifest(const char *root, const char *name, struct manifests *
         tag = strstr(text, "k8s-device-plugin:v");
         if (tag) {
             tag += strlen("k8s-device-plugin:v");
-            snprintf(m->plugin_version, sizeof(m->plugin_version), "%.*s", (int)EW_MIN(strspn(tag, "0123456789."), 31), tag);
+            snprintf(m->plugin_version, sizeof(m->plugin_version), "%.*s", (int)EW_MIN(strspn(tag, "0123456789."), 31),
+                     tag);
         }
         m->nvml_strategy |= strstr(text, "strategy=nvml") || strstr(text, "deviceDiscoveryStrategy: nvml");
         m->tegra_strategy |= strstr(text, "strategy=tegra") || strstr(text, "deviceDiscoveryStrategy: tegra");

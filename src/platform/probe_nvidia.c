@@ -287,9 +287,9 @@ static void set_clock_limits(struct ew_facts *facts)
 // NVIDIA's data-center boards, which alone among discrete GPUs may use forward compatibility packages.
 static void set_datacenter(struct ew_facts *facts)
 {
-    static const char *const names[] = {"H100",  "H200", "H20",  "GH200", "A100", "A800", "A30", "A40", "A10", "A16", "A2",
-                                        "B100",  "B200", "B300", "GB200", "L4",   "L40",  "L40S", "L20", "T4",  "V100",
-                                        "P100",  "P40",  "P4"};
+    static const char *const names[] = {"H100", "H200", "H20", "GH200", "A100", "A800", "A30",   "A40",
+                                        "A10",  "A16",  "A2",  "B100",  "B200", "B300", "GB200", "L4",
+                                        "L40",  "L40S", "L20", "T4",    "V100", "P100", "P40",   "P4"};
     struct ew_str name = ew_facts_str(facts, "gpu_name", "");
     bool found = false;
 

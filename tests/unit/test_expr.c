@@ -98,7 +98,8 @@ static void the_missing_fact_is_named(void **state)
 
 static void malformed_conditions_are_refused(void **state)
 {
-    static const char *const sources[] = {"", "a ==", "(a", "a b", "'x", "1x", "f(a)", "a and", "not", "a,b", "&", "has(a"};
+    static const char *const sources[] = {"",     "a ==",  "(a",  "a b", "'x", "1x",
+                                          "f(a)", "a and", "not", "a,b", "&",  "has(a"};
     struct ew_arena arena;
     const struct ew_expr *expr;
     char deep[1000];

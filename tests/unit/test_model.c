@@ -1,5 +1,5 @@
-// model: opening checkpoints of every family in both forms of config.json, what wrong ones are told, tables, tokens, sizes,
-// synthetic models.
+// model: opening checkpoints of every family in both forms of config.json, what wrong ones are told, tables, tokens,
+// sizes, synthetic models.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -147,7 +147,7 @@ static void every_weight_reads_what_is_mapped(void **state)
     }
 }
 
-// ---- wrong checkpoints ---------------------------------------------------------------------------------------------------
+// ---- wrong checkpoints --------------------------------------------------------------------------
 
 static char *read_all(const char *path, size_t *len)
 {
@@ -333,7 +333,7 @@ static void short_memory_is_an_error(void **state)
     assert_true(failures > 5 && failures < 9999);
 }
 
-// ---- tables --------------------------------------------------------------------------------------------------------------
+// ---- tables -------------------------------------------------------------------------------------
 
 static void wrong_tables_are_named_with_their_line(void **state)
 {
@@ -389,7 +389,7 @@ static void nothing_is_claimed_by_two_families(void **state)
     ew_free(families);
 }
 
-// ---- tokens --------------------------------------------------------------------------------------------------------------
+// ---- tokens -------------------------------------------------------------------------------------
 
 static void generation_config_comes_first(void **state)
 {
@@ -450,7 +450,7 @@ static void gguf_metadata_gives_tokens(void **state)
     ew_model_close(model);
 }
 
-// ---- sizes and synthetic models ------------------------------------------------------------------------------------------
+// ---- sizes and synthetic models -----------------------------------------------------------------
 
 static void sizes_add_up(void **state)
 {

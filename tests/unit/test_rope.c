@@ -1,5 +1,6 @@
-// rope: frequencies and attention factors of well-known models. The expected numbers were computed in double precision from
-// the definitions in transformers' modeling_rope_utils, run with numpy; Phi-3's factor is the one that its authors publish.
+// rope: frequencies and attention factors of well-known models. The expected numbers were computed in double precision
+// from the definitions in transformers' modeling_rope_utils, run with numpy; Phi-3's factor is the one that its authors
+// publish.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -135,12 +135,13 @@ static void ids_are_unique_and_texts_are_there(void **state)
 }
 
 // Facts that messages name beside those of their condition, as a real report would have them.
-static const char g_reported[] = "file=s:x.so\npkg=s:x\npkg_ver=s:1.0\nimage=s:x:1\ngpu_name=s:NVIDIA Thor\ngpu_cc=n:110\n"
-                                 "drv_cuda=n:1300\ndrv_ver=s:580.00\ndrv_branch=n:580\ncompat_cuda=n:1290\ndrv_error=s:x\n"
-                                 "l4t=s:38.4.0\nl4t_major=n:38\njetpack=s:7.1\nhost_mem_mib=n:7607\npow_name=s:120W\n"
-                                 "pow_max_name=s:MAXN\nthrottle_which=s:x\ntemp_zone=s:tj-thermal\noc_rail=s:VDD_GPU\n"
-                                 "fb_sms=s:80\nfb_a_sms=s:90\nfb_f_sms=s:100\nelf_needed=s:x\nhave_torch=s:2.5\n"
-                                 "whl_arch=s:x86_64\n";
+static const char g_reported[] =
+    "file=s:x.so\npkg=s:x\npkg_ver=s:1.0\nimage=s:x:1\ngpu_name=s:NVIDIA Thor\ngpu_cc=n:110\n"
+    "drv_cuda=n:1300\ndrv_ver=s:580.00\ndrv_branch=n:580\ncompat_cuda=n:1290\ndrv_error=s:x\n"
+    "l4t=s:38.4.0\nl4t_major=n:38\njetpack=s:7.1\nhost_mem_mib=n:7607\npow_name=s:120W\n"
+    "pow_max_name=s:MAXN\nthrottle_which=s:x\ntemp_zone=s:tj-thermal\noc_rail=s:VDD_GPU\n"
+    "fb_sms=s:80\nfb_a_sms=s:90\nfb_f_sms=s:100\nelf_needed=s:x\nhave_torch=s:2.5\n"
+    "whl_arch=s:x86_64\n";
 
 static void messages_name_facts_that_exist(void **state)
 {

@@ -1,6 +1,6 @@
 #pragma once
-// A program lowered to stages. All units of one (rows, tiles or heads, shared out among the threads) are finished before
-// the next begins.
+// A program lowered to stages. All units of one (rows, tiles or heads, shared out among the threads) are finished
+// before the next begins.
 //
 // Everything that works on each row alone is gathered into chains, so that a layer is about nine stages. Slots
 // live in buffers that are reused as soon as no later op reads them. The row stride of a buffer is its own, so that row
