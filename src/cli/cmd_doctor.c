@@ -19,6 +19,7 @@ static const struct ew_opt g_capture[] = {
     EW_OPT_END,
 };
 static const struct ew_opt g_scan[] = {
+    {"list", 0, EW_OPT_FLAG, NULL, "what each library holds, one JSON object a line, instead of findings"},
     {"threads", 't', EW_OPT_INT, "N", "threads that read; default one a core", NULL, 1, 512},
     EW_OPT_END,
 };
@@ -73,6 +74,21 @@ static int run(const struct ew_args *args, struct ew_error *err)
     return code;
 }
 
+static int print_inventory(const struct ew_scan *scan, struct ew_error *err)
+{
+    struct ew_buf out;
+    int code = EW_OK;
+
+    ew_buf_init(&out, REPORT_BYTES_MAX);
+    ew_scan_inventory(scan, &out);
+    if (ew_buf_ok(&out))
+        fwrite(out.ptr ? out.ptr : "", 1, out.len, stdout);
+    else
+        code = ew_fail_memory(err, out.len, "the list");
+    ew_buf_fini(&out);
+    return code;
+}
+
 static int run_scan(const struct ew_args *args, struct ew_error *err)
 {
     const char *paths[EW_ARGS_POSITIONAL_MAX];
@@ -86,7 +102,9 @@ static int run_scan(const struct ew_args *args, struct ew_error *err)
         paths[i] = ew_args_at(args, i);
     code = ew_scan_run(&scan, &doctor, paths, ew_args_count(args), (uint32_t)ew_args_int(args, "threads", 0),
                        &doctor.findings, err);
-    if (code == EW_OK)
+    if (code == EW_OK && ew_args_flag(args, "list"))
+        code = print_inventory(&scan, err);
+    else if (code == EW_OK)
         code = print_report(&doctor, args, err);
     ew_scan_fini(&scan);
     ew_doctor_close(&doctor);
@@ -133,7 +151,7 @@ const struct ew_command ew_cmd_doctor = {
 
 const struct ew_command ew_cmd_doctor_scan = {
     .name = "doctor scan",
-    .usage = "doctor scan PATH... [--root DIR] [--json | --markdown]",
+    .usage = "doctor scan PATH... [--root DIR] [--json | --markdown | --list]",
     .summary = "Judge libraries, wheels, site-packages, TensorRT plans without running them",
     .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and says whether this box, "
                "or the one whose tree\n"

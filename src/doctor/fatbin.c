@@ -109,12 +109,22 @@ static void note_toolkit(struct ew_gpu_code *code, const unsigned char *bytes, u
         code->toolkit = (uint16_t)(toolkit * 10);
 }
 
+// A file compiled without a kernel, but linked with the runtime, carries a cubin without code (libcufftw does).
+static bool is_empty_cubin(const struct entry_header *entry, const unsigned char *payload)
+{
+    static const char code_section[] = ".text.";
+
+    return entry->kind == EW_IMAGE_CUBIN && entry->uncompressed_size == 0 &&
+           !memmem(payload, entry->size, code_section, sizeof(code_section) - 1);
+}
+
 // Returns the container's whole length, or 0 where the bytes at the magic are no container.
 static uint64_t scan_container(struct ew_gpu_code *code, const unsigned char *bytes, uint64_t size)
 {
     struct container_header header;
     struct entry_header entry;
     uint64_t members = 0, at = CONTAINER_HEADER, end;
+    bool empty = true;
 
     if (size < CONTAINER_HEADER + ENTRY_HEADER_MIN)
         return 0;
@@ -132,11 +142,13 @@ static uint64_t scan_container(struct ew_gpu_code *code, const unsigned char *by
             add_image(code, image_of(&entry), &members);
         else if (n == 0)
             return 0;
+        empty &= is_empty_cubin(&entry, bytes + at + entry.header_size);
         if (entry.kind == EW_IMAGE_CUBIN && entry.uncompressed_size == 0)
             note_toolkit(code, bytes + at + entry.header_size, entry.size);
         at += entry.header_size + entry.size;
     }
     add_container(code, members);
+    code->empty_count += empty;
     return end;
 }
 

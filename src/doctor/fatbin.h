@@ -33,6 +33,7 @@ struct ew_gpu_code {
     } containers[EW_CONTAINERS_MAX];
     uint32_t n_containers;    // distinct sets
     uint32_t container_count; // in all
+    uint32_t empty_count;     // of these, with cubins that hold no code
     uint16_t toolkit;         // CUDA version of the newest cubin note seen, 1300 for 13.0; 0: unknown
     bool incomplete;          // more kinds or sets than fit: the counts are a lower bound
 };

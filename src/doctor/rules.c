@@ -231,6 +231,18 @@ int ew_rules_load(struct ew_rules *rules, const char *user_dir, struct ew_error 
     return code;
 }
 
+int ew_rules_parse(struct ew_rules *rules, const char *file, struct ew_str text, struct ew_error *err)
+{
+    int code;
+
+    *rules = (struct ew_rules){0};
+    ew_arena_init(&rules->arena, RULES_ARENA_MAX);
+    code = load_text(&(struct loader){rules, file, err}, text);
+    if (code != EW_OK)
+        ew_rules_fini(rules);
+    return code;
+}
+
 void ew_rules_fini(struct ew_rules *rules)
 {
     ew_free(rules->list);

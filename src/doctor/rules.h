@@ -40,6 +40,8 @@ struct ew_rules {
 // The built-in rules, then those of each *.yaml in user_dir (NULL: none). A malformed rule is an error that names
 // file and line.
 int ew_rules_load(struct ew_rules *rules, const char *user_dir, struct ew_error *err) EW_MUST_CHECK;
+// The rules of one text alone; `file` is what messages call it.
+int ew_rules_parse(struct ew_rules *rules, const char *file, struct ew_str text, struct ew_error *err) EW_MUST_CHECK;
 void ew_rules_fini(struct ew_rules *rules);
 const struct ew_rule *ew_rules_find(const struct ew_rules *rules, struct ew_str id);
 

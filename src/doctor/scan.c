@@ -251,6 +251,43 @@ int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char
     return code;
 }
 
+static void append_member(struct ew_buf *out, const char *key, struct ew_str value)
+{
+    ew_buf_printf(out, "\"%s\": ", key);
+    ew_buf_append_json(out, value);
+    ew_buf_append_str(out, EW_STR(", "));
+}
+
+static void append_library(struct ew_buf *out, const struct ew_scan_file *file)
+{
+    ew_buf_append_char(out, '{');
+    append_member(out, "path", file->path);
+    append_member(out, "machine", ew_str_of(ew_elf_machine_name(file->machine)));
+    append_member(out, "soname", file->soname);
+    append_member(out, "glibc", file->glibc);
+    append_member(out, "glibcxx", file->glibcxx);
+    ew_buf_append_str(out, EW_STR("\"needed\": ["));
+    for (uint32_t i = 0; i < file->n_needed; i++) {
+        ew_buf_append_str(out, i ? EW_STR(", ") : EW_STR(""));
+        ew_buf_append_json(out, file->needed[i]);
+    }
+    ew_buf_append_str(out, EW_STR("], \"sms\": ["));
+    for (uint32_t i = 0; i < file->n_sms; i++)
+        ew_buf_printf(out, "%s%.0f", i ? ", " : "", file->sms[i]);
+    ew_buf_printf(out, "], \"containers\": %u, \"native\": %u, \"jit\": %u}\n", file->verdict.total, file->verdict.sass,
+                  file->verdict.jit);
+}
+
+void ew_scan_inventory(const struct ew_scan *scan, struct ew_buf *out)
+{
+    for (uint32_t i = 0; i < scan->count; i++) {
+        const struct ew_scan_file *file = &scan->files[i];
+
+        if (file->kind == EW_SCAN_LIBRARY && !file->alias && !file->unreadable && (file->is_elf || file->has_gpu_code))
+            append_library(out, file);
+    }
+}
+
 void ew_scan_fini(struct ew_scan *scan)
 {
     for (uint32_t i = 0; i < scan->n_arenas; i++)

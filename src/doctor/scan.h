@@ -41,6 +41,7 @@ struct ew_scan_option {
 struct ew_scan_file {
     struct ew_str path; // in messages; members of wheels as "x.whl!/member"
     enum ew_scan_kind kind;
+    bool alias; // a link to another name in the same folder: found by its name, judged by the other
     bool unreadable;
     struct ew_str error; // why, or why it was taken for damaged
     // ELF
@@ -85,4 +86,6 @@ struct ew_scan {
 // counted and said.
 int ew_scan_run(struct ew_scan *scan, const struct ew_doctor *doctor, const char *const *paths, uint32_t n_paths,
                 uint32_t n_threads, struct ew_findings *findings, struct ew_error *err) EW_MUST_CHECK;
+// What each library holds, one JSON object a line, by path: needed libraries, versions, GPU code.
+void ew_scan_inventory(const struct ew_scan *scan, struct ew_buf *out);
 void ew_scan_fini(struct ew_scan *scan);

@@ -168,13 +168,20 @@ static void set_needs(struct judge *j, const struct ew_scan_file *file, struct e
 }
 
 // A library whose name on disk promises another major than its SONAME: a renamed link that symbol versions will refuse.
-static void set_soname_mismatch(const struct ew_scan_file *file, struct ew_facts *facts)
+static bool is_renamed(const struct ew_scan_file *file)
 {
     struct ew_str name = ew__scan_base_name(file->path);
     bool versioned = ew_str_find(name, EW_STR(".so."), 0) >= 0;
     uint32_t by_name = cuda_major(name), by_soname = cuda_major(file->soname);
 
-    if (versioned && by_name && by_soname && by_name != by_soname)
+    return versioned && by_name && by_soname && by_name != by_soname;
+}
+
+static void set_soname_mismatch(const struct ew_scan_file *file, struct ew_facts *facts)
+{
+    struct ew_str name = ew__scan_base_name(file->path);
+
+    if (is_renamed(file))
         ew_facts_set_strs(facts, "soname_mismatch", &name, 1, "DT_SONAME");
     else
         ew_facts_set_strs(facts, "soname_mismatch", NULL, 0, "DT_SONAME");
@@ -207,8 +214,6 @@ static void set_gpu_code(const struct ew_scan_file *file, struct ew_facts *facts
     bool cc_known = ew_facts_get(facts, EW_STR("gpu_cc")) != NULL;
 
     ew_facts_set_number(facts, "fb_total", v->total, "fatbins and cubins");
-    if (!file->has_gpu_code)
-        return;
     ew_facts_set_numbers(facts, "fb_sms", file->sms, file->n_sms, "fatbin entries");
     ew_facts_set_numbers(facts, "fb_a_sms", file->a_sms, file->n_a_sms, "fatbin entries");
     ew_facts_set_numbers(facts, "fb_f_sms", file->f_sms, file->n_f_sms, "fatbin entries");
@@ -346,7 +351,7 @@ static bool is_judged(const struct ew_scan_file *file)
 {
     switch (file->kind) {
     case EW_SCAN_LIBRARY:
-        return !file->unreadable && (file->is_elf || file->has_gpu_code);
+        return !file->unreadable && (file->is_elf || file->has_gpu_code) && (!file->alias || is_renamed(file));
     case EW_SCAN_REQUIREMENTS:
         return file->package.len > 0;
     case EW_SCAN_RECIPE:

@@ -123,7 +123,7 @@ static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, str
     if (!code)
         return;
     ew_gpu_code_scan(code, bytes, size);
-    file->has_gpu_code = code->container_count > 0;
+    file->has_gpu_code = code->container_count > code->empty_count;
     if (file->has_gpu_code) {
         file->verdict = ew_gpu_code_judge(code, target);
         file->sms = distinct_sms(code, arena, 0, &file->n_sms);
@@ -156,7 +156,8 @@ void ew__scan_read_bytes(struct ew_scan_file *file, struct ew_arena *arena, stru
         read_elf(file, arena, bytes, size);
     if (ew_str_is(ew__scan_base_name(file->path), "ptxas"))
         read_ptxas(file, bytes, size);
-    read_gpu_code(file, arena, target, bytes, size);
+    if (!file->alias)
+        read_gpu_code(file, arena, target, bytes, size);
 }
 
 // ---- packages ----

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "doctor/scan_internal.h"
 
@@ -70,6 +71,16 @@ struct ew_scan_file *ew__scan_add(struct ew_scan *scan, struct ew_str path, enum
 
 static void walk(struct ew_scan *scan, struct ew_buf *path, uint32_t depth);
 
+static void add_found(struct ew_scan *scan, struct ew_str path, enum ew_scan_kind kind, bool link)
+{
+    struct ew_scan_file *file = ew__scan_add(scan, path, kind);
+    char target[4096];
+    ssize_t len = file && link ? readlink(path.ptr, target, sizeof(target)) : 0;
+
+    if (len > 0)
+        file->alias = !memchr(target, '/', (size_t)len);
+}
+
 static void visit(struct ew_scan *scan, struct ew_buf *path, const char *name, uint32_t depth)
 {
     size_t before = path->len;
@@ -85,7 +96,7 @@ static void visit(struct ew_scan *scan, struct ew_buf *path, const char *name, u
             walk(scan, path, depth + 1);
         else if ((S_ISREG(info.st_mode) || S_ISLNK(info.st_mode)) &&
                  kind_of(ew_buf_str(path), ew_str_of(name), S_ISREG(info.st_mode) && info.st_mode & 0111, &kind))
-            ew__scan_add(scan, ew_buf_str(path), kind);
+            add_found(scan, ew_buf_str(path), kind, S_ISLNK(info.st_mode));
     }
     path->len = before;
     path->ptr[before] = '\0';

@@ -8,8 +8,8 @@ LINUX64, LZ4, ZSTD, ARCH_SPECIFIC, FAMILY = 0x11, 0x2000, 0x8000, 0x100000, 0x20
 MACHINES = {"x86_64": 0x3E, "aarch64": 0xB7}
 
 
-def image(kind, sm, flags=0, version=(1, 8), payload=b"\0" * 64):
-    """One entry of a fatbin: header of 64 bytes, then the payload, padded to 8."""
+def image(kind, sm, flags=0, version=(1, 8), payload=b".text.kernel" + b"\0" * 52):
+    """One entry of a fatbin: header of 64 bytes, then the payload, padded to 8. A cubin without a .text section is taken for empty."""
     payload += b"\0" * (-len(payload) % 8)
     return struct.pack("<HHIQIIHHIIIQQQ", kind, 0x0101, 64, len(payload), len(payload) if flags & (LZ4 | ZSTD) else 0, 0,
                        version[1], version[0], sm, 0, 0, LINUX64 | flags, 0, 4 * len(payload) if flags & (LZ4 | ZSTD) else 0) + payload

@@ -1,6 +1,10 @@
 """doctor scan on built libraries, wheels, lists, recipes: the failures that cost people days, with the whole chain behind them."""
 import json
+import re
 import shutil
+import struct
+import subprocess
+from pathlib import Path
 
 import gpu_fixtures as gpu
 import pytest
@@ -131,6 +135,12 @@ def test_families_of_code(tmp_path, tree, images, rules):
     assert findings(tree, library).keys() == rules
 
 
+def test_an_empty_module_is_no_gpu_code(tmp_path):
+    """libcufftw carries one cubin of sm_75 without a kernel: that is nothing to miss on another GPU."""
+    library = gpu.library(tmp_path / "x.so", [], gpu.container(gpu.image(gpu.CUBIN, 75, payload=b"\0" * 64)))
+    assert findings("thor", library) == {}
+
+
 # ---- packages ----
 
 def test_wheels(tmp_path):
@@ -221,3 +231,81 @@ def test_results_do_not_depend_on_threads(tmp_path):
     for i in range(20):
         gpu.library(tmp_path / f"lib{i}.so", ["libcudart.so.12"], gpu.container(gpu.cubin(80 + i)))
     assert scan("thor", tmp_path, "-t", 1) == scan("thor", tmp_path, "-t", 4)
+
+
+# ---- against other tools ----
+
+def inventory(tree, *paths):
+    lines = run("doctor", "scan", "--root", TREES / tree, "--list", *paths).stdout.splitlines()
+    return {Path(entry["path"]).name: entry for entry in map(json.loads, lines)}
+
+
+@pytest.mark.skipif(not shutil.which("readelf"), reason="readelf is absent")
+def test_needed_and_versions_agree_with_readelf():
+    libraries = [p for p in sorted(Path("/usr/lib").glob("*-linux-gnu/*.so.*")) if p.is_file() and not p.is_symlink()][:150]
+    mine = inventory("h200", *libraries[:60]) | inventory("h200", *libraries[60:120])
+    assert len(mine) > 20
+    for library in libraries[:120]:
+        told = subprocess.run(["readelf", "-dVW", library], capture_output=True, text=True, check=True).stdout
+        needs = told.split("Version needs section")[-1] if "Version needs section" in told else ""
+        glibc = {tuple(map(int, v.split("."))) for v in re.findall(r"Name: GLIBC_(2[\d.]+)  Flags: none", needs)}
+        entry = mine[library.name]
+        assert entry["needed"] == re.findall(r"\(NEEDED\).*\[(.*)\]", told), library
+        assert entry["glibc"] == ("GLIBC_" + ".".join(map(str, max(glibc))) if glibc else ""), library
+
+
+TOOLKIT = Path("/usr/local/cuda-13.0/lib")
+
+
+def toolkit_library(name):
+    library = TOOLKIT / name
+    if not library.exists():
+        pytest.skip(f"{library} is absent")
+    return library
+
+
+def count(library):
+    """Containers, and SMs of native code in them, by reading the headers one after the other."""
+    data, containers, sms = library.read_bytes(), 0, set()
+    at = data.find(b"\x50\xed\x55\xba")
+    while at >= 0:
+        version, header, size = struct.unpack_from("<HHQ", data, at + 4)
+        end = at + 16 + size
+        if version == 1 and header == 16 and end <= len(data) and struct.unpack_from("<HH", data, at + 16) in [(k, 0x101) for k in (1, 2, 8)]:
+            containers, at = containers + 1, at + 16
+            while at < end:
+                kind, _, header, size = struct.unpack_from("<HHIQ", data, at)
+                sms |= {struct.unpack_from("<I", data, at + 28)[0]} if kind == 2 else set()
+                at += header + size
+            at -= 4
+        at = data.find(b"\x50\xed\x55\xba", at + 4)
+    return containers, sms
+
+
+@pytest.mark.parametrize("name", ["libcublas.so.13", "libcusparse.so.12", "libnccl.so.2", "libcurand.so.10", "libcufft.so.12"])
+def test_the_cuda_toolkit_counted_independently(name):
+    library = toolkit_library(name)
+    entry = inventory("h200", library)[name]
+    assert (entry["containers"], set(entry["sms"])) == count(library)
+
+
+def test_what_the_x86_cublas_has_for_each_gpu():
+    """192 or 191 of 193 containers for every GPU but Thor: no x86-64 machine has one."""
+    library = toolkit_library("libcublas.so.13")
+    for tree, native in {"thor": 0, "agx-orin-64": 191, "h200": 191, "rtx-pro-4000": 192, "dgx-spark": 192}.items():
+        entry = inventory(tree, library)["libcublas.so.13"]
+        assert (entry["containers"], entry["native"]) == (193, native), tree
+    assert {"ARCH-01", "GPU-01"} <= findings("thor", library).keys()
+
+
+@pytest.mark.skipif(not shutil.which("cuobjdump"), reason="cuobjdump is absent")
+def test_native_code_agrees_with_cuobjdump():
+    library = toolkit_library("libcurand.so.10")
+    told = subprocess.run(["cuobjdump", "--list-elf", library], capture_output=True, text=True, check=True).stdout
+    assert set(inventory("h200", library)["libcurand.so.10"]["sms"]) == set(map(int, re.findall(r"\.sm_(\d+)[af]?\.cubin", told)))
+
+
+def test_libcufft_hides_its_code_outside_the_section():
+    library = toolkit_library("libcufft.so.12")
+    entry = inventory("thor", library)["libcufft.so.12"]
+    assert entry["containers"] == 23984 and {75, 80, 86, 87, 89, 90, 100, 110, 120} == set(entry["sms"])
