@@ -15,7 +15,8 @@ static const struct ew_opt g_own[] = {
     EW_OPT_END,
 };
 static const struct ew_opt g_capture[] = {
-    {"capture", 0, EW_OPT_STRING, "FILE", "write what doctor reads of this machine into a new tar archive, for --root elsewhere"},
+    {"capture", 0, EW_OPT_STRING, "FILE",
+     "write what doctor reads of this machine into a new tar archive, for --root elsewhere"},
     EW_OPT_END,
 };
 static const struct ew_opt g_scan[] = {
@@ -136,13 +137,17 @@ const struct ew_command ew_cmd_doctor = {
     .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs "
                "nothing, writes nothing,\n"
                "needs no root. Exit status 1 when a finding is a failure.\n\n"
-               "--capture takes: os-release, nv_tegra_release, nv_boot_control.conf, nvpmodel.conf and its status, dgx-release, "
+               "--capture takes: os-release, nv_tegra_release, nv_boot_control.conf, nvpmodel.conf and its status, "
+               "dgx-release, "
                "the versions of CUDA\n"
-               "and of the driver; /proc/meminfo; model and compatible of the device tree; the DMI product name; hwmon rails, thermal "
+               "and of the driver; /proc/meminfo; model and compatible of the device tree; the DMI product name; hwmon "
+               "rails, thermal "
                "zones, coolers,\n"
-               "devfreq clocks; the kernel's release and processor; the names of system libraries and the versions they define; "
+               "devfreq clocks; the kernel's release and processor; the names of system libraries and the versions "
+               "they define; "
                "the driver's answers\n"
-               "(name, clocks, memory, power, links). Of container engines' and Kubernetes' files only the lines that name NVIDIA, "
+               "(name, clocks, memory, power, links). Of container engines' and Kubernetes' files only the lines that "
+               "name NVIDIA, "
                "of the package list only\n"
                "NVIDIA's. No serial numbers, UUIDs, host names, addresses, environment or home directories.",
     .options = g_doctor_options,

@@ -61,14 +61,14 @@ static const char *const g_cut[] = {
     "/var/lib/rancher/k3s/server/manifests/*.yml",
     NULL,
 };
-static const char *const g_words[] = {"nvidia", "RuntimeClass", "timeSlicing:", "mps:", "gpu-operator",
-                                      "DiscoveryStrategy", "discovery-strategy"};
+static const char *const g_words[] = {
+    "nvidia", "RuntimeClass", "timeSlicing:", "mps:", "gpu-operator", "DiscoveryStrategy", "discovery-strategy"};
 
 // Only that they are there.
 static const char *const g_present[] = {
-    "/etc/cdi/*",      "/var/run/cdi/*",       "/run/cdi/*", "/etc/rancher/k3s",  "/var/lib/rancher/k3s",
-    "/etc/kubernetes", "/.dockerenv", "/run/.containerenv", "/usr/bin/docker", "/usr/bin/containerd",
-    NULL,
+    "/etc/cdi/*",           "/var/run/cdi/*",      "/run/cdi/*",  "/etc/rancher/k3s",
+    "/var/lib/rancher/k3s", "/etc/kubernetes",     "/.dockerenv", "/run/.containerenv",
+    "/usr/bin/docker",      "/usr/bin/containerd", NULL,
 };
 
 struct capture {

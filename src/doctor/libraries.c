@@ -147,8 +147,11 @@ static void read_packages(const char *root, struct ew_facts *facts)
 {
     static const struct {
         const char *package, *fact;
-    } wanted[] = {{"libnvinfer10", "trt_ver"}, {"libnvinfer8", "trt_ver"}, {"libcudnn9-cuda-13", "cudnn_ver"},
-                  {"libcudnn9-cuda-12", "cudnn_ver"}, {"libcudnn8", "cudnn_ver"}};
+    } wanted[] = {{"libnvinfer10", "trt_ver"},
+                  {"libnvinfer8", "trt_ver"},
+                  {"libcudnn9-cuda-13", "cudnn_ver"},
+                  {"libcudnn9-cuda-12", "cudnn_ver"},
+                  {"libcudnn8", "cudnn_ver"}};
     struct ew_packages packages;
 
     ew_packages_read(root, &packages);

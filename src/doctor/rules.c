@@ -94,7 +94,7 @@ static int read_rule(struct loader *loader, const struct ew_yaml *node, struct e
         bool needed;
         struct ew_str *out;
     } texts[] = {
-        {"id", true, &rule->id},           {"on", false, &rule->on},        {"when", true, &rule->when_text},
+        {"id", true, &rule->id},           {"on", false, &rule->on},         {"when", true, &rule->when_text},
         {"message", true, &rule->message}, {"remedy", false, &rule->remedy}, {"source", true, &rule->source},
     };
     uint32_t subject, severity;

@@ -78,5 +78,6 @@ void ew_rules_apply(const struct ew_rules *rules, enum ew_subject subject, const
 // reports do not depend on the order of work.
 void ew_findings_sort(struct ew_findings *findings);
 
-// Replaces {fact} by its value; {fact:cuda} prints 1300 as 13.0, {fact:cc} 110 as 11.0, {fact:py} 312 as 3.12. Unknown ones become "?".
+// Replaces {fact} by its value; {fact:cuda} prints 1300 as 13.0, {fact:cc} 110 as 11.0, {fact:py} 312 as 3.12. Unknown
+// ones become "?".
 void ew_rule_fill(struct ew_buf *out, struct ew_str text, const struct ew_facts *facts);

@@ -143,7 +143,8 @@ static bool add_required_python(struct ew_scan *scan, struct ew_str path, struct
     file = quote ? ew__scan_add(scan, path, EW_SCAN_REQUIREMENTS) : NULL;
     if (file) {
         file->package = EW_STR(key);
-        file->requires_python = ew__scan_keep(scan, (struct ew_str){quote + 1, line.len - (size_t)(quote + 1 - line.ptr)});
+        file->requires_python = ew__scan_keep(scan,
+                                              (struct ew_str){quote + 1, line.len - (size_t)(quote + 1 - line.ptr)});
     }
     return true;
 }

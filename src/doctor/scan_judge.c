@@ -132,7 +132,7 @@ static uint32_t closure_majors(struct judge *j, uint32_t start)
 // Families that rules of their own speak about, so that "missing libraries" does not say the same again.
 static bool has_own_rule(struct ew_str name)
 {
-    static const char *const prefixes[] = {"libcudart.so.", "libcublas",        "libcudnn.so.8",
+    static const char *const prefixes[] = {"libcudart.so.",   "libcublas",        "libcudnn.so.8",
                                            "libnvinfer.so.8", "libnvinfer.so.10", "libcuda.so.1"};
 
     for (size_t i = 0; i < EW_COUNT_OF(prefixes); i++)
@@ -298,7 +298,8 @@ static void set_package(const struct ew_scan_file *file, struct ew_facts *facts)
                       len > 7 && strncmp(name, "nvidia-", 7) == 0 && strstr((name[len] = '\0', name), "-cu"),
                       "metadata");
     ew_facts_set_bool(facts, "pkg_listed", file->kind == EW_SCAN_REQUIREMENTS, "kind of file");
-    ew_facts_set_str(facts, "req_torch", file->requires_torch.len ? file->requires_torch : EW_STR("0"), "Requires-Dist");
+    ew_facts_set_str(facts, "req_torch", file->requires_torch.len ? file->requires_torch : EW_STR("0"),
+                     "Requires-Dist");
     if (file->platform_tag.len) {
         ew_facts_set_bool(facts, "pkg_pure", file->pure, "wheel tag");
         set_platform_tag(file, facts);

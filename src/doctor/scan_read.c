@@ -421,7 +421,8 @@ void ew__scan_read(struct ew_scan_file *file, struct ew_arena *arena, struct ew_
     if (file->kind == EW_SCAN_LIBRARY)
         ew__scan_read_bytes(file, arena, target, mapped.data, mapped.size);
     else if (file->kind == EW_SCAN_PACKAGE)
-        read_installed(file, arena, (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
+        read_installed(file, arena,
+                       (struct ew_str){(const char *)mapped.data, EW_MIN(mapped.size, METADATA_BYTES_MAX)});
     else if (file->kind == EW_SCAN_PLAN)
         read_plan(file, arena, target, mapped.data, mapped.size);
     ew_mapfile_close(&mapped);

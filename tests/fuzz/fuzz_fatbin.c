@@ -7,7 +7,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const struct ew_gpu_target targets[] = {{61, 0}, {87, 1140}, {87, 1260}, {90, 1220}, {110, 1300}, {121, 1320}};
+    static const struct ew_gpu_target targets[] = {{61, 0},    {87, 1140},  {87, 1260},
+                                                   {90, 1220}, {110, 1300}, {121, 1320}};
     static struct ew_gpu_code code;
 
     ew_gpu_code_scan(&code, data, size);

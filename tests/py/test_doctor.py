@@ -4,6 +4,7 @@ EW_UPDATE_GOLDEN=1 writes the golden files anew; read the difference before comm
 """
 import json
 import os
+import re
 import tarfile
 
 import pytest
@@ -135,3 +136,16 @@ def test_power_watch():
     assert len(lines) == 2 and "22.3 W" in lines[0] and "THROTTLING for 1 s: gpu-throttle-alert" in lines[1]
     [line] = run_ok("doctor", "power", "--root", TREES / "h200", "--watch", "-n", 1, "--json").splitlines()
     assert json.loads(line)["gpu_power_w"] == 118.3
+
+
+# ---- documentation ----
+
+def test_every_fact_is_documented():
+    documented = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs/facts.md").read_text()))
+    used = set()
+    for line in run_ok("doctor", "rules").decode().splitlines():
+        condition = re.sub(r"'[^']*'", "", line.split("\t")[4])
+        used |= set(re.findall(r"\b[a-z][a-z0-9_]*\b(?!\()", condition)) - {"and", "or", "not", "in"}
+    for golden in GOLDEN.glob("*.json"):
+        used |= {k for k in json.loads(golden.read_bytes())["facts"] if not re.fullmatch(r"(rail|temp)_.+_(mw|c)", k)}
+    assert used - documented == set()

@@ -196,10 +196,8 @@ static int unload(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_rule_fires_and_keeps_silent),
-        cmocka_unit_test(a_fact_not_known_is_never_taken_for_no),
-        cmocka_unit_test(every_case_has_its_rule),
-        cmocka_unit_test(ids_are_unique_and_texts_are_there),
+        cmocka_unit_test(every_rule_fires_and_keeps_silent), cmocka_unit_test(a_fact_not_known_is_never_taken_for_no),
+        cmocka_unit_test(every_case_has_its_rule),           cmocka_unit_test(ids_are_unique_and_texts_are_there),
         cmocka_unit_test(messages_name_facts_that_exist),
     };
 
