@@ -57,10 +57,11 @@ static bool file_offset(const struct reader *r, uint64_t address, uint64_t len, 
 
 static struct ew_str string(const struct reader *r, uint64_t at)
 {
-    const char *text = r->strings + at, *end;
+    const char *text, *end;
 
     if (at >= r->strings_size)
         return EW_STR("");
+    text = r->strings + at;
     end = memchr(text, '\0', r->strings_size - at);
     return end ? (struct ew_str){text, (size_t)(end - text)} : EW_STR("");
 }

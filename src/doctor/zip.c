@@ -120,10 +120,13 @@ int ew_zip_next(const struct ew_zip *zip, uint64_t *cursor, struct ew_zip_member
 
 static int find_data(const struct ew_zip *zip, const struct ew_zip_member *member, uint64_t *data, struct ew_error *err)
 {
-    const unsigned char *local = zip->bytes + member->header;
+    const unsigned char *local;
     uint64_t skip;
 
-    if (member->header > zip->size || zip->size - member->header < LOCAL_SIZE || u32(local) != 0x04034b50)
+    if (member->header > zip->size || zip->size - member->header < LOCAL_SIZE)
+        return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " is damaged", EW_STR_ARG(member->name));
+    local = zip->bytes + member->header;
+    if (u32(local) != 0x04034b50)
         return ew_fail(err, EW_ERR_FORMAT, "member " EW_STR_FMT " is damaged", EW_STR_ARG(member->name));
     skip = LOCAL_SIZE + (uint64_t)u16(local + 26) + u16(local + 28);
     if (skip > zip->size - member->header || member->compressed > zip->size - member->header - skip)
