@@ -11,7 +11,7 @@ int ew_spm_init(struct ew_spm *spm, const struct ew_vocab *vocab, int32_t unk, s
     spm->ranks = ew_alloc_array(vocab->count, sizeof(*spm->ranks));
     if (!spm->ranks)
         return ew_fail_memory(err, vocab->count * sizeof(*spm->ranks), "the scores of the vocabulary");
-    ew_vocab_byte_ids(vocab, spm->bytes);
+    spm->byte_fallback = ew_vocab_byte_ids(vocab, spm->bytes);
     return EW_OK;
 }
 
@@ -51,7 +51,7 @@ static int emit_unknown(const struct ew_spm *spm, struct ew_str text, bool illfo
     uint32_t c;
     int code = EW_OK;
 
-    if (spm->bytes[0] < 0)
+    if (!spm->byte_fallback)
         return spm->unk >= 0 && !after_unknown ? ew_ids_add(out, spm->unk, err) : EW_OK;
     if (illformed && ew_utf8_decode(text.ptr, text.len, &c) && ew_illformed_is(c))
         return ew_ids_add(out, spm->bytes[ew_illformed_byte(c)], err);

@@ -11,7 +11,8 @@
 struct ew_spm {
     const struct ew_vocab *vocab;
     uint32_t *ranks;    // [vocab->count], from the scores: low is merged first
-    int32_t bytes[256]; // EW_TOKEN_NONE where the vocabulary has no byte tokens
+    int32_t bytes[256];
+    bool byte_fallback; // bytes[] is complete
     int32_t unk;
 };
 

@@ -317,7 +317,7 @@ static int load_spm(struct loading *load, struct ew_error *err)
         code = read_score(load, id, &score, err);
         ew_spm_set_score(&tok->spm, id, (float)score);
     }
-    tok->byte_fallback = code == EW_OK && tok->spm.bytes[0] >= 0;
+    tok->byte_fallback = tok->spm.byte_fallback;
     return code == EW_OK ? add_sentencepiece(load, err) : code;
 }
 
