@@ -37,7 +37,8 @@ static int setup(void **state)
 
     (void)state;
     ew_buf_init(&json, 1 << 20);
-    ew_buf_append_str(&json, EW_STR("{\"added_tokens\": [{\"id\": 256, \"content\": \"[THINK]\", \"special\": true}], \"normalizer\": null, \"post_processor\": null, "
+    ew_buf_append_str(&json, EW_STR("{\"added_tokens\": [{\"id\": 256, \"content\": \"[THINK]\", \"special\": true}], "
+                                    "\"normalizer\": null, \"post_processor\": null, "
                                     "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                                     "\"use_regex\": false}, \"decoder\": {\"type\": \"ByteLevel\"}, "
                                     "\"model\": {\"type\": \"BPE\", \"merges\": [], \"vocab\": {"));
