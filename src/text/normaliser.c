@@ -237,10 +237,23 @@ static void feed_byte(struct spacing *s, char byte)
     ew_buf_append_char(s->out, byte);
 }
 
+// Where spaces collapse, the text also loses those at its end, and with them a space symbol that was written out.
+static void drop_trailing_spaces(const struct spacing *s, size_t from)
+{
+    struct ew_buf *out = s->out;
+
+    while (out->len - from >= s->space.len &&
+           memcmp(out->ptr + out->len - s->space.len, s->space.ptr, s->space.len) == 0) {
+        out->len -= s->space.len;
+        out->ptr[out->len] = 0;
+    }
+}
+
 static void sentencepiece(const struct ew_normaliser_step *step, struct ew_str text, struct ew_buf *out)
 {
     struct spacing s = {step, step->escape_spaces ? EW_STR(METASPACE) : EW_STR(" "), out, false, false};
     struct ew_str piece;
+    size_t from = out->len;
     uint32_t c;
 
     if (step->prefix_space && !step->collapse_spaces && text.len) { // before the text's own spaces
@@ -256,6 +269,8 @@ static void sentencepiece(const struct ew_normaliser_step *step, struct ew_str t
         for (size_t i = 0; i < piece.len; i++)
             feed_byte(&s, piece.ptr[i]);
     }
+    if (step->collapse_spaces)
+        drop_trailing_spaces(&s, from);
     if (step->suffix_space && s.began)
         ew_buf_append_str(out, s.space);
 }

@@ -10,6 +10,7 @@
 
 #define EXPANSION_MAX 32     // of one character; the longest, U+FDFA, becomes 18
 #define RUN_SHORT 32         // combining marks that are sorted by insertion
+#define JAMO_BEFORE_TRAILING 0x11A7
 #define FIRST_COMPOSING 0xCC // lead byte of U+0300: text of lower bytes is in NFC
 
 static int combining_class(int32_t c)
@@ -116,6 +117,22 @@ static bool is_normal(enum ew_unicode_form form, struct ew_str text)
     return true;
 }
 
+// utf8proc (2.8) takes U+11A7 for a trailing consonant, of index 0, and drops it after a Hangul syllable. It is a
+// starter and part of no composition, so the text is composed in pieces that begin with it.
+static size_t compose(int32_t *chars, size_t count)
+{
+    size_t kept = 0;
+
+    for (size_t at = 0, end; at < count; at = end) {
+        for (end = at + 1; end < count && chars[end] != JAMO_BEFORE_TRAILING; end++)
+            ;
+        memmove(chars + kept, chars + at, (end - at) * sizeof(*chars));
+        kept += (size_t)utf8proc_normalize_utf32(chars + kept, (utf8proc_ssize_t)(end - at),
+                                                 UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+    }
+    return kept;
+}
+
 int ew_normform(enum ew_unicode_form form, struct ew_normaliser_scratch *scratch, struct ew_str text,
                 struct ew_buf *out, struct ew_error *err)
 {
@@ -133,8 +150,7 @@ int ew_normform(enum ew_unicode_form form, struct ew_normaliser_scratch *scratch
     if (code != EW_OK)
         return code;
     if (form == EW_FORM_NFC || form == EW_FORM_NFKC)
-        count = (size_t)utf8proc_normalize_utf32(scratch->characters, (utf8proc_ssize_t)count,
-                                                 UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        count = compose(scratch->characters, count);
     for (size_t i = 0; i < count; i++) {
         char bytes[4];
 

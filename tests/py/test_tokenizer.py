@@ -19,7 +19,7 @@ tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 BATCH = str(Path(EDGEWISE).parent / "tests/py/tokenize_batch")
-SEED = int(os.environ.get("EW_SEED", random.SystemRandom().randrange(1 << 32)))
+SEED = int(os.environ.get("EW_SEED", "1"))  # fixed: a failure is the change's, not the day's
 VECTORS = ["bert-bge", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm"]
 
 NASTY = [

@@ -319,6 +319,22 @@ static void long_runs_of_marks_are_ordered_like_short_ones(void **state)
     ew_normaliser_scratch_fini(&scratch);
 }
 
+// U+11A7 stands one before the trailing consonants: utf8proc alone would swallow it.
+static void a_jamo_that_composes_with_nothing_stays(void **state)
+{
+    struct ew_normaliser_scratch scratch;
+    struct ew_buf out;
+
+    (void)state;
+    ew_normaliser_scratch_init(&scratch);
+    ew_buf_init(&out, 1 << 10);
+    assert_int_equal(ew_normform(EW_FORM_NFC, &scratch, EW_STR("\xEA\xB5\xAC\xE1\x86\xA7"
+                                                               "\xEA\xB5\xAC\xE1\x86\xA8"), &out, NULL), EW_OK);
+    assert_true(ew_str_is(ew_buf_str(&out), "\xEA\xB5\xAC\xE1\x86\xA7\xEA\xB5\xAD"));
+    ew_buf_fini(&out);
+    ew_normaliser_scratch_fini(&scratch);
+}
+
 // Each allocation fails in turn, of loading and of one round trip.
 static void memory_that_runs_out_is_an_error(void **state)
 {
@@ -363,6 +379,7 @@ int main(void)
         cmocka_unit_test(long_words_are_no_trouble),
         cmocka_unit_test(named_pretokenizers_cope_with_long_runs),
         cmocka_unit_test(long_runs_of_marks_are_ordered_like_short_ones),
+        cmocka_unit_test(a_jamo_that_composes_with_nothing_stays),
         cmocka_unit_test(memory_that_runs_out_is_an_error),
     };
 
