@@ -109,7 +109,8 @@ static int search(const struct ew_unigram *unigram, struct ew_unigram_node *node
                            "the text has the character U+%04X, for which the vocabulary has no token, not "
                            "even an unknown one",
                            c);
-        offer(&nodes[at + len], nodes[at].score + unigram->score_min - UNK_PENALTY, at, unigram->unk);
+        // The penalty is taken off first, as in the reference: where two ways tie, the rounding of the sum decides.
+        offer(&nodes[at + len], nodes[at].score + (unigram->score_min - UNK_PENALTY), at, unigram->unk);
     }
     return EW_OK;
 }
