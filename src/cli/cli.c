@@ -261,7 +261,7 @@ void ew_command_help(const struct ew_command *command, FILE *to)
 
 void ew_help(FILE *to)
 {
-    fputs("edgewise runs, serves and measures language models with nothing installed but the driver.\n\n"
+    fputs("edgewise runs and measures language models with nothing installed but the C library.\n\n"
           "Usage: edgewise COMMAND [OPTIONS]\n\nCommands:\n",
           to);
     for (const struct ew_command *const *command = ew_commands; *command; command++)
