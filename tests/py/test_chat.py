@@ -28,7 +28,10 @@ class Terminal:
     """The program on a pseudo-terminal; expect() reads until the pattern is shown, escape codes taken out."""
 
     def __init__(self, state, *arguments):
-        self.master, slave = pty.openpty()
+        try:
+            self.master, slave = pty.openpty()
+        except OSError as error:  # a container without /dev/pts
+            pytest.skip(f"no terminal can be made here: {error}")
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         environment = dict(os.environ, XDG_STATE_HOME=str(state), TERM="xterm")
