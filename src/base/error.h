@@ -19,6 +19,7 @@ enum ew_code {
     EW_ERR_CANCELLED = -7,   // stopped on request
     EW_ERR_DEVICE = -8,      // a device or driver failed
     EW_ERR_MISMATCH = -9,    // results differ from the reference
+    EW_ERR_BUSY = -10,       // a queue is full: the same request may succeed later
 };
 
 struct ew_error {

@@ -190,7 +190,7 @@ const char *ew_finish_name(enum ew_finish finish)
 {
     static const char *const names[] = {
         [EW_FINISH_STOP] = "stop",           [EW_FINISH_LENGTH] = "length", [EW_FINISH_CONTEXT] = "context",
-        [EW_FINISH_CANCELLED] = "cancelled", [EW_FINISH_ERROR] = "error",
+        [EW_FINISH_CANCELLED] = "cancelled", [EW_FINISH_DEADLINE] = "deadline", [EW_FINISH_ERROR] = "error",
     };
 
     return names[finish];

@@ -71,6 +71,12 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
     out->context_max = core->fit.limits.context_max;
     out->blocks_total = ew_cache_blocks_total(&core->cache);
     out->blocks_used = ew_cache_blocks_used(&core->cache);
+    for (const struct ew_job *job = engine->jobs; job; job = job->next) {
+        out->n_waiting += !job->seq && !job->is_finished;
+        out->n_prefilling += job->seq && job->n_new == 0;
+        out->n_decoding += job->seq && job->n_new > 0;
+    }
+    out->n_running_max = core->config.max_batch_size;
     out->load_s = core->load_s;
     out->arith = core->backend->ops->arith(core->backend);
     out->backend_name = core->backend->ops->name;
@@ -122,7 +128,7 @@ static int plan_length(const struct ew_engine *engine, struct ew_job *job, struc
     return 0;
 }
 
-static void append_job(struct ew_engine *engine, struct ew_job *job)
+void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job)
 {
     struct ew_job **end = &engine->jobs;
 
@@ -131,24 +137,33 @@ static void append_job(struct ew_engine *engine, struct ew_job *job)
     *end = job;
 }
 
-int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request, uint64_t *id, struct ew_error *err)
+int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *request, struct ew_job **out,
+                       struct ew_error *err)
 {
-    struct ew_job *job;
     int rc;
 
     // Before anything is copied: a prompt may be far longer than any context.
     if (request->n_ids >= engine->core.fit.limits.context_max)
         return plan_length(engine, &(struct ew_job){.request = *request}, err);
-    rc = ew_job_create(request, engine->core.model, engine->tok, &job, err);
+    rc = ew_job_create(request, engine->core.model, engine->tok, out, err);
     if (rc < 0)
         return rc;
-    rc = plan_length(engine, job, err);
-    if (rc < 0) {
-        ew_job_destroy(job);
+    rc = plan_length(engine, *out, err);
+    if (rc < 0)
+        ew_job_destroy(*out);
+    return rc;
+}
+
+int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request, uint64_t *id, struct ew_error *err)
+{
+    struct ew_job *job;
+    int rc;
+
+    rc = ew_engine_make_job(engine, request, &job, err);
+    if (rc < 0)
         return rc;
-    }
     job->id = *id = ++engine->last_id;
-    append_job(engine, job);
+    ew_engine_enqueue(engine, job);
     return 0;
 }
 
@@ -160,6 +175,7 @@ static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish 
     job->finish = why;
     job->is_finished = true;
     job->ended_s = ew_clock_s();
+    engine->stats.n_finished[why]++;
 }
 
 void ew_engine_cancel(struct ew_engine *engine, uint64_t id)
@@ -221,6 +237,20 @@ static void sample(struct ew_engine *engine, struct ew_job *job, const float *lo
         finish(engine, job, rc < 0 ? EW_FINISH_ERROR : why);
 }
 
+uint32_t ew_batch_bucket_max(uint32_t bucket)
+{
+    return bucket + 1 < EW_BATCH_BUCKETS ? 1u << bucket : UINT32_MAX;
+}
+
+static uint32_t batch_bucket(uint32_t n)
+{
+    uint32_t bucket = 0;
+
+    while (n > ew_batch_bucket_max(bucket))
+        bucket++;
+    return bucket;
+}
+
 // A mixed step's time is divided by tokens: a little unfair to the prompt, whose tokens cost less.
 static void count(struct ew_engine *engine, double seconds)
 {
@@ -229,18 +259,23 @@ static void count(struct ew_engine *engine, double seconds)
     for (uint32_t w = 0; w < engine->n_work; w++)
         *(engine->work_jobs[w]->n_new ? &n_decode : &n_prefill) += engine->work[w].n_tokens;
     engine->stats.steps++;
+    engine->stats.n_batch_last = engine->n_work;
+    engine->stats.batch_steps[batch_bucket(engine->n_work)]++;
     engine->stats.prefill_tokens += n_prefill;
     engine->stats.decode_tokens += n_decode;
     engine->stats.prefill_s += seconds * (double)n_prefill / (double)(n_prefill + n_decode);
     engine->stats.decode_s += seconds * (double)n_decode / (double)(n_prefill + n_decode);
 }
 
-static void fail_all(struct ew_engine *engine, const struct ew_error *why)
+static int fail_all(struct ew_engine *engine, const struct ew_error *why, struct ew_error *err)
 {
     for (uint32_t w = 0; w < engine->n_work; w++) {
         engine->work_jobs[w]->error = *why;
         finish(engine, engine->work_jobs[w], EW_FINISH_ERROR);
     }
+    if (err)
+        *err = *why;
+    return why->code;
 }
 
 static bool has_events(const struct ew_engine *engine)
@@ -265,33 +300,47 @@ static void free_taken(struct ew_engine *engine)
     }
 }
 
-int ew_engine_step(struct ew_engine *engine, bool *idle, struct ew_error *err)
+int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err)
 {
     struct ew_error failure = {0};
-    double started_s = ew_clock_s();
     int rc;
 
-    *idle = false;
-    if (has_events(engine))
-        return 0;
     free_taken(engine);
     ew_schedule_admit(engine);
     ew_schedule_plan(engine);
     *idle = engine->n_work == 0;
     if (*idle)
         return 0;
-    rc = ew_step_run(&engine->core.step, engine->work, engine->n_work, &failure);
-    if (rc < 0) {
-        fail_all(engine, &failure);
-        if (err)
-            *err = failure;
-        return rc;
-    }
+    rc = ew_step_build(&engine->core.step, engine->work, engine->n_work, &failure);
+    return rc < 0 ? fail_all(engine, &failure, err) : 0;
+}
+
+int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
+{
+    struct ew_error failure = {0};
+    double started_s = ew_clock_s();
+    int rc = ew_step_submit(&engine->core.step, engine->work, engine->n_work, &failure);
+
+    if (rc == 0)
+        rc = ew_step_wait(&engine->core.step, &failure);
+    if (rc < 0)
+        return fail_all(engine, &failure, err);
     count(engine, ew_clock_s() - started_s);
     for (uint32_t w = 0; w < engine->n_work; w++)
         if (engine->work[w].n_logits)
             sample(engine, engine->work_jobs[w], ew_step_logits(&engine->core.step, &engine->work[w], 0));
     return 0;
+}
+
+int ew_engine_step(struct ew_engine *engine, bool *idle, struct ew_error *err)
+{
+    int rc;
+
+    *idle = false;
+    if (has_events(engine))
+        return 0;
+    rc = ew_engine_begin(engine, idle, err);
+    return rc < 0 || *idle ? rc : ew_engine_complete(engine, err);
 }
 
 // ---- events --------------------------------------------------------------------------------------------------------
@@ -328,9 +377,12 @@ bool ew_engine_next_event(struct ew_engine *engine, struct ew_event *event)
     first_s = job->first_s > 0 ? job->first_s : job->ended_s;
     *event = (struct ew_event){
         .request = job->id,
+        .tag = job->request.tag,
         .n_prompt = job->request.n_ids,
         .n_reused = job->n_reused,
         .n_new = job->n_new,
+        .n_preempted = job->n_preempted,
+        .queue_s = (job->started_s > 0 ? job->started_s : job->ended_s) - job->submitted_s,
         .prefill_s = job->started_s > 0 ? first_s - job->started_s : 0,
         .decode_s = job->first_s > 0 && job->ended_s > 0 ? job->ended_s - job->first_s : 0,
     };

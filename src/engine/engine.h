@@ -31,17 +31,37 @@ int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *to
                      const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err) EW_MUST_CHECK;
 void ew_engine_destroy(struct ew_engine *engine);
 
+enum ew_finish {
+    EW_FINISH_STOP,
+    EW_FINISH_LENGTH,
+    EW_FINISH_CONTEXT,
+    EW_FINISH_CANCELLED,
+    EW_FINISH_DEADLINE,
+    EW_FINISH_ERROR,
+    EW_FINISH_COUNT
+};
+
+#define EW_BATCH_BUCKETS 10
+
 struct ew_engine_stats {
     struct ew_model_need need;
     uint64_t budget_bytes;
     uint32_t context_max, blocks_total, blocks_used;
+    uint32_t blocks_cached; // of the used ones, held by no sequence: kept for reuse, given up when needed
     double load_s;
-    uint64_t steps, prefill_tokens, decode_tokens, reused_tokens;
+    uint32_t n_waiting, n_prefilling, n_decoding; // requests; the latter two are running
+    uint32_t n_running_max;                       // as configured
+    uint32_t n_batch_last;                        // sequences of the last step
+    uint64_t batch_steps[EW_BATCH_BUCKETS];       // steps by their number of sequences, see ew_batch_bucket_max
+    uint64_t steps, prefill_tokens, decode_tokens, reused_tokens, recomputed_tokens;
+    uint64_t n_finished[EW_FINISH_COUNT]; // requests that ended, by enum ew_finish
+    uint64_t n_preempted;
     double prefill_s, decode_s;
     enum ew_arith arith;
     const char *backend_name, *backend_text; // "cpu"; "cpu avx2, 2 threads". Live as long as the engine
 };
 void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out);
+uint32_t ew_batch_bucket_max(uint32_t bucket); // 1, 2, 4, ... 256, UINT32_MAX
 
 // A session keeps its sequence's caches between requests. 0 is no session.
 int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct ew_error *err) EW_MUST_CHECK;
@@ -57,6 +77,14 @@ struct ew_request {
     bool ignore_eos;
     int32_t shown[2]; // special tokens whose text belongs to the answer, such as the marks around reasoning
     uint32_t n_shown;
+    int32_t priority;  // higher ones go first
+    uint64_t client;   // clients share fairly among requests of one priority; 0: all of those are one client
+    double deadline_s; // seconds from submission after which it ends with EW_FINISH_DEADLINE; 0: none
+    // Which tokens may come next, as struct ew_sampler_input's mask; called on the engine's thread with the answer so
+    // far. The bits stay valid until the next call. NULL: all.
+    const uint32_t *(*mask)(void *ctx, const int32_t *answer, uint32_t n_answer);
+    void *mask_ctx;
+    void *tag; // given back with its events
 };
 
 // EW_ERR_LIMIT: the prompt does not fit the context (the message has the numbers).
@@ -65,19 +93,19 @@ int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request,
 void ew_engine_cancel(struct ew_engine *engine, uint64_t id); // its FINISHED event follows
 
 enum ew_event_kind { EW_EVENT_TOKEN, EW_EVENT_FINISHED };
-enum ew_finish { EW_FINISH_STOP, EW_FINISH_LENGTH, EW_FINISH_CONTEXT, EW_FINISH_CANCELLED, EW_FINISH_ERROR };
 
 struct ew_event {
     enum ew_event_kind kind;
     uint64_t request;
+    void *tag;
     int32_t token;      // TOKEN
     struct ew_str text; // TOKEN: text that became whole with it (maybe none), stop strings held back; FINISHED: what
                         // had been held back and is part of the answer after all; both valid until the next step
     const struct ew_logprob *logprobs; // [n_logprobs], the chosen token first
     uint32_t n_logprobs;
     enum ew_finish finish; // FINISHED
-    uint32_t n_prompt, n_reused, n_new;
-    double prefill_s, decode_s; // of this request
+    uint32_t n_prompt, n_reused, n_new, n_preempted;
+    double queue_s, prefill_s, decode_s; // of this request: waiting, to the first token, from there on
     struct ew_error error;      // FINISHED with ERROR
 };
 

@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/clock.h"
 
 #define ARENA_BYTES_MAX ((size_t)1 << 30) // the prompt itself is bounded by the context
 
@@ -67,6 +68,7 @@ int ew_job_create(const struct ew_request *request, const struct ew_model *model
     if (!job)
         return ew_fail_memory(err, sizeof(*job), "a request");
     job->request = *request;
+    job->submitted_s = ew_clock_s();
     ew_arena_init(&job->arena, ARENA_BYTES_MAX);
     if (copy(job))
         rc = ew_answer_init(&job->answer, tok_or_null, job->request.sampling.stop, job->request.sampling.n_stop, err);

@@ -13,8 +13,8 @@ struct ew_job {
     struct ew_sequence *seq;               // NULL: waiting, or finished
     uint32_t n_tokens_max;                 // prompt and answer
     uint32_t reserve[EW_CACHE_GROUPS_MAX]; // blocks that it may come to hold
-    uint32_t n_reused, n_new;
-    double started_s, first_s, ended_s; // admission, first token, end; 0: not yet
+    uint32_t n_reused, n_new, n_preempted;
+    double submitted_s, started_s, first_s, ended_s; // then admission, first token, end; 0: not yet
     struct ew_answer answer;
     struct ew_logprob *logprobs; // [request.n_logprobs]
     // Events not yet taken.

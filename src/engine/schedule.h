@@ -31,6 +31,19 @@ struct ew_engine {
     struct ew_engine_stats stats; // the counters
 };
 
+// ---- what a step is made of, for whoever wants to do something between its parts: engine/service.h -----------------
+
+// Admits, plans and builds the next step. *idle: there is nothing to do. Events of the step before may still be taken
+// after it.
+int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err) EW_MUST_CHECK;
+// Runs it and samples; only after a begin that was not idle, and when all events were taken.
+int ew_engine_complete(struct ew_engine *engine, struct ew_error *err) EW_MUST_CHECK;
+// Copies and checks a request. Reads only what does not change after creation: any thread.
+int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *request, struct ew_job **out,
+                       struct ew_error *err) EW_MUST_CHECK;
+// Takes the job, whose id is set, into the queue.
+void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job);
+
 // Blocks of each group that a sequence of n_tokens may come to hold. false where a pool has less in all.
 bool ew_schedule_reserve(const struct ew_engine *engine, uint32_t n_tokens, uint32_t reserve[EW_CACHE_GROUPS_MAX]);
 // Starts waiting requests as long as they fit.
