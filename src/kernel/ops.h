@@ -105,8 +105,8 @@ struct ew_op {
         struct { enum ew_norm_kind kind; uint32_t group; float eps, weight_offset; bool weight_per_group; } norm;
         // norm.group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's
         // when weight_per_group.
-        // ACT and GLU. GLU's limit > 0 clamps in from above and in2 from both sides; alpha > 0 is gpt-oss's form,
-        // in * sigmoid(alpha * in) * (in2 + 1).
+        // ACT and GLU. ACT's limit > 0 clamps its result to +-limit; GLU's clamps in from above and in2 from both
+        // sides; alpha > 0 is gpt-oss's form, in * sigmoid(alpha * in) * (in2 + 1).
         struct { enum ew_act act; float limit, alpha; } act;
         struct { float cap; } softcap;
         struct { uint32_t n_heads, head_dim; uint32_t table; } rope; // table: index into program.ropes

@@ -1,5 +1,6 @@
 #include "model/builder.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/assert.h"
@@ -8,7 +9,7 @@
 // Upper bounds of what build_* emit; asserted there.
 #define OPS_OUTSIDE_LAYERS 8
 #define OPS_PER_LAYER 32
-#define WEIGHTS_OUTSIDE_LAYERS 4
+#define WEIGHTS_OUTSIDE_LAYERS 8
 #define WEIGHTS_PER_LAYER 32
 #define SLOTS_MAX 64
 #define GROUPS_MAX 8 // struct ew_backend_sizes has room for these
@@ -16,6 +17,7 @@
 // What a slot holds. The same role has the same slot in every layer, as long as its width is the same.
 enum role {
     ROLE_X,
+    ROLE_X_NORMED,
     ROLE_NORMED,
     ROLE_NORMED2,
     ROLE_Q,
@@ -44,6 +46,7 @@ struct builder {
     uint32_t ops_max, weights_max;
     enum role roles[SLOTS_MAX]; // of each slot
     uint32_t rope_tables[2];    // by ew_mixer
+    const float *alibi;         // [n_heads] slopes, or NULL
     uint16_t layer;             // being built, or UINT16_MAX
 };
 
@@ -55,6 +58,7 @@ struct linear {
     enum ew_shard shard;
     const char *whole; // fused with others under this name, or NULL
     uint32_t first_row, whole_rows;
+    uint32_t n_groups, group_rows, group_first; // see struct ew_weight_want
 };
 
 static uint32_t slot_of(struct builder *b, enum role role, uint32_t width)
@@ -119,6 +123,15 @@ static uint32_t add_weight(struct builder *b, const struct ew_weight_want *want,
     return b->rc ? EW_WEIGHT_NONE : b->program->n_weights++;
 }
 
+static void place_in_whole(struct ew_weight_want *want, const struct linear *linear)
+{
+    want->first_row = linear->first_row;
+    want->whole_rows = linear->whole_rows;
+    want->n_groups = linear->n_groups;
+    want->group_rows = linear->group_rows;
+    want->group_first = linear->group_first;
+}
+
 static uint32_t add_matrix(struct builder *b, const struct linear *linear)
 {
     struct ew_weight_want want = {.rows = linear->rows, .cols = linear->cols, .is_matrix = true};
@@ -126,8 +139,7 @@ static uint32_t add_matrix(struct builder *b, const struct linear *linear)
     want.name = full_name(b, linear->name, "");
     if (linear->whole) {
         want.whole = full_name(b, linear->whole, "");
-        want.first_row = linear->first_row;
-        want.whole_rows = linear->whole_rows;
+        place_in_whole(&want, linear);
     }
     return add_weight(b, &want, linear->shard);
 }
@@ -139,8 +151,7 @@ static uint32_t add_bias(struct builder *b, const struct linear *linear)
     want.name = full_name(b, linear->name, ".bias");
     if (linear->whole) {
         want.whole = full_name(b, linear->whole, ".bias");
-        want.first_row = linear->first_row;
-        want.whole_rows = linear->whole_rows;
+        place_in_whole(&want, linear);
     }
     return add_weight(b, &want, linear->shard == EW_SHARD_ROW ? EW_SHARD_ROW : EW_SHARD_NONE);
 }
@@ -202,6 +213,18 @@ static uint32_t build_linear(struct builder *b, const struct linear *linear, uin
     return out;
 }
 
+// Keeps a slot's values within +-limit, where there is one.
+static void build_clip(struct builder *b, uint32_t slot, float limit)
+{
+    struct ew_op *op;
+
+    if (!(limit > 0))
+        return;
+    op = emit(b, EW_OP_ACT, slot, slot);
+    op->act.act = EW_ACT_NONE;
+    op->act.limit = limit;
+}
+
 static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads)
 {
     const struct ew_layer_shape *layer = &b->shape->layers[b->layer];
@@ -260,6 +283,7 @@ static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t 
     op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
     op->attention.mask = EW_MASK_CAUSAL;
     op->attention.sinks = EW_WEIGHT_NONE;
+    op->attention.alibi = b->alibi;
     if (shape->q_scale_beta > 0) {
         op->attention.q_scale_beta = shape->q_scale_beta;
         op->attention.q_scale_floor = shape->ropes[EW_MIXER_FULL].context_original;
@@ -273,14 +297,21 @@ static uint32_t build_attention(struct builder *b, uint32_t in)
     const struct ew_model_shape *c = &shape->common;
     uint32_t n_q = c->n_heads * c->head_dim, n_k = c->n_kv_heads * c->head_dim, n_v = c->n_kv_heads * shape->v_dim,
              whole = n_q + n_k + n_v;
-    struct linear q_linear = {"attn_q", n_q, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", 0, whole};
-    struct linear k_linear = {"attn_k", n_k, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", n_q, whole};
-    struct linear v_linear = {"attn_v", n_v, c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", n_q + n_k, whole};
+    uint32_t groups = c->n_kv_heads, q_rows = n_q / groups;
+    struct linear q_linear = {"attn_q", n_q,    c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv", 0, whole,
+                              groups,   q_rows, 0};
+    struct linear k_linear = {"attn_k", n_k,   c->width, shape->bias_qkv, EW_SHARD_ROW, "attn_qkv",
+                              n_q,      whole, groups,   c->head_dim,     q_rows};
+    struct linear v_linear = {"attn_v",  n_v,   c->width, shape->bias_qkv, EW_SHARD_ROW,        "attn_qkv",
+                              n_q + n_k, whole, groups,   shape->v_dim,    q_rows + c->head_dim};
     struct linear out_linear = {"attn_output", c->width, c->n_heads * shape->v_dim, shape->bias_attn_output,
                                 EW_SHARD_COLUMN};
     uint32_t q = build_linear(b, &q_linear, in, ROLE_Q), k = build_linear(b, &k_linear, in, ROLE_K),
              v = build_linear(b, &v_linear, in, ROLE_V);
 
+    build_clip(b, q, shape->clip_qkv);
+    build_clip(b, k, shape->clip_qkv);
+    build_clip(b, v, shape->clip_qkv);
     q = build_qk_norm(b, "attn_q_norm", q, ROLE_Q_NORMED, c->n_heads);
     k = build_qk_norm(b, "attn_k_norm", k, ROLE_K_NORMED, c->n_kv_heads);
     build_rope(b, q, c->n_heads);
@@ -350,13 +381,18 @@ static uint32_t build_embedding(struct builder *b, uint32_t *weight)
 
     op->embed.scale = b->shape->embed_scale;
     op->weight = *weight = add_matrix(b, &embed);
-    return x;
+    if (b->shape->position_learned) {
+        struct linear positions = {"position_embd", c->context_trained, c->width};
+
+        emit(b, EW_OP_POSITION, x, x)->weight = add_matrix(b, &positions);
+    }
+    return b->shape->embed_norm ? build_norm(b, "token_embd_norm", x, ROLE_X_NORMED) : x;
 }
 
 static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
 {
     const struct ew_shape *shape = b->shape;
-    struct linear head = {"output", shape->common.n_vocab, shape->common.width, .shard = EW_SHARD_ROW};
+    struct linear head = {"output", shape->common.n_vocab, shape->common.width, shape->bias_head, EW_SHARD_ROW};
     uint32_t selected = slot_of(b, ROLE_SELECTED, shape->common.width),
              logits = slot_of(b, ROLE_LOGITS, shape->common.n_vocab), normed;
     struct ew_op *op;
@@ -365,6 +401,8 @@ static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
     normed = build_norm(b, "output_norm", selected, ROLE_FINAL);
     op = emit(b, EW_OP_LINEAR, normed, logits);
     op->weight = shape->common.tied_head ? embedding : add_matrix(b, &head);
+    if (shape->bias_head)
+        op->bias = add_bias(b, &head);
     if (shape->logit_scale != 1)
         emit(b, EW_OP_SCALE, logits, logits)->mul.scale = shape->logit_scale;
     if (shape->logit_softcap > 0)
@@ -393,6 +431,33 @@ static void build_rope_tables(struct builder *b)
         b->rc = ew_rope_build(b->arena, &shape->ropes[kind], shape->rope_kind,
                               &b->program->ropes[b->program->n_ropes++], b->err);
     }
+}
+
+// Powers of 2^(-bias_max / n) for n heads, where n is a power of two; the heads beyond it take the odd powers that
+// twice as many would have. Section 3 of arXiv:2108.12409 and its published code.
+static void build_alibi(struct builder *b)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t n_heads = shape->common.n_heads, n = 1;
+    double bias_max = (double)shape->alibi_bias_max,
+           scale = shape->alibi_scaled ? shape->alibi_scaled * (double)shape->attention_scale : 1;
+    float *slopes;
+
+    if (!shape->alibi)
+        return;
+    slopes = ew_arena_array(b->arena, n_heads, sizeof(*slopes));
+    if (!slopes) {
+        b->rc = ew_fail_memory(b->err, n_heads * sizeof(*slopes), "the slopes of the heads");
+        return;
+    }
+    while (2 * n <= n_heads)
+        n *= 2;
+    for (uint32_t i = 0; i < n_heads; i++) {
+        double power = i < n ? (i + 1.0) / n : (2.0 * (i - n) + 1) / (2.0 * n);
+
+        slopes[i] = (float)(scale * exp2(-bias_max * power));
+    }
+    b->alibi = slopes;
 }
 
 static int allocate(struct builder *b)
@@ -438,6 +503,8 @@ int ew_program_build(struct ew_program *program, const struct ew_shape *shape, c
     b.rc = allocate(&b);
     if (!b.rc)
         build_rope_tables(&b);
+    if (!b.rc)
+        build_alibi(&b);
     if (b.rc)
         return b.rc;
     x = build_embedding(&b, &embedding);

@@ -12,6 +12,9 @@ struct ew_weight_want {
     bool is_matrix;
     const char *whole; // "blk.3.attn_qkv", or NULL
     uint64_t first_row, whole_rows;
+    // Where the whole is stored in groups (EW_FAMILY_GROUPED_QKV): n_groups times group_rows of these rows, of which
+    // the first one stands at group_first of each group.
+    uint32_t n_groups, group_rows, group_first;
 };
 
 // Finds the weight's bytes; fails where they are missing or of another shape or type.

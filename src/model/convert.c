@@ -18,6 +18,7 @@
 struct named {
     char stem[NAME_MAX_BYTES]; // "blk.3.attn_q"
     const char *suffix;        // ".weight" or ".bias"
+    uint32_t choice;           // of the names that the family knows for it
     uint32_t head;
     bool is_stack; // one of a stack with a tensor for each head
 };
@@ -57,6 +58,19 @@ static bool matches(struct ew_str pattern, struct ew_str text, uint32_t *layer, 
     return at == text.len;
 }
 
+// Of a list of names, *choice tells which.
+static bool any_matches(const struct ew_yaml *names, struct ew_str text, uint32_t *layer, uint32_t *head,
+                        uint32_t *choice)
+{
+    *choice = 0;
+    if (names->type == EW_YAML_SCALAR)
+        return matches(names->text, text, layer, head);
+    for (const struct ew_yaml *item = names->child; item; item = item->next, ++*choice)
+        if (matches(item->text, text, layer, head))
+            return true;
+    return false;
+}
+
 // Writes the canonical name with its layer number.
 static void put_layer(char *out, struct ew_str generic, uint32_t layer)
 {
@@ -85,7 +99,7 @@ static bool find_name(const struct ew_family *family, struct ew_str name, struct
         for (const struct ew_yaml *item = tensors ? tensors->child : NULL; item; item = item->next) {
             uint32_t layer = 0, head = UINT32_MAX;
 
-            if (!matches(item->text, stem, &layer, &head))
+            if (!any_matches(item, stem, &layer, &head, &out->choice))
                 continue;
             put_layer(out->stem, item->key, layer);
             out->is_stack = head != UINT32_MAX;
@@ -96,10 +110,13 @@ static bool find_name(const struct ew_family *family, struct ew_str name, struct
     return false;
 }
 
-// What checkpoints carry and no model needs: buffers that are computed, and a head that repeats the embedding.
+// What checkpoints carry and no model needs: buffers that are computed (frequencies, causal masks), and a head that
+// repeats the embedding.
 static bool is_superfluous(const struct ew_convert *convert, struct ew_str name, const struct named *named)
 {
-    if (ew_str_ends(name, "rotary_emb.inv_freq"))
+    if (ew_str_ends(name, "rotary_emb.inv_freq") || ew_str_ends(name, "rotary_pos_emb.inv_freq") ||
+        ew_str_ends(name, ".attn.bias") || ew_str_ends(name, ".attn.masked_bias") ||
+        ew_str_ends(name, ".attention.bias") || ew_str_ends(name, ".attention.masked_bias"))
         return true;
     return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
 }
@@ -197,14 +214,42 @@ static void set_offset(const struct ew_convert *convert, const struct ew_family 
     tensor->added = convert->shape->norm_weight_offset - (float)there;
 }
 
+// Matrices of layers that the checkpoint stores otherwise than one row an output, in order.
+static int set_storage(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const struct ew_tensor *from,
+                       const char *stem, struct ew_error *err)
+{
+    const struct ew_model_shape *c = &convert->shape->common;
+    uint32_t storage = ew_family_storage(convert->family, EW_FAMILY_HF);
+    uint32_t q_rows = c->n_heads / c->n_kv_heads * c->head_dim;
+
+    if ((storage & EW_FAMILY_TRANSPOSED) && tensor->n_dims == 2 && strncmp(stem, "blk.", 4) == 0) {
+        tensor->is_transposed = true;
+        tensor->rows = tensor->shape[0] = from->shape[1];
+        tensor->cols = tensor->shape[1] = from->shape[0];
+    }
+    if ((storage & EW_FAMILY_GROUPED_QKV) && is_layer_part(stem, "attn_qkv")) {
+        tensor->n_groups = c->n_kv_heads;
+        tensor->group_rows[0] = q_rows;
+        tensor->group_rows[1] = c->head_dim;
+        tensor->group_rows[2] = convert->shape->v_dim;
+    }
+    if (tensor->n_groups && tensor->rows != (uint64_t)tensor->n_groups * (q_rows + c->head_dim + convert->shape->v_dim))
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " has %llu rows, which %u groups do not share evenly",
+                       EW_STR_ARG(tensor->name), (unsigned long long)tensor->rows, tensor->n_groups);
+    return EW_OK;
+}
+
 static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
                       uint32_t n_parts, struct ew_error *err)
 {
     struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
     const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
     char name[NAME_MAX_BYTES + 8], stem[NAME_MAX_BYTES];
+    int code;
 
-    if (!target || !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, stem, sizeof(stem)))
+    // Where both formats have several names for what differs between kinds of a family, they stand in the same order.
+    if (!target || (!ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, named->choice, stem, sizeof(stem)) &&
+                    !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, 0, stem, sizeof(stem))))
         return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no name for tensor " EW_STR_FMT, EW_STR_ARG(from->name));
     snprintf(name, sizeof(name), "%s%s", stem, named->suffix);
     tensor->name = (struct ew_str){ew_arena_copy(&convert->arena, name, strlen(name)), strlen(name)};
@@ -214,6 +259,9 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     set_shape(tensor, from);
     set_permutation(convert, target, tensor, named->stem);
     set_offset(convert, target, tensor);
+    code = set_storage(convert, tensor, from, named->stem, err);
+    if (code != EW_OK)
+        return code;
     if (tensor->head_rows && tensor->rows % tensor->head_rows)
         return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " has %llu rows, which heads of %u do not divide",
                        EW_STR_ARG(from->name), (unsigned long long)tensor->rows, tensor->head_rows);
@@ -438,13 +486,43 @@ void ew_convert_close(struct ew_convert *convert)
 
 // ---- contents --------------------------------------------------------------------------------------------
 
+static uint64_t grouped_row(const struct ew_convert_tensor *tensor, uint64_t row)
+{
+    const uint32_t *rows = tensor->group_rows;
+    uint64_t before = 0, stride = (uint64_t)rows[0] + rows[1] + rows[2];
+    int part = 0;
+
+    for (; part < 2 && row >= (uint64_t)tensor->n_groups * rows[part]; part++) {
+        row -= (uint64_t)tensor->n_groups * rows[part];
+        before += rows[part];
+    }
+    return row / rows[part] * stride + before + row % rows[part];
+}
+
 static uint64_t source_row(const struct ew_convert_tensor *tensor, uint64_t row)
 {
     uint64_t in_head = tensor->head_rows ? row % tensor->head_rows : 0;
 
+    if (tensor->n_groups > 1)
+        return grouped_row(tensor, row);
     if (!tensor->head_rows || in_head >= tensor->rope_rows)
         return row;
     return row - in_head + in_head / 2 + in_head % 2 * (tensor->rope_rows / 2);
+}
+
+static void read_columns(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
+{
+    const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
+    uint64_t size = ew_dtype_row_bytes(tensor->dtype, 1);
+
+    for (uint64_t i = 0; i < n_rows; i++)
+        for (uint64_t c = 0; c < tensor->cols; c++)
+            info->decode(tensor->parts[0]->data + (c * tensor->rows + row + i) * size, out + i * tensor->cols + c, 1);
+}
+
+static bool is_in_order(const struct ew_convert_tensor *tensor)
+{
+    return tensor->n_parts == 1 && !tensor->head_rows && tensor->n_groups <= 1 && !tensor->is_transposed;
 }
 
 static void read_by_rows(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
@@ -468,7 +546,9 @@ void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint6
     EW_ASSERT(row + n_rows <= tensor->rows && row_bytes > 0);
     if (!tensor->n_parts)
         memcpy(out, tensor->values + row * tensor->cols, n * sizeof(*out));
-    else if (tensor->n_parts == 1 && !tensor->head_rows)
+    else if (tensor->is_transposed)
+        read_columns(tensor, row, n_rows, out);
+    else if (is_in_order(tensor))
         ew_dtype_info(tensor->dtype)->decode(tensor->parts[0]->data + row * row_bytes, out, n);
     else
         read_by_rows(tensor, row, n_rows, out);
@@ -478,7 +558,7 @@ void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint6
 
 bool ew_convert_is_verbatim(const struct ew_convert_tensor *tensor)
 {
-    return tensor->n_parts == 1 && !tensor->head_rows && tensor->added == 0;
+    return is_in_order(tensor) && tensor->added == 0;
 }
 
 // ---- metadata --------------------------------------------------------------------------------------------

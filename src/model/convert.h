@@ -24,7 +24,10 @@ struct ew_convert_tensor {
     const float *values; // n_parts 0: not in the input, made from its configuration
     // The first rope_rows of each head_rows rows change from halves to pairs; 0: none.
     uint32_t head_rows, rope_rows;
-    float added; // to every value
+    // n_groups > 1: the source has the rows of queries, key and value group by group; GGUF has all queries first.
+    uint32_t n_groups, group_rows[3];
+    bool is_transposed; // the source is [cols, rows]
+    float added;        // to every value
 };
 
 struct ew_convert {

@@ -54,6 +54,11 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
     char key[KEY_BYTES];
     double value;
 
+    if (node && (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)) {
+        full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);
+        return ew_gguf_write_bool(
+            w, key, *((const bool *)convert->shape + field->offset) != (field->kind == EW_FIELD_NOT), err);
+    }
     if (!node || !field_number(convert->shape, field, &value) || (field->kind == EW_FIELD_UINT && value == 0))
         return EW_OK;
     full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);

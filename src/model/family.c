@@ -25,11 +25,27 @@ static void gemma2_scale(struct ew_shape *shape)
         shape->attention_scale = sqrtf((float)shape->common.n_heads / (float)shape->common.width);
 }
 
+// The same of Gemma 3's 27b and its 62 layers.
+static void gemma3_scale(struct ew_shape *shape)
+{
+    if (shape->common.n_layers == 62 && !(shape->attention_scale > 0))
+        shape->attention_scale = sqrtf((float)shape->common.n_heads / (float)shape->common.width);
+}
+
+static const struct {
+    const char *name;
+    enum ew_family_storage flag;
+} g_storages[] = {
+    {"grouped_qkv", EW_FAMILY_GROUPED_QKV},
+    {"transposed", EW_FAMILY_TRANSPOSED},
+};
+
 static const struct {
     const char *name;
     ew_family_hook hook;
 } g_hooks[] = {
     {"gemma2_scale", gemma2_scale},
+    {"gemma3_scale", gemma3_scale},
     {"window_where_no_rope", window_where_no_rope},
 };
 
@@ -60,8 +76,37 @@ static int check_tensors(const struct loader *l, const struct ew_yaml *map)
     if (map->type != EW_YAML_MAP)
         return fail_at(l, map, "names were expected, each with the file's name");
     for (const struct ew_yaml *item = map->child; item; item = item->next)
-        if (item->type != EW_YAML_SCALAR)
-            return fail_at(l, item, "one name was expected");
+        if (item->type != EW_YAML_SCALAR && check_names(l, item))
+            return EW_ERR_FORMAT;
+    return 0;
+}
+
+// 0 where there is no such way.
+static uint32_t storage_flag(struct ew_str name)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_storages); i++)
+        if (ew_str_is(name, g_storages[i].name))
+            return g_storages[i].flag;
+    return 0;
+}
+
+static int check_storage(const struct loader *l, const struct ew_yaml *list)
+{
+    int rc = check_names(l, list);
+
+    for (const struct ew_yaml *item = list->child; item && !rc; item = item->next)
+        if (!storage_flag(item->text))
+            rc = fail_at(l, list, "there is no such way of storing matrices");
+    return rc;
+}
+
+static int check_refusals(const struct loader *l, const struct ew_yaml *map)
+{
+    if (map->type != EW_YAML_MAP)
+        return fail_at(l, map, "keys were expected, each with the value that is refused");
+    for (const struct ew_yaml *item = map->child; item; item = item->next)
+        if (ew_value_of_yaml(item).kind != EW_VALUE_BOOL)
+            return fail_at(l, item, "true or false was expected");
     return 0;
 }
 
@@ -115,6 +160,10 @@ static int read_side(const struct loader *l, struct ew_family_side *side, const 
             rc = check_fields(l, side->absent = node, false);
         else if (ew_str_is(node->key, "tensors"))
             rc = check_tensors(l, side->tensors = node);
+        else if (ew_str_is(node->key, "refuse"))
+            rc = check_refusals(l, side->refuse = node);
+        else if (ew_str_is(node->key, "storage"))
+            rc = check_storage(l, side->storage = node);
         else
             rc = fail_at(l, node, "there is no such section");
     }
@@ -306,15 +355,20 @@ static void generic_name(const char *canonical, char *out, size_t size, unsigned
 }
 
 // What the table has for the generic name; canonical names are GGUF's, so that GGUF needs no entry.
-static struct ew_str mapped_name(const struct ew_family *family, enum ew_family_format format, const char *generic)
+static struct ew_str mapped_name(const struct ew_family *family, enum ew_family_format format, const char *generic,
+                                 uint32_t choice)
 {
     for (; family; family = family->parent) {
         const struct ew_yaml *node = ew_yaml_get(family->sides[format].tensors, generic);
 
-        if (node)
-            return node->text;
+        if (node && node->type == EW_YAML_LIST)
+            for (node = node->child; node && choice; node = node->next)
+                choice--;
+        else if (!node)
+            continue;
+        return node && choice == 0 ? node->text : (struct ew_str){0};
     }
-    return format == EW_FAMILY_GGUF ? ew_str_of(generic) : (struct ew_str){0};
+    return format == EW_FAMILY_GGUF && choice == 0 ? ew_str_of(generic) : (struct ew_str){0};
 }
 
 static bool is_component(struct ew_str name, size_t at, char what)
@@ -324,7 +378,7 @@ static bool is_component(struct ew_str name, size_t at, char what)
 }
 
 bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
-                      uint32_t head, char *out, size_t size)
+                      uint32_t head, uint32_t choice, char *out, size_t size)
 {
     char generic[160];
     unsigned layer;
@@ -332,7 +386,7 @@ bool ew_family_tensor(const struct ew_family *family, enum ew_family_format form
     size_t len = 0;
 
     generic_name(canonical, generic, sizeof(generic), &layer);
-    name = mapped_name(family, format, generic);
+    name = mapped_name(family, format, generic, choice);
     for (size_t i = 0; i < name.len && len + 12 < size; i++) {
         if (is_component(name, i, 'N'))
             len += (size_t)snprintf(out + len, size - len, "%u", layer);
@@ -352,9 +406,20 @@ bool ew_family_is_stack(const struct ew_family *family, enum ew_family_format fo
     struct ew_str name;
 
     generic_name(canonical, generic, sizeof(generic), &layer);
-    name = mapped_name(family, format, generic);
+    name = mapped_name(family, format, generic, 0);
     for (size_t i = 0; i < name.len; i++)
         if (is_component(name, i, 'H'))
             return true;
     return false;
+}
+
+uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format format)
+{
+    uint32_t flags = 0;
+
+    while (family && !family->sides[format].storage)
+        family = family->parent;
+    for (const struct ew_yaml *item = family ? family->sides[format].storage->child : NULL; item; item = item->next)
+        flags |= storage_flag(item->text);
+    return flags;
 }

@@ -23,7 +23,15 @@ struct ew_family_side {
     const struct ew_yaml *keys;          // field: key, or list of keys of which the first present one counts
     const struct ew_yaml *present;       // field: tensors, any of which makes it true
     const struct ew_yaml *absent;        // field: tensors, whose absence makes it true
-    const struct ew_yaml *tensors;       // canonical name: name in the file
+    const struct ew_yaml *tensors;       // canonical name: name in the file, or list of which the first present counts
+    const struct ew_yaml *refuse;        // key: the value with which edgewise cannot compute the model
+    const struct ew_yaml *storage;       // list of how the file lays its matrices out, see enum ew_family_storage
+};
+
+// Where files differ from one matrix a weight, rows being outputs.
+enum ew_family_storage {
+    EW_FAMILY_GROUPED_QKV = 1, // attn_qkv holds, for each KV head, the rows of its queries, of its key and of its value
+    EW_FAMILY_TRANSPOSED = 2,  // matrices of layers are [inputs, outputs]
 };
 
 // For what tables cannot say: changes the shape once everything was read and its layers were derived.
@@ -65,8 +73,11 @@ bool ew_family_has_architecture(const struct ew_family *family, enum ew_family_f
 const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_family_format format, const char *field);
 // The file's name of a canonical tensor name without suffix ("blk.3.attn_q" -> "model.layers.3.self_attn.q_proj").
 // Components N and H of the table stand for layer and head numbers; head is only used where the name has an H.
-// False where the family has no such tensor in this format, or the name is longer than size.
+// False where the family has no such tensor (any more) in this format, or the name is longer than size.
+// `choice` counts the alternatives that the table lists.
 bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
-                      uint32_t head, char *out, size_t size);
+                      uint32_t head, uint32_t choice, char *out, size_t size);
+// The flags of the nearest family that says anything.
+uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format format);
 // Whether that name has an H: the tensor is a stack of one a head.
 bool ew_family_is_stack(const struct ew_family *family, enum ew_family_format format, const char *canonical);

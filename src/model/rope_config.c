@@ -147,7 +147,9 @@ static void set_defaults(struct ew_shape *shape)
     for (int i = 0; i < 2; i++) {
         struct ew_rope_shape *rope = &shape->ropes[i];
 
-        rope->theta = shape->rope_theta;
+        rope->theta = shape->rope_theta * shape->rope_theta_ratio;
+        if (i == EW_MIXER_WINDOW && shape->rope_theta_window > 0)
+            rope->theta = shape->rope_theta_window;
         rope->partial = shape->rope_partial;
         rope->context_trained = shape->common.context_trained;
         rope->truncate = true;

@@ -25,6 +25,8 @@ void ew_shape_init(struct ew_shape *shape)
     shape->act = EW_ACT_SILU;
     shape->rope_theta = 10000; // RoFormer's
     shape->rope_partial = 1;
+    shape->rope_theta_ratio = 1;
+    shape->alibi_bias_max = 8; // the paper's
     shape->embed_scale = shape->residual_scale = shape->logit_scale = 1;
 }
 
@@ -122,6 +124,24 @@ static int apply_key(struct ew_shape *shape, const struct source *source, const 
     return 0;
 }
 
+// Switches of the file whose other position no code here computes.
+static int refuse_switches(const struct ew_shape *shape, const struct source *source, struct ew_error *err)
+{
+    for (const struct ew_family *family = source->family; family; family = family->parent) {
+        const struct ew_yaml *map = family->sides[source->format].refuse;
+
+        for (const struct ew_yaml *item = map ? map->child : NULL; item; item = item->next) {
+            char where[256];
+            struct ew_value value = read_key(shape, source, item->key, where, sizeof(where));
+
+            if (value.kind == EW_VALUE_BOOL && value.boolean == ew_value_of_yaml(item).boolean)
+                return ew_fail(err, EW_ERR_UNSUPPORTED, "%s is %s, which edgewise cannot compute for the family %s",
+                               where, value.boolean ? "true" : "false", source->family->name);
+        }
+    }
+    return 0;
+}
+
 static void derive_layers(struct ew_shape *shape)
 {
     bool windows = shape->window > 0 && !shape->window_off;
@@ -137,7 +157,8 @@ static void derive_layers(struct ew_shape *shape)
         if (!windows)
             layer->mixer = EW_MIXER_FULL;
         if (!shape->no_rope_given)
-            layer->no_rope = (shape->no_rope_period && (i + 1) % shape->no_rope_period == 0) ||
+            layer->no_rope = shape->alibi || shape->position_learned ||
+                             (shape->no_rope_period && (i + 1) % shape->no_rope_period == 0) ||
                              (shape->no_rope_full && layer->mixer == EW_MIXER_FULL);
     }
 }
@@ -147,6 +168,8 @@ static int read_shape(struct ew_shape *shape, const struct source *source, struc
     const struct ew_family *hooked = source->family;
     int rc = apply_family(shape, source, err);
 
+    if (!rc)
+        rc = refuse_switches(shape, source, err);
     for (const struct ew_field *field = ew_fields; field->name && !rc; field++)
         rc = apply_key(shape, source, field, err);
     if (rc)
@@ -318,7 +341,9 @@ static void forget_reading(struct ew_shape *shape)
 {
     shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = false;
     shape->window_first_layer = shape->window_period = shape->no_rope_period = 0;
-    shape->rope_dims = shape->context_original = 0;
+    shape->rope_dims = shape->context_original = shape->ffn_ratio = 0;
+    shape->multi_query = shape->multi_query_off = false;
+    shape->rope_theta_window = shape->rope_theta_ratio = 0;
     shape->rope_theta = shape->rope_partial = 0;
     shape->rope_scaled_full_only = false;
 }
@@ -326,11 +351,16 @@ static void forget_reading(struct ew_shape *shape)
 int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
 {
     struct ew_model_shape *c = &shape->common;
-    int rc = check_given(c, err);
+    int rc;
 
+    if (!c->ffn_width && shape->ffn_ratio && c->width <= EW_FFN_WIDTH_MAX / shape->ffn_ratio)
+        c->ffn_width = shape->ffn_ratio * c->width;
+    rc = check_given(c, err);
     if (rc)
         return rc;
-    if (!c->n_kv_heads)
+    if (shape->multi_query && !shape->multi_query_off)
+        c->n_kv_heads = 1;
+    else if (!c->n_kv_heads)
         c->n_kv_heads = c->n_heads;
     if (!c->head_dim && c->width % c->n_heads == 0)
         c->head_dim = c->width / c->n_heads;
@@ -345,6 +375,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
         shape->attention_scale = (float)(1 / sqrt(c->head_dim));
     if (shape->embed_sqrt_width)
         shape->embed_scale = sqrtf((float)c->width);
+    if (!shape->alibi)
+        shape->alibi_scaled = 0;
     if (shape->window_off)
         shape->window = 0;
     if (shape->qk_norm_off)

@@ -87,6 +87,12 @@ struct ew_shape {
     // Attention.
     uint32_t v_dim; // of a head's value; 0: head_dim
     bool bias_qkv, bias_attn_output;
+    bool multi_query;            // one head of keys and values serves all queries ...
+    bool multi_query_off;        // ... unless the model groups them
+    float clip_qkv;              // q, k and v are kept within +- this; 0: not
+    bool alibi;                  // positions are distances, added to the scores (Press et al., arXiv:2108.12409)
+    uint32_t alibi_scaled;       // ... times attention_scale, as often as this says; 0: as they are
+    float alibi_bias_max;        // the slopes fall from near 1 to 2^-alibi_bias_max
     float attention_scale;       // on q k; 0: 1 / sqrt(head_dim)
     float attention_softcap;     // 0: none
     float q_scale_beta;          // llama 4 and ministral 3: q grows with the logarithm of the position; 0: off
@@ -101,10 +107,13 @@ struct ew_shape {
     uint32_t rope_dims;              // rotated elements of a head; 0: rope_partial * head_dim
     uint32_t context_original;       // before the context was stretched; 0: not given
     bool rope_scaled_full_only;      // the scaling serves full layers; window layers have plain frequencies
+    double rope_theta_ratio;         // rope_theta is multiplied by it
+    double rope_theta_window;        // of window layers; 0: rope_theta
     struct ew_rope_shape ropes[2];   // by ew_mixer
 
     // Feed-forward.
     uint32_t n_experts; // 0: dense
+    uint32_t ffn_ratio; // ffn_width in widths, where the file gives no ffn_width
     bool ffn_plain;     // act(up) without a gate
     bool bias_ffn;
     enum ew_act act;
@@ -114,6 +123,9 @@ struct ew_shape {
     bool parallel_own_norm; // ... each through its own norm
     float embed_scale, residual_scale;
     bool embed_sqrt_width;            // embed_scale is the width's square root
+    bool embed_norm;                  // embeddings pass a norm: bloom
+    bool position_learned;            // absolute positions are rows of a matrix: gpt2
+    bool bias_head;                   // the logits have a bias: gptj
     float logit_scale, logit_softcap; // softcap 0: none
 
     // By layer; entries past n_layers are zero.

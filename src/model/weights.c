@@ -45,6 +45,44 @@ static int read_parts(const struct ew_weight_source *source, uint64_t row, uint6
     return 0;
 }
 
+// Rows of a matrix, or elements of a vector, that stand in groups at a distance from each other.
+struct grouped {
+    const unsigned char *first;
+    uint64_t unit_bytes, units_per_row; // of a row or element; elements of the vector, or 1
+    uint64_t group_units, stride_bytes; // of a group; from one group to the next
+};
+
+static int read_grouped(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                        struct ew_error *err)
+{
+    const struct grouped *grouped = source->ctx;
+    uint64_t begin = row * grouped->units_per_row, end = begin + n_rows * grouped->units_per_row;
+    unsigned char *out = dst;
+
+    (void)err;
+    for (uint64_t i = begin; i < end; i++, out += grouped->unit_bytes)
+        memcpy(out,
+               grouped->first + i / grouped->group_units * grouped->stride_bytes +
+                   i % grouped->group_units * grouped->unit_bytes,
+               grouped->unit_bytes);
+    return 0;
+}
+
+// Of a matrix stored as [cols, rows]: arg is the bytes of an element, the columns and the bytes of a stored row.
+static int read_transposed(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                           struct ew_error *err)
+{
+    uint64_t size = source->arg[0], cols = source->arg[1];
+    const unsigned char *from = (const unsigned char *)source->ctx + row * size;
+    unsigned char *out = dst;
+
+    (void)err;
+    for (uint64_t c = 0; c < cols; c++, from += source->arg[2])
+        for (uint64_t r = 0; r < n_rows; r++)
+            memcpy(out + (r * cols + c) * size, from + r * size, size);
+    return 0;
+}
+
 static void shape_text(const struct ew_tensor *tensor, char *out, size_t size)
 {
     size_t len = (size_t)snprintf(out, size, "[");
@@ -108,7 +146,8 @@ static void mark_used(struct ew_binder *binder, const struct ew_tensor *tensor, 
 }
 
 // "blk.3.attn_q.bias" -> the file's name of blk.3.attn_q and ".bias"; everything else has ".weight".
-static bool file_name(const struct ew_binder *binder, const char *canonical, uint32_t head, char *out, size_t size)
+static bool file_name(const struct ew_binder *binder, const char *canonical, uint32_t head, uint32_t choice, char *out,
+                      size_t size)
 {
     struct ew_str name = ew_str_of(canonical);
     const char *suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight";
@@ -116,7 +155,7 @@ static bool file_name(const struct ew_binder *binder, const char *canonical, uin
     size_t len;
 
     snprintf(stem, sizeof(stem), "%.*s", (int)(name.len - (suffix[1] == 'b' ? 5 : 0)), canonical);
-    if (!ew_family_tensor(binder->family, binder->format, stem, head, out, size))
+    if (!ew_family_tensor(binder->family, binder->format, stem, head, choice, out, size))
         return false;
     len = strlen(out);
     if (len + strlen(suffix) >= size)
@@ -127,10 +166,12 @@ static bool file_name(const struct ew_binder *binder, const char *canonical, uin
 
 static const struct ew_tensor *find_tensor(const struct ew_binder *binder, const char *canonical, uint32_t head)
 {
+    const struct ew_tensor *tensor = NULL;
     char name[256];
 
-    return file_name(binder, canonical, head, name, sizeof(name)) ? ew_tensors_find(binder->tensors, ew_str_of(name))
-                                                                  : NULL;
+    for (uint32_t i = 0; !tensor && file_name(binder, canonical, head, i, name, sizeof(name)); i++)
+        tensor = ew_tensors_find(binder->tensors, ew_str_of(name));
+    return tensor;
 }
 
 // Rows [first, first + n) of a tensor that has whole_rows; a vector counts its elements as rows.
@@ -155,6 +196,62 @@ static int bind_slice(struct ew_binder *binder, const struct ew_weight_want *wan
         .dtype = tensor->dtype, .read = read_mapped, .release = release_mapped, .arg = {row_bytes}};
     out->mapped = tensor->data + first * (want->is_matrix ? row_bytes : ew_dtype_row_bytes(tensor->dtype, 1));
     return 0;
+}
+
+// The same from a whole that is stored in groups; elements of a vector count as rows again.
+static int bind_grouped(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
+                        struct ew_weight_source *out, struct ew_error *err)
+{
+    struct grouped *grouped = ew_arena_alloc(binder->arena, sizeof(*grouped));
+    int rc = bind_slice(binder, want, tensor, want->group_first, want->whole_rows, out, err);
+
+    if (rc)
+        return rc;
+    if (!grouped)
+        return ew_fail_memory(err, sizeof(*grouped), "the place of a weight");
+    grouped->first = out->mapped;
+    grouped->unit_bytes = want->is_matrix ? out->arg[0] : ew_dtype_row_bytes(tensor->dtype, 1);
+    grouped->units_per_row = want->is_matrix ? 1 : want->cols;
+    grouped->group_units = want->group_rows;
+    grouped->stride_bytes = want->whole_rows / want->n_groups * grouped->unit_bytes;
+    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_grouped, .ctx = grouped};
+    return 0;
+}
+
+// A part of a matrix [cols, whole_rows].
+static int bind_transposed(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
+                           uint64_t first, uint64_t whole_rows, struct ew_weight_source *out, struct ew_error *err)
+{
+    uint64_t size = ew_dtype_row_bytes(tensor->dtype, 1);
+    int rc;
+
+    if (!shape_fits(tensor, true, want->cols, whole_rows))
+        return fail_shape(tensor, want, want->cols, whole_rows, err);
+    rc = check_type(tensor, false, err); // elements, not blocks of them
+    if (rc)
+        return rc;
+    mark_used(binder, tensor, true);
+    *out = (struct ew_weight_source){.dtype = tensor->dtype,
+                                     .read = read_transposed,
+                                     .ctx = tensor->data + first * size,
+                                     .arg = {size, want->cols, whole_rows * size}};
+    return 0;
+}
+
+// A weight, or the part of a tensor that it is, in whichever way the file stores it.
+static int bind(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
+                bool is_part, struct ew_weight_source *out, struct ew_error *err)
+{
+    uint64_t first = is_part ? want->first_row : 0, rows = want->is_matrix ? want->rows : want->cols;
+    bool in_layer = ew_str_starts(ew_str_of(want->name), "blk.");
+
+    if (is_part)
+        rows = want->whole_rows;
+    if (is_part && want->n_groups > 1 && (binder->storage & EW_FAMILY_GROUPED_QKV))
+        return bind_grouped(binder, want, tensor, out, err);
+    if (want->is_matrix && in_layer && (binder->storage & EW_FAMILY_TRANSPOSED))
+        return bind_transposed(binder, want, tensor, first, rows, out, err);
+    return bind_slice(binder, want, tensor, first, rows, out, err);
 }
 
 // One head's part of a vector whose heads are tensors of their own.
@@ -199,8 +296,8 @@ static int bind_heads(struct ew_binder *binder, const struct ew_weight_want *wan
 static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
 {
     char own[256], whole[256];
-    bool has_own = file_name(binder, want->name, 0, own, sizeof(own));
-    bool has_whole = want->whole && file_name(binder, want->whole, 0, whole, sizeof(whole));
+    bool has_own = file_name(binder, want->name, 0, 0, own, sizeof(own));
+    bool has_whole = want->whole && file_name(binder, want->whole, 0, 0, whole, sizeof(whole));
     const struct ew_tensor *tensor;
 
     if (has_own && ew_tensors_need(binder->tensors, ew_str_of(own), &tensor, err) == EW_ERR_UNSUPPORTED)
@@ -219,19 +316,20 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
     // The fused tensor first: GGUF calls Phi-3's gate and up together what elsewhere is up alone.
     tensor = want->whole ? find_tensor(binder, want->whole, 0) : NULL;
     if (tensor)
-        return bind_slice(binder, want, tensor, want->first_row, want->whole_rows, out, err);
+        return bind(binder, want, tensor, true, out, err);
     if (want->n_heads && ew_family_is_stack(binder->family, binder->format, want->name))
         return bind_heads(binder, want, out, err);
     tensor = find_tensor(binder, want->name, 0);
     if (!tensor)
         return fail_missing(binder, want, err);
-    return bind_slice(binder, want, tensor, 0, want->is_matrix ? want->rows : want->cols, out, err);
+    return bind(binder, want, tensor, false, out, err);
 }
 
 int ew_binder_init(struct ew_binder *binder, const struct ew_family *family, enum ew_family_format format,
                    const struct ew_tensors *tensors, struct ew_arena *arena, struct ew_error *err)
 {
     *binder = (struct ew_binder){.family = family, .format = format, .tensors = tensors, .arena = arena};
+    binder->storage = ew_family_storage(family, format);
     binder->used = ew_alloc_array(tensors->count, sizeof(*binder->used));
     return binder->used ? 0 : ew_fail_memory(err, tensors->count, "the list of tensors in use");
 }

@@ -6,7 +6,8 @@ import pytest
 import support
 
 FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3", "qwen3_v5cfg", "phi3_*", "granite", "olmo2",
-            "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma1", "gemma2", "nemotron"]
+            "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma*", "nemotron", "gpt*", "bloom", "mpt*",
+            "falcon*", "phi2", "glm*", "chatglm*"]
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
 KERNELS = ["reference", "auto"]

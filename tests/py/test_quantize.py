@@ -8,7 +8,8 @@ import pytest
 import support
 
 # GGUF has no words for these.
-UNSAYABLE = {"llama_rope_dynamic": "dynamic rope", "ministral_swa_mix": "which layers"}
+UNSAYABLE = {"llama_rope_dynamic": "dynamic rope", "ministral_swa_mix": "which layers", "gemma3_text": "which layers",
+             "falcon_rw_alibi": "alibi"}
 
 
 def fixture_models():

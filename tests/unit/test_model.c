@@ -56,6 +56,23 @@ static const char *const g_checkpoints[] = {
     "gemma1",
     "gemma2",
     "nemotron",
+    "gpt2",
+    "gpt_bigcode_mqa",
+    "gptj",
+    "gptneox_pythia",
+    "gptneox_serial",
+    "bloom",
+    "mpt",
+    "mpt_clip",
+    "falcon_7b",
+    "falcon_11b",
+    "falcon_40b",
+    "falcon_rw_alibi",
+    "phi2",
+    "glm",
+    "glm4",
+    "chatglm_remote_layout",
+    "gemma3_text",
 };
 
 static void fixture_path(char *out, size_t size, const char *name)
@@ -142,7 +159,9 @@ static void every_weight_reads_what_is_mapped(void **state)
             params += weight->rows * weight->cols;
         }
         assert_int_equal(params, model->n_params);
-        assert_int_equal(model->file_bytes, model->file.tensors->bytes); // nothing in these files is superfluous
+        // Nothing in these files is superfluous but ChatGLM's table of frequencies.
+        if (strncmp(g_checkpoints[i], "chatglm", 7) != 0)
+            assert_int_equal(model->file_bytes, model->file.tensors->bytes);
         ew_model_close(model);
     }
 }

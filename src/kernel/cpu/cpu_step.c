@@ -125,6 +125,12 @@ static void rope_row(const struct ew_cpu_backend *backend, const struct ew_op *o
                       rope->n_dims, op->rope.n_heads, op->rope.head_dim, rope->kind);
 }
 
+static void clip_row(float *x, uint32_t n, float limit)
+{
+    for (uint32_t i = 0; i < n && limit > 0; i++)
+        x[i] = fminf(fmaxf(x[i], -limit), limit);
+}
+
 static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *scratch)
 {
     const struct ew_op *op = &backend->program->ops[step->op];
@@ -149,6 +155,7 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
         break;
     case EW_OP_ACT:
         ops->act(out, in, width, op->act.act);
+        clip_row(out, width, op->act.limit);
         break;
     case EW_OP_GLU:
         ops->glu(out, in, in2, width, op->act.act, op->act.limit, op->act.alpha);
