@@ -84,10 +84,25 @@ static void put_layer(char *out, struct ew_str generic, uint32_t layer)
     out[len] = '\0';
 }
 
-// From the file's name to the canonical one. Of a family and its ancestors the nearest that knows the name counts.
-static bool find_name(const struct ew_family *family, struct ew_str name, struct named *out)
+// The name as the family's table has it, of one that stands under another root.
+static struct ew_str without_root(const struct ew_yaml *root, struct ew_str name, char *out, size_t size)
 {
-    struct ew_str stem = name;
+    for (const struct ew_yaml *item = root ? root->child : NULL; item; item = item->next) {
+        struct ew_str rest = {name.ptr + item->text.len, name.len - item->text.len};
+
+        if (!ew_str_starts(name, item->text.ptr) || rest.len == 0 || rest.ptr[0] != '.')
+            continue;
+        snprintf(out, size, "%s" EW_STR_FMT, item->key.ptr, EW_STR_ARG(rest));
+        return ew_str_of(out);
+    }
+    return name;
+}
+
+// From the file's name to the canonical one. Of a family and its ancestors the nearest that knows the name counts.
+static bool find_name(const struct ew_family *family, const struct ew_yaml *root, struct ew_str name, struct named *out)
+{
+    char plain[NAME_MAX_BYTES];
+    struct ew_str stem = without_root(root, name, plain, sizeof(plain));
 
     *out = (struct named){.suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight"};
     if (!ew_str_ends(name, out->suffix))
@@ -110,13 +125,27 @@ static bool find_name(const struct ew_family *family, struct ew_str name, struct
     return false;
 }
 
-// What checkpoints carry and no model needs: buffers that are computed (frequencies, causal masks), and a head that
-// repeats the embedding.
+// Of pictures and sound; GGUF keeps them in a file of their own.
+static bool is_of_tower(struct ew_str name)
+{
+    static const char *const towers[] = {"visual.", "vision_tower.", "audio_tower.", "multi_modal_projector."};
+    struct ew_str rest = ew_str_starts(name, "model.") ? (struct ew_str){name.ptr + 6, name.len - 6} : name;
+
+    for (size_t i = 0; i < EW_COUNT_OF(towers); i++)
+        if (ew_str_starts(rest, towers[i]))
+            return true;
+    return false;
+}
+
+// What checkpoints carry and a language model does not need: towers, buffers that are computed (frequencies, causal
+// masks), and a head that repeats the embedding.
 static bool is_superfluous(const struct ew_convert *convert, struct ew_str name, const struct named *named)
 {
     if (ew_str_ends(name, "rotary_emb.inv_freq") || ew_str_ends(name, "rotary_pos_emb.inv_freq") ||
         ew_str_ends(name, ".attn.bias") || ew_str_ends(name, ".attn.masked_bias") ||
         ew_str_ends(name, ".attention.bias") || ew_str_ends(name, ".attention.masked_bias"))
+        return true;
+    if (is_of_tower(name))
         return true;
     return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
 }
@@ -307,7 +336,7 @@ static int add_part(struct ew_convert *convert, const struct ew_tensor *from, co
 static int add_hf(struct ew_convert *convert, const struct ew_tensor *from, struct ew_error *err)
 {
     struct named named;
-    bool known = find_name(convert->family, from->name, &named);
+    bool known = find_name(convert->family, convert->root, from->name, &named);
     int code;
 
     if (is_superfluous(convert, from->name, known ? &named : NULL))
@@ -423,6 +452,7 @@ static int read_hf(struct ew_convert *convert, struct ew_error *err)
     if (code != EW_OK)
         return code;
     convert->arch = target_arch(convert->family);
+    convert->root = ew_family_root(convert->family, EW_FAMILY_HF, convert->file.tensors);
     for (uint64_t i = 0; i < convert->file.tensors->count && code == EW_OK; i++)
         code = add_hf(convert, &convert->file.tensors->list[i], err);
     if (code == EW_OK)

@@ -35,6 +35,7 @@ struct ew_convert {
     struct ew_arena arena;
     struct ew_families *families; // Hugging Face only, as are the next two
     const struct ew_family *family;
+    const struct ew_yaml *root; // of the input's names, see ew_family_root
     struct ew_shape *shape;
     struct ew_str arch; // GGUF's architecture
     uint32_t n_tensors;

@@ -100,6 +100,15 @@ static int check_storage(const struct loader *l, const struct ew_yaml *list)
     return rc;
 }
 
+static int check_roots(const struct loader *l, const struct ew_yaml *list)
+{
+    int rc = list->type == EW_YAML_LIST ? 0 : fail_at(l, list, "a list of roots was expected");
+
+    for (const struct ew_yaml *item = rc ? NULL : list->child; item && !rc; item = item->next)
+        rc = check_tensors(l, item);
+    return rc;
+}
+
 static int check_refusals(const struct loader *l, const struct ew_yaml *map)
 {
     if (map->type != EW_YAML_MAP)
@@ -160,6 +169,8 @@ static int read_side(const struct loader *l, struct ew_family_side *side, const 
             rc = check_fields(l, side->absent = node, false);
         else if (ew_str_is(node->key, "tensors"))
             rc = check_tensors(l, side->tensors = node);
+        else if (ew_str_is(node->key, "roots"))
+            rc = check_roots(l, side->roots = node);
         else if (ew_str_is(node->key, "refuse"))
             rc = check_refusals(l, side->refuse = node);
         else if (ew_str_is(node->key, "storage"))
@@ -422,4 +433,41 @@ uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format
     for (const struct ew_yaml *item = family ? family->sides[format].storage->child : NULL; item; item = item->next)
         flags |= storage_flag(item->text);
     return flags;
+}
+
+const struct ew_tensor *ew_family_find_rooted(const struct ew_yaml *root, const struct ew_tensors *tensors,
+                                              struct ew_str name)
+{
+    for (const struct ew_yaml *item = root ? root->child : NULL; item; item = item->next) {
+        struct ew_str rest = name;
+        char text[256];
+        int len;
+
+        if (!ew_str_starts(name, item->key.ptr))
+            continue;
+        rest.ptr += item->key.len;
+        rest.len -= item->key.len;
+        if (rest.len && rest.ptr[0] != '.')
+            continue;
+        len = snprintf(text, sizeof(text), "%s" EW_STR_FMT, item->text.ptr, EW_STR_ARG(rest));
+        return len > 0 && (size_t)len < sizeof(text) ? ew_tensors_find(tensors, ew_str_of(text)) : NULL;
+    }
+    return ew_tensors_find(tensors, name);
+}
+
+const struct ew_yaml *ew_family_root(const struct ew_family *family, enum ew_family_format format,
+                                     const struct ew_tensors *tensors)
+{
+    const struct ew_family *at = family;
+    char stem[128], name[160];
+
+    while (at && !at->sides[format].roots)
+        at = at->parent;
+    if (!at || !ew_family_tensor(family, format, "token_embd", 0, 0, stem, sizeof(stem)))
+        return NULL;
+    snprintf(name, sizeof(name), "%s.weight", stem);
+    for (const struct ew_yaml *root = at->sides[format].roots->child; root; root = root->next)
+        if (ew_family_find_rooted(root, tensors, ew_str_of(name)))
+            return root;
+    return NULL;
 }

@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/error.h"
+#include "format/tensors.h"
 #include "format/yaml_tree.h"
 #include "model/shape.h"
 
@@ -25,6 +26,7 @@ struct ew_family_side {
     const struct ew_yaml *absent;        // field: tensors, whose absence makes it true
     const struct ew_yaml *tensors;       // canonical name: name in the file, or list of which the first present counts
     const struct ew_yaml *refuse;        // key: the value with which edgewise cannot compute the model
+    const struct ew_yaml *roots;         // list of maps, each of beginnings of names to what may stand in their place
     const struct ew_yaml *storage;       // list of how the file lays its matrices out, see enum ew_family_storage
 };
 
@@ -77,6 +79,13 @@ const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_fami
 // `choice` counts the alternatives that the table lists.
 bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
                       uint32_t head, uint32_t choice, char *out, size_t size);
+// Checkpoints of models with towers hold the language model under another root. Which of the family's roots these
+// tensors stand under: a map of beginnings, or NULL for the names as they are in the table.
+const struct ew_yaml *ew_family_root(const struct ew_family *family, enum ew_family_format format,
+                                     const struct ew_tensors *tensors);
+// Whether the tensor is there, under that root.
+const struct ew_tensor *ew_family_find_rooted(const struct ew_yaml *root_or_null, const struct ew_tensors *tensors,
+                                              struct ew_str name);
 // The flags of the nearest family that says anything.
 uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format format);
 // Whether that name has an H: the tensor is a stack of one a head.

@@ -39,6 +39,7 @@ static const struct {
 } g_scalings[] = {
     {"default", EW_ROPE_SCALING_NONE},      {"none", EW_ROPE_SCALING_NONE},   {"linear", EW_ROPE_SCALING_LINEAR},
     {"dynamic", EW_ROPE_SCALING_DYNAMIC},   {"yarn", EW_ROPE_SCALING_YARN},   {"llama3", EW_ROPE_SCALING_LLAMA3},
+    {"mrope", EW_ROPE_SCALING_NONE}, // three positions a token, which are equal in text
     {"longrope", EW_ROPE_SCALING_LONGROPE}, {"su", EW_ROPE_SCALING_LONGROPE}, // "su": Phi-3's first checkpoints
 };
 

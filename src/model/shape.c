@@ -13,6 +13,8 @@ struct source {
     enum ew_family_format format;
     const struct ew_family *family;
     const struct ew_json *config;     // HF
+    const struct ew_json *outer;      // HF: what config is the text_config of, or config itself
+    const struct ew_yaml *root;       // HF: of the tensors' names
     const struct ew_gguf *gguf;       // GGUF
     const struct ew_tensors *tensors; // or NULL
 };
@@ -42,24 +44,24 @@ static int apply_constants(struct ew_shape *shape, const struct ew_yaml *map, st
     return 0;
 }
 
-static bool any_tensor(const struct ew_tensors *tensors, const struct ew_yaml *names)
+static bool any_tensor(const struct source *source, const struct ew_yaml *names)
 {
     if (names->type == EW_YAML_SCALAR)
-        return ew_tensors_find(tensors, names->text) != NULL;
+        return ew_family_find_rooted(source->root, source->tensors, names->text) != NULL;
     for (const struct ew_yaml *item = names->child; item; item = item->next)
-        if (ew_tensors_find(tensors, item->text))
+        if (ew_family_find_rooted(source->root, source->tensors, item->text))
             return true;
     return false;
 }
 
 // Sets the fields that the presence (or, with `wanted` false, the absence) of tensors decides.
-static int apply_presence(struct ew_shape *shape, const struct ew_yaml *map, const struct ew_tensors *tensors,
-                          bool wanted, struct ew_error *err)
+static int apply_presence(struct ew_shape *shape, const struct ew_yaml *map, const struct source *source, bool wanted,
+                          struct ew_error *err)
 {
     int rc = 0;
 
-    for (const struct ew_yaml *item = map && tensors ? map->child : NULL; item && !rc; item = item->next) {
-        struct ew_value value = {.kind = EW_VALUE_BOOL, .boolean = any_tensor(tensors, item) == wanted};
+    for (const struct ew_yaml *item = map && source->tensors ? map->child : NULL; item && !rc; item = item->next) {
+        struct ew_value value = {.kind = EW_VALUE_BOOL, .boolean = any_tensor(source, item) == wanted};
 
         rc = ew_field_set(shape, ew_field_find(item->key), &value, item->key.ptr, err);
     }
@@ -84,9 +86,9 @@ static int apply_family(struct ew_shape *shape, const struct source *source, str
         if (!rc)
             rc = apply_constants(shape, side->shape, err);
         if (!rc)
-            rc = apply_presence(shape, side->present, source->tensors, true, err);
+            rc = apply_presence(shape, side->present, source, true, err);
         if (!rc)
-            rc = apply_presence(shape, side->absent, source->tensors, false, err);
+            rc = apply_presence(shape, side->absent, source, false, err);
     }
     return rc;
 }
@@ -98,8 +100,10 @@ static struct ew_value read_key(const struct ew_shape *shape, const struct sourc
     char full[192];
 
     if (source->format == EW_FAMILY_HF) {
+        const struct ew_json *node = ew_json_path(source->config, key);
+
         snprintf(where, size, "config.json: " EW_STR_FMT, EW_STR_ARG(key));
-        return ew_value_of_json(ew_json_path(source->config, key));
+        return ew_value_of_json(node ? node : ew_json_path(source->outer, key));
     }
     snprintf(full, sizeof(full), "%s" EW_STR_FMT, key.ptr[0] == '.' ? shape->common.arch : "", EW_STR_ARG(key));
     snprintf(where, size, "GGUF key %s", full);
@@ -221,10 +225,23 @@ static int refuse_quantised(const struct ew_json *config, struct ew_error *err)
                    EW_STR_ARG(ew_json_str(ew_json_get(quant, "quant_method"), "unknown")));
 }
 
+const struct ew_json *ew_config_of_text(const struct ew_json *config)
+{
+    static const char *const names[] = {"thinker_config", "text_config"};
+
+    for (size_t i = 0; i < EW_COUNT_OF(names); i++) {
+        const struct ew_json *inner = ew_json_get(config, names[i]);
+
+        if (inner && inner->type == EW_JSON_T_OBJECT)
+            config = inner;
+    }
+    return config;
+}
+
 int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *families, const struct ew_json *config,
                          const struct ew_tensors *tensors, const struct ew_family **family, struct ew_error *err)
 {
-    struct source source = {.format = EW_FAMILY_HF, .config = config, .tensors = tensors};
+    struct source source = {.format = EW_FAMILY_HF, .outer = config, .tensors = tensors};
     int rc;
 
     ew_shape_init(shape);
@@ -236,10 +253,12 @@ int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *famil
     if (rc)
         return rc;
     *family = source.family;
+    source.config = ew_config_of_text(config);
+    source.root = tensors ? ew_family_root(source.family, EW_FAMILY_HF, tensors) : NULL;
     set_arch(shape, ew_str_of(source.family->name));
     rc = read_shape(shape, &source, err);
     if (!rc)
-        rc = ew_rope_from_config(shape, config, err);
+        rc = ew_rope_from_config(shape, source.config, err);
     return rc ? rc : ew_shape_finish(shape, err);
 }
 

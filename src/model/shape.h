@@ -139,6 +139,8 @@ struct ew_family;
 
 // Llama's mathematics without any size.
 void ew_shape_init(struct ew_shape *shape);
+// The part of config.json that describes the language model: for models with towers one inside, else all of it.
+const struct ew_json *ew_config_of_text(const struct ew_json *config);
 // These give finished shapes. config.json: old and new form. tensors may be NULL (then their presence decides nothing).
 // *family tells whose tables were used.
 int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *families, const struct ew_json *config,

@@ -170,7 +170,7 @@ static const struct ew_tensor *find_tensor(const struct ew_binder *binder, const
     char name[256];
 
     for (uint32_t i = 0; !tensor && file_name(binder, canonical, head, i, name, sizeof(name)); i++)
-        tensor = ew_tensors_find(binder->tensors, ew_str_of(name));
+        tensor = ew_family_find_rooted(binder->root, binder->tensors, ew_str_of(name));
     return tensor;
 }
 
@@ -330,6 +330,7 @@ int ew_binder_init(struct ew_binder *binder, const struct ew_family *family, enu
 {
     *binder = (struct ew_binder){.family = family, .format = format, .tensors = tensors, .arena = arena};
     binder->storage = ew_family_storage(family, format);
+    binder->root = ew_family_root(family, format, tensors);
     binder->used = ew_alloc_array(tensors->count, sizeof(*binder->used));
     return binder->used ? 0 : ew_fail_memory(err, tensors->count, "the list of tensors in use");
 }

@@ -8,6 +8,7 @@ struct ew_binder {
     const struct ew_family *family;
     enum ew_family_format format;
     const struct ew_tensors *tensors;
+    const struct ew_yaml *root;          // of the names in this file, or NULL
     uint32_t storage;                    // of the family in this format
     struct ew_arena *arena;              // of what the sources need; lives as long as the program
     bool *used;                          // [tensors->count]

@@ -7,7 +7,7 @@ import support
 
 FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3", "qwen3_v5cfg", "phi3_*", "granite", "olmo2",
             "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma*", "nemotron", "gpt*", "bloom", "mpt*",
-            "falcon*", "phi2", "glm*", "chatglm*"]
+            "falcon*", "phi2", "glm*", "chatglm*", "qwen2_5_vl", "qwen3_vl"]
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
 KERNELS = ["reference", "auto"]

@@ -237,6 +237,8 @@ static void checkpoints(void **state)
         "qwen2_tied",
         "qwen3",
         "qwen3_v5cfg",
+        "qwen2_5_vl", // the language model; so below
+        "qwen3_vl",
         "phi3_longrope",
         "phi3_mini_swa",
         "granite",
