@@ -81,6 +81,7 @@ static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, uint32_
     q8->group_stride = q8->q_stride / EW_CPU_GROUP;
     q8->q = ew_cpu_carve(carver, n_rows * q8->q_stride);
     q8->scale = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scale));
+    q8->scaled_sum = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scaled_sum));
     q8->sum = ew_cpu_carve(carver, n_rows * q8->group_stride * 2 * sizeof(*q8->sum));
 }
 

@@ -469,7 +469,11 @@ static void check_product(struct checker *checker, const struct ew_cpu_matrix *m
 {
     uint32_t q_stride = (matrix->cols + 63) & ~63u, group_stride = q_stride / EW_CPU_GROUP;
     int8_t *q = (int8_t *)(checker->tiles + (8u << 20)); // past any checked matrix
-    struct ew_cpu_q8 q8 = {q, (float *)(q + B_MAX * q_stride), (int16_t *)(q + 2 * B_MAX * q_stride), q_stride,
+    struct ew_cpu_q8 q8 = {q,
+                           (float *)(q + B_MAX * q_stride),
+                           (float *)(q + 2 * B_MAX * q_stride),
+                           (int16_t *)(q + 3 * B_MAX * q_stride),
+                           q_stride,
                            group_stride};
     struct ew_cpu_linear job = {.matrix = matrix,
                                 .x = checker->b,
@@ -483,8 +487,7 @@ static void check_product(struct checker *checker, const struct ew_cpu_matrix *m
 
     fill(checker, checker->b, n_rows * matrix->cols), fill(checker, checker->a, matrix->rows);
     for (uint32_t b = 0; b < n_rows; b++)
-        checker->ref.quantise(checker->b + (uint64_t)b * matrix->cols, matrix->cols, q8.q + b * q_stride,
-                              q8.scale + b * group_stride, q8.sum + 2 * b * group_stride);
+        ew_cpu_quantise_row(&checker->ref, checker->b + (uint64_t)b * matrix->cols, matrix->cols, &q8, b);
     checker->ref.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
     job.out = checker->got;
     checker->ops.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));

@@ -13,9 +13,10 @@
 // Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
 // integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
 struct ew_cpu_q8 {
-    int8_t *q;    // [n_rows, q_stride], zero past the row's end
-    float *scale; // [n_rows, group_stride]
-    int16_t *sum; // [n_rows, 2 * group_stride]
+    int8_t *q;         // [n_rows, q_stride], zero past the row's end
+    float *scale;      // [n_rows, group_stride]
+    float *scaled_sum; // [n_rows, group_stride] scale times the whole group's sum
+    int16_t *sum;      // [n_rows, 2 * group_stride]
     uint32_t q_stride, group_stride;
 };
 
@@ -69,6 +70,10 @@ void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops);
 // The reference, and over it everything that the instruction sets of the mask have (isa.c of this architecture).
 void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask);
 
+// Fills one row of q8 from n elements.
+void ew_cpu_quantise_row(const struct ew_cpu_ops *ops, const float *x, uint32_t n, const struct ew_cpu_q8 *q8,
+                         uint32_t row);
+
 // Plain forms that others fall back to.
 void ew_cpu_ref_kv_encode(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
 void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
@@ -79,6 +84,11 @@ void ew_cpu_avx2_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_avx2_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_avx2_init_rows(struct ew_cpu_ops *ops);
 void ew_cpu_avx2_init_attention(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_init_linear(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_init_dense(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_init_rows(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_init_attention(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_vnni_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_rows(struct ew_cpu_ops *ops);

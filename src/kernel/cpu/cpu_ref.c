@@ -304,6 +304,17 @@ static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_
     }
 }
 
+void ew_cpu_quantise_row(const struct ew_cpu_ops *ops, const float *x, uint32_t n, const struct ew_cpu_q8 *q8,
+                         uint32_t row)
+{
+    uint64_t first = (uint64_t)row * q8->group_stride;
+    const int16_t *sum = q8->sum + 2 * first;
+
+    ops->quantise(x, n, q8->q + (uint64_t)row * q8->q_stride, q8->scale + first, q8->sum + 2 * first);
+    for (uint32_t i = 0; i * EW_CPU_GROUP < n; i++)
+        q8->scaled_sum[first + i] = q8->scale[first + i] * (float)(sum[2 * i] + sum[2 * i + 1]);
+}
+
 // ---- the machine's peak -------------------------------------------------------------------------
 
 static double multiply_add(uint64_t n_rounds, float *sink)

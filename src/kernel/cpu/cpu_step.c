@@ -184,12 +184,9 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
 
 static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
 {
-    const struct ew_cpu_q8 *q8 = &backend->work.q8;
     uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
-    uint64_t group = (uint64_t)row * q8->group_stride;
 
-    backend->ops.quantise(row_at(backend, step->in, row), width, q8->q + (uint64_t)row * q8->q_stride,
-                          q8->scale + group, q8->sum + 2 * group);
+    ew_cpu_quantise_row(&backend->ops, row_at(backend, step->in, row), width, &backend->work.q8, row);
 }
 
 static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)

@@ -120,6 +120,7 @@ static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct
         timed->linear.out = ew_cpu_carve(&carver, (uint64_t)n_rows * matrix->rows * sizeof(float));
         q8->q = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS);
         q8->scale = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * sizeof(float));
+        q8->scaled_sum = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * sizeof(float));
         q8->sum = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * 2 * sizeof(int16_t));
         if (pass == 0) {
             int rc = ew_cpu_region_map(region, carver.used, "the timed matrix", NULL);

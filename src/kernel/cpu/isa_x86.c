@@ -10,4 +10,12 @@ void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask)
         ew_cpu_avx2_init_rows(ops);
         ew_cpu_avx2_init_attention(ops);
     }
+    if (isa_mask & EW_ISA_AVX512) {
+        ew_cpu_avx512_init_linear(ops);
+        ew_cpu_avx512_init_dense(ops);
+        ew_cpu_avx512_init_rows(ops);
+        ew_cpu_avx512_init_attention(ops);
+    }
+    if (isa_mask & EW_ISA_AVX512_VNNI)
+        ew_cpu_avx512_vnni_init_linear(ops);
 }

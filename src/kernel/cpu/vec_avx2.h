@@ -10,6 +10,8 @@
 
 #define VF 8
 #define VEC_ISA "avx2"
+#define VEC_BIAS 0        // of signed codes
+#define VEC_ACTIVATIONS 4 // rows of activations that a product keeps in registers
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -203,6 +205,10 @@ VEC_INLINE vb vb_load(const uint8_t *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
 }
+VEC_INLINE void vb_store(uint8_t *p, vb v)
+{
+    _mm256_storeu_si256((__m256i *)p, v);
+}
 VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
 {
     int32_t four;
@@ -228,6 +234,21 @@ VEC_INLINE vb vb_lookup(vb table, vb index)
 {
     return _mm256_shuffle_epi8(table, index);
 } // index < 16
+VEC_INLINE vb vb_biased(vb v) // signed codes as part_signed takes them
+{
+    return v;
+}
+
+// -(first * sums[0] + second * sums[1]) in every lane.
+VEC_INLINE vi vi_less_sums(int first, int second, const int16_t *sums)
+{
+    int32_t pair;
+
+    memcpy(&pair, sums, 4);
+    return _mm256_madd_epi16(
+        _mm256_set1_epi32((int32_t)((uint32_t)(uint16_t)-first | (uint32_t)(uint16_t)-second << 16)),
+        _mm256_set1_epi32(pair));
+}
 
 // A running sum of products. maddubs adds pairs of unsigned by signed bytes in 16 bits: two products of |w|
 // <= 128 and |a| <= 127 fit, and codes of few bits fit several times before they must be widened.
@@ -236,9 +257,9 @@ struct part {
     __m256i small; // 16 bits, not yet in sum
 };
 
-VEC_INLINE struct part part_zero(void)
+VEC_INLINE struct part part_from(vi start)
 {
-    return (struct part){_mm256_setzero_si256(), _mm256_setzero_si256()};
+    return (struct part){start, _mm256_setzero_si256()};
 }
 
 VEC_INLINE struct part part_widen(struct part part)
@@ -254,13 +275,6 @@ VEC_INLINE struct part part_signed(struct part part, vb w, vb a)
     __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
 
     part.sum = _mm256_add_epi32(part.sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-    return part;
-}
-
-// Codes from -12 to 12: all eight words of a group fit.
-VEC_INLINE struct part part_small(struct part part, vb w, vb a)
-{
-    part.small = _mm256_add_epi16(part.small, _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w)));
     return part;
 }
 

@@ -8,6 +8,8 @@
 
 #define VF 4
 #define VEC_ISA "neon"
+#define VEC_BIAS 0        // of signed codes
+#define VEC_ACTIVATIONS 4 // rows of activations that a product keeps in registers
 
 typedef float32x4_t vf;
 typedef int32x4_t vi;
@@ -206,6 +208,10 @@ VEC_INLINE vb vb_load(const uint8_t *p)
 {
     return vreinterpretq_s8_u8(vld1q_u8(p));
 }
+VEC_INLINE void vb_store(uint8_t *p, vb v)
+{
+    vst1q_u8(p, vreinterpretq_u8_s8(v));
+}
 VEC_INLINE vb vb_broadcast(const int8_t *p)
 {
     int32_t four;
@@ -232,14 +238,23 @@ VEC_INLINE vb vb_lookup(vb table, vb index)
     return vqtbl1q_s8(table, vreinterpretq_u8_s8(index));
 }
 
+VEC_INLINE vb vb_biased(vb v)
+{
+    return v;
+}
+VEC_INLINE vi vi_less_sums(int first, int second, const int16_t *sums)
+{
+    return vdupq_n_s32(-(first * sums[0] + second * sums[1]));
+}
+
 // Sums of two products a lane, of the first and of the last two rows; rows come together in part_total.
 struct part {
     int32x4_t low, high;
 };
 
-VEC_INLINE struct part part_zero(void)
+VEC_INLINE struct part part_from(vi start)
 {
-    return (struct part){vdupq_n_s32(0), vdupq_n_s32(0)};
+    return (struct part){vzip1q_s32(start, vdupq_n_s32(0)), vzip2q_s32(start, vdupq_n_s32(0))};
 }
 VEC_INLINE struct part part_widen(struct part part)
 {
@@ -253,10 +268,6 @@ VEC_INLINE struct part part_signed(struct part part, vb w, vb a)
     return part;
 }
 
-VEC_INLINE struct part part_small(struct part part, vb w, vb a)
-{
-    return part_signed(part, w, a);
-}
 VEC_INLINE struct part part_unsigned(struct part part, vb w, vb a)
 {
     return part_signed(part, w, a);

@@ -1,0 +1,8 @@
+#include "kernel/cpu/vec_avx512.h"
+
+#include "kernel/cpu/linear_rows_tmpl.c"
+
+void ew_cpu_avx512_init_dense(struct ew_cpu_ops *ops)
+{
+    init_linear_rows(ops);
+}
