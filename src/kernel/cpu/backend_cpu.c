@@ -77,7 +77,7 @@ static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, uint32_
 {
     if (cols == 0)
         return;
-    q8->q_stride = (cols + 63) & ~63u;
+    q8->q_stride = ((cols + 63) / 64 | 1) * 64; // an odd number of lines: no two of 64 neighbouring rows share a set
     q8->group_stride = q8->q_stride / EW_CPU_GROUP;
     q8->q = ew_cpu_carve(carver, n_rows * q8->q_stride);
     q8->scale = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scale));

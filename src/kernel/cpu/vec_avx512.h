@@ -1,6 +1,6 @@
 #pragma once
-// The vector primitives of the *_tmpl.c files, on AVX-512 F, BW, CD, DQ and VL; products of bytes on VNNI where the file
-// is compiled with it. VF is the number of 32-bit lanes.
+// The vector primitives of the *_tmpl.c files, on AVX-512 F, BW, CD, DQ and VL; products of bytes on VNNI where the
+// file is compiled with it. VF is the number of 32-bit lanes.
 //
 // vf: floats; vi: 32-bit integers; vb: bytes, four of each of VF rows.
 
