@@ -13,14 +13,15 @@
 #include "platform/topology.h"
 
 #define SEED 20261121
+#define ITL_TARGET_S 3600.0 // nobody waits for tokens: prompts need not be cut up for the sake of those that decode
 
 struct speed {
     struct ew_engine *engine;
     const struct ew_speed_options *options;
     struct ew_speed *out;
-    int32_t *ids;       // [max(n_prompt, depth) + 1] random; all sequences get the same
-    uint32_t *sessions; // [batch] of the decode runs: what they hold up to depth is computed once
-    double *itl_ms;     // [repeats * n_gen]
+    uint32_t n_vocab;
+    int32_t *ids; // [max(n_prompt, depth) + 1] random; all sequences get the same but for the first
+    double *itl_ms; // [repeats * n_gen]
     uint32_t n_itl;
 };
 
@@ -54,10 +55,15 @@ static double median(const double *values, uint32_t n)
     return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
 }
 
-static int submit(struct speed *s, uint32_t n_ids, uint32_t n_max, uint32_t session, uint64_t *id, struct ew_error *err)
+// Each sequence of a batch has its own prompt, so that none shares another's caches; what a decode run computed up to
+// its depth is the next one's.
+static int submit(struct speed *s, uint32_t sequence, uint32_t n_ids, uint32_t n_max, bool no_reuse, uint64_t *id,
+                  struct ew_error *err)
 {
-    struct ew_request request = {.ids = s->ids, .n_ids = n_ids, .n_max = n_max, .session = session, .ignore_eos = true};
+    struct ew_request request = {
+        .ids = s->ids, .n_ids = n_ids, .n_max = n_max, .no_reuse = no_reuse, .ignore_eos = true};
 
+    s->ids[0] = (int32_t)(sequence % s->n_vocab);
     request.sampling = ew_sampling_default();
     request.sampling.temperature = 0;
     return ew_engine_submit(s->engine, &request, id, err);
@@ -93,7 +99,7 @@ static int measure_prefill(struct speed *s, uint32_t run, struct ew_error *err)
     int rc = 0;
 
     for (uint32_t b = 0; b < batch && rc == 0; b++)
-        rc = submit(s, s->options->n_prompt, 1, 0, &id, err);
+        rc = submit(s, b, s->options->n_prompt, 1, true, &id, err);
     while (rc == 0 && n_first < batch) {
         rc = step(s, &n_tokens, &n_finished, err);
         n_first += n_tokens;
@@ -112,7 +118,7 @@ static int reach_depth(struct speed *s, uint64_t *ids, struct ew_error *err)
     int rc = 0;
 
     for (uint32_t b = 0; b < batch && rc == 0; b++)
-        rc = submit(s, EW_MAX(s->options->depth, 1u), 0, s->sessions[b], &ids[b], err);
+        rc = submit(s, b, EW_MAX(s->options->depth, 1u), 0, false, &ids[b], err);
     while (rc == 0 && n_tokens < batch)
         rc = step(s, &n_tokens, &n_finished, err);
     return rc;
@@ -200,8 +206,6 @@ static int measure(struct speed *s, struct ew_error *err)
 {
     int rc = 0;
 
-    for (uint32_t b = 0; b < s->options->batch && rc == 0; b++)
-        rc = ew_engine_session_open(s->engine, &s->sessions[b], err);
     for (uint32_t run = 0; run < s->options->repeats && rc == 0; run++) {
         rc = measure_prefill(s, run, err);
         if (rc == 0)
@@ -212,19 +216,18 @@ static int measure(struct speed *s, struct ew_error *err)
     return rc;
 }
 
-static int alloc(struct speed *s, uint32_t n_vocab, struct ew_error *err)
+static int alloc(struct speed *s, struct ew_error *err)
 {
     const struct ew_speed_options *options = s->options;
     uint32_t n_ids = EW_MAX(EW_MAX(options->n_prompt, options->depth), 1u);
     struct ew_rng rng = ew_rng_at(SEED, 0);
 
     s->ids = ew_alloc_array(n_ids, sizeof(*s->ids));
-    s->sessions = ew_alloc_array(options->batch, sizeof(*s->sessions));
     s->itl_ms = ew_alloc_array((size_t)options->repeats * options->n_gen, sizeof(*s->itl_ms));
-    if (!s->ids || !s->sessions || !s->itl_ms)
+    if (!s->ids || !s->itl_ms)
         return ew_fail_memory(err, n_ids * sizeof(*s->ids), "the benchmark");
     for (uint32_t i = 0; i < n_ids; i++)
-        s->ids[i] = (int32_t)ew_rng_below(&rng, n_vocab);
+        s->ids[i] = (int32_t)ew_rng_below(&rng, s->n_vocab);
     return 0;
 }
 
@@ -237,6 +240,7 @@ static struct ew_engine_config config_for(const struct ew_engine_config *config,
 
     c.context_max = (uint32_t)EW_MIN(context, UINT32_MAX / 2);
     c.max_batch_size = c.max_sessions = options->batch;
+    c.itl_target_s = ITL_TARGET_S;
     return c;
 }
 
@@ -244,14 +248,14 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
                    const struct ew_speed_options *options, struct ew_speed *out, struct ew_error *err)
 {
     struct ew_engine_config adapted = config_for(config, options);
-    struct speed s = {.options = options, .out = out};
+    struct speed s = {.options = options, .out = out, .n_vocab = model->program.n_vocab};
     int rc;
 
     EW_ASSERT(options->repeats > 0 && options->repeats <= EW_SPEED_REPEATS_MAX && options->batch > 0);
     *out = (struct ew_speed){0};
     rc = ew_engine_create(model, NULL, &adapted, &s.engine, err);
     if (rc == 0)
-        rc = alloc(&s, model->program.n_vocab, err);
+        rc = alloc(&s, err);
     if (rc == 0)
         rc = measure(&s, err);
     if (rc == 0)
@@ -262,7 +266,6 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
     if (rc == 0)
         summarise(&s);
     ew_free(s.ids);
-    ew_free(s.sessions);
     ew_free(s.itl_ms);
     return rc;
 }

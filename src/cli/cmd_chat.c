@@ -1,7 +1,7 @@
 // chat: a conversation in the terminal, or through pipes.
 //
-// The engine's session keeps the caches between turns: the whole conversation is rendered anew each time, and the
-// engine computes only what the caches do not hold yet.
+// The whole conversation is rendered anew each time; the engine keeps what it computed before, and computes only the
+// rest.
 
 #include <stdio.h>
 #include <string.h>
@@ -22,7 +22,7 @@ struct chat {
     struct ew_conversation conversation;
     struct ew_sampling_args sampling;
     struct ew_lineedit edit;
-    uint32_t session, n_max;
+    uint32_t n_max;
     bool ignore_eos, is_terminal; // is_terminal: answers go to one
     bool is_leaving, was_ctrl_c;  // was_ctrl_c: the next one leaves
     struct ew_buf prompt;
@@ -142,7 +142,6 @@ static int generate(struct chat *chat, struct answer *answer, struct ew_error *e
         .ids = chat->ids.ids,
         .n_ids = (uint32_t)chat->ids.count,
         .n_max = chat->n_max,
-        .session = chat->session,
         .sampling = chat->sampling.sampling,
         .ignore_eos = chat->ignore_eos,
     };
@@ -369,9 +368,7 @@ static int begin(struct chat *chat, const struct ew_args *args, struct ew_error 
     chat->ignore_eos = ew_args_flag(args, "ignore-eos");
     chat->is_terminal = isatty(STDOUT_FILENO);
     code = ew_sampling_of(&chat->sampling, args, chat->runtime.model, err);
-    if (code == EW_OK && system)
-        code = ew_conversation_set_system(&chat->conversation, ew_str_of(system), err);
-    return code == EW_OK ? ew_engine_session_open(chat->runtime.engine, &chat->session, err) : code;
+    return code == EW_OK && system ? ew_conversation_set_system(&chat->conversation, ew_str_of(system), err) : code;
 }
 
 static int run(const struct ew_args *args, struct ew_error *err)
@@ -391,7 +388,6 @@ static int run(const struct ew_args *args, struct ew_error *err)
         greet(&chat);
         code = converse(&chat, err);
         ew_lineedit_close(&chat.edit);
-        ew_engine_session_close(chat.runtime.engine, chat.session);
     }
     ew_ids_fini(&chat.ids);
     ew_buf_fini(&chat.prompt);

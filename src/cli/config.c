@@ -33,6 +33,7 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
         .block_tokens = (uint32_t)ew_args_int(args, "kv-block", 0),
         .context_max = (uint32_t)ew_args_int(args, "ctx", 0),
         .chunk = (uint32_t)ew_args_int(args, "chunk", 0),
+        .reuse = true,
         .show_progress = true,
     };
 }

@@ -2,6 +2,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "engine/prefix.h"
 
 static int pool_init(struct ew_cache_pool *pool, const struct ew_cache_group *group, uint32_t n_blocks,
                      struct ew_error *err)
@@ -10,12 +11,25 @@ static int pool_init(struct ew_cache_pool *pool, const struct ew_cache_group *gr
     pool->group = *group;
     pool->free = ew_alloc_array(n_blocks, sizeof(*pool->free));
     pool->n_refs = ew_alloc_array(n_blocks, sizeof(*pool->n_refs));
-    if (!pool->free || !pool->n_refs)
-        return ew_fail_memory(err, n_blocks * (sizeof(*pool->free) + sizeof(*pool->n_refs)), "the cache block lists");
+    pool->node = ew_alloc_array(n_blocks, sizeof(*pool->node));
+    pool->links = ew_alloc_array(n_blocks, sizeof(*pool->links));
+    if (!pool->free || !pool->n_refs || !pool->node || !pool->links)
+        return ew_fail_memory(err, (size_t)n_blocks * EW_CACHE_BLOCK_HOST_BYTES, "the cache block lists");
     pool->n_blocks = pool->n_free = n_blocks;
-    for (uint32_t i = 0; i < n_blocks; i++)
+    pool->oldest = pool->newest = EW_BLOCK_NONE;
+    for (uint32_t i = 0; i < n_blocks; i++) {
         pool->free[i] = (int32_t)(n_blocks - 1 - i);
+        pool->node[i] = EW_NODE_NONE;
+    }
     return 0;
+}
+
+static void pool_fini(struct ew_cache_pool *pool)
+{
+    ew_free(pool->free);
+    ew_free(pool->n_refs);
+    ew_free(pool->node);
+    ew_free(pool->links);
 }
 
 int ew_cache_init(struct ew_cache *cache, const struct ew_program *program, const uint32_t *n_blocks,
@@ -41,11 +55,37 @@ int ew_cache_init(struct ew_cache *cache, const struct ew_program *program, cons
 
 void ew_cache_fini(struct ew_cache *cache)
 {
-    for (uint32_t g = 0; g < cache->n_groups; g++) {
-        ew_free(cache->pools[g].free);
-        ew_free(cache->pools[g].n_refs);
-    }
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        pool_fini(&cache->pools[g]);
     *cache = (struct ew_cache){0};
+}
+
+// ---- holding and giving back ---------------------------------------------------------------------------------------
+
+static void list_append(struct ew_cache_pool *pool, int32_t block)
+{
+    pool->links[block] = (struct ew_cache_link){.older = pool->newest, .newer = EW_BLOCK_NONE};
+    if (pool->newest != EW_BLOCK_NONE)
+        pool->links[pool->newest].newer = block;
+    else
+        pool->oldest = block;
+    pool->newest = block;
+    pool->n_reusable++;
+}
+
+static void list_remove(struct ew_cache_pool *pool, int32_t block)
+{
+    struct ew_cache_link link = pool->links[block];
+
+    if (link.older != EW_BLOCK_NONE)
+        pool->links[link.older].newer = link.newer;
+    else
+        pool->oldest = link.newer;
+    if (link.newer != EW_BLOCK_NONE)
+        pool->links[link.newer].older = link.older;
+    else
+        pool->newest = link.older;
+    pool->n_reusable--;
 }
 
 int32_t ew_cache_take(struct ew_cache *cache, uint32_t group)
@@ -53,6 +93,8 @@ int32_t ew_cache_take(struct ew_cache *cache, uint32_t group)
     struct ew_cache_pool *pool = &cache->pools[group];
     int32_t block;
 
+    if (pool->n_free == 0 && pool->n_reusable > 0)
+        ew_prefix_evict(cache->prefix, group);
     if (pool->n_free == 0)
         return EW_BLOCK_NONE;
     block = pool->free[--pool->n_free];
@@ -66,7 +108,8 @@ void ew_cache_ref(struct ew_cache *cache, uint32_t group, int32_t block)
     struct ew_cache_pool *pool = &cache->pools[group];
 
     EW_ASSERT(block >= 0 && (uint32_t)block < pool->n_blocks && pool->n_refs[block] > 0);
-    pool->n_refs[block]++;
+    if (pool->n_refs[block]++ == 1 && pool->node[block] != EW_NODE_NONE)
+        list_remove(pool, block);
 }
 
 void ew_cache_unref(struct ew_cache *cache, uint32_t group, int32_t block)
@@ -76,7 +119,31 @@ void ew_cache_unref(struct ew_cache *cache, uint32_t group, int32_t block)
     EW_ASSERT(block >= 0 && (uint32_t)block < pool->n_blocks && pool->n_refs[block] > 0);
     if (--pool->n_refs[block] == 0)
         pool->free[pool->n_free++] = block;
+    else if (pool->n_refs[block] == 1 && pool->node[block] != EW_NODE_NONE)
+        list_append(pool, block);
 }
+
+void ew_cache_keep(struct ew_cache *cache, uint32_t group, int32_t block, uint32_t node)
+{
+    struct ew_cache_pool *pool = &cache->pools[group];
+
+    EW_ASSERT(pool->n_refs[block] > 0 && pool->node[block] == EW_NODE_NONE);
+    pool->node[block] = node;
+    pool->n_refs[block]++;
+}
+
+void ew_cache_unkeep(struct ew_cache *cache, uint32_t group, int32_t block)
+{
+    struct ew_cache_pool *pool = &cache->pools[group];
+
+    EW_ASSERT(pool->n_refs[block] > 0 && pool->node[block] != EW_NODE_NONE);
+    if (pool->n_refs[block] == 1)
+        list_remove(pool, block);
+    pool->node[block] = EW_NODE_NONE;
+    ew_cache_unref(cache, group, block);
+}
+
+// ---- how many ------------------------------------------------------------------------------------------------------
 
 static uint32_t blocks_of(uint32_t n_tokens, uint32_t block_tokens)
 {
@@ -129,4 +196,13 @@ uint32_t ew_cache_blocks_used(const struct ew_cache *cache)
     for (uint32_t g = 0; g < cache->n_groups; g++)
         used += cache->pools[g].n_blocks - cache->pools[g].n_free;
     return used;
+}
+
+uint32_t ew_cache_blocks_reusable(const struct ew_cache *cache)
+{
+    uint32_t reusable = 0;
+
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        reusable += cache->pools[g].n_reusable;
+    return reusable;
 }

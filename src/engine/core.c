@@ -63,6 +63,8 @@ int ew_core_init(struct ew_core *core, const struct ew_model *model, const struc
         rc = ew_cache_init(&core->cache, &model->program, fit->n_blocks, fit->limits.block_tokens, err);
     if (rc == 0)
         rc = init_sequences(core, err);
+    if (rc == 0 && core->config.reuse)
+        rc = ew_prefix_create(&core->cache, fit->limits.context_max, &core->prefix, err);
     if (rc == 0)
         rc = ew_step_init(&core->step, core->backend, &model->program, &fit->limits, err);
     if (rc < 0)
@@ -76,6 +78,7 @@ void ew_core_fini(struct ew_core *core)
     for (uint32_t i = 0; core->seqs && i < core->fit.n_resident; i++)
         ew_sequence_fini(&core->seqs[i]);
     ew_free(core->seqs);
+    ew_prefix_destroy(core->prefix);
     ew_cache_fini(&core->cache);
     ew_backend_destroy(core->backend);
     *core = (struct ew_core){0};

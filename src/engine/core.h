@@ -3,6 +3,7 @@
 // evaluations, which need every row of logits, use by themselves. Engine thread only.
 
 #include "engine/fit.h"
+#include "engine/prefix.h"
 #include "engine/step.h"
 
 struct ew_core {
@@ -11,6 +12,7 @@ struct ew_core {
     struct ew_backend *backend;
     struct ew_fit fit;
     struct ew_cache cache;
+    struct ew_prefix *prefix; // NULL: no reuse
     struct ew_sequence *seqs; // [fit.n_resident]
     struct ew_step step;
     double load_s;

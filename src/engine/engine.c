@@ -5,13 +5,14 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 #include "base/clock.h"
+#include "engine/prefix.h"
 #include "engine/schedule.h"
 
 int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
                      const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err)
 {
     struct ew_engine *engine = ew_alloc(sizeof(*engine));
-    uint32_t n_batch;
+    uint32_t n_batch, n_seqs;
     int rc;
 
     if (!engine)
@@ -21,14 +22,16 @@ int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *to
         goto free_engine;
     engine->tok = tok_or_null;
     n_batch = engine->core.config.max_batch_size;
+    n_seqs = engine->core.fit.n_resident;
     rc = ew_sampler_init(&engine->sampler, model->program.n_vocab, err);
     if (rc < 0)
         goto destroy;
-    engine->residents = ew_alloc_array(engine->core.fit.n_resident, sizeof(*engine->residents));
-    engine->sessions = ew_alloc_array(EW_SESSIONS_OPEN_MAX, sizeof(*engine->sessions));
+    engine->jobs_end = &engine->jobs;
+    engine->seq_jobs = ew_alloc_array(n_seqs, sizeof(*engine->seq_jobs));
+    engine->running = ew_alloc_array(n_seqs, sizeof(*engine->running));
     engine->work = ew_alloc_array(n_batch, sizeof(*engine->work));
     engine->work_jobs = ew_alloc_array(n_batch, sizeof(*engine->work_jobs));
-    if (!engine->residents || !engine->sessions || !engine->work || !engine->work_jobs) {
+    if (!engine->seq_jobs || !engine->running || !engine->work || !engine->work_jobs) {
         rc = ew_fail_memory(err, n_batch * sizeof(*engine->work), "the scheduler");
         goto destroy;
     }
@@ -52,8 +55,8 @@ void ew_engine_destroy(struct ew_engine *engine)
         engine->jobs = job->next;
         ew_job_destroy(job);
     }
-    ew_free(engine->residents);
-    ew_free(engine->sessions);
+    ew_free(engine->seq_jobs);
+    ew_free(engine->running);
     ew_free(engine->work);
     ew_free(engine->work_jobs);
     ew_sampler_fini(&engine->sampler);
@@ -71,44 +74,26 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
     out->context_max = core->fit.limits.context_max;
     out->blocks_total = ew_cache_blocks_total(&core->cache);
     out->blocks_used = ew_cache_blocks_used(&core->cache);
+    out->blocks_cached = ew_cache_blocks_reusable(&core->cache);
     for (const struct ew_job *job = engine->jobs; job; job = job->next) {
         out->n_waiting += !job->seq && !job->is_finished;
         out->n_prefilling += job->seq && job->n_new == 0;
         out->n_decoding += job->seq && job->n_new > 0;
     }
-    out->n_running_max = core->config.max_batch_size;
+    out->n_running_max = core->fit.n_resident;
     out->load_s = core->load_s;
     out->arith = core->backend->ops->arith(core->backend);
     out->backend_name = core->backend->ops->name;
     out->backend_text = core->backend->ops->describe(core->backend);
 }
 
-// ---- sessions ------------------------------------------------------------------------------------------------------
-
-int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct ew_error *err)
-{
-    if (engine->n_sessions == EW_SESSIONS_OPEN_MAX)
-        return ew_fail(err, EW_ERR_LIMIT, "%d sessions are open, and no more can be", EW_SESSIONS_OPEN_MAX);
-    *session = ++engine->last_session;
-    engine->sessions[engine->n_sessions++] = *session;
-    return 0;
-}
-
-void ew_engine_session_close(struct ew_engine *engine, uint32_t session)
-{
-    for (uint32_t i = 0; i < engine->n_sessions; i++)
-        if (engine->sessions[i] == session)
-            engine->sessions[i--] = engine->sessions[--engine->n_sessions];
-    for (uint32_t i = 0; session && i < engine->core.fit.n_resident; i++) {
-        if (engine->residents[i].session != session)
-            continue;
-        engine->residents[i].session = 0;
-        if (!engine->residents[i].job)
-            ew_sequence_reset(&engine->core.seqs[i]);
-    }
-}
-
 // ---- requests ------------------------------------------------------------------------------------------------------
+
+// A whole prompt has room beside the tokens of all other sequences of a step.
+static uint32_t prompt_max(const struct ew_engine_config *config)
+{
+    return config->max_num_tokens - config->max_batch_size + 1;
+}
 
 static int plan_length(const struct ew_engine *engine, struct ew_job *job, struct ew_error *err)
 {
@@ -118,6 +103,11 @@ static int plan_length(const struct ew_engine *engine, struct ew_job *job, struc
         ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens and the context %u, which leaves no room for an answer",
                 n_ids, context);
         return ew_remedy(err, EW_ERR_LIMIT, "Shorten the prompt or raise --ctx");
+    }
+    if (engine->core.config.whole_prompts && n_ids > prompt_max(&engine->core.config)) {
+        ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens, and a step takes a whole prompt of %u at most", n_ids,
+                prompt_max(&engine->core.config));
+        return ew_remedy(err, EW_ERR_LIMIT, "Shorten the prompt, raise max_num_tokens, or enable chunked context");
     }
     job->n_tokens_max = context;
     if (job->request.n_max && job->request.n_max < context - n_ids)
@@ -130,11 +120,9 @@ static int plan_length(const struct ew_engine *engine, struct ew_job *job, struc
 
 void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job)
 {
-    struct ew_job **end = &engine->jobs;
-
-    while (*end)
-        end = &(*end)->next;
-    *end = job;
+    job->share = ew_shares_enter(&engine->shares, job->request.client);
+    *engine->jobs_end = job;
+    engine->jobs_end = &job->next;
 }
 
 int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *request, struct ew_job **out,
@@ -171,6 +159,7 @@ static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish 
 {
     if (job->seq)
         ew_schedule_release(engine, job, why != EW_FINISH_ERROR);
+    ew_shares_leave(&engine->shares, job->share);
     job->rest = ew_answer_end(&job->answer);
     job->finish = why;
     job->is_finished = true;
@@ -183,6 +172,15 @@ void ew_engine_cancel(struct ew_engine *engine, uint64_t id)
     for (struct ew_job *job = engine->jobs; job; job = job->next)
         if (job->id == id && !job->is_finished)
             finish(engine, job, EW_FINISH_CANCELLED);
+}
+
+static void end_late_ones(struct ew_engine *engine)
+{
+    double now_s = ew_clock_s();
+
+    for (struct ew_job *job = engine->jobs; job; job = job->next)
+        if (job->request.deadline_s > 0 && !job->is_finished && now_s - job->submitted_s > job->request.deadline_s)
+            finish(engine, job, EW_FINISH_DEADLINE);
 }
 
 // ---- a step --------------------------------------------------------------------------------------------------------
@@ -218,10 +216,17 @@ static int extend_answer(struct ew_engine *engine, struct ew_job *job, int32_t t
     return 0;
 }
 
+static const uint32_t *mask_of(const struct ew_job *job)
+{
+    const struct ew_request *request = &job->request;
+
+    return request->mask ? request->mask(request->mask_ctx, job->seq->tokens + request->n_ids, job->n_new) : NULL;
+}
+
 static void sample(struct ew_engine *engine, struct ew_job *job, const float *logits)
 {
     const struct ew_request *request = &job->request;
-    struct ew_sampler_input input = {logits, NULL, job->seq->tokens, job->seq->n_tokens, request->n_ids};
+    struct ew_sampler_input input = {logits, mask_of(job), job->seq->tokens, job->seq->n_tokens, request->n_ids};
     enum ew_finish why = EW_FINISH_ERROR;
     bool ends = true;
     int32_t token;
@@ -237,34 +242,34 @@ static void sample(struct ew_engine *engine, struct ew_job *job, const float *lo
         finish(engine, job, rc < 0 ? EW_FINISH_ERROR : why);
 }
 
-uint32_t ew_batch_bucket_max(uint32_t bucket)
-{
-    return bucket + 1 < EW_BATCH_BUCKETS ? 1u << bucket : UINT32_MAX;
-}
-
-static uint32_t batch_bucket(uint32_t n)
-{
-    uint32_t bucket = 0;
-
-    while (n > ew_batch_bucket_max(bucket))
-        bucket++;
-    return bucket;
-}
-
 // A mixed step's time is divided by tokens: a little unfair to the prompt, whose tokens cost less.
 static void count(struct ew_engine *engine, double seconds)
 {
-    uint64_t n_prefill = 0, n_decode = 0;
+    uint64_t n_prefill = 0, n_decode = engine->n_decoding;
 
-    for (uint32_t w = 0; w < engine->n_work; w++)
-        *(engine->work_jobs[w]->n_new ? &n_decode : &n_prefill) += engine->work[w].n_tokens;
+    for (uint32_t w = engine->n_decoding; w < engine->n_work; w++)
+        n_prefill += engine->work[w].n_tokens;
+    ew_pace_note(&engine->pace, engine->n_decoding, (uint32_t)n_prefill, seconds);
     engine->stats.steps++;
     engine->stats.n_batch_last = engine->n_work;
-    engine->stats.batch_steps[batch_bucket(engine->n_work)]++;
+    engine->stats.batch_steps[ew_batch_bucket(engine->n_work)]++;
     engine->stats.prefill_tokens += n_prefill;
     engine->stats.decode_tokens += n_decode;
     engine->stats.prefill_s += seconds * (double)n_prefill / (double)(n_prefill + n_decode);
     engine->stats.decode_s += seconds * (double)n_decode / (double)(n_prefill + n_decode);
+}
+
+// What a step computed may be reused, and its clients had their share of it.
+static void settle(struct ew_engine *engine)
+{
+    for (uint32_t w = 0; w < engine->n_work; w++) {
+        struct ew_job *job = engine->work_jobs[w];
+
+        if (engine->core.cache.prefix)
+            ew_prefix_keep(engine->core.cache.prefix, job->root, job->seq, false);
+        if (w < engine->n_decoding)
+            engine->shares.list[job->share].served += 1;
+    }
 }
 
 static int fail_all(struct ew_engine *engine, const struct ew_error *why, struct ew_error *err)
@@ -296,6 +301,8 @@ static void free_taken(struct ew_engine *engine)
             continue;
         }
         *at = job->next;
+        if (!job->next)
+            engine->jobs_end = at;
         ew_job_destroy(job);
     }
 }
@@ -306,6 +313,7 @@ int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err)
     int rc;
 
     free_taken(engine);
+    end_late_ones(engine);
     ew_schedule_admit(engine);
     ew_schedule_plan(engine);
     *idle = engine->n_work == 0;
@@ -326,6 +334,7 @@ int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
     if (rc < 0)
         return fail_all(engine, &failure, err);
     count(engine, ew_clock_s() - started_s);
+    settle(engine);
     for (uint32_t w = 0; w < engine->n_work; w++)
         if (engine->work[w].n_logits)
             sample(engine, engine->work_jobs[w], ew_step_logits(&engine->core.step, &engine->work[w], 0));

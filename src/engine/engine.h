@@ -9,18 +9,30 @@
 #include "model/model.h"
 #include "text/tokenizer.h"
 
-struct ew_engine_config {
-    const char *backend; // "auto", "cpu", "cuda"
+enum ew_policy {
+    EW_POLICY_GUARANTEED_NO_EVICT, // admits only what can finish: blocks for the longest answer are set aside
+    EW_POLICY_MAX_UTILIZATION,     // admits what fits now; when blocks run out, the youngest gives up its own
+};
+
+struct ew_engine_config { // 0 is the default of everything
+    const char *backend;  // "auto", "cpu", "cuda"
     struct ew_backend_config device;
-    uint64_t memory_budget; // bytes, 0: what the machine has available
-    uint64_t reserve;       // bytes left free for others
+    // The budget is memory_budget, or total memory x memory_utilization, or what the machine has available; less
+    // reserve. Caches take at most cache_fraction of what weights and workspace leave of it.
+    uint64_t memory_budget, reserve; // bytes
+    double memory_utilization, cache_fraction;
     enum ew_kv_dtype kv;
-    uint32_t block_tokens;   // 0: 16
-    uint32_t context_max;    // 0: the model's, as far as the budget allows
-    uint32_t max_num_tokens; // of a step, 0: 512 (also the prefill chunk unless `chunk` is smaller)
-    uint32_t chunk;          // largest prompt chunk, 0: max_num_tokens
-    uint32_t max_batch_size; // sequences of one step, 0: 8
-    uint32_t max_sessions;   // resident sequences, 0: max_batch_size
+    uint32_t block_tokens;   // 16
+    bool contiguous;         // one block for a whole context instead of paging
+    uint32_t context_max;    // the model's, as far as the budget allows
+    uint32_t max_num_tokens; // of a step, 512 (also the prefill chunk unless `chunk` is smaller)
+    uint32_t chunk;          // largest prompt chunk, max_num_tokens
+    bool whole_prompts;      // a prompt is one step's; longer ones than a step takes are refused
+    uint32_t max_batch_size; // sequences of one step, 8
+    uint32_t max_sessions;   // requests that hold caches at once, max_batch_size; more than that take turns
+    enum ew_policy policy;
+    bool reuse;          // keeps computed prefixes in a tree
+    double itl_target_s; // steps that mix prompts with decoding may take this long, at least; see engine/pace.h
     bool show_progress;
 };
 
@@ -50,7 +62,7 @@ struct ew_engine_stats {
     uint32_t blocks_cached; // of the used ones, held by no sequence: kept for reuse, given up when needed
     double load_s;
     uint32_t n_waiting, n_prefilling, n_decoding; // requests; the latter two are running
-    uint32_t n_running_max;                       // as configured
+    uint32_t n_running_max;                       // requests at once, as configured
     uint32_t n_batch_last;                        // sequences of the last step
     uint64_t batch_steps[EW_BATCH_BUCKETS];       // steps by their number of sequences, see ew_batch_bucket_max
     uint64_t steps, prefill_tokens, decode_tokens, reused_tokens, recomputed_tokens;
@@ -63,18 +75,14 @@ struct ew_engine_stats {
 void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out);
 uint32_t ew_batch_bucket_max(uint32_t bucket); // 1, 2, 4, ... 256, UINT32_MAX
 
-// A session keeps its sequence's caches between requests. 0 is no session.
-int ew_engine_session_open(struct ew_engine *engine, uint32_t *session, struct ew_error *err) EW_MUST_CHECK;
-void ew_engine_session_close(struct ew_engine *engine, uint32_t session);
-
 struct ew_request {
-    const int32_t *ids; // the whole prompt, copied; the engine reuses what the session's caches already hold
+    const int32_t *ids; // the whole prompt, copied; the engine reuses what the prefix tree has of it
     uint32_t n_ids;
     uint32_t n_max;              // new tokens at most; 0: until the context is full
-    uint32_t session;            // or 0
     struct ew_sampling sampling; // copied, stop strings too
     uint32_t n_logprobs;         // alternatives reported with each token, 0: none; 1 gives the chosen one's
     bool ignore_eos;
+    bool no_reuse; // computes the whole prompt, whatever is known of it
     int32_t shown[2]; // special tokens whose text belongs to the answer, such as the marks around reasoning
     uint32_t n_shown;
     int32_t priority;  // higher ones go first

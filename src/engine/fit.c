@@ -2,7 +2,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
-#include "engine/cache.h"
+#include "engine/prefix.h"
 #include "platform/memory.h"
 
 #define CONTEXT_UNKNOWN 4096u // for models whose file does not say what context they were trained with
@@ -18,8 +18,15 @@ struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config 
     c.max_sessions = EW_MAX(c.max_sessions, c.max_batch_size); // every sequence of a step is resident
     c.max_num_tokens = c.max_num_tokens ? c.max_num_tokens : EW_MAX(512u, c.chunk);
     c.max_num_tokens = EW_MAX(c.max_num_tokens, c.max_batch_size);
-    c.chunk = c.chunk ? EW_MIN(c.chunk, c.max_num_tokens) : c.max_num_tokens;
+    c.chunk = c.chunk && !c.whole_prompts ? EW_MIN(c.chunk, c.max_num_tokens) : c.max_num_tokens;
+    c.cache_fraction = c.cache_fraction > 0 ? c.cache_fraction : 1;
     return c;
+}
+
+// What this process could have if it were alone.
+static uint64_t total_bytes(const struct ew_memory *memory)
+{
+    return memory->cgroup_limit_bytes ? EW_MIN(memory->cgroup_limit_bytes, memory->total_bytes) : memory->total_bytes;
 }
 
 static int read_budget(const struct ew_engine_config *config, uint64_t *budget, struct ew_error *err)
@@ -33,6 +40,8 @@ static int read_budget(const struct ew_engine_config *config, uint64_t *budget, 
         if (rc < 0)
             return rc;
         *budget = memory.available_bytes;
+        if (config->memory_utilization > 0)
+            *budget = EW_MIN(*budget, (uint64_t)(config->memory_utilization * (double)total_bytes(&memory)));
     }
     if (config->reserve >= *budget) {
         ew_fail(err, EW_ERR_MEMORY, "the reserve of %llu MiB leaves nothing of the %llu MiB there are",
@@ -76,17 +85,23 @@ static uint32_t blocks_per_sequence(const struct ew_model *model, const struct e
                                     uint32_t context)
 {
     return ew_cache_blocks_needed(&model->program.groups[group], context, EW_MIN(config->chunk, context),
-                                  config->block_tokens);
+                                  config->contiguous ? context : config->block_tokens);
 }
 
 // The bytes of the engine's own lists, of which only those that grow with the context count.
-static uint64_t host_bytes(const struct ew_model *model, const struct ew_fit *fit, uint32_t context)
+static uint64_t host_bytes(const struct ew_model *model, const struct ew_engine_config *config,
+                           const struct ew_fit *fit, uint32_t context)
 {
-    uint64_t table = 0;
+    uint64_t table = 0, pools = 0;
 
-    for (uint32_t g = 0; g < model->program.n_groups; g++)
+    for (uint32_t g = 0; g < model->program.n_groups; g++) {
         table += ew_cache_table_length(&model->program.groups[g], context, fit->limits.block_tokens) * sizeof(int32_t);
-    return fit->n_resident * (table + context * sizeof(int32_t)) + model->program.n_vocab * 16ull;
+        pools += fit->n_blocks[g] * (uint64_t)EW_CACHE_BLOCK_HOST_BYTES;
+    }
+    if (config->reuse)
+        pools += ew_prefix_host_bytes(model->program.groups, model->program.n_groups, fit->n_blocks,
+                                      fit->limits.block_tokens, context);
+    return fit->n_resident * (table + context * sizeof(int32_t)) + pools + model->program.n_vocab * 16ull;
 }
 
 // Sizes everything for this context and this many whole contexts' worth of blocks, in hundredths. Groups whose share
@@ -96,6 +111,7 @@ static int size_for(const struct ew_model *model, struct ew_backend *backend, co
 {
     fit->limits.context_max = context;
     fit->limits.n_blocks = fit->n_blocks;
+    fit->limits.block_tokens = config->contiguous ? context : config->block_tokens;
     for (uint32_t g = 0; g < model->program.n_groups; g++) {
         uint64_t each = blocks_per_sequence(model, config, g, context), all = each * fit->n_resident, some = all;
         enum ew_cache_kind kind = model->program.groups[g].kind;
@@ -109,13 +125,16 @@ static int size_for(const struct ew_model *model, struct ew_backend *backend, co
                            fit->n_resident);
         fit->n_blocks[g] = (uint32_t)some;
     }
-    fit->host_bytes = host_bytes(model, fit, context);
+    fit->host_bytes = host_bytes(model, config, fit, context);
     return ew_model_size(model, backend, &fit->limits, &fit->need, err);
 }
 
-static bool fits(const struct ew_fit *fit)
+static bool fits(const struct ew_engine_config *config, const struct ew_fit *fit)
 {
-    return fit->need.total_bytes <= fit->budget_bytes && fit->host_bytes <= fit->budget_bytes - fit->need.total_bytes;
+    uint64_t fixed = fit->need.weight_bytes + fit->need.workspace_bytes;
+    uint64_t left = fit->budget_bytes > fixed ? fit->budget_bytes - fixed : 0;
+
+    return fit->need.cache_bytes + fit->host_bytes <= (uint64_t)(config->cache_fraction * (double)left);
 }
 
 // The greatest value in [low, high) that fits, where low is known to; leaves fit sized for it. by_context: the value
@@ -132,7 +151,7 @@ static int search(const struct ew_model *model, struct ew_backend *backend, cons
         rc = size_for(model, backend, config, by_context ? middle : context, by_context ? 100 : middle, fit, err);
         if (rc < 0)
             return rc;
-        if (fits(fit))
+        if (fits(config, fit))
             low = middle;
         else
             high = middle;
@@ -167,17 +186,17 @@ static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backen
     uint32_t least = config->context_max ? context : EW_MIN(CONTEXT_LEAST, context);
     int rc = size_for(model, backend, config, context, 100 * fit->n_resident, fit, err);
 
-    if (rc < 0 || fits(fit))
+    if (rc < 0 || fits(config, fit))
         return rc;
     rc = size_for(model, backend, config, context, 100, fit, err);
     if (rc < 0)
         return rc;
-    if (fits(fit))
+    if (fits(config, fit))
         return search(model, backend, config, false, context, 100, 100 * fit->n_resident, fit, err);
     rc = size_for(model, backend, config, least, 100, fit, err);
     if (rc < 0)
         return rc;
-    return fits(fit) ? search(model, backend, config, true, context, least, context, fit, err)
+    return fits(config, fit) ? search(model, backend, config, true, context, least, context, fit, err)
                      : refuse(model, config, fit, err);
 }
 

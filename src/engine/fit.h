@@ -8,7 +8,7 @@ struct ew_fit {
     uint32_t n_blocks[8];
     uint32_t n_resident; // sequences
     struct ew_model_need need;
-    uint64_t host_bytes; // tables and token lists of the engine itself
+    uint64_t host_bytes; // tables, token lists and the prefix tree of the engine itself
     uint64_t budget_bytes;
 };
 

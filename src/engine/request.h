@@ -11,6 +11,11 @@ struct ew_job {
     struct ew_arena arena;
     uint64_t id;
     struct ew_sequence *seq;               // NULL: waiting, or finished
+    bool is_paused;                        // preempted: its sequence holds tokens but no blocks
+    uint64_t turn;                         // order of admission
+    uint64_t stepped;                      // the last step that it took part in
+    uint32_t share;                        // of struct ew_shares
+    uint64_t root;                         // key of the prefix tree
     uint32_t n_tokens_max;                 // prompt and answer
     uint32_t reserve[EW_CACHE_GROUPS_MAX]; // blocks that it may come to hold
     uint32_t n_reused, n_new, n_preempted;

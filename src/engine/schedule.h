@@ -1,34 +1,39 @@
 #pragma once
-// Who runs: admission of waiting requests, and the work of one step. The state that engine.c and schedule.c share.
+// Who runs: admission of waiting requests, the work of one step, preemption. The state that engine.c and schedule.c
+// share.
 //
-// guaranteed_no_evict: a request is admitted, in the order of submission, once the blocks that it may ever come to
-// hold are set aside for it. Idle sessions keep their caches only as long as nobody needs the blocks.
+// Order: higher priorities first; among waiting requests then the client that got least (engine/share.h), then the
+// order of submission; among running ones the order of admission. At most max_sessions requests run, and of these
+// max_batch_size take part in a step: where there are more, those that waited longest. A step takes a token of each
+// decoding sequence, then prompt chunks.
+//
+// guaranteed_no_evict: a request is admitted once the blocks that it may ever come to hold are set aside for it.
+// max_utilization: it is admitted when what it has to compute now fits. Where a step needs blocks that are not there,
+// the last of the running requests gives its own up (they stay in the prefix tree as long as nobody needs them), and
+// goes on from its tokens when there is room again. The first in order always gets what it needs, so all finish.
 
 #include "engine/core.h"
+#include "engine/pace.h"
 #include "engine/request.h"
-
-#define EW_SESSIONS_OPEN_MAX 4096
-
-struct ew_resident {    // belongs to core.seqs[i]
-    uint32_t session;   // whose caches these are; 0: nobody's
-    struct ew_job *job; // NULL: idle
-    uint64_t used_step; // for least recently used first out
-};
+#include "engine/share.h"
 
 struct ew_engine {
     struct ew_core core;
     const struct ew_tokenizer *tok;
     struct ew_sampler sampler;
-    struct ew_resident *residents; // [core.fit.n_resident]
-    struct ew_job *jobs;           // waiting, running and finished ones, in the order of submission
+    struct ew_job **seq_jobs; // [core.fit.n_resident] whose core.seqs[i] is; NULL: nobody's
+    struct ew_job **running;  // [core.fit.n_resident] in order
     uint32_t n_running;
-    uint32_t *sessions; // [n_sessions] that are open
-    uint32_t n_sessions, last_session;
-    uint64_t last_id;
-    struct ew_work *work;      // [max_batch_size] of the newest step
+    struct ew_job *jobs, **jobs_end; // waiting, running and finished ones, in the order of submission
+    uint64_t last_id, last_turn;
+    struct ew_shares shares;
+    struct ew_pace pace;
+    // The newest step: the decoding sequences first.
+    struct ew_work *work;      // [max_batch_size]
     struct ew_job **work_jobs; // [max_batch_size]
-    uint32_t n_work;
-    struct ew_engine_stats stats; // the counters
+    uint32_t n_work, n_decoding;
+    uint32_t planned[EW_CACHE_GROUPS_MAX]; // blocks that the work takes
+    struct ew_engine_stats stats;          // the counters
 };
 
 // ---- what a step is made of, for whoever wants to do something between its parts: engine/service.h -----------------
@@ -44,11 +49,13 @@ int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *
 // Takes the job, whose id is set, into the queue.
 void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job);
 
+// ---- scheduling ----------------------------------------------------------------------------------------------------
+
 // Blocks of each group that a sequence of n_tokens may come to hold. false where a pool has less in all.
 bool ew_schedule_reserve(const struct ew_engine *engine, uint32_t n_tokens, uint32_t reserve[EW_CACHE_GROUPS_MAX]);
-// Starts waiting requests as long as they fit.
+// Starts waiting requests, and preempted ones again, as long as they fit.
 void ew_schedule_admit(struct ew_engine *engine);
-// Fills work: one token for each decoding sequence, then prompt chunks, first come first served.
+// Fills work.
 void ew_schedule_plan(struct ew_engine *engine);
-// Takes a running request off its sequence. Where it has a session, the caches stay; keep false drops them.
+// Takes a running request off its sequence. keep: what it computed may be reused.
 void ew_schedule_release(struct ew_engine *engine, struct ew_job *job, bool keep);

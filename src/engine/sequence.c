@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "engine/prefix.h"
 
 static int alloc_table(struct ew_sequence *seq, uint32_t g, struct ew_error *err)
 {
@@ -22,7 +23,7 @@ int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t c
 {
     int rc = 0;
 
-    *seq = (struct ew_sequence){.cache = cache, .capacity = capacity};
+    *seq = (struct ew_sequence){.cache = cache, .capacity = capacity, .node = EW_NODE_NONE};
     seq->tokens = ew_alloc_array(capacity, sizeof(*seq->tokens));
     if (!seq->tokens)
         return ew_fail_memory(err, (size_t)capacity * sizeof(*seq->tokens), "a sequence's tokens");
@@ -55,15 +56,6 @@ void ew_sequence_push(struct ew_sequence *seq, int32_t token)
     ew_sequence_append(seq, &token, 1);
 }
 
-uint32_t ew_sequence_common_prefix(const struct ew_sequence *seq, const int32_t *ids, uint32_t n_ids)
-{
-    uint32_t n = 0;
-
-    while (n < n_ids && n < seq->n_cached && seq->tokens[n] == ids[n])
-        n++;
-    return n;
-}
-
 static bool can_continue_at(const struct ew_sequence *seq, uint32_t n)
 {
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
@@ -78,9 +70,10 @@ static bool can_continue_at(const struct ew_sequence *seq, uint32_t n)
     return true;
 }
 
+// From the end on: the blocks that the prefix tree keeps are then given up from the leaves to the root.
 static void cut_table(struct ew_sequence *seq, uint32_t g, uint32_t length)
 {
-    for (uint32_t i = EW_MAX(length, seq->first[g]); i < seq->n_blocks[g]; i++) {
+    for (uint32_t i = seq->n_blocks[g], end = EW_MAX(length, seq->first[g]); i-- > end;) {
         ew_cache_unref(seq->cache, g, seq->tables[g][i]);
         seq->tables[g][i] = EW_BLOCK_NONE;
     }
@@ -88,18 +81,26 @@ static void cut_table(struct ew_sequence *seq, uint32_t g, uint32_t length)
     seq->first[g] = EW_MIN(seq->first[g], length);
 }
 
-uint32_t ew_sequence_truncate(struct ew_sequence *seq, uint32_t n)
+uint32_t ew_sequence_rewind(struct ew_sequence *seq, uint32_t n)
 {
     EW_ASSERT(n <= seq->n_cached);
     if (!can_continue_at(seq, n))
         n = 0;
+    for (; seq->n_kept > n / seq->cache->block_tokens; seq->n_kept--)
+        seq->node = seq->cache->prefix->nodes[seq->node].parent;
     for (uint32_t g = 0; g < seq->cache->n_groups; g++) {
         const struct ew_cache_group *group = &seq->cache->pools[g].group;
 
         cut_table(seq, g, n == 0 ? 0 : ew_cache_table_length(group, n, seq->cache->block_tokens));
     }
-    seq->n_tokens = seq->n_cached = n;
+    seq->n_cached = n;
     return n;
+}
+
+uint32_t ew_sequence_truncate(struct ew_sequence *seq, uint32_t n)
+{
+    seq->n_tokens = ew_sequence_rewind(seq, n);
+    return seq->n_tokens;
 }
 
 void ew_sequence_reset(struct ew_sequence *seq)
@@ -167,24 +168,6 @@ void ew_sequence_release_passed(struct ew_sequence *seq)
         for (; seq->first[g] < needed; seq->first[g]++) {
             ew_cache_unref(seq->cache, g, seq->tables[g][seq->first[g]]);
             seq->tables[g][seq->first[g]] = EW_BLOCK_NONE;
-        }
-    }
-}
-
-void ew_sequence_fork(struct ew_sequence *dst, const struct ew_sequence *src)
-{
-    EW_ASSERT(dst->n_tokens == 0 && dst->cache == src->cache && dst->capacity >= src->n_cached);
-    ew_sequence_append(dst, src->tokens, src->n_cached);
-    dst->n_cached = src->n_cached;
-    dst->rope_span = src->rope_span;
-    for (uint32_t g = 0; g < src->cache->n_groups; g++) {
-        uint32_t length = ew_cache_table_length(&src->cache->pools[g].group, src->n_cached, src->cache->block_tokens);
-
-        dst->first[g] = src->first[g];
-        dst->n_blocks[g] = EW_MIN(length, src->n_blocks[g]);
-        for (uint32_t i = dst->first[g]; i < dst->n_blocks[g]; i++) {
-            dst->tables[g][i] = src->tables[g][i];
-            ew_cache_ref(dst->cache, g, dst->tables[g][i]);
         }
     }
 }

@@ -16,6 +16,8 @@ struct ew_sequence {
     uint32_t rope_span; // see struct ew_batch_seq
     int32_t *tables[EW_CACHE_GROUPS_MAX]; // entries [first, n_blocks) are held, earlier ones EW_BLOCK_NONE
     uint32_t first[EW_CACHE_GROUPS_MAX], n_blocks[EW_CACHE_GROUPS_MAX];
+    uint32_t n_kept; // of its whole blocks, those that are in the prefix tree
+    uint32_t node;   // the last of these; EW_NODE_NONE: there is none
 };
 
 int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t capacity,
@@ -25,10 +27,10 @@ void ew_sequence_fini(struct ew_sequence *seq);
 void ew_sequence_push(struct ew_sequence *seq, int32_t token);
 void ew_sequence_append(struct ew_sequence *seq, const int32_t *tokens, uint32_t n);
 
-// How many of its cached tokens equal the beginning of ids.
-uint32_t ew_sequence_common_prefix(const struct ew_sequence *seq, const int32_t *ids, uint32_t n_ids);
-// Forgets all tokens from n on (n <= n_cached). Returns how many are left: n, or 0 where a group no longer has what the
-// token at n would see (a window that moved on, a state).
+// Makes the caches forget all tokens from n on (n <= n_cached); they are to be computed again. Returns how many are
+// left: n, or 0 where a group no longer has what the token at n would see (a window that moved on, a state).
+uint32_t ew_sequence_rewind(struct ew_sequence *seq, uint32_t n);
+// The same, and the tokens themselves go too.
 uint32_t ew_sequence_truncate(struct ew_sequence *seq, uint32_t n);
 void ew_sequence_reset(struct ew_sequence *seq);
 
@@ -38,5 +40,3 @@ int ew_sequence_extend(struct ew_sequence *seq, struct ew_backend *backend, uint
                        struct ew_error *err) EW_MUST_CHECK;
 // Gives back the blocks that no later token will see.
 void ew_sequence_release_passed(struct ew_sequence *seq);
-// Makes the empty sequence dst hold all that src has cached, sharing its blocks.
-void ew_sequence_fork(struct ew_sequence *dst, const struct ew_sequence *src);

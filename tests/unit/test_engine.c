@@ -1,4 +1,4 @@
-// engine: requests, sessions, batches and memory, on a tiny model with the reference kernels.
+// engine: requests, reuse, batches and memory, on a tiny model with the reference kernels.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -159,20 +159,21 @@ static void a_batch_answers_as_each_request_alone(void **state)
     ew_model_close(model);
 }
 
-static void sessions_compute_only_what_is_new(void **state)
+static void turns_compute_only_what_is_new(void **state)
 {
     struct ew_model *model = open_model("models/llama_default");
     struct ew_engine_config config = small_config();
-    struct ew_engine *engine = create(model, &config);
+    struct ew_engine *engine;
     struct ew_engine_stats before, after;
     struct ew_request request;
     struct answer first, second, fresh;
     int32_t ids[64];
 
     (void)state;
+    config.reuse = true;
+    engine = create(model, &config);
     random_ids(1, ids, 64);
     request = request_for(ids, 20, 8);
-    assert_int_equal(ew_engine_session_open(engine, &request.session, NULL), 0);
     first = run_one(engine, &request);
     assert_int_equal(first.last.n_reused, 0);
 
@@ -184,51 +185,46 @@ static void sessions_compute_only_what_is_new(void **state)
     assert_int_equal(second.last.n_reused, 27); // the answer's last token was never fed
     assert_int_equal(after.prefill_tokens - before.prefill_tokens, 6);
     assert_int_equal(after.reused_tokens, 27);
-    request.session = 0;
+    request.no_reuse = true;
     fresh = run_one(engine, &request);
+    assert_int_equal(fresh.last.n_reused, 0);
     assert_memory_equal(second.ids, fresh.ids, 8 * sizeof(*ids));
+    request.no_reuse = false;
 
-    assert_int_equal(ew_engine_session_open(engine, &request.session, NULL), 0);
-    run_one(engine, &request);
     ids[10] = (ids[10] + 1) % N_VOCAB;
     second = run_one(engine, &request);
     assert_int_equal(second.last.n_reused, 10); // up to where the prompts differ
     second = run_one(engine, &request);
     assert_int_equal(second.last.n_reused, 32); // the same prompt: all but the token whose logits are needed
-    ew_engine_session_close(engine, request.session);
-    assert_true(blocks_used(engine) > 0); // the other session's
-    ew_engine_session_close(engine, 1);
-    assert_int_equal(blocks_used(engine), 0);
+    ew_engine_stats(engine, &after);
+    assert_true(after.blocks_used > 0);
+    assert_int_equal(after.blocks_used, after.blocks_cached);
     ew_engine_destroy(engine);
     ew_model_close(model);
 }
 
-static void idle_sessions_make_room(void **state)
+// Room for two prompts: the one that was used longest ago is forgotten.
+static void prefixes_make_room(void **state)
 {
     struct ew_model *model = open_model("models/llama_default");
     struct ew_engine_config config = small_config();
-    struct ew_request request;
+    struct ew_request requests[3];
     struct ew_engine *engine;
-    uint32_t sessions[3];
-    int32_t ids[20];
+    int32_t ids[3][60];
 
     (void)state;
+    config.reuse = true;
     config.max_batch_size = 1;
-    config.max_sessions = 2;
-    engine = create(model, &config);
-    random_ids(2, ids, 20);
-    request = request_for(ids, 20, 4);
-    for (uint32_t i = 0; i < 3; i++)
-        assert_int_equal(ew_engine_session_open(engine, &sessions[i], NULL), 0);
+    engine = create(model, &config); // 8 blocks of 16 tokens
     for (uint32_t i = 0; i < 3; i++) {
-        request.session = sessions[i];
-        assert_int_equal(run_one(engine, &request).last.n_reused, 0);
+        random_ids(20 + i, ids[i], 60);
+        requests[i] = request_for(ids[i], 48, 4);
+        assert_int_equal(run_one(engine, &requests[i]).last.n_reused, 0);
     }
-    assert_int_equal(run_one(engine, &request).last.n_reused, 19);
-    request.session = sessions[1];
-    assert_int_equal(run_one(engine, &request).last.n_reused, 19);
-    request.session = sessions[0]; // was the least recently used of three
-    assert_int_equal(run_one(engine, &request).last.n_reused, 0);
+    assert_int_equal(run_one(engine, &requests[2]).last.n_reused, 47);
+    assert_int_equal(run_one(engine, &requests[1]).last.n_reused, 47);
+    assert_true(run_one(engine, &requests[0]).last.n_reused < 16); // its first block at most
+    assert_int_equal(run_one(engine, &requests[1]).last.n_reused, 47);
     ew_engine_destroy(engine);
     ew_model_close(model);
 }
@@ -591,8 +587,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_batch_answers_as_each_request_alone),
-        cmocka_unit_test(sessions_compute_only_what_is_new),
-        cmocka_unit_test(idle_sessions_make_room),
+        cmocka_unit_test(turns_compute_only_what_is_new),
+        cmocka_unit_test(prefixes_make_room),
         cmocka_unit_test(cancelling_takes_effect_at_once),
         cmocka_unit_test(a_step_waits_until_events_are_taken),
         cmocka_unit_test(the_context_ends_an_answer_or_refuses_a_prompt),

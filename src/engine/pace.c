@@ -1,0 +1,65 @@
+#include "engine/pace.h"
+
+#include "base/assert.h"
+
+#define CHUNK_UNKNOWN 64u // before anything was measured
+#define CHUNK_LEAST 16u   // smaller ones waste most of a matrix kernel's tile
+#define WEIGHT 0.125      // of a new measurement
+
+uint32_t ew_batch_bucket_max(uint32_t bucket)
+{
+    return bucket + 1 < EW_BATCH_BUCKETS ? 1u << bucket : UINT32_MAX;
+}
+
+uint32_t ew_batch_bucket(uint32_t n_seqs)
+{
+    uint32_t bucket = 0;
+
+    while (n_seqs > ew_batch_bucket_max(bucket))
+        bucket++;
+    return bucket;
+}
+
+// One that is far off, because the system had something else to do, counts as twice the usual.
+static void update(double *mean, double value)
+{
+    if (*mean <= 0)
+        *mean = value;
+    else
+        *mean += WEIGHT * (EW_MIN(value, 2 * *mean) - *mean);
+}
+
+// Of the nearest number of sequences that is known, smaller ones first: rather too little than too much.
+static double decode_s(const struct ew_pace *pace, uint32_t n_decoding)
+{
+    uint32_t bucket = ew_batch_bucket(n_decoding);
+
+    for (uint32_t i = bucket + 1; i-- > 0;)
+        if (pace->decode_s[i] > 0)
+            return pace->decode_s[i];
+    for (uint32_t i = bucket + 1; i < EW_BATCH_BUCKETS; i++)
+        if (pace->decode_s[i] > 0)
+            return pace->decode_s[i];
+    return 0;
+}
+
+void ew_pace_note(struct ew_pace *pace, uint32_t n_decoding, uint32_t n_prompt, double seconds)
+{
+    double rest = seconds - (n_decoding ? decode_s(pace, n_decoding) : 0);
+
+    if (n_prompt == 0)
+        update(&pace->decode_s[ew_batch_bucket(n_decoding)], seconds);
+    else if (n_prompt >= CHUNK_LEAST && rest > 0)
+        update(&pace->prompt_token_s, rest / n_prompt);
+}
+
+uint32_t ew_pace_chunk(const struct ew_pace *pace, uint32_t n_decoding, double target_s, uint32_t n_max)
+{
+    double decode = decode_s(pace, n_decoding), budget = EW_MAX(decode, target_s - decode);
+    uint32_t n = CHUNK_UNKNOWN;
+
+    if (pace->prompt_token_s > 0 && decode > 0)
+        n = (uint32_t)EW_MIN(budget / pace->prompt_token_s, 1e6);
+    n = EW_MAX(n / CHUNK_LEAST * CHUNK_LEAST, CHUNK_LEAST);
+    return EW_MIN(n, n_max);
+}
