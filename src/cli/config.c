@@ -3,16 +3,14 @@
 #include <string.h>
 
 #include "cli/generate.h"
+#include "engine/settings.h"
 
+// The options' table lets only known names through.
 static enum ew_kv_dtype kv_of(const char *name)
 {
-    static const char *const names[] = {
-        [EW_KV_F32] = "f32", [EW_KV_F16] = "f16", [EW_KV_F8] = "fp8", [EW_KV_I8] = "int8"};
+    enum ew_kv_dtype kv = EW_KV_F16;
 
-    for (int i = 0; i < 4; i++)
-        if (strcmp(names[i], name) == 0)
-            return (enum ew_kv_dtype)i;
-    return EW_KV_F16;
+    return ew_kv_dtype_find(name, &kv, NULL) == 0 ? kv : EW_KV_F16;
 }
 
 struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
