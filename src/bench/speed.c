@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
@@ -9,6 +10,7 @@
 #include "base/rng.h"
 #include "bench/bandwidth.h"
 #include "platform/cpu.h"
+#include "platform/energy.h"
 #include "platform/memory.h"
 #include "platform/topology.h"
 
@@ -17,6 +19,8 @@
 
 struct speed {
     struct ew_engine *engine;
+    struct ew_energy *energy; // NULL: this box has no meter
+    double decode_joules;     // over all repeats
     const struct ew_speed_options *options;
     struct ew_speed *out;
     uint32_t n_vocab;
@@ -129,12 +133,13 @@ static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
     uint32_t n_tokens, n_finished, n_drained = 0, batch = s->options->batch;
     uint64_t *ids = ew_alloc_array(batch, sizeof(*ids));
     struct ew_event event;
-    double started_s;
+    double started_s, started_j;
     int rc;
 
     if (!ids)
         return ew_fail_memory(err, batch * sizeof(*ids), "the benchmark");
     rc = reach_depth(s, ids, err);
+    started_j = ew_energy_joules(s->energy);
     started_s = ew_clock_s();
     for (uint32_t i = 0; i < s->options->n_gen && rc == 0; i++) {
         double before_s = ew_clock_s();
@@ -143,6 +148,7 @@ static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
         s->itl_ms[s->n_itl++] = 1e3 * (ew_clock_s() - before_s);
     }
     s->out->decode_runs[run] = batch * s->options->n_gen / (ew_clock_s() - started_s);
+    s->decode_joules += ew_energy_joules(s->energy) - started_j;
     for (uint32_t b = 0; b < batch; b++)
         ew_engine_cancel(s->engine, ids[b]);
     while (n_drained < batch && ew_engine_next_event(s->engine, &event))
@@ -198,14 +204,19 @@ static void summarise(struct speed *s)
     out->prefill_tok_s = median(out->prefill_runs, out->n_runs);
     out->decode_tok_s = median(out->decode_runs, out->n_runs);
     out->ttft_ms = median(out->ttft_runs, out->n_runs);
+    out->joules_per_token = s->decode_joules / ((double)out->n_runs * s->options->batch * s->options->n_gen);
+    out->joules_source = ew_energy_source(s->energy);
     out->weight_gb_s = (double)out->streamed_bytes * out->decode_tok_s / s->options->batch / 1e9;
     out->limit_pct = out->limit_gb_s > 0 ? 100 * out->weight_gb_s / out->limit_gb_s : 0;
 }
 
 static int measure(struct speed *s, struct ew_error *err)
 {
-    int rc = 0;
+    struct ew_engine_stats stats;
+    int rc;
 
+    ew_engine_stats(s->engine, &stats);
+    rc = ew_energy_open(NULL, strcmp(stats.backend_name, "cuda") == 0, &s->energy, err);
     for (uint32_t run = 0; run < s->options->repeats && rc == 0; run++) {
         rc = measure_prefill(s, run, err);
         if (rc == 0)
@@ -265,6 +276,7 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
         rc = ew_bandwidth_read(out->n_threads, &out->limit_gb_s, err);
     if (rc == 0)
         summarise(&s);
+    ew_energy_close(s.energy);
     ew_free(s.ids);
     ew_free(s.itl_ms);
     return rc;

@@ -19,6 +19,8 @@ struct ew_speed {
     double prefill_tok_s, decode_tok_s, ttft_ms; // medians over the repeats
     double itl_ms_p50, itl_ms_p95, itl_ms_p99;   // over all measured steps
     double weight_gb_s, limit_gb_s, limit_pct;
+    double joules_per_token;   // of decoding, of the whole batch's tokens; 0: this box does not tell
+    const char *joules_source; // what measured them; NULL: nothing does
     uint32_t n_runs;
     double prefill_runs[EW_SPEED_REPEATS_MAX], decode_runs[EW_SPEED_REPEATS_MAX], ttft_runs[EW_SPEED_REPEATS_MAX];
 };

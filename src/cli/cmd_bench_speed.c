@@ -39,9 +39,13 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
     ew_buf_printf(
         &json,
         "\"itl_ms\": {\"p50\": %.6g, \"p95\": %.6g, \"p99\": %.6g}, \"weight_gb_s\": %.6g, \"limit_gb_s\": %.6g, "
-        "\"limit_pct\": %.4g, \"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": null",
+        "\"limit_pct\": %.4g, \"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": ",
         speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99, speed->weight_gb_s, speed->limit_gb_s,
         speed->limit_pct, (unsigned long long)speed->peak_bytes, speed->load_s);
+    if (speed->joules_source)
+        ew_buf_printf(&json, "%.6g", speed->joules_per_token);
+    else
+        ew_buf_append_str(&json, EW_STR("null"));
     append_runs(&json, "prefill_tok_s_runs", speed->prefill_runs, speed->n_runs);
     append_runs(&json, "decode_tok_s_runs", speed->decode_runs, speed->n_runs);
     ew_buf_append_str(&json, EW_STR("}\n"));
@@ -69,6 +73,8 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
            speed->weight_gb_s, speed->limit_pct, speed->limit_gb_s);
     printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s\n",
            (double)speed->peak_bytes / mib, (double)speed->weight_bytes / mib, speed->load_s);
+    if (speed->joules_source)
+        printf("  energy   %10.3f J       a token decoded, by %s\n", speed->joules_per_token, speed->joules_source);
 }
 
 static int run(const struct ew_args *args, struct ew_error *err)

@@ -7,11 +7,10 @@
 
 #include "base/assert.h"
 #include "platform/probe.h"
+#include "platform/rails.h"
 #include "platform/sysfile.h"
 
 #define CONF_BYTES_MAX 65536
-#define HWMONS_MAX 64
-#define CHANNELS_MAX 8
 #define MODES_MAX 16
 
 // ---- nvpmodel ----
@@ -111,100 +110,48 @@ static void read_modes(const char *root, struct ew_facts *facts)
 
 // ---- rails ----
 
-struct rails {
+struct draw {
     double total_mw, sum_mw; // total: a rail that measures the whole box
     bool any, has_total, alarm, alarm_known;
-    char alarm_rail[48];
+    const char *alarm_rail;
 };
 
-static bool number_at(const char *root, uint32_t hwmon, const char *file, uint32_t channel, double *out)
-{
-    char text[64], name[64];
-    long long value;
-
-    snprintf(name, sizeof(name), file, channel);
-    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/hwmon/hwmon%u/%s", hwmon, name) <= 0 ||
-        sscanf(text, "%lld", &value) != 1)
-        return false;
-    *out = (double)value;
-    return true;
-}
-
-static bool is_total_rail(const char *label)
-{
-    return strcmp(label, "VDD_IN") == 0 || strcmp(label, "VIN") == 0; // Orin Nano and NX; Thor
-}
-
-static void add_rail(struct ew_facts *facts, struct rails *rails, const char *label, double mw)
+static void add_rail(struct ew_facts *facts, struct draw *draw, const struct ew_rail *rail, double mw)
 {
     char key[96];
 
-    snprintf(key, sizeof(key), "rail_%.60s_mw", label);
+    snprintf(key, sizeof(key), "rail_%.60s_mw", rail->label);
     for (char *c = key + 5; *c; c++)
         *c = *c >= 'A' && *c <= 'Z' ? (char)(*c + 32) : *c == ' ' || *c == '-' ? '_' : *c;
     ew_facts_set_number(facts, key, round(mw), "/sys/class/hwmon");
-    rails->any = true;
-    if (is_total_rail(label)) {
-        rails->has_total = true;
-        rails->total_mw = mw;
-    } else {
-        rails->sum_mw += mw;
-    }
-}
-
-static void read_alarm(const char *root, struct rails *rails, uint32_t hwmon, uint32_t channel, const char *label)
-{
-    double crit = 0, max = 0;
-    bool known = number_at(root, hwmon, "curr%u_crit_alarm", channel, &crit);
-
-    known |= number_at(root, hwmon, "curr%u_max_alarm", channel, &max);
-    rails->alarm_known |= known;
-    if (crit > 0 || max > 0) {
-        rails->alarm = true;
-        snprintf(rails->alarm_rail, sizeof(rails->alarm_rail), "%s", label);
-    }
-}
-
-// INA3221: millivolts times milliamperes. Channel 7 is a sum of shunt voltages, unconnected ones are labelled NC.
-static void read_ina3221(const char *root, struct ew_facts *facts, struct rails *rails, uint32_t hwmon)
-{
-    for (uint32_t i = 1; i < CHANNELS_MAX; i++) {
-        char label[48];
-        double mv, ma;
-
-        if (ew_sysfile_readf(root, label, sizeof(label), "/sys/class/hwmon/hwmon%u/in%u_label", hwmon, i) <= 0)
-            continue;
-        label[strcspn(label, "\n")] = '\0';
-        if (strcmp(label, "NC") == 0 || strncmp(label, "sum of", 6) == 0)
-            continue;
-        if (number_at(root, hwmon, "in%u_input", i, &mv) && number_at(root, hwmon, "curr%u_input", i, &ma))
-            add_rail(facts, rails, label, mv * ma / 1000);
-        read_alarm(root, rails, hwmon, i, label);
-    }
+    draw->any = true;
+    draw->has_total |= rail->is_total;
+    *(rail->is_total ? &draw->total_mw : &draw->sum_mw) += mw;
 }
 
 static void read_rails(const char *root, struct ew_facts *facts)
 {
-    struct rails rails = {0};
-    double uw;
+    struct draw draw = {.alarm_rail = ""};
+    struct ew_rail rails[EW_RAILS_MAX];
+    uint32_t count = ew_rails_find(root, rails);
 
-    for (uint32_t i = 0; i < HWMONS_MAX; i++) {
-        char name[32];
+    for (uint32_t i = 0; i < count; i++) {
+        bool alarm;
+        double mw;
 
-        if (ew_sysfile_readf(root, name, sizeof(name), "/sys/class/hwmon/hwmon%u/name", i) <= 0)
-            continue;
-        name[strcspn(name, "\n")] = '\0';
-        if (strcmp(name, "ina3221") == 0)
-            read_ina3221(root, facts, &rails, i);
-        else if (strcmp(name, "ina238") == 0 && number_at(root, i, "power%u_input", 1, &uw))
-            add_rail(facts, &rails, "VIN", uw / 1000);
+        if (ew_rail_read_mw(root, &rails[i], &mw))
+            add_rail(facts, &draw, &rails[i], mw);
+        draw.alarm_known |= ew_rail_read_alarm(root, &rails[i], &alarm);
+        draw.alarm |= alarm;
+        if (alarm)
+            draw.alarm_rail = rails[i].label;
     }
-    if (rails.any)
-        ew_facts_set_number(facts, "power_draw_w",
-                            round((rails.has_total ? rails.total_mw : rails.sum_mw) / 100) / 10, "/sys/class/hwmon");
-    if (rails.alarm_known) {
-        ew_facts_set_bool(facts, "oc_alarm", rails.alarm, "/sys/class/hwmon");
-        ew_facts_set_str(facts, "oc_rail", ew_str_of(rails.alarm_rail), "/sys/class/hwmon");
+    if (draw.any)
+        ew_facts_set_number(facts, "power_draw_w", round((draw.has_total ? draw.total_mw : draw.sum_mw) / 100) / 10,
+                            "/sys/class/hwmon");
+    if (draw.alarm_known) {
+        ew_facts_set_bool(facts, "oc_alarm", draw.alarm, "/sys/class/hwmon");
+        ew_facts_set_str(facts, "oc_rail", ew_str_of(draw.alarm_rail), "/sys/class/hwmon");
     }
 }
 
