@@ -42,13 +42,13 @@ static bool holds(const struct verdict *verdict)
 static uint32_t target_verdicts(const struct ew_targets *targets, const struct ew_load_report *report,
                                 struct verdict *out)
 {
-    double tpot = report->tpot_ms.p50;
+    double tpot_ms = fmax(report->tpot_ms.p50, 1e-3); // 0 where an answer came in one piece
     uint32_t n = 0;
 
     if (targets->ttft_ms > 0)
         out[n++] = (struct verdict){"TTFT p95", "ms", report->ttft_ms.p95, targets->ttft_ms, false};
-    if (targets->decode_tok_s > 0)
-        out[n++] = (struct verdict){"decode", "tok/s", tpot > 0 ? 1e3 / tpot : 0, targets->decode_tok_s, true};
+    if (targets->decode_tok_s > 0 && report->tpot_ms.count)
+        out[n++] = (struct verdict){"decode", "tok/s", 1e3 / tpot_ms, targets->decode_tok_s, true};
     if (targets->latency_ms_p99 > 0)
         out[n++] = (struct verdict){"answer p99", "ms", report->e2e_ms.p99, targets->latency_ms_p99, false};
     return n;
