@@ -9,8 +9,8 @@
 #include "base/assert.h"
 #include "kernel/cpu/cpu_backend.h"
 
-#define SHARES_PER_THREAD 8
-#define SPINS_MAX 4000 // looks at a counter, some microseconds
+#define SHARE_OF_REST 2 // a thread takes at once this part of its share of what is left
+#define SPINS_MAX 4000  // looks at a counter, some microseconds
 
 static float *row_at(const struct ew_cpu_backend *backend, uint32_t buffer, uint32_t row)
 {
@@ -319,16 +319,28 @@ static void await_units(const struct ew_cpu_progress *progress, uint32_t n)
     }
 }
 
+// Shares shrink with what is left: memory is read in long runs, since every new one begins with some microseconds of
+// waiting, and at the end a thread that was held up has little that others could have done.
+static bool take_share(struct ew_cpu_progress *progress, uint32_t n, uint32_t n_threads, uint32_t *from, uint32_t *to)
+{
+    uint32_t next = atomic_load_explicit(&progress->next, memory_order_relaxed);
+
+    do {
+        if (next >= n)
+            return false;
+        *from = next;
+        *to = next + EW_MAX(1, (n - next) / (SHARE_OF_REST * n_threads));
+    } while (!atomic_compare_exchange_weak_explicit(&progress->next, &next, *to, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
 static void run_stage(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage,
                       struct ew_cpu_progress *progress, uint32_t thread, uint32_t n_threads)
 {
-    uint32_t n = stage_units(backend, stage), from;
-    // Shares small enough that a thread that was held up costs little, large enough that memory is read in long runs.
-    uint32_t share = EW_MAX(1, n / (n_threads * SHARES_PER_THREAD));
+    uint32_t n = stage_units(backend, stage), from, to;
 
-    while ((from = atomic_fetch_add_explicit(&progress->next, share, memory_order_relaxed)) < n) {
-        uint32_t to = EW_MIN(from + share, n);
-
+    while (take_share(progress, n, n_threads, &from, &to)) {
         run_units(backend, stage, from, to, backend->work.scratch[thread]);
         atomic_fetch_add_explicit(&progress->done, to - from, memory_order_acq_rel);
     }

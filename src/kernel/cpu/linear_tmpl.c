@@ -13,6 +13,7 @@
 #include "kernel/cpu/tile_tmpl.h"
 
 #define SLAB_LEAST (2 * VEC_ACTIVATIONS) // activations for which unpacking first pays
+#define PREFETCH_BYTES 4096
 #define BLOCK_ROWS 256
 #define BLOCK_BYTES (384u << 10)
 
@@ -71,6 +72,18 @@ VEC_INLINE void group_rows(struct form form, const struct tile *tile, uint32_t g
 
 // ---- tiles --------------------------------------------------------------------------------------
 
+// What is unpacked leaves the CPU too little room to see far enough ahead by itself: asks for codes some tens of lines
+// before they are needed, and for the next tile's scales.
+VEC_INLINE void prefetch(struct form form, const struct ew_cpu_matrix *matrix, const struct tile *tile, uint32_t group)
+{
+    const uint8_t *codes = tile->codes + (uint64_t)group * code_bytes(form) + PREFETCH_BYTES;
+    uint64_t scale_bytes = (matrix->tile_bytes - matrix->scale_at) / tile->n_groups;
+
+    for (uint32_t at = 0; at < code_bytes(form); at += 64)
+        __builtin_prefetch(codes + at);
+    __builtin_prefetch(tile->scales + matrix->tile_bytes + group * scale_bytes);
+}
+
 // n activations, from row b on; n is a constant where this is inlined.
 VEC_INLINE void tile_rows(struct form form, const struct ew_cpu_linear *job, uint32_t index, const struct tile *tile,
                           uint32_t b, uint32_t n)
@@ -84,6 +97,7 @@ VEC_INLINE void tile_rows(struct form form, const struct ew_cpu_linear *job, uin
             acc[v][i] = vf_zero();
     }
     for (uint32_t group = 0; group < tile->n_groups; group++) {
+        prefetch(form, job->matrix, tile, group);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < VECTORS; v++)
             group_rows(form, tile, group, v * VF, &x, n, acc[v]);
