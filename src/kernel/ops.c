@@ -16,6 +16,11 @@ const char *ew_op_name(enum ew_op_kind kind)
         [EW_OP_ADD] = "add",
         [EW_OP_SCALE] = "scale",
         [EW_OP_SOFTCAP] = "softcap",
+        [EW_OP_SCALE_BY] = "scale_by",
+        [EW_OP_ROUTE] = "route",
+        [EW_OP_DISPATCH] = "dispatch",
+        [EW_OP_EXPERTS] = "experts",
+        [EW_OP_COMBINE] = "combine",
         [EW_OP_SELECT] = "select",
         [EW_OP_ALL_REDUCE] = "all_reduce",
     };
@@ -62,6 +67,32 @@ static void check_linear(const struct ew_program *program, const struct ew_op *o
     EW_ASSERT(weight->rows == width_of(program, op->out));
     check_vector(program, op->bias, weight->rows);
     EW_ASSERT(op->in != op->out);
+}
+
+static void check_route(const struct ew_program *program, const struct ew_op *op)
+{
+    uint32_t n = op->route.n_experts, groups = op->route.n_groups;
+
+    EW_ASSERT(n > 0 && op->route.n_active > 0 && op->route.n_active <= n && n <= EW_EXPERTS_MAX);
+    EW_ASSERT(op->route.n_active <= EW_EXPERTS_ACTIVE_MAX);
+    EW_ASSERT(groups <= 1 || (n % groups == 0 && op->route.n_groups_active <= groups &&
+                              op->route.n_groups_active * (n / groups) >= op->route.n_active));
+    EW_ASSERT(width_of(program, op->in) == n && width_of(program, op->out) == 2 * op->route.n_active);
+    check_vector(program, op->bias, n);
+}
+
+static void check_experts(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_weight *weight = weight_of(program, op->weight, true);
+    uint32_t out = width_of(program, op->out);
+
+    EW_ASSERT(weight->n_experts > 0 && weight->rows == (uint64_t)weight->n_experts * out);
+    EW_ASSERT(weight->cols == width_of(program, op->in) && op->in != op->out);
+    if (op->bias != EW_WEIGHT_NONE) {
+        const struct ew_weight *bias = weight_of(program, op->bias, false);
+
+        EW_ASSERT(bias->rows == weight->n_experts && bias->cols == out);
+    }
 }
 
 static void check_rope(const struct ew_program *program, const struct ew_op *op)
@@ -123,6 +154,22 @@ static void check_op(const struct ew_program *program, const struct ew_op *op)
         break;
     case EW_OP_ATTENTION:
         check_attention(program, op);
+        break;
+    case EW_OP_ROUTE:
+        check_route(program, op);
+        break;
+    case EW_OP_EXPERTS:
+        check_experts(program, op);
+        break;
+    case EW_OP_DISPATCH:
+        EW_ASSERT(width_of(program, op->in) == out && op->in2 != EW_SLOT_NONE && op->in != op->out);
+        break;
+    case EW_OP_COMBINE:
+        EW_ASSERT(width_of(program, op->in) == out && op->in != op->out);
+        EW_ASSERT(width_of(program, op->in2) == 2 * op->combine.n_active);
+        break;
+    case EW_OP_SCALE_BY:
+        EW_ASSERT(width_of(program, op->in) == out && op->scale_by.column < width_of(program, op->in2));
         break;
     case EW_OP_GLU:
     case EW_OP_ADD:

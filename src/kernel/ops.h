@@ -15,6 +15,8 @@
 
 #define EW_SLOT_NONE UINT32_MAX
 #define EW_WEIGHT_NONE UINT32_MAX
+#define EW_EXPERTS_MAX 4096      // of one layer
+#define EW_EXPERTS_ACTIVE_MAX 64 // for one token
 
 // ---- weights ------------------------------------------------------------------------------------
 
@@ -37,9 +39,10 @@ enum ew_shard { EW_SHARD_NONE, EW_SHARD_ROW, EW_SHARD_COLUMN };
 
 struct ew_weight {
     const char *name;   // canonical: "blk.3.attn_q"; lives as long as the program
-    uint64_t rows, cols; // a vector is [1, cols]; experts are stacked: rows = n_experts * rows of one
+    // a vector is [1, cols]; experts are stacked: rows = n_experts * rows of one, their vectors [n_experts, cols]
+    uint64_t rows, cols;
     uint32_t n_experts; // 0: not an expert stack
-    bool is_matrix;     // used by LINEAR/EMBED/experts (may be repacked); otherwise a vector, kept as f32
+    bool is_matrix;     // used by LINEAR/EMBED/EXPERTS (may be repacked); otherwise a vector, kept as f32
     enum ew_shard shard;
     struct ew_weight_source source;
 };
@@ -58,6 +61,13 @@ enum ew_op_kind {
     EW_OP_ADD,       // out = in + scale * in2
     EW_OP_SCALE,     // out = scale * in
     EW_OP_SOFTCAP,   // out = cap * tanh(in / cap)
+    EW_OP_SCALE_BY,  // out = in2[column] * in: a gate of the whole row
+    // Mixtures of experts. DISPATCH makes a row of every pair of a token and one of its experts, in an order that is
+    // the backend's own: [n_tokens, w] -> [n_tokens * n_active, w]; COMBINE leads back.
+    EW_OP_ROUTE,     // in: logits [n_tokens, n_experts]; out [n_tokens, 2 * n_active]: experts, then their weights
+    EW_OP_DISPATCH,  // out = in of each pair's token; in2: the routes
+    EW_OP_EXPERTS,   // out = in * weight[expert]^T + bias[expert] of each pair
+    EW_OP_COMBINE,   // out = sum over a token's pairs of weight * in; in2: the routes
     EW_OP_SELECT,    // keeps the rows of tokens with want_logits: [n_tokens, w] -> [n_logits, w]
     EW_OP_ALL_REDUCE,// sums over devices; nothing to do on one
     EW_OP_COUNT
@@ -91,6 +101,12 @@ struct ew_rope {
 // IMAGE_SPAN: causal, but bidirectional inside a span
 enum ew_mask { EW_MASK_CAUSAL, EW_MASK_BIDIRECTIONAL, EW_MASK_IMAGE_SPAN };
 
+enum ew_route_score {
+    EW_ROUTE_SOFTMAX,     // over all experts
+    EW_ROUTE_SIGMOID,     // of each expert alone
+    EW_ROUTE_SPARSEMIXER, // PhiMoE's (arXiv:2310.00811, inference): one after the other, softmax over the near ones
+};
+
 struct ew_op {
     enum ew_op_kind kind;
     uint16_t layer;           // for traces; UINT16_MAX outside layers
@@ -109,6 +125,18 @@ struct ew_op {
         // sides; alpha > 0 is gpt-oss's form, in * sigmoid(alpha * in) * (in2 + 1).
         struct { enum ew_act act; float limit, alpha; } act;
         struct { float cap; } softcap;
+        struct { uint32_t column; } scale_by;
+        struct {
+            uint32_t n_experts, n_active;
+            enum ew_route_score score;
+            bool normalise;        // the weights of the chosen ones sum to 1 ...
+            float scale;           // ... before this multiplies them
+            float jitter;          // SPARSEMIXER: relative distance from the best that still counts is twice this
+            // > 1: only experts of the best n_groups_active groups are chosen from; a group is as good as its best
+            // expert, or as the sum of its two best where `bias` takes part in the choice (DeepSeek 2, 3).
+            uint32_t n_groups, n_groups_active;
+        } route;                   // bias: [n_experts], added to the scores for the choice alone
+        struct { uint32_t n_active; bool is_plain; } combine; // plain: an unweighted sum
         struct { uint32_t n_heads, head_dim; uint32_t table; } rope; // table: index into program.ropes
         struct {
             uint32_t n_heads, n_kv_heads, head_dim, v_dim;

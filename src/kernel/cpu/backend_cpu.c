@@ -68,9 +68,11 @@ static int cpu_create(const struct ew_backend_config *config, struct ew_backend 
 
 // ---- sizes --------------------------------------------------------------------------------------
 
-static uint64_t rows_of(const struct ew_cpu_buffer *buffer, const struct ew_limits *limits)
+static uint64_t rows_of(const struct ew_cpu_plan *plan, enum ew_cpu_rows rows, const struct ew_limits *limits)
 {
-    return buffer->logits_rows ? limits->n_logits_max : limits->n_tokens_max;
+    return rows == EW_CPU_ROWS_LOGITS  ? limits->n_logits_max
+           : rows == EW_CPU_ROWS_PAIRS ? (uint64_t)limits->n_tokens_max * plan->n_active_max
+                                       : limits->n_tokens_max;
 }
 
 static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, uint32_t cols, uint64_t n_rows)
@@ -85,6 +87,14 @@ static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, uint32_
     q8->sum = ew_cpu_carve(carver, n_rows * q8->group_stride * 2 * sizeof(*q8->sum));
 }
 
+static void carve_pairs(struct ew_cpu_pairs *pairs, struct ew_cpu_carver *carver, uint64_t n_pairs, uint64_t n_experts)
+{
+    pairs->token = ew_cpu_carve(carver, n_pairs * sizeof(*pairs->token));
+    pairs->place = ew_cpu_carve(carver, n_pairs * sizeof(*pairs->place));
+    pairs->first = ew_cpu_carve(carver, (n_experts + 1) * sizeof(*pairs->first));
+    pairs->used = ew_cpu_carve(carver, n_experts * sizeof(*pairs->used));
+}
+
 static uint64_t scratch_floats(const struct ew_program *program, const struct ew_limits *limits)
 {
     uint64_t floats = ew_cpu_attention_scratch(program, limits);
@@ -92,6 +102,10 @@ static uint64_t scratch_floats(const struct ew_program *program, const struct ew
     for (uint32_t i = 0; i < program->n_weights; i++) {
         if (program->weights[i].is_matrix)
             floats = EW_MAX(floats, program->weights[i].cols);
+    }
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        if (program->ops[i].kind == EW_OP_ROUTE)
+            floats = EW_MAX(floats, program->ops[i].route.n_experts);
     }
     return (floats + 15) & ~(uint64_t)15;
 }
@@ -103,13 +117,15 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, floats = scratch_floats(program, limits);
     float **tables = ew_cpu_carve(carver, (plan->n_buffers + program->n_ropes + backend->n_threads) * sizeof(*tables));
+    uint64_t n_pairs = n_tokens * plan->n_active_max;
     bool real = carver->base != NULL;
 
     work->buffers = tables;
     work->rope_rows = real ? tables + plan->n_buffers : NULL;
     work->scratch = real ? work->rope_rows + program->n_ropes : NULL;
     for (uint32_t i = 0; i < plan->n_buffers; i++) {
-        float *data = ew_cpu_carve(carver, rows_of(&plan->buffers[i], limits) * plan->buffers[i].width * sizeof(float));
+        float *data = ew_cpu_carve(carver, rows_of(plan, plan->buffers[i].rows, limits) * plan->buffers[i].width *
+                                               sizeof(float));
 
         if (real)
             work->buffers[i] = data;
@@ -126,7 +142,9 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
         if (real)
             work->scratch[i] = data;
     }
-    carve_q8(&work->q8, carver, plan->q8_cols_max, EW_MAX(n_tokens, limits->n_logits_max));
+    carve_q8(&work->q8, carver, plan->q8_cols_max, EW_MAX(EW_MAX(n_tokens, limits->n_logits_max), n_pairs));
+    if (n_pairs)
+        carve_pairs(&work->pairs, carver, n_pairs, plan->n_experts_max);
     work->tokens = ew_cpu_carve(carver, n_tokens * sizeof(*work->tokens));
     work->queries = ew_cpu_carve(carver, n_tokens * sizeof(*work->queries));
     work->selected = ew_cpu_carve(carver, limits->n_logits_max * sizeof(*work->selected));
@@ -277,7 +295,9 @@ static void cpu_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
     backend->trace = NULL;
     if (fn && !backend->trace_rows.data &&
         ew_cpu_region_map(&backend->trace_rows,
-                          width * sizeof(float) * EW_MAX(backend->limits.n_tokens_max, backend->limits.n_logits_max),
+                          width * sizeof(float) *
+                              EW_MAX(EW_MAX(1, backend->plan.n_active_max) * (uint64_t)backend->limits.n_tokens_max,
+                                     backend->limits.n_logits_max),
                           "traced rows", NULL))
         return; // no memory: nothing is traced
     backend->trace = fn;

@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/pool.h"
 #include "kernel/cpu/cpu_cache.h"
+#include "kernel/cpu/cpu_experts.h"
 #include "kernel/cpu/cpu_ops.h"
 #include "kernel/cpu/cpu_plan.h"
 
@@ -62,6 +63,7 @@ struct ew_cpu_workspace {
     struct ew_cpu_token *tokens;      // [n_tokens_max]
     uint32_t *selected;               // [n_logits_max] token of each logits row
     struct ew_cpu_query *queries;     // [n_tokens_max]
+    struct ew_cpu_pairs pairs;        // of the layer that is being computed
     struct ew_cpu_progress *progress; // [n_stages]
 };
 

@@ -7,7 +7,7 @@
 // A live range: from the op that defines a slot's value to the last one that reads it.
 struct range {
     uint32_t slot, last, width, buffer;
-    bool logits_rows;
+    enum ew_cpu_rows rows;
 };
 
 struct lowering {
@@ -38,27 +38,29 @@ static bool reads(const struct ew_op *op, uint32_t slot)
     return op->in == slot || op->in2 == slot || op->in3 == slot;
 }
 
-// Whether the op works on the rows of selected tokens.
-static bool on_logits_rows(const struct lowering *low, const struct ew_op *op, uint32_t in)
+// What the rows of the op's output are.
+static enum ew_cpu_rows rows_of(const struct lowering *low, const struct ew_op *op, uint32_t in)
 {
-    bool of_input = in != NO_RANGE && low->ranges[in].logits_rows;
+    enum ew_cpu_rows of_input = in == NO_RANGE ? EW_CPU_ROWS_TOKENS : low->ranges[in].rows;
 
-    if (op->kind == EW_OP_SELECT) {
-        EW_ASSERT(!of_input);
-        return true;
-    }
-    EW_ASSERT(!of_input || (op->kind != EW_OP_ATTENTION && op->kind != EW_OP_ROPE && op->kind != EW_OP_POSITION));
-    return of_input;
+    EW_ASSERT(of_input == EW_CPU_ROWS_TOKENS ||
+              (op->kind != EW_OP_SELECT && op->kind != EW_OP_ATTENTION && op->kind != EW_OP_ROPE &&
+               op->kind != EW_OP_POSITION && op->kind != EW_OP_ROUTE && op->kind != EW_OP_DISPATCH));
+    EW_ASSERT((of_input == EW_CPU_ROWS_PAIRS) || (op->kind != EW_OP_EXPERTS && op->kind != EW_OP_COMBINE));
+    return op->kind == EW_OP_SELECT     ? EW_CPU_ROWS_LOGITS
+           : op->kind == EW_OP_DISPATCH ? EW_CPU_ROWS_PAIRS
+           : op->kind == EW_OP_COMBINE  ? EW_CPU_ROWS_TOKENS
+                                        : of_input;
 }
 
-static uint32_t write_slot(struct lowering *low, uint32_t index, const struct ew_op *op, bool logits_rows)
+static uint32_t write_slot(struct lowering *low, uint32_t index, const struct ew_op *op, enum ew_cpu_rows rows)
 {
     uint32_t slot = op->out;
 
     if (!reads(op, slot) || op->kind == EW_OP_SELECT) {
         low->current[slot] = low->n_ranges;
         low->ranges[low->n_ranges++] = (struct range){slot, index, low->program->slot_width[slot], EW_CPU_NO_BUFFER,
-                                                      logits_rows};
+                                                      rows};
     }
     low->ranges[low->current[slot]].last = index;
     return low->current[slot];
@@ -78,9 +80,9 @@ static void find_ranges(struct lowering *low)
         operand[1] = has_input ? read_slot(low, i, op->in2) : NO_RANGE;
         operand[2] = has_input ? read_slot(low, i, op->in3) : NO_RANGE;
         for (int k = 1; k < 3; k++)
-            EW_ASSERT(operand[k] == NO_RANGE ||
-                      low->ranges[operand[k]].logits_rows == low->ranges[operand[0]].logits_rows);
-        operand[3] = write_slot(low, i, op, on_logits_rows(low, op, operand[0]));
+            EW_ASSERT(operand[k] == NO_RANGE || op->kind == EW_OP_COMBINE ||
+                      low->ranges[operand[k]].rows == low->ranges[operand[0]].rows);
+        operand[3] = write_slot(low, i, op, rows_of(low, op, operand[0]));
     }
     EW_ASSERT(low->current[program->logits] != NO_RANGE);
     low->ranges[low->current[program->logits]].last = program->n_ops;
@@ -95,7 +97,7 @@ static uint32_t take_buffer(struct lowering *low, const struct range *range, boo
     for (uint32_t i = 0; i < plan->n_buffers && !is_exact; i++) {
         const struct ew_cpu_buffer *buffer = &plan->buffers[i];
 
-        if (low->is_busy[i] || buffer->is_exact || buffer->logits_rows != range->logits_rows)
+        if (low->is_busy[i] || buffer->is_exact || buffer->rows != range->rows)
             continue;
         if (best == EW_CPU_NO_BUFFER || (buffer->width >= range->width ? plan->buffers[best].width < range->width ||
                                                                              buffer->width < plan->buffers[best].width
@@ -104,7 +106,7 @@ static uint32_t take_buffer(struct lowering *low, const struct range *range, boo
     }
     if (best == EW_CPU_NO_BUFFER) {
         best = plan->n_buffers++;
-        plan->buffers[best] = (struct ew_cpu_buffer){.logits_rows = range->logits_rows, .is_exact = is_exact};
+        plan->buffers[best] = (struct ew_cpu_buffer){.rows = range->rows, .is_exact = is_exact};
     }
     if (plan->buffers[best].width < range->width) // rows stay 64-byte aligned
         plan->buffers[best].width = is_exact ? range->width : (range->width + 15) & ~15u;
@@ -166,6 +168,15 @@ static void add_linear(struct lowering *low, uint32_t index)
     add_step(low, EW_CPU_STEP_OP, index);
 }
 
+static void add_sort(struct lowering *low, uint32_t index)
+{
+    const struct ew_op *op = &low->program->ops[index];
+
+    add_step(low, EW_CPU_STEP_SORT, index);
+    low->plan->n_experts_max = EW_MAX(low->plan->n_experts_max, op->route.n_experts);
+    low->plan->n_active_max = EW_MAX(low->plan->n_active_max, op->route.n_active);
+}
+
 static void add_steps(struct lowering *low)
 {
     const struct ew_program *program = low->program;
@@ -178,10 +189,12 @@ static void add_steps(struct lowering *low)
 
         if (op->kind == EW_OP_ATTENTION && op->in2 != EW_SLOT_NONE)
             add_step(low, EW_CPU_STEP_APPEND, i);
-        if (op->kind == EW_OP_LINEAR)
+        if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS)
             add_linear(low, i);
         else
             add_step(low, EW_CPU_STEP_OP, i);
+        if (op->kind == EW_OP_ROUTE)
+            add_sort(low, i);
         if (low->operands[i][3] == low->quantised) // changed in place
             low->quantised = NO_RANGE;
     }
@@ -194,16 +207,19 @@ static enum ew_cpu_stage_kind stage_kind(const struct ew_program *program, const
     if (step->kind != EW_CPU_STEP_OP)
         return EW_CPU_STAGE_CHAIN;
     return kind == EW_OP_LINEAR      ? EW_CPU_STAGE_LINEAR
+           : kind == EW_OP_EXPERTS   ? EW_CPU_STAGE_EXPERTS
            : kind == EW_OP_ATTENTION ? EW_CPU_STAGE_ATTENTION
                                      : EW_CPU_STAGE_CHAIN;
 }
 
 // Which rows a step walks: those of its output, but for steps that only read.
-static bool step_on_logits_rows(const struct ew_cpu_plan *plan, const struct ew_cpu_step *step)
+static enum ew_cpu_rows step_rows(const struct ew_cpu_plan *plan, const struct ew_cpu_step *step)
 {
     if (step->kind == EW_CPU_STEP_ROPE_TABLES)
-        return false;
-    return plan->buffers[step->kind == EW_CPU_STEP_OP ? step->out : step->in].logits_rows;
+        return EW_CPU_ROWS_TOKENS;
+    if (step->kind == EW_CPU_STEP_SORT)
+        return EW_CPU_ROWS_ONE;
+    return plan->buffers[step->kind == EW_CPU_STEP_OP ? step->out : step->in].rows;
 }
 
 static bool may_join(const struct ew_cpu_plan *plan, const struct ew_cpu_stage *stage, enum ew_cpu_stage_kind kind,
@@ -211,9 +227,9 @@ static bool may_join(const struct ew_cpu_plan *plan, const struct ew_cpu_stage *
 {
     const struct ew_cpu_step *first = &plan->steps[stage->first];
 
-    if (stage->kind != kind || stage->logits_rows != step_on_logits_rows(plan, step))
+    if (stage->kind != kind || stage->rows != step_rows(plan, step))
         return false;
-    if (kind == EW_CPU_STAGE_LINEAR) // products of one input
+    if (kind == EW_CPU_STAGE_LINEAR || kind == EW_CPU_STAGE_EXPERTS) // products of one input
         return first->in == step->in;
     return kind == EW_CPU_STAGE_CHAIN;
 }
@@ -229,7 +245,7 @@ static uint32_t group_stages(const struct ew_cpu_plan *plan, struct ew_cpu_stage
         if (fused && n && may_join(plan, &stages[n - 1], kind, step))
             stages[n - 1].count++;
         else
-            stages[n++] = (struct ew_cpu_stage){kind, step_on_logits_rows(plan, step), i, 1};
+            stages[n++] = (struct ew_cpu_stage){kind, step_rows(plan, step), i, 1};
     }
     return n;
 }

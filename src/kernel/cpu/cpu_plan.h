@@ -12,10 +12,18 @@
 
 #define EW_CPU_NO_BUFFER UINT32_MAX
 
+// What the rows of a buffer are.
+enum ew_cpu_rows {
+    EW_CPU_ROWS_TOKENS,
+    EW_CPU_ROWS_LOGITS, // selected tokens
+    EW_CPU_ROWS_PAIRS,  // tokens with each of their experts, by expert
+    EW_CPU_ROWS_ONE,    // of a stage that one thread does
+};
+
 struct ew_cpu_buffer {
-    uint32_t width;   // row stride in floats
-    bool logits_rows; // rows are those of selected tokens
-    bool is_exact;    // holds one slot, stride == width: may be handed out
+    uint32_t width; // row stride in floats
+    enum ew_cpu_rows rows;
+    bool is_exact; // holds one slot, stride == width: may be handed out
 };
 
 enum ew_cpu_step_kind {
@@ -23,6 +31,7 @@ enum ew_cpu_step_kind {
     EW_CPU_STEP_ROPE_TABLES, // cosines and sines of every table, once a step
     EW_CPU_STEP_QUANTISE,    // `in` to 8 bits
     EW_CPU_STEP_APPEND,      // keys and values of an ATTENTION op into its cache
+    EW_CPU_STEP_SORT,        // what ROUTE chose, by expert
 };
 
 struct ew_cpu_step {
@@ -31,11 +40,11 @@ struct ew_cpu_step {
     uint32_t in, in2, in3, out; // buffers
 };
 
-enum ew_cpu_stage_kind { EW_CPU_STAGE_CHAIN, EW_CPU_STAGE_LINEAR, EW_CPU_STAGE_ATTENTION };
+enum ew_cpu_stage_kind { EW_CPU_STAGE_CHAIN, EW_CPU_STAGE_LINEAR, EW_CPU_STAGE_EXPERTS, EW_CPU_STAGE_ATTENTION };
 
 struct ew_cpu_stage {
     enum ew_cpu_stage_kind kind;
-    bool logits_rows;
+    enum ew_cpu_rows rows;
     uint32_t first, count; // its steps
 };
 
@@ -48,7 +57,8 @@ struct ew_cpu_plan {
     uint32_t n_buffers, n_steps, n_stages, n_singles;
     uint32_t result; // buffer of the program's logits
     uint32_t result_width;
-    uint32_t q8_cols_max; // widest input of a product that wants 8-bit activations, 0: none
+    uint32_t n_experts_max, n_active_max; // of any ROUTE
+    uint32_t q8_cols_max;                 // widest input of a product that wants 8-bit activations, 0: none
 };
 
 // needs_q8: [n_weights], which matrices want 8-bit activations. Memory comes from the arena.

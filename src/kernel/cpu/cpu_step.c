@@ -125,6 +125,35 @@ static void rope_row(const struct ew_cpu_backend *backend, const struct ew_op *o
                       rope->n_dims, op->rope.n_heads, op->rope.head_dim, rope->kind);
 }
 
+// The row of `in` that an op reads for its own row.
+static uint32_t input_row(const struct ew_cpu_backend *backend, enum ew_op_kind kind, uint32_t row)
+{
+    return kind == EW_OP_SELECT     ? backend->work.selected[row]
+           : kind == EW_OP_DISPATCH ? backend->work.pairs.token[row]
+                                    : row;
+}
+
+static void combine_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t t, float *out)
+{
+    const struct ew_op *op = &backend->program->ops[step->op];
+    const float *weights = row_at(backend, step->in2, t) + op->combine.n_active;
+    uint32_t width = backend->program->slot_width[op->out], n = op->combine.n_active;
+
+    memset(out, 0, width * sizeof(*out));
+    for (uint32_t j = 0; j < n; j++)
+        backend->ops.add(out, out, row_at(backend, step->in, backend->work.pairs.place[t * n + j]), width,
+                         op->combine.is_plain ? 1 : weights[j]);
+}
+
+static void sort_pairs(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
+{
+    // One thread does this stage, and nobody reads the pairs before it is finished.
+    struct ew_cpu_pairs *pairs = (struct ew_cpu_pairs *)&backend->work.pairs;
+
+    ew_cpu_pairs_sort(pairs, &backend->program->ops[step->op], row_at(backend, step->out, 0),
+                      backend->plan.buffers[step->out].width, backend->batch->n_tokens);
+}
+
 static void clip_row(float *x, uint32_t n, float limit)
 {
     for (uint32_t i = 0; i < n && limit > 0; i++)
@@ -137,7 +166,7 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     const struct ew_cpu_ops *ops = &backend->ops;
     uint32_t width = backend->program->slot_width[op->out];
     const float *in2 = row_at(backend, step->in2, row);
-    float *in = row_at(backend, step->in, op->kind == EW_OP_SELECT ? backend->work.selected[row] : row);
+    float *in = row_at(backend, step->in, input_row(backend, op->kind, row));
     float *out = row_at(backend, step->out, row);
 
     switch (op->kind) {
@@ -169,12 +198,23 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     case EW_OP_SOFTCAP:
         ops->softcap(out, in, width, op->softcap.cap);
         break;
+    case EW_OP_SCALE_BY:
+        ops->scale(out, in, width, in2[op->scale_by.column]);
+        break;
+    case EW_OP_ROUTE:
+        ew_cpu_route(op, in, vector_of(backend, op->bias), out, scratch);
+        break;
+    case EW_OP_COMBINE:
+        combine_row(backend, step, row, out);
+        break;
+    case EW_OP_DISPATCH:
     case EW_OP_SELECT:
     case EW_OP_ALL_REDUCE: // one device has the whole sum
         if (in != out)
             memcpy(out, in, width * sizeof(*out));
         break;
     case EW_OP_LINEAR:
+    case EW_OP_EXPERTS:
     case EW_OP_ATTENTION:
     case EW_OP_COUNT:
     default:
@@ -218,6 +258,9 @@ static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_s
     case EW_CPU_STEP_APPEND:
         append_row(backend, step, row);
         break;
+    case EW_CPU_STEP_SORT:
+        sort_pairs(backend, step);
+        break;
     }
 }
 
@@ -225,7 +268,17 @@ static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_s
 
 static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
-    return stage->logits_rows ? backend->batch->n_logits : backend->batch->n_tokens;
+    switch (stage->rows) {
+    case EW_CPU_ROWS_TOKENS:
+        break;
+    case EW_CPU_ROWS_LOGITS:
+        return backend->batch->n_logits;
+    case EW_CPU_ROWS_PAIRS:
+        return backend->work.pairs.n_pairs;
+    case EW_CPU_ROWS_ONE:
+        return 1;
+    }
+    return backend->batch->n_tokens;
 }
 
 static void run_rows(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t row, uint32_t end,
@@ -255,6 +308,35 @@ static struct ew_cpu_linear linear_job(const struct ew_cpu_backend *backend, con
     };
 }
 
+static uint32_t step_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
+{
+    return ew_cpu_tiles(backend->matrices[backend->program->ops[step->op].weight].rows);
+}
+
+// One expert's matrix, and the pairs that chose it.
+static struct ew_cpu_linear expert_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step,
+                                       uint32_t expert, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8,
+                                       float *scratch)
+{
+    const struct ew_cpu_pairs *pairs = &backend->work.pairs;
+    uint32_t first = pairs->first[expert];
+    struct ew_cpu_linear job = linear_job(backend, step, pairs->first[expert + 1] - first, scratch);
+
+    *matrix = *job.matrix;
+    matrix->data += expert * matrix->expert_bytes;
+    *q8 = *job.q8;
+    q8->q += (uint64_t)first * q8->q_stride;
+    q8->scale += (uint64_t)first * q8->group_stride;
+    q8->sum += (uint64_t)first * q8->group_stride * 2;
+    job.matrix = matrix;
+    job.q8 = q8;
+    job.x += (uint64_t)first * job.x_stride;
+    job.out += (uint64_t)first * job.out_stride;
+    if (job.bias)
+        job.bias += (uint64_t)expert * matrix->rows;
+    return job;
+}
+
 // The part of tiles [from, to) of the whole stage that falls on each of its products.
 static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
                       uint32_t to, float *scratch)
@@ -277,9 +359,31 @@ static uint32_t stage_tiles(const struct ew_cpu_backend *backend, const struct e
     uint32_t n = 0;
 
     for (uint32_t i = 0; i < stage->count; i++)
-        n += ew_cpu_tiles(
-            backend->matrices[backend->program->ops[backend->plan.steps[stage->first + i].op].weight].rows);
+        n += step_tiles(backend, &backend->plan.steps[stage->first + i]);
     return n;
+}
+
+// The same for experts: of each product, the tiles of every expert that has pairs.
+static void run_expert_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
+                             uint32_t to, float *scratch)
+{
+    const struct ew_cpu_pairs *pairs = &backend->work.pairs;
+
+    for (uint32_t i = 0, first = 0; i < stage->count && first < to; i++) {
+        const struct ew_cpu_step *step = &backend->plan.steps[stage->first + i];
+        uint32_t tiles = step_tiles(backend, step), end = first + pairs->n_used * tiles;
+
+        while (from < EW_MIN(to, end)) {
+            uint32_t used = (from - first) / tiles, begin = first + used * tiles, stop = EW_MIN(begin + tiles, to);
+            struct ew_cpu_matrix matrix;
+            struct ew_cpu_q8 q8;
+            struct ew_cpu_linear job = expert_job(backend, step, pairs->used[used], &matrix, &q8, scratch);
+
+            backend->ops.linear[matrix.layout](&job, from - begin, stop - begin);
+            from = stop;
+        }
+        first = end;
+    }
 }
 
 static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
@@ -289,6 +393,8 @@ static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct e
         return stage_rows(backend, stage);
     case EW_CPU_STAGE_LINEAR:
         return stage_rows(backend, stage) ? stage_tiles(backend, stage) : 0;
+    case EW_CPU_STAGE_EXPERTS:
+        return stage_tiles(backend, stage) * backend->work.pairs.n_used;
     case EW_CPU_STAGE_ATTENTION:
         break;
     }
@@ -304,6 +410,9 @@ static void run_units(const struct ew_cpu_backend *backend, const struct ew_cpu_
         break;
     case EW_CPU_STAGE_LINEAR:
         run_tiles(backend, stage, from, to, scratch);
+        break;
+    case EW_CPU_STAGE_EXPERTS:
+        run_expert_tiles(backend, stage, from, to, scratch);
         break;
     case EW_CPU_STAGE_ATTENTION:
         ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], from, to, scratch);

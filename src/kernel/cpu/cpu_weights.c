@@ -56,12 +56,18 @@ static bool file_has_layout(enum ew_cpu_layout layout, bool exact)
     return !ew_cpu_layout_is_tiled(layout) && exact;
 }
 
+// Of a stack of experts, each is a matrix by itself.
+static uint32_t rows_of_one(const struct ew_weight *weight)
+{
+    return (uint32_t)(weight->rows / EW_MAX(1, weight->n_experts));
+}
+
 static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_weight *weight, bool in_linear,
                          struct ew_cpu_weight_plan *out, struct ew_error *err)
 {
     const struct ew_dtype_info *info = ew_dtype_info(weight->source.dtype);
     struct ew_cpu_matrix matrix = {
-        .dtype = weight->source.dtype, .rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
+        .dtype = weight->source.dtype, .rows = rows_of_one(weight), .cols = (uint32_t)weight->cols};
     bool exact;
 
     if (!info->decode)
@@ -77,7 +83,7 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_w
     *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact};
     out->is_mapped = file_has_layout(matrix.layout, exact) && weight->source.mapped;
     out->bytes = weight->rows > INT32_MAX || weight->cols > INT32_MAX ? 0 : ew_cpu_matrix_shape(&matrix);
-    if (out->bytes == 0)
+    if (__builtin_mul_overflow(out->bytes, (uint64_t)EW_MAX(1, weight->n_experts), &out->bytes) || out->bytes == 0)
         return ew_fail(err, EW_ERR_LIMIT, "weight %s is empty or too large", weight->name);
     return 0;
 }
@@ -85,7 +91,9 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_w
 static bool is_in_linear(const struct ew_program *program, uint32_t weight)
 {
     for (uint32_t i = 0; i < program->n_ops; i++) {
-        if (program->ops[i].kind == EW_OP_LINEAR && program->ops[i].weight == weight)
+        const struct ew_op *op = &program->ops[i];
+
+        if ((op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) && op->weight == weight)
             return true;
     }
     return false;
@@ -182,12 +190,21 @@ static uint64_t packing_rows_bytes(const struct ew_weight *weight)
     return (ew_dtype_row_bytes(weight->source.dtype, weight->cols) * EW_CPU_TILE_ROWS + 63) & ~(uint64_t)63;
 }
 
+// First row of a tile, counted through all experts.
+static uint32_t row_of_tile(const struct ew_cpu_matrix *matrix, uint32_t tile)
+{
+    uint32_t tiles = ew_cpu_tiles(matrix->rows);
+
+    return tile / tiles * matrix->rows + tile % tiles * EW_CPU_TILE_ROWS;
+}
+
 static void pack_tile(void *ctx, uint32_t task, uint32_t thread)
 {
     struct packing *packing = ctx;
     const struct ew_weight *weight = packing->weight;
-    uint32_t tile = packing->first + task, row = tile * EW_CPU_TILE_ROWS;
-    uint32_t n = (uint32_t)EW_MIN(weight->rows - row, EW_CPU_TILE_ROWS);
+    uint32_t tile = packing->first + task, in_expert = tile % ew_cpu_tiles(packing->matrix->rows);
+    uint32_t row = row_of_tile(packing->matrix, tile);
+    uint32_t n = EW_MIN(packing->matrix->rows - in_expert * EW_CPU_TILE_ROWS, EW_CPU_TILE_ROWS);
     uint8_t *rows = packing->buffers + thread * packing->buffer_bytes;
     struct ew_error err;
     int rc = atomic_load(&packing->rc), ok = 0;
@@ -204,7 +221,7 @@ static void pack_tile(void *ctx, uint32_t task, uint32_t thread)
 
 static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, struct progress *progress)
 {
-    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows),
+    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows) * EW_MAX(1, packing->weight->n_experts),
              step = (uint32_t)EW_MAX(1, SLAB_BYTES / packing->rows_bytes);
     int rc = 0;
 
@@ -213,7 +230,7 @@ static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, 
 
         packing->first = tile;
         ew_pool_run(backend->pool, pack_tile, packing, n);
-        release_rows(packing->weight, (uint64_t)tile * EW_CPU_TILE_ROWS, (uint64_t)n * EW_CPU_TILE_ROWS);
+        release_rows(packing->weight, row_of_tile(packing->matrix, tile), (uint64_t)n * EW_CPU_TILE_ROWS);
         rc = packing->rc;
         if (rc == 0)
             rc = report(progress, (uint64_t)n * (progress->matrix_bytes / n_tiles), packing->err);
@@ -257,7 +274,7 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
     *matrix = (struct ew_cpu_matrix){
         .layout = plan->layout,
         .dtype = weight->source.dtype,
-        .rows = (uint32_t)weight->rows,
+        .rows = rows_of_one(weight),
         .cols = (uint32_t)weight->cols,
         .data = plan->is_mapped ? weight->source.mapped : dst,
         .is_mapped = plan->is_mapped,
@@ -268,7 +285,7 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
         backend->vectors[index] = (float *)dst;
         return rc ? rc : report(progress, plan->bytes, err);
     }
-    ew_cpu_matrix_shape(matrix);
+    matrix->expert_bytes = ew_cpu_matrix_shape(matrix);
     if (plan->is_mapped)
         return report(progress, plan->bytes, err);
     if (file_has_layout(plan->layout, plan->is_exact))

@@ -71,6 +71,7 @@ struct ew_cpu_matrix {
     const uint8_t *data;           // maybe unaligned where it is mapped
     uint64_t row_bytes;            // row layouts
     uint64_t tile_bytes, scale_at; // tile layouts: of one tile, and where its scales begin
+    uint64_t expert_bytes;         // from one matrix of a stack to the next
     bool is_mapped;                // data belongs to the source
 };
 
