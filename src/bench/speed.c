@@ -1,5 +1,6 @@
 #include "bench/speed.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,7 +159,16 @@ static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
 }
 
 // An embedding table that is not the head too is not streamed: a step reads a row of it.
-static uint64_t streamed_bytes(const struct ew_program *program, uint64_t held_bytes)
+// Of a stack, the share of experts that some row of the batch is expected to choose, if all are chosen alike.
+static double share_of_experts(const struct ew_program *program, const struct ew_weight *weight, uint32_t batch)
+{
+    for (uint32_t i = 0; weight->n_experts && i < program->n_ops; i++)
+        if (program->ops[i].kind == EW_OP_ROUTE)
+            return 1 - pow(1 - (double)program->ops[i].route.n_active / weight->n_experts, batch);
+    return 1;
+}
+
+static uint64_t streamed_bytes(const struct ew_program *program, uint64_t held_bytes, uint32_t batch)
 {
     double all = 0, streamed = 0;
 
@@ -171,7 +181,7 @@ static uint64_t streamed_bytes(const struct ew_program *program, uint64_t held_b
             is_streamed = (program->ops[i].weight == w || program->ops[i].bias == w) &&
                           program->ops[i].kind != EW_OP_EMBED && program->ops[i].kind != EW_OP_POSITION;
         all += bytes;
-        streamed += is_streamed ? bytes : 0;
+        streamed += is_streamed ? bytes * share_of_experts(program, weight, batch) : 0;
     }
     return all > 0 ? (uint64_t)((double)held_bytes * (streamed / all)) : 0;
 }
@@ -189,7 +199,7 @@ static void describe(struct speed *s, const struct ew_model *model, const struct
     ew_cpu_brand(out->device, sizeof(out->device));
     out->n_threads = config->device.n_threads ? config->device.n_threads : topology.n_usable;
     out->weight_bytes = stats.need.weight_bytes;
-    out->streamed_bytes = streamed_bytes(&model->program, stats.need.weight_bytes);
+    out->streamed_bytes = streamed_bytes(&model->program, stats.need.weight_bytes, s->options->batch);
     out->load_s = stats.load_s;
 }
 

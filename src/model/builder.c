@@ -8,7 +8,7 @@
 
 // Upper bounds of what build_* emit; asserted there.
 #define OPS_OUTSIDE_LAYERS 8
-#define OPS_PER_LAYER 32
+#define OPS_PER_LAYER 48
 #define WEIGHTS_OUTSIDE_LAYERS 8
 #define WEIGHTS_PER_LAYER 32
 #define SLOTS_MAX 64
@@ -30,6 +30,14 @@ enum role {
     ROLE_GATE,
     ROLE_UP,
     ROLE_FFN_OUT,
+    ROLE_ROUTE_LOGITS,
+    ROLE_ROUTES,
+    ROLE_PAIRS,
+    ROLE_EXPERT_GATE,
+    ROLE_EXPERT_UP,
+    ROLE_EXPERT_OUT,
+    ROLE_EXPERT_SUM,
+    ROLE_SHARED_GATE,
     ROLE_POST_NORMED,
     ROLE_SELECTED,
     ROLE_FINAL,
@@ -118,7 +126,13 @@ static uint32_t add_weight(struct builder *b, const struct ew_weight_want *want,
         return EW_WEIGHT_NONE;
     EW_ASSERT(b->program->n_weights < b->weights_max);
     *weight = (struct ew_weight){
-        .name = want->name, .rows = want->rows, .cols = want->cols, .is_matrix = want->is_matrix, .shard = shard};
+        .name = want->name,
+        .rows = want->rows,
+        .cols = want->cols,
+        .n_experts = want->n_experts,
+        .is_matrix = want->is_matrix,
+        .shard = shard,
+    };
     b->rc = b->finder->find(b->finder->ctx, want, &weight->source, b->err);
     return b->rc ? EW_WEIGHT_NONE : b->program->n_weights++;
 }
@@ -188,6 +202,8 @@ static uint32_t build_qk_norm(struct builder *b, const char *name, uint32_t in, 
 
     if (shape->qk_norm == EW_QK_NORM_NONE)
         return in;
+    if (shape->qk_norm == EW_QK_NORM_PLAIN && shape->layers[b->layer].no_rope)
+        return in;
     out = slot_of(b, role, width);
     op = emit(b, EW_OP_NORM, in, out);
     op->norm.kind = shape->norm;
@@ -195,6 +211,8 @@ static uint32_t build_qk_norm(struct builder *b, const char *name, uint32_t in, 
     op->norm.weight_offset = shape->norm_weight_offset;
     op->norm.group = shape->qk_norm == EW_QK_NORM_ROW ? 0 : shape->common.head_dim;
     op->norm.weight_per_group = own;
+    if (shape->qk_norm == EW_QK_NORM_PLAIN)
+        return out;
     op->weight = add_vector(b, name, "", shape->qk_norm == EW_QK_NORM_HEAD ? shape->common.head_dim : width,
                             own ? n_heads : 0);
     return out;
@@ -282,11 +300,15 @@ static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t 
     op->attention.group = find_group(b, &group);
     op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
     op->attention.mask = EW_MASK_CAUSAL;
-    op->attention.sinks = EW_WEIGHT_NONE;
+    op->attention.sinks = shape->attention_sinks ? add_vector(b, "attn_sinks", "", c->n_heads, 0) : EW_WEIGHT_NONE;
     op->attention.alibi = b->alibi;
-    if (shape->q_scale_beta > 0) {
+    if (!shape->layers[b->layer].no_rope)
+        op->attention.chunk = shape->chunk;
+    if (shape->q_scale_beta > 0 && (shape->layers[b->layer].no_rope || !shape->q_scale_no_rope_only)) {
         op->attention.q_scale_beta = shape->q_scale_beta;
-        op->attention.q_scale_floor = shape->ropes[EW_MIXER_FULL].context_original;
+        op->attention.q_scale_offset = shape->q_scale_offset;
+        op->attention.q_scale_floor = shape->q_scale_floor ? shape->q_scale_floor
+                                                           : shape->ropes[EW_MIXER_FULL].context_original;
     }
     return out;
 }
@@ -319,7 +341,7 @@ static uint32_t build_attention(struct builder *b, uint32_t in)
     return build_linear(b, &out_linear, build_mixer(b, q, k, v), ROLE_ATTN_OUT);
 }
 
-static uint32_t build_ffn(struct builder *b, uint32_t in)
+static uint32_t build_dense(struct builder *b, uint32_t in)
 {
     const struct ew_shape *shape = b->shape;
     uint32_t width = shape->common.width,
@@ -342,6 +364,139 @@ static uint32_t build_ffn(struct builder *b, uint32_t in)
     }
     op->act.act = shape->act;
     return build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
+}
+
+// ---- mixtures of experts ------------------------------------------------------------------------
+
+// One matrix of every expert; rows and cols are of one. `whole`: all of them side by side with others, as above.
+static uint32_t build_experts(struct builder *b, const struct linear *linear, uint32_t in, enum role role)
+{
+    uint32_t n = b->shape->n_experts, out = slot_of(b, role, linear->rows);
+    struct ew_weight_want want = {.rows = (uint64_t)n * linear->rows,
+                                  .cols = linear->cols,
+                                  .n_experts = n,
+                                  .is_matrix = true,
+                                  .name = full_name(b, linear->name, "")};
+    struct ew_op *op = emit(b, EW_OP_EXPERTS, in, out);
+
+    if (linear->whole)
+        want.whole = full_name(b, linear->whole, "");
+    place_in_whole(&want, linear);
+    op->weight = add_weight(b, &want, linear->shard);
+    if (!linear->has_bias)
+        return out;
+    want.name = full_name(b, linear->name, ".bias");
+    want.whole = linear->whole ? full_name(b, linear->whole, ".bias") : NULL;
+    want.rows = n;
+    want.cols = linear->rows;
+    want.is_matrix = false;
+    op->bias = add_weight(b, &want, linear->shard);
+    return out;
+}
+
+static uint32_t build_route(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    struct linear linear = {"ffn_gate_inp", shape->n_experts, shape->common.width, shape->bias_route};
+    uint32_t logits = build_linear(b, &linear, in, ROLE_ROUTE_LOGITS);
+    uint32_t out = slot_of(b, ROLE_ROUTES, 2 * shape->n_experts_active);
+    struct ew_op *op = emit(b, EW_OP_ROUTE, logits, out);
+
+    op->route.n_experts = shape->n_experts;
+    op->route.n_active = shape->n_experts_active;
+    op->route.score = shape->route_score;
+    op->route.normalise = shape->route_normalise;
+    op->route.scale = shape->route_scale;
+    op->route.jitter = shape->route_jitter;
+    op->route.n_groups = shape->route_groups;
+    op->route.n_groups_active = shape->route_groups_active;
+    if (shape->route_choice_bias)
+        op->bias = add_vector(b, "exp_probs_b", ".bias", shape->n_experts, 0);
+    return out;
+}
+
+static void set_glu(struct builder *b, struct ew_op *op, uint32_t up)
+{
+    op->in2 = up;
+    op->act.act = b->shape->act;
+    op->act.limit = b->shape->glu_limit;
+    op->act.alpha = b->shape->glu_alpha;
+}
+
+static uint32_t build_routed(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width, n = shape->expert_width, routes = build_route(b, in);
+    struct linear gate_linear = {"ffn_gate_exps",    n, width, shape->bias_experts, EW_SHARD_ROW,
+                                 "ffn_gate_up_exps", 0, 2 * n, .n_groups = n,       .group_rows = 1,
+                                 .group_first = 0};
+    struct linear up_linear = {"ffn_up_exps",      n, width, shape->bias_experts, EW_SHARD_ROW,
+                               "ffn_gate_up_exps", n, 2 * n, .n_groups = n,       .group_rows = 1,
+                               .group_first = 1};
+    struct linear down_linear = {"ffn_down_exps", width, n, shape->bias_experts, EW_SHARD_COLUMN};
+    uint32_t pairs = slot_of(b, ROLE_PAIRS, width), gate, up, out;
+    struct ew_op *op;
+
+    if (shape->route_input) { // one expert a token: checked by finish
+        op = emit(b, EW_OP_SCALE_BY, in, slot_of(b, ROLE_EXPERT_SUM, width));
+        op->in2 = routes;
+        op->scale_by.column = shape->n_experts_active;
+        in = op->out;
+    }
+    emit(b, EW_OP_DISPATCH, in, pairs)->in2 = routes;
+    gate = build_experts(b, &gate_linear, pairs, ROLE_EXPERT_GATE);
+    up = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
+    set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    out = build_experts(b, &down_linear, gate, ROLE_EXPERT_OUT);
+    op = emit(b, EW_OP_COMBINE, out, slot_of(b, ROLE_FFN_OUT, width));
+    op->in2 = routes;
+    op->combine.n_active = shape->n_experts_active;
+    op->combine.is_plain = shape->route_input;
+    return op->out;
+}
+
+static uint32_t build_shared(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width, n = shape->shared_width, gate, up, out, weight;
+    struct linear gate_linear = {"ffn_gate_shexp", n, width, false, EW_SHARD_ROW};
+    struct linear up_linear = {"ffn_up_shexp", n, width, false, EW_SHARD_ROW};
+    struct linear down_linear = {"ffn_down_shexp", width, n, false, EW_SHARD_COLUMN};
+    struct linear weight_linear = {"ffn_gate_inp_shexp", 1, width};
+    struct ew_op *op;
+
+    gate = build_linear(b, &gate_linear, in, ROLE_GATE);
+    up = build_linear(b, &up_linear, in, ROLE_UP);
+    set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    out = build_linear(b, &down_linear, gate, ROLE_EXPERT_SUM);
+    if (!shape->shared_gate)
+        return out;
+    weight = build_linear(b, &weight_linear, in, ROLE_SHARED_GATE);
+    emit(b, EW_OP_ACT, weight, weight)->act.act = EW_ACT_SIGMOID;
+    op = emit(b, EW_OP_SCALE_BY, out, out);
+    op->in2 = weight;
+    return out;
+}
+
+static uint32_t build_moe(struct builder *b, uint32_t in)
+{
+    uint32_t out = build_routed(b, in), shared;
+    struct ew_op *op;
+
+    if (!b->shape->shared_width)
+        return out;
+    shared = build_shared(b, in);
+    op = emit(b, EW_OP_ADD, out, out);
+    op->in2 = shared;
+    op->add.scale = 1;
+    return out;
+}
+
+static uint32_t build_ffn(struct builder *b, uint32_t in)
+{
+    bool has_experts = b->shape->n_experts && !b->shape->layers[b->layer].dense;
+
+    return has_experts ? build_moe(b, in) : build_dense(b, in);
 }
 
 static void build_residual(struct builder *b, uint32_t x, uint32_t add)

@@ -6,9 +6,11 @@
 // A weight that the program needs, in canonical terms. Where it may stand fused with others in the file, `whole`
 // names that tensor and first_row says where its rows begin there.
 struct ew_weight_want {
-    const char *name;    // "blk.3.attn_q", "blk.3.attn_q.bias"; lives as long as the program
-    uint64_t rows, cols; // a vector is [1, cols]
-    uint32_t n_heads;    // of a vector that holds a part for each head; 0 otherwise
+    const char *name; // "blk.3.attn_q", "blk.3.attn_q.bias"; lives as long as the program
+    uint64_t rows,
+        cols;           // a vector is [1, cols]; of a stack, rows of all experts, and its vectors are [n_experts, cols]
+    uint32_t n_experts; // 0: no stack
+    uint32_t n_heads;   // of a vector that holds a part for each head; 0 otherwise
     bool is_matrix;
     const char *whole; // "blk.3.attn_qkv", or NULL
     uint64_t first_row, whole_rows;

@@ -19,11 +19,11 @@ struct named {
     char stem[NAME_MAX_BYTES]; // "blk.3.attn_q"
     const char *suffix;        // ".weight" or ".bias"
     uint32_t choice;           // of the names that the family knows for it
-    uint32_t head;
-    bool is_stack; // one of a stack with a tensor for each head
+    uint32_t part;             // head or expert
+    bool is_stack;             // one of a stack with a tensor for each head or expert
 };
 
-// Reads the number that stands for N or H in a pattern.
+// Reads the number that stands for N, H or X in a pattern.
 static bool read_number(struct ew_str text, size_t *at, uint32_t *out)
 {
     size_t start = *at;
@@ -39,17 +39,17 @@ static bool read_number(struct ew_str text, size_t *at, uint32_t *out)
 
 static bool is_placeholder(struct ew_str pattern, size_t at)
 {
-    return (pattern.ptr[at] == 'N' || pattern.ptr[at] == 'H') && (at == 0 || pattern.ptr[at - 1] == '.') &&
-           (at + 1 == pattern.len || pattern.ptr[at + 1] == '.');
+    return (pattern.ptr[at] == 'N' || pattern.ptr[at] == 'H' || pattern.ptr[at] == 'X') &&
+           (at == 0 || pattern.ptr[at - 1] == '.') && (at + 1 == pattern.len || pattern.ptr[at + 1] == '.');
 }
 
-static bool matches(struct ew_str pattern, struct ew_str text, uint32_t *layer, uint32_t *head)
+static bool matches(struct ew_str pattern, struct ew_str text, uint32_t *layer, uint32_t *part)
 {
     size_t at = 0;
 
     for (size_t i = 0; i < pattern.len; i++) {
         if (is_placeholder(pattern, i)) {
-            if (!read_number(text, &at, pattern.ptr[i] == 'N' ? layer : head))
+            if (!read_number(text, &at, pattern.ptr[i] == 'N' ? layer : part))
                 return false;
         } else if (at == text.len || text.ptr[at++] != pattern.ptr[i]) {
             return false;
@@ -59,14 +59,14 @@ static bool matches(struct ew_str pattern, struct ew_str text, uint32_t *layer, 
 }
 
 // Of a list of names, *choice tells which.
-static bool any_matches(const struct ew_yaml *names, struct ew_str text, uint32_t *layer, uint32_t *head,
+static bool any_matches(const struct ew_yaml *names, struct ew_str text, uint32_t *layer, uint32_t *part,
                         uint32_t *choice)
 {
     *choice = 0;
     if (names->type == EW_YAML_SCALAR)
-        return matches(names->text, text, layer, head);
+        return matches(names->text, text, layer, part);
     for (const struct ew_yaml *item = names->child; item; item = item->next, ++*choice)
-        if (matches(item->text, text, layer, head))
+        if (matches(item->text, text, layer, part))
             return true;
     return false;
 }
@@ -112,13 +112,13 @@ static bool find_name(const struct ew_family *family, const struct ew_yaml *root
         const struct ew_yaml *tensors = family->sides[EW_FAMILY_HF].tensors;
 
         for (const struct ew_yaml *item = tensors ? tensors->child : NULL; item; item = item->next) {
-            uint32_t layer = 0, head = UINT32_MAX;
+            uint32_t layer = 0, part = UINT32_MAX;
 
-            if (!any_matches(item, stem, &layer, &head, &out->choice))
+            if (!any_matches(item, stem, &layer, &part, &out->choice))
                 continue;
             put_layer(out->stem, item->key, layer);
-            out->is_stack = head != UINT32_MAX;
-            out->head = out->is_stack ? head : 0;
+            out->is_stack = part != UINT32_MAX;
+            out->part = out->is_stack ? part : 0;
             return true;
         }
     }
@@ -128,9 +128,14 @@ static bool find_name(const struct ew_family *family, const struct ew_yaml *root
 // Of pictures and sound; GGUF keeps them in a file of their own.
 static bool is_of_tower(struct ew_str name)
 {
-    static const char *const towers[] = {"visual.", "vision_tower.", "audio_tower.", "multi_modal_projector."};
-    struct ew_str rest = ew_str_starts(name, "model.") ? (struct ew_str){name.ptr + 6, name.len - 6} : name;
+    static const char *const roots[] = {"model.", "thinker."};
+    static const char *const towers[] = {"visual.", "vision_tower.", "audio_tower.", "multi_modal_projector.",
+                                         "talker.", "code2wav."};
+    struct ew_str rest = name;
 
+    for (size_t i = 0; i < EW_COUNT_OF(roots); i++)
+        if (ew_str_starts(name, roots[i]))
+            rest = (struct ew_str){name.ptr + strlen(roots[i]), name.len - strlen(roots[i])};
     for (size_t i = 0; i < EW_COUNT_OF(towers); i++)
         if (ew_str_starts(rest, towers[i]))
             return true;
@@ -298,18 +303,38 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     return EW_OK;
 }
 
+// How many parts a stack has: experts, or heads.
+static uint32_t stack_count(const struct ew_convert *convert, const char *stem)
+{
+    size_t len = strlen(stem);
+
+    if (len > 5 && strcmp(stem + len - 5, "_exps") == 0)
+        return convert->shape->n_experts;
+    return is_layer_part(stem, "attn_k_norm") ? convert->shape->common.n_kv_heads : convert->shape->common.n_heads;
+}
+
+// Gives a tensor the shape of n_parts like `from`.
+static void set_stack(struct ew_convert_tensor *tensor, const struct ew_tensor *from, uint32_t n_parts)
+{
+    tensor->n_parts = n_parts;
+    tensor->n_dims = from->n_dims + 1;
+    tensor->shape[0] = n_parts;
+    memcpy(tensor->shape + 1, from->shape, from->n_dims * sizeof(from->shape[0]));
+    tensor->rows = from->n_dims == 1 ? n_parts : n_parts * from->shape[0];
+    tensor->cols = from->shape[from->n_dims - 1];
+}
+
 // The tensors of a stack arrive in any order and become one with a leading dimension.
 static int add_part(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
                     struct ew_error *err)
 {
     char name[NAME_MAX_BYTES + 8];
-    uint32_t n_parts = is_layer_part(named->stem, "attn_k_norm") ? convert->shape->common.n_kv_heads
-                                                                 : convert->shape->common.n_heads;
+    uint32_t n_parts = stack_count(convert, named->stem);
     struct ew_convert_tensor *tensor;
 
     snprintf(name, sizeof(name), "%s%s", named->stem, named->suffix);
-    if (named->head >= n_parts || from->n_dims != 1)
-        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is no vector of one of the %u heads",
+    if (named->part >= n_parts || from->n_dims < 1 || from->n_dims > 2)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is none of the %u parts of a stack",
                        EW_STR_ARG(from->name), n_parts);
     tensor = find_output(convert, ew_str_of(name));
     if (!tensor) {
@@ -318,18 +343,14 @@ static int add_part(struct ew_convert *convert, const struct ew_tensor *from, co
         if (code != EW_OK)
             return code;
         tensor = &convert->tensors[convert->n_tensors - 1];
-        tensor->n_parts = n_parts;
-        tensor->n_dims = 2;
-        tensor->shape[1] = from->shape[0];
-        tensor->shape[0] = n_parts;
-        tensor->rows = n_parts;
-        tensor->cols = from->shape[0];
+        set_stack(tensor, from, n_parts);
     }
-    if (from->shape[0] != tensor->cols || from->dtype != tensor->dtype)
+    if (from->n_dims + 1 != tensor->n_dims || from->dtype != tensor->dtype ||
+        memcmp(from->shape, tensor->shape + 1, from->n_dims * sizeof(from->shape[0])) != 0)
         return ew_fail(err, EW_ERR_FORMAT,
-                       "tensor " EW_STR_FMT " differs in length or type from those of the other heads",
+                       "tensor " EW_STR_FMT " differs in shape or type from the others of its stack",
                        EW_STR_ARG(from->name));
-    tensor->parts[named->head] = from;
+    tensor->parts[named->part] = from;
     return EW_OK;
 }
 
@@ -365,7 +386,7 @@ static int check_stacks(const struct ew_convert *convert, struct ew_error *err)
     for (uint32_t i = 0; i < convert->n_tensors; i++)
         for (uint32_t part = 0; part < convert->tensors[i].n_parts; part++)
             if (!convert->tensors[i].parts[part])
-                return ew_fail(err, EW_ERR_FORMAT, "the part of " EW_STR_FMT " that belongs to head %u is missing",
+                return ew_fail(err, EW_ERR_FORMAT, "the part of " EW_STR_FMT " with number %u is missing",
                                EW_STR_ARG(convert->tensors[i].name), part);
     return EW_OK;
 }

@@ -284,7 +284,7 @@ static bool same_field(const struct ew_shape *a, const struct ew_shape *b, const
     const char *in_a = (const char *)a + field->offset, *in_b = (const char *)b + field->offset;
     double x, y;
 
-    if (field->kind == EW_FIELD_LAYERS || strcmp(field->name, "rope_kind") == 0)
+    if (field->kind == EW_FIELD_LAYERS || field->kind == EW_FIELD_LAYER_SET || strcmp(field->name, "rope_kind") == 0)
         return true; // compared elsewhere; what the permutation of q and k is for
     if (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)
         return *(const bool *)in_a == *(const bool *)in_b;
@@ -304,9 +304,11 @@ static int compare_layers(const struct ew_shape *was, const struct ew_shape *is,
     for (uint32_t i = 0; i < was->common.n_layers; i++) {
         const struct ew_layer_shape *a = &was->layers[i], *b = &is->layers[i];
 
-        if (a->mixer != b->mixer || a->no_rope != b->no_rope || a->ffn_width != b->ffn_width)
+        if (a->mixer != b->mixer || a->no_rope != b->no_rope || a->ffn_width != b->ffn_width || a->dense != b->dense)
             return ew_fail(err, EW_ERR_UNSUPPORTED,
-                           "GGUF cannot express which layers of this model have a window or positions (layer %u)", i);
+                           "GGUF cannot express which layers of this model have a window, positions or experts (layer "
+                           "%u)",
+                           i);
     }
     return EW_OK;
 }

@@ -38,6 +38,8 @@ static const struct {
 } g_storages[] = {
     {"grouped_qkv", EW_FAMILY_GROUPED_QKV},
     {"transposed", EW_FAMILY_TRANSPOSED},
+    {"transposed_experts", EW_FAMILY_TRANSPOSED_EXPERTS},
+    {"paired_experts", EW_FAMILY_PAIRED_EXPERTS},
 };
 
 static const struct {
@@ -365,7 +367,7 @@ static void generic_name(const char *canonical, char *out, size_t size, unsigned
         snprintf(out, size, "%s", canonical);
 }
 
-// What the table has for the generic name; canonical names are GGUF's, so that GGUF needs no entry.
+// What the table has for the generic name; canonical names are GGUF's, so that GGUF needs no entry but for whole names.
 static struct ew_str mapped_name(const struct ew_family *family, enum ew_family_format format, const char *generic,
                                  uint32_t choice)
 {
@@ -379,7 +381,9 @@ static struct ew_str mapped_name(const struct ew_family *family, enum ew_family_
             continue;
         return node && choice == 0 ? node->text : (struct ew_str){0};
     }
-    return format == EW_FAMILY_GGUF && choice == 0 ? ew_str_of(generic) : (struct ew_str){0};
+    if (format != EW_FAMILY_GGUF || choice || strstr(generic, ".weight") || strstr(generic, ".bias"))
+        return (struct ew_str){0};
+    return ew_str_of(generic);
 }
 
 static bool is_component(struct ew_str name, size_t at, char what)
@@ -389,7 +393,7 @@ static bool is_component(struct ew_str name, size_t at, char what)
 }
 
 bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
-                      uint32_t head, uint32_t choice, char *out, size_t size)
+                      uint32_t part, uint32_t choice, char *out, size_t size)
 {
     char generic[160];
     unsigned layer;
@@ -401,8 +405,8 @@ bool ew_family_tensor(const struct ew_family *family, enum ew_family_format form
     for (size_t i = 0; i < name.len && len + 12 < size; i++) {
         if (is_component(name, i, 'N'))
             len += (size_t)snprintf(out + len, size - len, "%u", layer);
-        else if (is_component(name, i, 'H'))
-            len += (size_t)snprintf(out + len, size - len, "%u", head);
+        else if (is_component(name, i, 'H') || is_component(name, i, 'X'))
+            len += (size_t)snprintf(out + len, size - len, "%u", part);
         else
             out[len++] = name.ptr[i];
     }
@@ -419,7 +423,7 @@ bool ew_family_is_stack(const struct ew_family *family, enum ew_family_format fo
     generic_name(canonical, generic, sizeof(generic), &layer);
     name = mapped_name(family, format, generic, 0);
     for (size_t i = 0; i < name.len; i++)
-        if (is_component(name, i, 'H'))
+        if (is_component(name, i, 'H') || is_component(name, i, 'X'))
             return true;
     return false;
 }

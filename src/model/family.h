@@ -34,6 +34,8 @@ struct ew_family_side {
 enum ew_family_storage {
     EW_FAMILY_GROUPED_QKV = 1, // attn_qkv holds, for each KV head, the rows of its queries, of its key and of its value
     EW_FAMILY_TRANSPOSED = 2,  // matrices of layers are [inputs, outputs]
+    EW_FAMILY_TRANSPOSED_EXPERTS = 4, // the same of stacks of experts
+    EW_FAMILY_PAIRED_EXPERTS = 8,     // ffn_gate_up_exps has gate and up row beside row, not one after the other
 };
 
 // For what tables cannot say: changes the shape once everything was read and its layers were derived.
@@ -74,11 +76,12 @@ bool ew_family_has_architecture(const struct ew_family *family, enum ew_family_f
 // What the family or the nearest ancestor maps `field` to (a scalar or list), or NULL.
 const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_family_format format, const char *field);
 // The file's name of a canonical tensor name without suffix ("blk.3.attn_q" -> "model.layers.3.self_attn.q_proj").
-// Components N and H of the table stand for layer and head numbers; head is only used where the name has an H.
+// Components N, H and X of the table stand for layer, head and expert numbers; `part` is only used where the name has
+// an H or X.
 // False where the family has no such tensor (any more) in this format, or the name is longer than size.
 // `choice` counts the alternatives that the table lists.
 bool ew_family_tensor(const struct ew_family *family, enum ew_family_format format, const char *canonical,
-                      uint32_t head, uint32_t choice, char *out, size_t size);
+                      uint32_t part, uint32_t choice, char *out, size_t size);
 // Checkpoints of models with towers hold the language model under another root. Which of the family's roots these
 // tensors stand under: a map of beginnings, or NULL for the names as they are in the table.
 const struct ew_yaml *ew_family_root(const struct ew_family *family, enum ew_family_format format,
@@ -88,5 +91,5 @@ const struct ew_tensor *ew_family_find_rooted(const struct ew_yaml *root_or_null
                                               struct ew_str name);
 // The flags of the nearest family that says anything.
 uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format format);
-// Whether that name has an H: the tensor is a stack of one a head.
+// Whether that name has an H or X: the tensor is a stack of one a head or expert.
 bool ew_family_is_stack(const struct ew_family *family, enum ew_family_format format, const char *canonical);

@@ -8,12 +8,13 @@
 // Names of enumerated values: "name" or "name=alias=alias", in the order of the enumeration.
 static const char *const g_norms[] = {"rms", "layer", NULL};
 static const char *const g_norm_places[] = {"pre", "post", "sandwich", NULL};
-static const char *const g_qk_norms[] = {"none", "head", "head_own", "row", NULL};
+static const char *const g_qk_norms[] = {"none", "head", "head_own", "row", "plain", NULL};
 static const char *const g_acts[] = {
     "none", "silu=swish",         "gelu=gelu_python", "gelu_tanh=gelu_pytorch_tanh=gelu_new=gelu_fast",
     "relu", "relu2=relu_squared", "sigmoid",          "tanh",
     NULL};
 static const char *const g_rope_kinds[] = {"halves", "pairs", NULL};
+static const char *const g_route_scores[] = {"softmax", "sigmoid", "sparsemixer", NULL};
 static const char *const g_mixers[] = {"full_attention", "sliding_attention", NULL};
 static const char *const g_has_rope[] = {"0", "1", NULL};
 
@@ -50,7 +51,13 @@ const struct ew_field ew_fields[] = {
     {"attention_scale", EW_FIELD_FLOAT, SHAPE(attention_scale), 1e-6, 1e6},
     {"attention_scale_dim", EW_FIELD_RSQRT, SHAPE(attention_scale), 1e-3, 1e9},
     {"attention_softcap", EW_FIELD_FLOAT, SHAPE(attention_softcap), 0, 1e9},
+    {"attention_sinks", EW_FIELD_BOOL, SHAPE(attention_sinks)},
     {"q_scale_beta", EW_FIELD_FLOAT, SHAPE(q_scale_beta), 0, 1e3},
+    {"q_scale_floor", EW_FIELD_UINT, SHAPE(q_scale_floor), 1, EW_CONTEXT_MAX},
+    {"q_scale_offset", EW_FIELD_UINT, SHAPE(q_scale_offset), 0, EW_CONTEXT_MAX},
+    {"q_scale_on", EW_FIELD_NOT, SHAPE(q_scale_off)},
+    {"q_scale_no_rope_only", EW_FIELD_BOOL, SHAPE(q_scale_no_rope_only)},
+    {"chunk", EW_FIELD_UINT, SHAPE(chunk), 0, EW_CONTEXT_MAX},
     {"window", EW_FIELD_UINT, SHAPE(window), 0, EW_CONTEXT_MAX},
     {"window_on", EW_FIELD_NOT, SHAPE(window_off)},
     {"window_first_layer", EW_FIELD_UINT, SHAPE(window_first_layer), 0, EW_CONTEXT_MAX},
@@ -59,13 +66,34 @@ const struct ew_field ew_fields[] = {
     {"no_rope_period", EW_FIELD_UINT, SHAPE(no_rope_period), 0, EW_LAYERS_MAX},
     {"rope_kind", EW_FIELD_ENUM, SHAPE(rope_kind), .names = g_rope_kinds},
     {"rope_theta", EW_FIELD_DOUBLE, SHAPE(rope_theta), 1.001, 1e15},
+    {"rope_long_off", EW_FIELD_BOOL, SHAPE(rope_long_off)},
     {"rope_theta_ratio", EW_FIELD_DOUBLE, SHAPE(rope_theta_ratio), 1e-3, 1e9},
     {"rope_theta_window", EW_FIELD_DOUBLE, SHAPE(rope_theta_window), 1.001, 1e15},
     {"rope_partial", EW_FIELD_DOUBLE, SHAPE(rope_partial), 1e-3, 1},
     {"rope_dims", EW_FIELD_UINT, SHAPE(rope_dims), 2, EW_HEAD_DIM_MAX},
     {"context_original", EW_FIELD_UINT, SHAPE(context_original), 2, EW_CONTEXT_MAX},
     {"rope_scaled_full_only", EW_FIELD_BOOL, SHAPE(rope_scaled_full_only)},
-    {"n_experts", EW_FIELD_UINT, SHAPE(n_experts), 0, 65536},
+    {"n_experts", EW_FIELD_UINT, SHAPE(n_experts), 0, EW_EXPERTS_MAX},
+    {"n_experts_active", EW_FIELD_UINT, SHAPE(n_experts_active), 0, EW_EXPERTS_ACTIVE_MAX},
+    {"expert_width", EW_FIELD_UINT, SHAPE(expert_width), 0, EW_FFN_WIDTH_MAX},
+    {"shared_width", EW_FIELD_UINT, SHAPE(shared_width), 0, EW_FFN_WIDTH_MAX},
+    {"n_shared", EW_FIELD_UINT, SHAPE(n_shared), 0, 64},
+    {"shared_gate", EW_FIELD_BOOL, SHAPE(shared_gate)},
+    {"bias_experts", EW_FIELD_BOOL, SHAPE(bias_experts)},
+    {"bias_route", EW_FIELD_BOOL, SHAPE(bias_route)},
+    {"route_choice_bias", EW_FIELD_BOOL, SHAPE(route_choice_bias)},
+    {"route_input", EW_FIELD_BOOL, SHAPE(route_input)},
+    {"route_score", EW_FIELD_ENUM, SHAPE(route_score), .names = g_route_scores},
+    {"route_normalise", EW_FIELD_BOOL, SHAPE(route_normalise)},
+    {"route_scale", EW_FIELD_FLOAT, SHAPE(route_scale), 1e-6, 1e6},
+    {"route_jitter", EW_FIELD_FLOAT, SHAPE(route_jitter), 0, 1},
+    {"route_groups", EW_FIELD_UINT, SHAPE(route_groups), 0, EW_EXPERTS_MAX},
+    {"route_groups_active", EW_FIELD_UINT, SHAPE(route_groups_active), 0, EW_EXPERTS_MAX},
+    {"moe_first_layer", EW_FIELD_UINT, SHAPE(moe_first_layer), 0, EW_LAYERS_MAX},
+    {"moe_period", EW_FIELD_UINT, SHAPE(moe_period), 0, EW_LAYERS_MAX},
+    {"dense_layers", EW_FIELD_LAYER_SET, SHAPE(layers[0].dense)},
+    {"glu_limit", EW_FIELD_FLOAT, SHAPE(glu_limit), 0, 1e9},
+    {"glu_alpha", EW_FIELD_FLOAT, SHAPE(glu_alpha), 0, 1e9},
     {"ffn_ratio", EW_FIELD_UINT, SHAPE(ffn_ratio), 1, 64},
     {"ffn_gated", EW_FIELD_NOT, SHAPE(ffn_plain)},
     {"bias_ffn", EW_FIELD_BOOL, SHAPE(bias_ffn)},
@@ -226,6 +254,24 @@ static int set_layers(struct ew_shape *shape, const struct ew_field *field, cons
     return rc;
 }
 
+static int set_layer_set(struct ew_shape *shape, const struct ew_field *field, const struct ew_value *value,
+                         const char *where, struct ew_error *err)
+{
+    if (value->kind == EW_VALUE_NULL)
+        return 0;
+    if (value->kind != EW_VALUE_LIST)
+        return fail_kind(value, where, "a list of layers", err);
+    for (uint64_t i = 0; i < value->count; i++) {
+        struct ew_value element = ew_value_at(value, i);
+
+        if (element.kind != EW_VALUE_INT || element.integer < 0 || element.integer >= EW_LAYERS_MAX)
+            return ew_fail(err, EW_ERR_FORMAT, "%s holds something else than the number of a layer at index %llu",
+                           where, (unsigned long long)i);
+        *(bool *)((char *)shape + field->offset + (size_t)element.integer * sizeof(shape->layers[0])) = true;
+    }
+    return 0;
+}
+
 int ew_field_set(struct ew_shape *shape, const struct ew_field *field, const struct ew_value *value, const char *where,
                  struct ew_error *err)
 {
@@ -246,6 +292,8 @@ int ew_field_set(struct ew_shape *shape, const struct ew_field *field, const str
         return set_bool(member, field->kind == EW_FIELD_NOT, value, where, err);
     case EW_FIELD_ENUM:
         return set_enum(member, field, value, where, err);
+    case EW_FIELD_LAYER_SET:
+        return set_layer_set(shape, field, value, where, err);
     case EW_FIELD_LAYERS:
         return set_layers(shape, field, value, where, err);
     }

@@ -13,9 +13,10 @@ enum ew_field_kind {
     EW_FIELD_RECIPROCAL, // a float that the file states as 1 / x
     EW_FIELD_RSQRT,      // ... as 1 / x^2
     EW_FIELD_BOOL,
-    EW_FIELD_NOT,    // a bool that the file states the other way round
-    EW_FIELD_ENUM,   // int-sized; a text out of `names`
-    EW_FIELD_LAYERS, // an ENUM or bool of each layer, from a list
+    EW_FIELD_NOT,       // a bool that the file states the other way round
+    EW_FIELD_ENUM,      // int-sized; a text out of `names`
+    EW_FIELD_LAYERS,    // an ENUM or bool of each layer, from a list
+    EW_FIELD_LAYER_SET, // a bool of each layer, from a list of those that have it
 };
 
 struct ew_field {

@@ -99,6 +99,10 @@ int ew_rope_build(struct ew_arena *arena, const struct ew_rope_shape *shape, enu
     float scale = (float)ew_rope_attention_factor(shape);
 
     *out = (struct ew_rope){.kind = kind, .n_dims = shape->n_dims, .scale_short = scale, .scale_long = scale};
+    if (shape->short_mscale > 0)
+        out->scale_short = (float)shape->short_mscale;
+    if (shape->long_mscale > 0)
+        out->scale_long = (float)shape->long_mscale;
     out->freq_short = frequencies(arena, shape, shape->n_short ? shape->short_factor : NULL);
     if (!out->freq_short)
         return ew_fail_memory(err, shape->n_dims * sizeof(float), "rotary frequencies");

@@ -19,6 +19,8 @@ static const struct member {
     {"rope_theta", NULL, MEMBER_NUMBER, offsetof(struct ew_rope_shape, theta), 1.001, 1e15},
     {"partial_rotary_factor", NULL, MEMBER_NUMBER, offsetof(struct ew_rope_shape, partial), 1e-3, 1},
     {"factor", ".rope.scaling.factor", MEMBER_NUMBER, offsetof(struct ew_rope_shape, factor), 1e-3, 1e6},
+    {"short_mscale", NULL, MEMBER_NUMBER, offsetof(struct ew_rope_shape, short_mscale), 1e-3, 1e3},
+    {"long_mscale", NULL, MEMBER_NUMBER, offsetof(struct ew_rope_shape, long_mscale), 1e-3, 1e3},
     {"attention_factor", NULL, MEMBER_NUMBER, offsetof(struct ew_rope_shape, attention_factor), 1e-3, 1e3},
     {NULL, ".rope.scaling.attn_factor", MEMBER_NUMBER, offsetof(struct ew_rope_shape, attention_multiplier), 1e-3, 1e3},
     {"beta_fast", ".rope.scaling.yarn_beta_fast", MEMBER_NUMBER, offsetof(struct ew_rope_shape, beta_fast), 1e-3, 1e6},
@@ -320,6 +322,11 @@ int ew_rope_finish(struct ew_shape *shape, struct ew_error *err)
 
         if (rope->scaling == EW_ROPE_SCALING_YARN && rope->n_long)
             rope->scaling = EW_ROPE_SCALING_LONGROPE; // Phi-3's checkpoints once called it so
+        if (shape->rope_long_off) {
+            memcpy(rope->long_factor, rope->short_factor, sizeof(rope->long_factor));
+            rope->n_long = rope->n_short;
+            rope->long_mscale = rope->short_mscale;
+        }
         if (shape->context_original)
             rope->context_original = shape->context_original; // as transformers does, the model's own beats the rope's
         if (!rope->context_original)

@@ -29,7 +29,8 @@ void ew_shape_init(struct ew_shape *shape)
     shape->rope_partial = 1;
     shape->rope_theta_ratio = 1;
     shape->alibi_bias_max = 8; // the paper's
-    shape->embed_scale = shape->residual_scale = shape->logit_scale = 1;
+    shape->embed_scale = shape->residual_scale = shape->logit_scale = shape->route_scale = 1;
+    shape->moe_period = 1;
 }
 
 static int apply_constants(struct ew_shape *shape, const struct ew_yaml *map, struct ew_error *err)
@@ -167,6 +168,18 @@ static void derive_layers(struct ew_shape *shape)
     }
 }
 
+// Which layers have experts: `dense` was read where a file lists the exceptions.
+static void derive_experts(struct ew_shape *shape)
+{
+    for (uint32_t i = 0; i < EW_LAYERS_MAX; i++) {
+        bool inside = i < shape->common.n_layers;
+
+        shape->layers[i].dense = inside && shape->n_experts > 0 &&
+                                 (shape->layers[i].dense || i < shape->moe_first_layer ||
+                                  (i + 1) % EW_MAX(1, shape->moe_period) != 0);
+    }
+}
+
 static int read_shape(struct ew_shape *shape, const struct source *source, struct ew_error *err)
 {
     const struct ew_family *hooked = source->family;
@@ -179,6 +192,7 @@ static int read_shape(struct ew_shape *shape, const struct source *source, struc
     if (rc)
         return rc;
     derive_layers(shape);
+    derive_experts(shape);
     while (hooked && !hooked->hook)
         hooked = hooked->parent;
     if (hooked)
@@ -336,12 +350,28 @@ static int check_heads(const struct ew_shape *shape, struct ew_error *err)
     return 0;
 }
 
-static int check_features(const struct ew_shape *shape, struct ew_error *err)
+static int finish_experts(struct ew_shape *shape, struct ew_error *err)
 {
-    if (!shape->n_experts)
+    uint32_t n = shape->n_experts, groups = shape->route_groups;
+
+    if (!n)
         return 0;
-    return ew_fail(err, EW_ERR_UNSUPPORTED, "the model is a mixture of %u experts, which edgewise cannot compute",
-                   shape->n_experts);
+    if (!shape->expert_width)
+        shape->expert_width = shape->common.ffn_width;
+    if (!shape->shared_width && shape->n_shared)
+        shape->shared_width = (uint32_t)EW_MIN((uint64_t)shape->n_shared * shape->expert_width, EW_FFN_WIDTH_MAX);
+    if (!shape->n_experts_active || shape->n_experts_active > n)
+        return ew_fail(err, EW_ERR_FORMAT, "%u of %u experts would serve a token", shape->n_experts_active, n);
+    if (shape->route_input && shape->n_experts_active != 1)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "%u experts a token, each with an input scaled for it, which edgewise "
+                       "cannot compute",
+                       shape->n_experts_active);
+    if (groups > 1 && (n % groups || !shape->route_groups_active || shape->route_groups_active > groups ||
+                       shape->route_groups_active * (n / groups) < shape->n_experts_active))
+        return ew_fail(err, EW_ERR_FORMAT, "%u experts in %u groups, of which %u count, cannot give %u to a token", n,
+                       groups, shape->route_groups_active, shape->n_experts_active);
+    return 0;
 }
 
 // YaRN's configuration may leave the context at what the model was trained with before.
@@ -358,13 +388,14 @@ static void stretch_context(struct ew_shape *shape)
 // Clears what only served to derive the rest, so that equal models have equal shapes.
 static void forget_reading(struct ew_shape *shape)
 {
-    shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = false;
+    shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = shape->q_scale_off = false;
     shape->window_first_layer = shape->window_period = shape->no_rope_period = 0;
     shape->rope_dims = shape->context_original = shape->ffn_ratio = 0;
     shape->multi_query = shape->multi_query_off = false;
+    shape->moe_first_layer = shape->moe_period = shape->n_shared = 0;
     shape->rope_theta_window = shape->rope_theta_ratio = 0;
     shape->rope_theta = shape->rope_partial = 0;
-    shape->rope_scaled_full_only = false;
+    shape->rope_scaled_full_only = shape->rope_long_off = false;
 }
 
 int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
@@ -387,7 +418,7 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
         shape->v_dim = c->head_dim;
     rc = check_heads(shape, err);
     if (!rc)
-        rc = check_features(shape, err);
+        rc = finish_experts(shape, err);
     if (rc)
         return rc;
     if (!(shape->attention_scale > 0))
@@ -396,6 +427,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
         shape->embed_scale = sqrtf((float)c->width);
     if (!shape->alibi)
         shape->alibi_scaled = 0;
+    if (shape->q_scale_off)
+        shape->q_scale_beta = 0;
     if (shape->window_off)
         shape->window = 0;
     if (shape->qk_norm_off)

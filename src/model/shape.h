@@ -33,6 +33,7 @@ enum ew_qk_norm {
     EW_QK_NORM_HEAD,     // each head alone, one weight for all: qwen3
     EW_QK_NORM_HEAD_OWN, // each head alone, with its own weight: stablelm 2 12b
     EW_QK_NORM_ROW,      // all heads together: olmo2
+    EW_QK_NORM_PLAIN,    // each head alone, without a weight, where positions enter: llama 4
 };
 
 enum ew_mixer { EW_MIXER_FULL, EW_MIXER_WINDOW }; // what mixes tokens in a layer
@@ -58,6 +59,7 @@ struct ew_rope_shape {
     double factor;                            // 0: trained context / original context
     double attention_multiplier;              // GGUF's yarn: on top of the rule; 0: none
     double attention_factor;                  // on cos and sin; 0: by the scaling's own rule
+    double short_mscale, long_mscale;         // longrope: its factors in the two ranges, where they are given
     double beta_fast, beta_slow;              // yarn
     double mscale, mscale_all_dim;            // yarn, both or none
     double low_freq_factor, high_freq_factor; // llama3
@@ -69,6 +71,7 @@ struct ew_rope_shape {
 struct ew_layer_shape {
     enum ew_mixer mixer;
     bool no_rope;       // positions do not enter this layer
+    bool dense;         // no experts, whatever the other layers have
     uint32_t ffn_width; // 0: the model's
 };
 
@@ -95,7 +98,13 @@ struct ew_shape {
     float alibi_bias_max;        // the slopes fall from near 1 to 2^-alibi_bias_max
     float attention_scale;       // on q k; 0: 1 / sqrt(head_dim)
     float attention_softcap;     // 0: none
+    bool attention_sinks;        // each head has a learned logit that takes part in the softmax and nothing else
     float q_scale_beta;          // llama 4 and ministral 3: q grows with the logarithm of the position; 0: off
+    uint32_t q_scale_floor;      // tokens that it grows in steps of; 0: the rope's original context
+    uint32_t q_scale_offset;     // of the position
+    bool q_scale_off;            // this member of the family does not
+    bool q_scale_no_rope_only;   // only layers without positions do
+    uint32_t chunk;              // layers with positions see only tokens of their own chunk of this many; 0: all
     uint32_t window;             // tokens that a window layer sees, the own one included; 0: none
     bool window_off;             // the configured window is not in use
     uint32_t window_first_layer; // layers before it are full
@@ -107,16 +116,34 @@ struct ew_shape {
     uint32_t rope_dims;              // rotated elements of a head; 0: rope_partial * head_dim
     uint32_t context_original;       // before the context was stretched; 0: not given
     bool rope_scaled_full_only;      // the scaling serves full layers; window layers have plain frequencies
+    bool rope_long_off;              // longrope's short factors serve all lengths
     double rope_theta_ratio;         // rope_theta is multiplied by it
     double rope_theta_window;        // of window layers; 0: rope_theta
     struct ew_rope_shape ropes[2];   // by ew_mixer
 
     // Feed-forward.
-    uint32_t n_experts; // 0: dense
     uint32_t ffn_ratio; // ffn_width in widths, where the file gives no ffn_width
     bool ffn_plain;     // act(up) without a gate
     bool bias_ffn;
     enum ew_act act;
+    float glu_limit, glu_alpha; // see struct ew_op: act.limit, act.alpha
+
+    // Mixture of experts.
+    uint32_t n_experts; // 0: dense
+    uint32_t n_experts_active;
+    uint32_t expert_width;         // of one expert's feed-forward; 0: ffn_width
+    uint32_t shared_width;         // of the expert that serves every token; 0: there is none
+    uint32_t n_shared;             // shared_width in expert_widths, where it is not given
+    bool shared_gate;              // sigmoid of a product of the input weighs it: qwen 2
+    bool bias_experts, bias_route; // bias_route: of the logits
+    bool route_choice_bias;        // added to the scores for the choice alone: deepseek 3
+    bool route_input;              // weights scale the experts' input, not their output: llama 4
+    enum ew_route_score route_score;
+    bool route_normalise;
+    float route_scale, route_jitter;
+    uint32_t route_groups, route_groups_active; // see struct ew_op: route
+    uint32_t moe_first_layer;                   // layers before it are dense
+    uint32_t moe_period;                        // every n-th layer has experts, the others are dense
 
     // Residual stream.
     bool parallel;          // attention and feed-forward read the same input

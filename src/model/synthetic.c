@@ -9,11 +9,13 @@
 static const struct {
     const char *name;
     uint32_t n_layers, width, ffn_width, n_heads, n_kv_heads, head_dim, n_vocab;
+    uint32_t n_experts, n_active; // experts are ffn_width wide
 } g_shapes[] = {
     {"8b", 32, 4096, 14336, 32, 8, 128, 128256},
     {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
     {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
     {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
+    {"30b-a3b", 48, 2048, 768, 32, 4, 128, 151936, 128, 8},
 };
 
 #define CONTEXT_TRAINED 131072 // no limit for any benchmark
@@ -159,7 +161,7 @@ static enum ew_dtype matrix_type(const struct ew_synthetic *synthetic, const str
     if (strcmp(want->name, "output") == 0)
         dtype = synthetic->type->better;
     else if (sscanf(want->name, "blk.%u.%31s", &layer, part) == 2 &&
-             (strcmp(part, "attn_v") == 0 || strcmp(part, "ffn_down") == 0) &&
+             (strcmp(part, "attn_v") == 0 || strcmp(part, "ffn_down") == 0 || strcmp(part, "ffn_down_exps") == 0) &&
              is_better_layer(layer, synthetic->n_layers))
         dtype = synthetic->type->better;
     if (want->cols % ew_dtype_info(dtype)->block_elements) // rows that a type does not divide fall back, as in quantize
@@ -227,11 +229,13 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
         for (int kind = 0; kind < 2; kind++)
             shape->ropes[kind] = (struct ew_rope_shape){
                 .theta = 500000, .partial = 1, .context_trained = CONTEXT_TRAINED};
+        shape->n_experts = g_shapes[i].n_experts;
+        shape->n_experts_active = g_shapes[i].n_active;
+        shape->route_normalise = true;
         return ew_shape_finish(shape, err);
     }
-    ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"%s", EW_STR_ARG(name),
-            ew_str_is(name, "30b-a3b") ? " yet: it has experts" : "");
-    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b");
+    ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"", EW_STR_ARG(name));
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b");
 }
 
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)

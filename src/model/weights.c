@@ -68,19 +68,46 @@ static int read_grouped(const struct ew_weight_source *source, uint64_t row, uin
     return 0;
 }
 
-// Of a matrix stored as [cols, rows]: arg is the bytes of an element, the columns and the bytes of a stored row.
-static int read_transposed(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
-                           struct ew_error *err)
+// Elements at regular distances, all in bytes: of each part (expert) some rows, of each row `cols` elements.
+struct strided {
+    const unsigned char *first;
+    uint64_t size, cols, rows_per_part;
+    uint64_t part_stride, row_stride, col_stride;
+};
+
+static int read_strided(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                        struct ew_error *err)
 {
-    uint64_t size = source->arg[0], cols = source->arg[1];
-    const unsigned char *from = (const unsigned char *)source->ctx + row * size;
+    const struct strided *s = source->ctx;
     unsigned char *out = dst;
 
     (void)err;
-    for (uint64_t c = 0; c < cols; c++, from += source->arg[2])
-        for (uint64_t r = 0; r < n_rows; r++)
-            memcpy(out + (r * cols + c) * size, from + r * size, size);
+    for (uint64_t i = row; i < row + n_rows; i++, out += s->cols * s->size) {
+        const unsigned char *from = s->first + i / s->rows_per_part * s->part_stride +
+                                    i % s->rows_per_part * s->row_stride;
+
+        if (s->col_stride == s->size) {
+            memcpy(out, from, s->cols * s->size);
+            continue;
+        }
+        for (uint64_t c = 0; c < s->cols; c++)
+            memcpy(out + c * s->size, from + c * s->col_stride, s->size);
+    }
     return 0;
+}
+
+static void release_parts(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows)
+{
+    const struct parts *parts = source->ctx;
+    uint64_t from = row * parts->row_bytes, left = n_rows * parts->row_bytes;
+
+    while (left) {
+        uint64_t inside = from % parts->part_bytes, n = EW_MIN(parts->part_bytes - inside, left);
+
+        ew_mapfile_dont_need_at(parts->at[from / parts->part_bytes] + inside, n);
+        from += n;
+        left -= n;
+    }
 }
 
 static void shape_text(const struct ew_tensor *tensor, char *out, size_t size)
@@ -145,8 +172,9 @@ static void mark_used(struct ew_binder *binder, const struct ew_tensor *tensor, 
         binder->type_bytes[tensor->dtype] += tensor->bytes;
 }
 
-// "blk.3.attn_q.bias" -> the file's name of blk.3.attn_q and ".bias"; everything else has ".weight".
-static bool file_name(const struct ew_binder *binder, const char *canonical, uint32_t head, uint32_t choice, char *out,
+// "blk.3.attn_q.bias" -> the file's name of blk.3.attn_q and ".bias"; everything else has ".weight". A table may also
+// give the whole name for a canonical one with its suffix.
+static bool file_name(const struct ew_binder *binder, const char *canonical, uint32_t part, uint32_t choice, char *out,
                       size_t size)
 {
     struct ew_str name = ew_str_of(canonical);
@@ -154,8 +182,11 @@ static bool file_name(const struct ew_binder *binder, const char *canonical, uin
     char stem[128];
     size_t len;
 
+    snprintf(stem, sizeof(stem), "%s%s", canonical, suffix[1] == 'b' ? "" : suffix);
+    if (choice == 0 && ew_family_tensor(binder->family, binder->format, stem, part, 0, out, size))
+        return true;
     snprintf(stem, sizeof(stem), "%.*s", (int)(name.len - (suffix[1] == 'b' ? 5 : 0)), canonical);
-    if (!ew_family_tensor(binder->family, binder->format, stem, head, choice, out, size))
+    if (!ew_family_tensor(binder->family, binder->format, stem, part, choice, out, size))
         return false;
     len = strlen(out);
     if (len + strlen(suffix) >= size)
@@ -218,11 +249,29 @@ static int bind_grouped(struct ew_binder *binder, const struct ew_weight_want *w
     return 0;
 }
 
+static int set_strided(struct ew_binder *binder, const struct ew_tensor *tensor, const struct strided *strided,
+                       struct ew_weight_source *out, struct ew_error *err)
+{
+    struct strided *copy = ew_arena_alloc(binder->arena, sizeof(*copy));
+
+    if (!copy)
+        return ew_fail_memory(err, sizeof(*copy), "the place of a weight");
+    *copy = *strided;
+    *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_strided, .ctx = copy};
+    return 0;
+}
+
 // A part of a matrix [cols, whole_rows].
 static int bind_transposed(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
                            uint64_t first, uint64_t whole_rows, struct ew_weight_source *out, struct ew_error *err)
 {
     uint64_t size = ew_dtype_row_bytes(tensor->dtype, 1);
+    struct strided strided = {.first = tensor->data + first * size,
+                              .size = size,
+                              .cols = want->cols,
+                              .rows_per_part = want->rows,
+                              .row_stride = size,
+                              .col_stride = whole_rows * size};
     int rc;
 
     if (!shape_fits(tensor, true, want->cols, whole_rows))
@@ -231,11 +280,7 @@ static int bind_transposed(struct ew_binder *binder, const struct ew_weight_want
     if (rc)
         return rc;
     mark_used(binder, tensor, true);
-    *out = (struct ew_weight_source){.dtype = tensor->dtype,
-                                     .read = read_transposed,
-                                     .ctx = tensor->data + first * size,
-                                     .arg = {size, want->cols, whole_rows * size}};
-    return 0;
+    return set_strided(binder, tensor, &strided, out, err);
 }
 
 // A weight, or the part of a tensor that it is, in whichever way the file stores it.
@@ -293,6 +338,99 @@ static int bind_heads(struct ew_binder *binder, const struct ew_weight_want *wan
     return 0;
 }
 
+// One expert's matrix, where experts are tensors of their own.
+static int bind_expert(struct ew_binder *binder, const struct ew_weight_want *want, uint32_t expert,
+                       struct ew_weight_source *out, struct ew_error *err)
+{
+    const struct ew_tensor *tensor = find_tensor(binder, want->name, expert);
+    struct ew_weight_want one = {
+        .name = want->name, .rows = want->rows / want->n_experts, .cols = want->cols, .is_matrix = want->is_matrix};
+
+    if (!tensor)
+        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to expert %u is missing", want->name, expert);
+    return bind_slice(binder, &one, tensor, 0, one.is_matrix ? one.rows : one.cols, out, err);
+}
+
+static int bind_experts(struct ew_binder *binder, const struct ew_weight_want *want, struct ew_weight_source *out,
+                        struct ew_error *err)
+{
+    struct parts *parts = ew_arena_alloc(binder->arena, sizeof(*parts) + want->n_experts * sizeof(parts->at[0]));
+    struct ew_weight_source first = {0};
+
+    if (!parts)
+        return ew_fail_memory(err, want->n_experts * sizeof(parts->at[0]), "the parts of a weight");
+    for (uint32_t i = 0; i < want->n_experts; i++) {
+        struct ew_weight_source source;
+        int rc = bind_expert(binder, want, i, &source, err);
+
+        if (rc)
+            return rc;
+        if (i == 0)
+            first = source;
+        if (source.dtype != first.dtype)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the experts of %s have different types", want->name);
+        parts->at[i] = source.mapped;
+    }
+    parts->count = want->n_experts;
+    parts->row_bytes = first.arg[0];
+    parts->part_bytes = want->rows / want->n_experts * parts->row_bytes;
+    *out = (struct ew_weight_source){.dtype = first.dtype, .read = read_parts, .release = release_parts, .ctx = parts};
+    return 0;
+}
+
+// Whether the tensor is [n_experts, rows, cols] (or [.., cols, rows]), a vector [n_experts, rows].
+static bool is_stack_of(const struct ew_tensor *tensor, const struct ew_weight_want *want, uint64_t rows,
+                        bool transposed)
+{
+    if (tensor->n_dims != (want->is_matrix ? 3 : 2) || tensor->shape[0] != want->n_experts)
+        return false;
+    if (!want->is_matrix)
+        return tensor->shape[1] == rows;
+    return tensor->shape[transposed ? 2 : 1] == rows && tensor->shape[transposed ? 1 : 2] == want->cols;
+}
+
+// All experts in one tensor, whose rows they are, or part of.
+static int bind_stack(struct ew_binder *binder, const struct ew_weight_want *want, const struct ew_tensor *tensor,
+                      bool is_part, struct ew_weight_source *out, struct ew_error *err)
+{
+    uint64_t own = want->is_matrix ? want->rows / want->n_experts : want->cols, rows = is_part ? want->whole_rows : own;
+    bool transposed = want->is_matrix && (binder->storage & EW_FAMILY_TRANSPOSED_EXPERTS);
+    bool paired = is_part && (binder->storage & EW_FAMILY_PAIRED_EXPERTS), by_elements = transposed || !want->is_matrix;
+    uint64_t size = ew_dtype_row_bytes(tensor->dtype, by_elements ? 1 : want->cols), step = paired ? rows / own : 1;
+    uint64_t first = paired ? want->group_first : is_part ? want->first_row : 0;
+    struct strided strided = {.first = tensor->data + first * size, .size = size, .cols = 1, .rows_per_part = own};
+    int rc;
+
+    if (!is_stack_of(tensor, want, rows, transposed))
+        return fail_shape(tensor, want, rows, want->cols, err);
+    rc = check_type(tensor, want->is_matrix && !transposed, err);
+    if (rc)
+        return rc;
+    if (!size)
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "tensor " EW_STR_FMT " has rows of %llu elements, which blocks of %s do not divide",
+                       EW_STR_ARG(tensor->name), (unsigned long long)want->cols, ew_dtype_name(tensor->dtype));
+    mark_used(binder, tensor, want->is_matrix);
+    strided.part_stride = rows * size * (transposed ? want->cols : 1);
+    strided.row_stride = step * size;
+    strided.col_stride = size;
+    if (transposed) {
+        strided.cols = want->cols;
+        strided.col_stride = rows * size;
+    } else if (!want->is_matrix) {
+        strided.cols = own;
+        strided.rows_per_part = 1;
+        strided.col_stride = step * size;
+    }
+    if (!is_part && !transposed) { // the bytes as they are
+        *out = (struct ew_weight_source){.dtype = tensor->dtype, .read = read_mapped, .mapped = tensor->data};
+        out->arg[0] = want->is_matrix ? size : own * size;
+        out->release = release_mapped;
+        return 0;
+    }
+    return set_strided(binder, tensor, &strided, out, err);
+}
+
 static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
 {
     char own[256], whole[256];
@@ -316,13 +454,17 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
     // The fused tensor first: GGUF calls Phi-3's gate and up together what elsewhere is up alone.
     tensor = want->whole ? find_tensor(binder, want->whole, 0) : NULL;
     if (tensor)
-        return bind(binder, want, tensor, true, out, err);
+        return want->n_experts ? bind_stack(binder, want, tensor, true, out, err)
+                               : bind(binder, want, tensor, true, out, err);
+    if (want->n_experts && ew_family_is_stack(binder->family, binder->format, want->name))
+        return bind_experts(binder, want, out, err);
     if (want->n_heads && ew_family_is_stack(binder->family, binder->format, want->name))
         return bind_heads(binder, want, out, err);
     tensor = find_tensor(binder, want->name, 0);
     if (!tensor)
         return fail_missing(binder, want, err);
-    return bind(binder, want, tensor, false, out, err);
+    return want->n_experts ? bind_stack(binder, want, tensor, false, out, err)
+                           : bind(binder, want, tensor, false, out, err);
 }
 
 int ew_binder_init(struct ew_binder *binder, const struct ew_family *family, enum ew_family_format format,

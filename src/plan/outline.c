@@ -35,6 +35,19 @@ static bool is_embedding_only(const struct ew_program *program, uint32_t weight)
     return embeds && !multiplies;
 }
 
+// Of a weight, what one token makes use of.
+static double share_of_token(const struct ew_program *program, uint32_t weight)
+{
+    uint32_t n_experts = program->weights[weight].n_experts;
+
+    if (is_embedding_only(program, weight))
+        return 1 / (double)program->weights[weight].rows;
+    for (uint32_t i = 0; n_experts && i < program->n_ops; i++)
+        if (program->ops[i].kind == EW_OP_ROUTE)
+            return (double)program->ops[i].route.n_active / n_experts;
+    return 1;
+}
+
 // The same tensor may be bound twice, as a tied head is.
 static bool is_repeated(const struct ew_program *program, uint32_t index)
 {
@@ -57,9 +70,9 @@ static void add_weights(struct ew_outline *outline, const struct ew_program *pro
             continue;
         outline->params += elements;
         outline->weight_bytes += bytes;
-        outline->read_bytes += is_embedding_only(program, i) ? bytes / (double)weight->rows : bytes;
+        outline->read_bytes += bytes * share_of_token(program, i);
+        outline->active_params += elements * (weight->n_experts ? share_of_token(program, i) : 1);
     }
-    outline->active_params = outline->params;
 }
 
 static void add_caches(struct ew_outline *outline, const struct ew_program *program)

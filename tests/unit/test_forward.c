@@ -271,6 +271,13 @@ static void checkpoints(void **state)
         "glm4",
         "chatglm_remote_layout",
         "gemma3_text",
+        "mixtral",
+        "phimoe",
+        "qwen2_moe",
+        "qwen3_moe",
+        "qwen3_omni_thinker_text",
+        "gpt_oss_bf16",
+        "llama4_text",
         "llama_rope_dynamic",
     };
     char model[512], ref[600];

@@ -73,6 +73,12 @@ static const char *const g_checkpoints[] = {
     "glm4",
     "chatglm_remote_layout",
     "gemma3_text",
+    "mixtral",
+    "phimoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss_bf16",
+    "llama4_text",
 };
 
 static void fixture_path(char *out, size_t size, const char *name)
@@ -553,7 +559,7 @@ static void synthetic_models_have_sane_weights(void **state)
 static void synthetic_names_are_checked(void **state)
 {
     static const char *const names[] = {"synthetic:", "synthetic:8b", "synthetic:9b:f16", "synthetic:8b:awq",
-                                        "synthetic:30b-a3b:q4_k_m"};
+                                        "synthetic:30b:q4_k_m"};
 
     (void)state;
     for (size_t i = 0; i < EW_COUNT_OF(names); i++) {

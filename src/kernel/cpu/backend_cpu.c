@@ -71,7 +71,7 @@ static int cpu_create(const struct ew_backend_config *config, struct ew_backend 
 static uint64_t rows_of(const struct ew_cpu_plan *plan, enum ew_cpu_rows rows, const struct ew_limits *limits)
 {
     return rows == EW_CPU_ROWS_LOGITS  ? limits->n_logits_max
-           : rows == EW_CPU_ROWS_PAIRS ? (uint64_t)limits->n_tokens_max * plan->n_active_max
+           : rows == EW_CPU_ROWS_PAIRS ? (uint64_t)limits->n_tokens_max * plan->n_active
                                        : limits->n_tokens_max;
 }
 
@@ -117,7 +117,7 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, floats = scratch_floats(program, limits);
     float **tables = ew_cpu_carve(carver, (plan->n_buffers + program->n_ropes + backend->n_threads) * sizeof(*tables));
-    uint64_t n_pairs = n_tokens * plan->n_active_max;
+    uint64_t n_pairs = n_tokens * plan->n_active;
     bool real = carver->base != NULL;
 
     work->buffers = tables;
@@ -144,7 +144,7 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     }
     carve_q8(&work->q8, carver, plan->q8_cols_max, EW_MAX(EW_MAX(n_tokens, limits->n_logits_max), n_pairs));
     if (n_pairs)
-        carve_pairs(&work->pairs, carver, n_pairs, plan->n_experts_max);
+        carve_pairs(&work->pairs, carver, n_pairs, plan->n_experts);
     work->tokens = ew_cpu_carve(carver, n_tokens * sizeof(*work->tokens));
     work->queries = ew_cpu_carve(carver, n_tokens * sizeof(*work->queries));
     work->selected = ew_cpu_carve(carver, limits->n_logits_max * sizeof(*work->selected));
@@ -296,7 +296,7 @@ static void cpu_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
     if (fn && !backend->trace_rows.data &&
         ew_cpu_region_map(&backend->trace_rows,
                           width * sizeof(float) *
-                              EW_MAX(EW_MAX(1, backend->plan.n_active_max) * (uint64_t)backend->limits.n_tokens_max,
+                              EW_MAX(EW_MAX(1, backend->plan.n_active) * (uint64_t)backend->limits.n_tokens_max,
                                      backend->limits.n_logits_max),
                           "traced rows", NULL))
         return; // no memory: nothing is traced

@@ -141,19 +141,18 @@ void ew_cpu_route(const struct ew_op *op, const float *logits, const float *bias
 void ew_cpu_pairs_sort(struct ew_cpu_pairs *pairs, const struct ew_op *op, const float *routes, uint32_t stride,
                        uint32_t n_tokens)
 {
-    uint32_t n_experts = op->route.n_experts, n_active = op->route.n_active;
+    uint32_t n_experts = op->route.n_experts, n_active = op->route.n_active, n_pairs = n_tokens * n_active;
 
     memset(pairs->first, 0, (n_experts + 1) * sizeof(*pairs->first));
-    pairs->n_pairs = n_tokens * n_active;
     pairs->n_used = 0;
-    for (uint32_t i = 0; i < pairs->n_pairs; i++) // how many of each, one place further
+    for (uint32_t i = 0; i < n_pairs; i++) // how many of each, one place further
         pairs->first[(uint32_t)routes[(uint64_t)(i / n_active) * stride + i % n_active] + 1]++;
     for (uint32_t e = 0; e < n_experts; e++) {
         if (pairs->first[e + 1])
             pairs->used[pairs->n_used++] = e;
         pairs->first[e + 1] += pairs->first[e];
     }
-    for (uint32_t i = 0; i < pairs->n_pairs; i++) {
+    for (uint32_t i = 0; i < n_pairs; i++) {
         uint32_t expert = (uint32_t)routes[(uint64_t)(i / n_active) * stride + i % n_active];
         uint32_t place = pairs->first[expert]++;
 

@@ -7,8 +7,8 @@
 #include "kernel/cpu/cpu_plan.h"
 
 struct ew_cpu_pairs {
-    uint32_t n_pairs, n_used; // of the newest sort; experts with at least one pair
-    uint32_t *token;          // [n_pairs] of each pair, sorted by expert
+    uint32_t n_used; // experts with at least one pair
+    uint32_t *token;          // [n_tokens * n_active] of each pair, sorted by expert
     uint32_t *place;          // [n_tokens, n_active] where the pair stands in that order
     uint32_t *first;          // [n_experts + 1] pair of each expert
     uint32_t *used;           // [n_used] experts, rising

@@ -173,8 +173,11 @@ static void add_sort(struct lowering *low, uint32_t index)
     const struct ew_op *op = &low->program->ops[index];
 
     add_step(low, EW_CPU_STEP_SORT, index);
-    low->plan->n_experts_max = EW_MAX(low->plan->n_experts_max, op->route.n_experts);
-    low->plan->n_active_max = EW_MAX(low->plan->n_active_max, op->route.n_active);
+    // One number of pairs serves all buffers and stages.
+    EW_ASSERT(!low->plan->n_active ||
+              (low->plan->n_active == op->route.n_active && low->plan->n_experts == op->route.n_experts));
+    low->plan->n_experts = op->route.n_experts;
+    low->plan->n_active = op->route.n_active;
 }
 
 static void add_steps(struct lowering *low)

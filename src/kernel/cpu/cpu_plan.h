@@ -57,7 +57,7 @@ struct ew_cpu_plan {
     uint32_t n_buffers, n_steps, n_stages, n_singles;
     uint32_t result; // buffer of the program's logits
     uint32_t result_width;
-    uint32_t n_experts_max, n_active_max; // of any ROUTE
+    uint32_t n_experts, n_active; // of every ROUTE; 0: there is none
     uint32_t q8_cols_max;                 // widest input of a product that wants 8-bit activations, 0: none
 };
 

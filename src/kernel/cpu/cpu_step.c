@@ -274,7 +274,7 @@ static uint32_t stage_rows(const struct ew_cpu_backend *backend, const struct ew
     case EW_CPU_ROWS_LOGITS:
         return backend->batch->n_logits;
     case EW_CPU_ROWS_PAIRS:
-        return backend->work.pairs.n_pairs;
+        return backend->batch->n_tokens * backend->plan.n_active;
     case EW_CPU_ROWS_ONE:
         return 1;
     }
@@ -363,7 +363,14 @@ static uint32_t stage_tiles(const struct ew_cpu_backend *backend, const struct e
     return n;
 }
 
-// The same for experts: of each product, the tiles of every expert that has pairs.
+// The most experts that the pairs of this step can have. How many it really is, differs from layer to layer; a thread
+// that comes late to a stage must still find the number of units that the others found.
+static uint32_t experts_most(const struct ew_cpu_backend *backend)
+{
+    return EW_MIN(backend->plan.n_experts, backend->batch->n_tokens * backend->plan.n_active);
+}
+
+// The same for experts: of each product, the tiles of every expert that has pairs; units beyond those are empty.
 static void run_expert_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
                              uint32_t to, float *scratch)
 {
@@ -371,15 +378,18 @@ static void run_expert_tiles(const struct ew_cpu_backend *backend, const struct 
 
     for (uint32_t i = 0, first = 0; i < stage->count && first < to; i++) {
         const struct ew_cpu_step *step = &backend->plan.steps[stage->first + i];
-        uint32_t tiles = step_tiles(backend, step), end = first + pairs->n_used * tiles;
+        uint32_t tiles = step_tiles(backend, step), end = first + experts_most(backend) * tiles;
 
         while (from < EW_MIN(to, end)) {
             uint32_t used = (from - first) / tiles, begin = first + used * tiles, stop = EW_MIN(begin + tiles, to);
             struct ew_cpu_matrix matrix;
             struct ew_cpu_q8 q8;
-            struct ew_cpu_linear job = expert_job(backend, step, pairs->used[used], &matrix, &q8, scratch);
 
-            backend->ops.linear[matrix.layout](&job, from - begin, stop - begin);
+            if (used < pairs->n_used) {
+                struct ew_cpu_linear job = expert_job(backend, step, pairs->used[used], &matrix, &q8, scratch);
+
+                backend->ops.linear[matrix.layout](&job, from - begin, stop - begin);
+            }
             from = stop;
         }
         first = end;
@@ -394,7 +404,7 @@ static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct e
     case EW_CPU_STAGE_LINEAR:
         return stage_rows(backend, stage) ? stage_tiles(backend, stage) : 0;
     case EW_CPU_STAGE_EXPERTS:
-        return stage_tiles(backend, stage) * backend->work.pairs.n_used;
+        return stage_tiles(backend, stage) * experts_most(backend);
     case EW_CPU_STAGE_ATTENTION:
         break;
     }
