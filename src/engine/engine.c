@@ -252,6 +252,7 @@ static void count(struct ew_engine *engine, double seconds)
     ew_pace_note(&engine->pace, engine->n_decoding, (uint32_t)n_prefill, seconds);
     engine->stats.steps++;
     engine->stats.n_batch_last = engine->n_work;
+    engine->stats.batch_sequences += engine->n_work;
     engine->stats.batch_steps[ew_batch_bucket(engine->n_work)]++;
     engine->stats.prefill_tokens += n_prefill;
     engine->stats.decode_tokens += n_decode;

@@ -65,6 +65,7 @@ struct ew_engine_stats {
     uint32_t n_running_max;                       // requests at once, as configured
     uint32_t n_batch_last;                        // sequences of the last step
     uint64_t batch_steps[EW_BATCH_BUCKETS];       // steps by their number of sequences, see ew_batch_bucket_max
+    uint64_t batch_sequences;                     // of all steps together
     uint64_t steps, prefill_tokens, decode_tokens, reused_tokens, recomputed_tokens;
     uint64_t n_finished[EW_FINISH_COUNT]; // requests that ended, by enum ew_finish
     uint64_t n_preempted;
@@ -75,6 +76,8 @@ struct ew_engine_stats {
 void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out);
 uint32_t ew_batch_bucket_max(uint32_t bucket); // 1, 2, 4, ... 256, UINT32_MAX
 
+#define EW_SHOWN_MAX 8
+
 struct ew_request {
     const int32_t *ids; // the whole prompt, copied; the engine reuses what the prefix tree has of it
     uint32_t n_ids;
@@ -83,7 +86,7 @@ struct ew_request {
     uint32_t n_logprobs;         // alternatives reported with each token, 0: none; 1 gives the chosen one's
     bool ignore_eos;
     bool no_reuse; // computes the whole prompt, whatever is known of it
-    int32_t shown[2]; // special tokens whose text belongs to the answer, such as the marks around reasoning
+    int32_t shown[EW_SHOWN_MAX]; // special tokens whose text belongs to the answer, such as the marks around reasoning
     uint32_t n_shown;
     int32_t priority;  // higher ones go first
     uint64_t client;   // clients share fairly among requests of one priority; 0: all of those are one client
