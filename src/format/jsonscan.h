@@ -1,6 +1,7 @@
 #pragma once
 // Checks a JSON object as it arrives, byte by byte, for texts that are still being written. It keeps nothing of the
-// text: who feeds it looks at `state` and `depth` around each byte. Source: RFC 8259, without the freedoms of format/json.h.
+// text: who feeds it looks at `state` and `depth` around each byte. Source: RFC 8259, without the freedoms of
+// format/json.h.
 // Bytes above 127 are taken for parts of characters; the caller knows that its text is UTF-8.
 
 #include <stdbool.h>

@@ -34,7 +34,7 @@ void ew_toolcalls_fini(struct ew_toolcalls *calls)
     ew_buf_fini(&calls->held);
 }
 
-// ---- the text held back --------------------------------------------------------------------------------------------
+// ---- the text held back -------------------------------------------------------------------------------------------
 
 static bool is_space(char c)
 {
@@ -78,7 +78,7 @@ static void give_content(struct ew_toolcalls *calls, size_t len)
     drop(calls, len);
 }
 
-// ---- a call --------------------------------------------------------------------------------------------------------
+// ---- a call -------------------------------------------------------------------------------------------------------
 
 static void to_text(struct ew_toolcalls *calls)
 {
@@ -198,7 +198,7 @@ static void finish_call(struct ew_toolcalls *calls)
     calls->state = EW_TOOLCALLS_BEHIND;
 }
 
-// ---- inside the object ---------------------------------------------------------------------------------------------
+// ---- inside the object --------------------------------------------------------------------------------------------
 
 // false: an unmarked object with a member that calls do not have is content, and need not be held any longer.
 static bool note_key(struct ew_toolcalls *calls)
@@ -336,9 +336,10 @@ static bool in_object(struct ew_toolcalls *calls)
     return true;
 }
 
-// ---- outside -------------------------------------------------------------------------------------------------------
+// ---- outside ------------------------------------------------------------------------------------------------------
 
-// A llama's call has no marker: it is an object at the start of the answer, or after another call. false: wait for more.
+// A llama's call has no marker: it is an object at the start of the answer, or after another call. false: wait for
+// more.
 static bool at_start(struct ew_toolcalls *calls)
 {
     calls->at = 0;
@@ -555,7 +556,7 @@ bool ew_toolcalls_end(struct ew_toolcalls *calls)
     return ew_buf_ok(&calls->held);
 }
 
-// ---- which form a template writes ------------------------------------------------------------------------------------
+// ---- which form a template writes ---------------------------------------------------------------------------------
 
 #define PROBE(arguments)                                                                                               \
     "{\"messages\": [{\"role\": \"user\", \"content\": \"probe-user\"}, {\"role\": \"assistant\", \"content\": \"\","  \

@@ -1,8 +1,10 @@
 #pragma once
-// Calls of tools in a streamed answer. Feed text in pieces of any size, whole characters each; what is certain leaves through
-// the sink: content, and calls as their name and then their arguments in pieces. Text that may yet begin a call is held back.
+// Calls of tools in a streamed answer. Feed text in pieces of any size, whole characters each; what is certain leaves
+// through the sink: content, and calls as their name and then their arguments in pieces. Text that may yet begin a
+// call is held back.
 //
-// What turns out to be no call, or one whose JSON is broken, is content as it stands; only white space next to calls is lost.
+// What turns out to be no call, or one whose JSON is broken, is content as it stands; only white space next to calls
+// is lost.
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,10 +45,11 @@ struct ew_toolcall_sink {
 
 struct ew_toolcalls {
     enum ew_toolcall_kind kind;
-    // Calls leave only when they are complete, so that a broken one is content wholly. Without it a call's arguments leave
-    // as they come; where they break, the call stands as far as it went, and the rest is content.
+    // Calls leave only when they are complete, so that a broken one is content wholly. Without it a call's arguments
+    // leave as they come; where they break, the call stands as far as it went, and the rest is content.
     bool whole;
-    const struct ew_str *names; // of the tools there are; LLAMA takes an unmarked object for a call only if it names one
+    // Of the tools there are: LLAMA takes an unmarked object for a call only if it names one.
+    const struct ew_str *names;
     uint32_t n_names;
     struct ew_toolcall_sink sink;
     uint32_t n_calls;

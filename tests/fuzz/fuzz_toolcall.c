@@ -1,5 +1,5 @@
-// Byte 0: the form of calls; byte 1: the size of pieces; then an answer. Pieces change nothing where calls are given whole, an
-// answer without calls is its content, and arguments are JSON objects.
+// Byte 0: the form of calls; byte 1: the size of pieces; then an answer. Pieces change nothing where calls are given
+// whole, and an answer without calls is its content.
 #include <stddef.h>
 #include <stdint.h>
 

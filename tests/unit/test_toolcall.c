@@ -142,8 +142,10 @@ static const struct example g_broken[] = {
     {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": x}</tool_call>", "<tool_call>{\"name\": x}</tool_call>"},
     {EW_TOOLCALL_HERMES, "<tool_call>{\"arguments\": {}}</tool_call>!", "<tool_call>{\"arguments\": {}}</tool_call>!"},
     {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": \"\"}</tool_call>", "<tool_call>{\"name\": \"\"}</tool_call>"},
-    {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": \"x\", \"arguments\": 7}", "<tool_call>{\"name\": \"x\", \"arguments\": 7}"},
-    {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": \"x\", \"name\": \"y\"}", "<tool_call>{\"name\": \"x\", \"name\": \"y\"}"},
+    {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": \"x\", \"arguments\": 7}",
+     "<tool_call>{\"name\": \"x\", \"arguments\": 7}"},
+    {EW_TOOLCALL_HERMES, "<tool_call>{\"name\": \"x\", \"name\": \"y\"}",
+     "<tool_call>{\"name\": \"x\", \"name\": \"y\"}"},
     {EW_TOOLCALL_HERMES, "<tool_call>{\"a\": 01}", "<tool_call>{\"a\": 01}"},
     {EW_TOOLCALL_HERMES, "<tool_call>{\"a\": \"\\x\"}", "<tool_call>{\"a\": \"\\x\"}"},
     {EW_TOOLCALL_HERMES, "<tool_call><tool_call>{\"name\": \"x\"}</tool_call>", "<tool_call><<x: {}>>"},
@@ -237,7 +239,8 @@ static void the_template_tells_the_form(void **state)
          EW_TOOLCALL_NONE, false},
         {CALLS("{\"name\": \"{{ c.function.name }}\", \"parameters\": {{ c.function.arguments | tojson }}}"),
          EW_TOOLCALL_LLAMA, false},
-        {CALLS("[TOOL_CALLS][{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}]"),
+        {CALLS("[TOOL_CALLS][{\"name\": \"{{ c.function.name }}\","
+               " \"arguments\": {{ c.function.arguments | tojson }}}]"),
          EW_TOOLCALL_MISTRAL, false},
         {CALLS("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"), EW_TOOLCALL_MISTRAL,
          false},
@@ -247,8 +250,8 @@ static void the_template_tells_the_form(void **state)
         struct ew_chat_format *chat;
         struct ew_toolcall_format format;
 
-        assert_int_equal(ew_chat_format_compile(ew_str_of(cases[i].source), (struct ew_str){0}, NULL, NULL, &chat, NULL),
-                         0);
+        assert_int_equal(
+            ew_chat_format_compile(ew_str_of(cases[i].source), (struct ew_str){0}, NULL, NULL, &chat, NULL), 0);
         format = ew_toolcall_detect(chat);
         assert_int_equal(format.kind, cases[i].kind);
         assert_int_equal(format.arguments_as_text, cases[i].as_text);
@@ -259,9 +262,12 @@ static void the_template_tells_the_form(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(calls_are_found_in_pieces_of_any_size), cmocka_unit_test(what_is_no_call_is_content),
-        cmocka_unit_test(arguments_leave_as_they_come),          cmocka_unit_test(arguments_that_break_off_are_not_lost),
-        cmocka_unit_test(what_is_held_is_bounded),               cmocka_unit_test(the_template_tells_the_form),
+        cmocka_unit_test(calls_are_found_in_pieces_of_any_size),
+        cmocka_unit_test(what_is_no_call_is_content),
+        cmocka_unit_test(arguments_leave_as_they_come),
+        cmocka_unit_test(arguments_that_break_off_are_not_lost),
+        cmocka_unit_test(what_is_held_is_bounded),
+        cmocka_unit_test(the_template_tells_the_form),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
