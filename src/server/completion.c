@@ -1,0 +1,639 @@
+#include "server/completion.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/map.h"
+#include "server/exchange.h"
+
+#define RENDERED_BYTES_MAX ((size_t)64 << 20)
+#define TEXT_MAX_TOKENS 16 // of /v1/completions where the client names none, as OpenAI has it
+
+// ---- which request is whose ---------------------------------------------------------------------------------------
+
+static struct ew_choice **bucket_of(struct ew_api *api, uint64_t request)
+{
+    return &api->buckets[request % EW_API_BUCKETS]; // the engine numbers its requests one after the other
+}
+
+static void remember(struct ew_choice *choice)
+{
+    struct ew_choice **bucket = bucket_of(choice->completion->api, choice->request);
+
+    choice->next_in_bucket = *bucket;
+    *bucket = choice;
+    choice->is_open = true;
+    choice->completion->n_open++;
+}
+
+static struct ew_choice *find_choice(struct ew_api *api, uint64_t request)
+{
+    struct ew_choice *choice = *bucket_of(api, request);
+
+    while (choice && choice->request != request)
+        choice = choice->next_in_bucket;
+    return choice;
+}
+
+static void forget(struct ew_choice *choice)
+{
+    struct ew_choice **at = bucket_of(choice->completion->api, choice->request);
+
+    while (*at != choice)
+        at = &(*at)->next_in_bucket;
+    *at = choice->next_in_bucket;
+    choice->is_open = false;
+    choice->completion->n_open--;
+}
+
+// ---- calls of tools, as the parser finds them ---------------------------------------------------------------------
+
+static void on_content(void *ctx, struct ew_str text)
+{
+    struct ew_choice *choice = ctx;
+
+    if (!choice->is_cut)
+        ew_buf_append_str(&choice->content, text);
+}
+
+static void on_call(void *ctx, uint32_t index, struct ew_str name)
+{
+    struct ew_choice *choice = ctx;
+
+    if (!choice->is_cut)
+        ew_reply_note_call(choice, index, name);
+}
+
+static void on_arguments(void *ctx, uint32_t index, struct ew_str piece)
+{
+    struct ew_choice *choice = ctx;
+
+    if (!choice->is_cut)
+        ew_buf_append_str(&choice->arguments, piece);
+}
+
+static void on_call_end(void *ctx, uint32_t index)
+{
+    struct ew_choice *choice = ctx;
+
+    if (choice->is_cut)
+        return;
+    ew_reply_note_arguments(choice, index);
+    if (choice->completion->params.one_call) {
+        choice->is_cut = true;
+        ew_service_cancel(choice->completion->api->service, choice->request);
+    }
+}
+
+// ---- a completion -------------------------------------------------------------------------------------------------
+
+static void choice_fini(struct ew_choice *choice)
+{
+    ew_reasoning_fini(&choice->split);
+    ew_toolcalls_fini(&choice->calls);
+    ew_buf_fini(&choice->content);
+    ew_buf_fini(&choice->reasoning);
+    ew_buf_fini(&choice->pieces);
+    ew_buf_fini(&choice->tool_calls);
+    ew_buf_fini(&choice->arguments);
+    for (int i = 0; i < 4; i++)
+        ew_buf_fini(&choice->logprobs[i]);
+}
+
+static void completion_free(struct ew_completion *completion)
+{
+    for (uint32_t i = 0; i < completion->n_choices; i++)
+        choice_fini(&completion->choices[i]);
+    *completion->link = completion->next;
+    if (completion->next)
+        completion->next->link = completion->link;
+    completion->api->metrics.n_open--;
+    ew_arena_fini(&completion->arena);
+    ew_free(completion);
+}
+
+// The names of the tools; in the arena.
+static void set_names(struct ew_completion *completion, const struct ew_json *tools, const struct ew_str **out,
+                      uint32_t *n_out)
+{
+    struct ew_str *names = ew_arena_array(&completion->arena, tools->count, sizeof(*names));
+    uint32_t n = 0;
+
+    for (const struct ew_json *tool = names ? tools->child : NULL; tool; tool = tool->next)
+        names[n++] = ew_json_str(ew_json_get(ew_json_get(tool, "function"), "name"), "");
+    *out = names;
+    *n_out = n;
+}
+
+static void choice_init(struct ew_choice *choice, struct ew_completion *completion, uint32_t index,
+                        struct ew_str prompt_tail)
+{
+    static const struct ew_chat_caps no_template = {0};
+    const struct ew_api *api = completion->api;
+    const struct ew_json *tools = completion->params.no_tools ? NULL : completion->params.tools;
+    const struct ew_toolcall_sink sink = {on_content, on_call, on_arguments, on_call_end, choice};
+    bool is_chat = completion->route == EW_PARAMS_CHAT;
+
+    choice->completion = completion;
+    choice->index = index;
+    ew_reasoning_init(&choice->split, is_chat ? ew_chat_format_caps(api->config.chat) : &no_template, prompt_tail);
+    ew_toolcalls_init(&choice->calls, is_chat && tools ? api->tool_format.kind : EW_TOOLCALL_NONE, &sink);
+    choice->calls.whole = !completion->params.stream;
+    if (choice->calls.kind != EW_TOOLCALL_NONE)
+        set_names(completion, tools, &choice->calls.names, &choice->calls.n_names);
+    ew_buf_init(&choice->content, EW_ANSWER_BYTES_MAX);
+    ew_buf_init(&choice->reasoning, EW_ANSWER_BYTES_MAX);
+    ew_buf_init(&choice->pieces, EW_ANSWER_BYTES_MAX);
+    ew_buf_init(&choice->tool_calls, EW_ANSWER_BYTES_MAX);
+    ew_buf_init(&choice->arguments, EW_ANSWER_BYTES_MAX);
+    for (int i = 0; i < 4; i++)
+        ew_buf_init(&choice->logprobs[i], EW_ANSWER_BYTES_MAX);
+}
+
+static void set_id(struct ew_completion *completion)
+{
+    unsigned char random[12];
+    int at = snprintf(completion->id, sizeof(completion->id), "%s-",
+                      completion->route == EW_PARAMS_CHAT ? "chatcmpl" : "cmpl");
+
+    if (getrandom(random, sizeof(random), GRND_NONBLOCK) != sizeof(random))
+        snprintf((char *)random, sizeof(random), "%" PRIx64, ew_clock_ns());
+    for (size_t i = 0; i < sizeof(random); i++)
+        at += snprintf(completion->id + at, sizeof(completion->id) - (size_t)at, "%02x", random[i]);
+}
+
+static struct ew_completion *completion_new(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route,
+                                            uint32_t n_choices)
+{
+    struct ew_completion *completion = ew_alloc(sizeof(*completion) + n_choices * sizeof(completion->choices[0]));
+
+    if (!completion)
+        return NULL;
+    completion->api = api;
+    completion->x = x;
+    completion->route = route;
+    completion->created = (int64_t)time(NULL);
+    completion->started_s = ew_clock_s();
+    set_id(completion);
+    completion->next = api->completions;
+    completion->link = &api->completions;
+    if (completion->next)
+        completion->next->link = &completion->next;
+    api->completions = completion;
+    api->metrics.n_open++;
+    return completion;
+}
+
+static void cancel_all(struct ew_completion *completion)
+{
+    for (uint32_t i = 0; i < completion->n_choices; i++)
+        if (completion->choices[i].is_open)
+            ew_service_cancel(completion->api->service, completion->choices[i].request);
+}
+
+// The reply is over. What the engine still does for it is stopped, and ends the completion.
+static void let_go(struct ew_completion *completion)
+{
+    completion->x = NULL;
+    cancel_all(completion);
+}
+
+static void on_gone(void *ctx)
+{
+    struct ew_completion *completion = ctx;
+
+    completion->api->metrics.n_gone++;
+    let_go(completion);
+}
+
+// ---- events -------------------------------------------------------------------------------------------------------
+
+// Takes what was written off the chunk buffer to the client. A client that reads too slowly is given up.
+static void write_chunk(struct ew_completion *completion)
+{
+    struct ew_buf *chunk = &completion->api->chunk;
+
+    if (!completion->x || !chunk->len)
+        return;
+    if (!completion->is_streaming) {
+        ew_exchange_header_add(completion->x, "Cache-Control", "no-cache");
+        completion->is_streaming = true;
+        if (ew_exchange_stream_begin(completion->x, 200, "text/event-stream; charset=utf-8") < 0) {
+            on_gone(completion);
+            return;
+        }
+    }
+    if (!ew_buf_ok(chunk) || !ew_exchange_stream_write(completion->x, ew_buf_str(chunk)))
+        on_gone(completion);
+}
+
+static void fail(struct ew_completion *completion, const struct ew_fault *fault)
+{
+    struct ew_buf *chunk = &completion->api->chunk;
+    struct ew_exchange *x = completion->x;
+
+    if (!x)
+        return;
+    if (!completion->is_streaming) {
+        let_go(completion);
+        ew_api_refuse(x, fault);
+        return;
+    }
+    ew_buf_reset(chunk);
+    ew_buf_append_str(chunk, EW_STR("data: "));
+    ew_fault_json(fault, chunk);
+    ew_buf_append_str(chunk, EW_STR("\n\ndata: [DONE]\n\n"));
+    write_chunk(completion);
+    if (!completion->x)
+        return;
+    let_go(completion);
+    ew_exchange_stream_end(x);
+}
+
+static void fail_memory(struct ew_completion *completion)
+{
+    struct ew_fault fault;
+
+    ew_fault_set(&fault, 503, "server_error", "out_of_memory", "no memory is left for the answer");
+    fail(completion, &fault);
+}
+
+// Reasoning, then calls, then what is left is content.
+static void take_text(struct ew_choice *choice, struct ew_str text, bool is_end)
+{
+    bool ok;
+
+    ew_buf_reset(&choice->pieces);
+    ew_reasoning_push(&choice->split, text, &choice->reasoning, &choice->pieces);
+    if (is_end)
+        ew_reasoning_end(&choice->split, &choice->reasoning, &choice->pieces);
+    ok = ew_buf_ok(&choice->pieces) && ew_toolcalls_push(&choice->calls, ew_buf_str(&choice->pieces));
+    if (ok && is_end)
+        ok = ew_toolcalls_end(&choice->calls);
+    if (!ok)
+        choice->content.failed = true;
+}
+
+static void count_tokens(struct ew_choice *choice, const struct ew_service_event *event)
+{
+    struct ew_completion *completion = choice->completion;
+    struct ew_metrics *metrics = &completion->api->metrics;
+
+    if (!event->n_tokens)
+        return;
+    metrics->answer_tokens += event->n_tokens;
+    if (!completion->has_first)
+        ew_histogram_add(&metrics->ttft, event->time_s - completion->started_s, 1);
+    if (choice->newest_s > 0) // merged events tell only their newest token's time
+        ew_histogram_add(&metrics->itl, (event->time_s - choice->newest_s) / event->n_tokens, event->n_tokens);
+    completion->has_first = true;
+    choice->newest_s = event->time_s;
+}
+
+static void note(struct ew_choice *choice, const struct ew_service_event *event)
+{
+    choice->n_prompt = event->n_prompt;
+    choice->n_cached = event->n_reused;
+    choice->n_new = event->n_new;
+    count_tokens(choice, event);
+}
+
+static void finish_stream(struct ew_completion *completion)
+{
+    struct ew_exchange *x = completion->x;
+    struct ew_buf *chunk = &completion->api->chunk;
+
+    ew_buf_reset(chunk);
+    if (completion->params.include_usage)
+        ew_reply_usage_chunk(completion, chunk);
+    ew_buf_append_str(chunk, EW_STR("data: [DONE]\n\n"));
+    write_chunk(completion);
+    if (!completion->x)
+        return;
+    completion->x = NULL;
+    ew_exchange_stream_end(x);
+}
+
+static void finish_whole(struct ew_completion *completion)
+{
+    struct ew_exchange *x = completion->x;
+    struct ew_buf out;
+
+    ew_buf_init(&out, EW_ANSWER_BYTES_MAX);
+    ew_reply_whole(completion, &out);
+    if (ew_buf_ok(&out)) {
+        completion->x = NULL;
+        ew_exchange_reply(x, 200, "application/json", ew_buf_str(&out));
+    } else {
+        fail_memory(completion);
+    }
+    ew_buf_fini(&out);
+}
+
+static void finish_completion(struct ew_completion *completion)
+{
+    struct ew_metrics *metrics = &completion->api->metrics;
+
+    if (completion->x) {
+        ew_histogram_add(&metrics->e2e, ew_clock_s() - completion->started_s, 1);
+        (completion->params.stream ? finish_stream : finish_whole)(completion);
+    }
+    completion_free(completion);
+}
+
+// What ended without an answer to give.
+static bool is_failure(const struct ew_choice *choice, const struct ew_service_event *event, struct ew_fault *fault)
+{
+    if (choice->is_cut)
+        return false;
+    switch (event->finish) {
+    case EW_FINISH_ERROR:
+        ew_fault_of(fault, &event->error);
+        return true;
+    case EW_FINISH_DEADLINE:
+        ew_fault_set(fault, 504, "server_error", "deadline_exceeded", "the answer took longer than %g seconds",
+                     choice->completion->api->config.deadline_s);
+        return true;
+    case EW_FINISH_CANCELLED:
+        ew_fault_set(fault, 503, "server_error", "cancelled", "the server stopped before the answer was whole");
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void on_finished(struct ew_choice *choice, const struct ew_service_event *event)
+{
+    struct ew_completion *completion = choice->completion;
+    struct ew_metrics *metrics = &completion->api->metrics;
+    struct ew_fault fault;
+
+    forget(choice);
+    choice->finish = event->finish;
+    metrics->prompt_tokens += event->n_prompt;
+    metrics->cached_tokens += event->n_reused;
+    ew_histogram_add(&metrics->queue, event->queue_s, 1);
+    if (completion->x && is_failure(choice, event, &fault))
+        fail(completion, &fault);
+    if (completion->x && completion->params.stream) {
+        ew_buf_reset(&completion->api->chunk);
+        ew_reply_chunk(choice, ew_reply_finish(choice), &completion->api->chunk);
+        write_chunk(completion);
+    }
+    if (completion->n_open == 0)
+        finish_completion(completion);
+}
+
+static void on_event(struct ew_choice *choice, const struct ew_service_event *event)
+{
+    struct ew_completion *completion = choice->completion;
+    bool ends = event->kind == EW_EVENT_FINISHED;
+
+    note(choice, event);
+    if (completion->x) {
+        take_text(choice, event->text, ends);
+        if (completion->params.logprobs && !choice->is_cut)
+            ew_reply_note_logprobs(choice, event);
+        if (!ew_buf_ok(&choice->content))
+            fail_memory(completion);
+    }
+    if (completion->x && completion->params.stream && !ends) {
+        if (choice->call_is_open || choice->arguments.len)
+            ew_reply_note_arguments(choice, choice->calls.n_calls);
+        ew_buf_reset(&completion->api->chunk);
+        ew_reply_chunk(choice, NULL, &completion->api->chunk);
+        write_chunk(completion);
+    }
+    if (ends)
+        on_finished(choice, event);
+}
+
+void ew_api_poll(struct ew_api *api)
+{
+    struct ew_service_event event;
+
+    while (ew_service_next_event(api->service, &event)) {
+        struct ew_choice *choice = find_choice(api, event.request);
+
+        if (choice)
+            on_event(choice, &event);
+    }
+}
+
+void ew_api_forget_all(struct ew_api *api)
+{
+    while (api->completions)
+        completion_free(api->completions);
+}
+
+// ---- submission ---------------------------------------------------------------------------------------------------
+
+// On the engine's thread: no token that ends the answer before so many are there.
+static const uint32_t *mask_end(void *ctx, const int32_t *answer, uint32_t n_answer)
+{
+    const struct ew_completion *completion = ctx;
+
+    return n_answer < completion->n_min_tokens ? completion->api->mask_no_end : NULL;
+}
+
+// Fair sharing is between whoever uses the same key and calls itself the same user.
+static uint64_t client_of(const struct ew_completion *completion)
+{
+    struct ew_str key = ew_exchange_header(completion->x, "authorization"), user = completion->params.user;
+    uint64_t hash = key.len ? ew_hash_bytes(key.ptr, key.len, 1) : 0;
+
+    return user.len ? ew_hash_bytes(user.ptr, user.len, hash) : hash;
+}
+
+static void set_request(struct ew_completion *completion, struct ew_request *request)
+{
+    const struct ew_api *api = completion->api;
+    bool has_calls = completion->choices[0].calls.kind != EW_TOOLCALL_NONE;
+
+    ew_params_request(&completion->params, api->config.model, request);
+    if (completion->route == EW_PARAMS_TEXT && !request->n_max)
+        request->n_max = TEXT_MAX_TOKENS;
+    request->client = client_of(completion);
+    request->deadline_s = api->config.deadline_s;
+    completion->n_min_tokens = (uint32_t)completion->params.min_tokens;
+    if (completion->n_min_tokens && !request->ignore_eos) {
+        request->mask = mask_end;
+        request->mask_ctx = completion;
+    }
+    if (completion->route == EW_PARAMS_TEXT)
+        return;
+    request->n_shown = has_calls ? api->n_shown : api->n_shown_plain;
+    memcpy(request->shown, api->shown, sizeof(request->shown));
+}
+
+// Submits the choices of one prompt. Their seeds differ, so that their answers do where they are sampled.
+static int submit_prompt(struct ew_completion *completion, const struct ew_request *base, uint32_t first,
+                         const struct ew_ids *ids, struct ew_fault *fault)
+{
+    for (uint32_t i = 0; i < (uint32_t)completion->params.n; i++) {
+        struct ew_choice *choice = &completion->choices[first + i];
+        struct ew_request request = *base;
+        struct ew_error err = {0};
+
+        request.ids = ids->ids;
+        request.n_ids = (uint32_t)ids->count;
+        request.sampling.seed += i;
+        if (ew_service_submit(completion->api->service, &request, &choice->request, &err) < 0)
+            return ew_fault_of(fault, &err);
+        remember(choice);
+    }
+    return 0;
+}
+
+static int check_service(const struct ew_completion *completion, struct ew_fault *fault)
+{
+    const struct ew_params *params = &completion->params;
+
+    if (!completion->api->config.tok && (params->n_stop || completion->route == EW_PARAMS_CHAT))
+        return ew_fault_set(fault, 400, "invalid_request_error", "no_tokenizer", "the model has no tokenizer");
+    for (uint32_t i = 0; i < params->n_bias; i++)
+        if ((uint32_t)params->bias[i].token >= completion->api->config.model->shape.n_vocab)
+            return ew_fault_field(fault, "logit_bias", "names token %d and the vocabulary has %u",
+                                  params->bias[i].token, completion->api->config.model->shape.n_vocab);
+    return 0;
+}
+
+static int start_chat(struct ew_completion *completion, struct ew_fault *fault)
+{
+    struct ew_request request;
+    struct ew_ids ids = {0};
+    struct ew_buf rendered;
+    int rc;
+
+    ew_buf_init(&rendered, RENDERED_BYTES_MAX);
+    rc = ew_prompt_chat(completion->api, &completion->params, &completion->arena, &rendered, &ids, fault);
+    if (rc == 0) {
+        for (uint32_t i = 0; i < completion->n_choices; i++)
+            choice_init(&completion->choices[i], completion, i, ew_buf_str(&rendered));
+        set_request(completion, &request);
+        rc = submit_prompt(completion, &request, 0, &ids, fault);
+    }
+    ew_ids_fini(&ids);
+    ew_buf_fini(&rendered);
+    return rc;
+}
+
+static void put_echo(struct ew_choice *choice, const struct ew_json *prompt, const struct ew_ids *ids)
+{
+    const struct ew_tokenizer *tok = choice->completion->api->config.tok;
+
+    if (prompt->type == EW_JSON_T_STRING)
+        ew_buf_append_str(&choice->content, prompt->text);
+    else if (tok && ew_detokenize(tok, ids->ids, ids->count, false, &choice->content, NULL) < 0)
+        choice->content.failed = true;
+}
+
+static int start_text_prompt(struct ew_completion *completion, uint32_t first, const struct ew_json *prompt,
+                             struct ew_fault *fault)
+{
+    struct ew_request request;
+    struct ew_ids ids = {0};
+    int rc = ew_prompt_text(completion->api, prompt, &ids, fault);
+
+    for (uint32_t i = 0; rc == 0 && i < (uint32_t)completion->params.n; i++) {
+        choice_init(&completion->choices[first + i], completion, first + i, (struct ew_str){0});
+        if (completion->params.echo)
+            put_echo(&completion->choices[first + i], prompt, &ids);
+    }
+    if (rc == 0) {
+        set_request(completion, &request);
+        rc = submit_prompt(completion, &request, first, &ids, fault);
+    }
+    ew_ids_fini(&ids);
+    return rc;
+}
+
+// An array of numbers is one prompt, one of anything else is several.
+static bool has_many_prompts(const struct ew_json *prompt)
+{
+    return prompt->type == EW_JSON_T_ARRAY && prompt->child->type != EW_JSON_T_INT;
+}
+
+static int start_text(struct ew_completion *completion, struct ew_fault *fault)
+{
+    const struct ew_json *prompt = completion->params.prompt;
+    uint32_t first = 0;
+
+    if (!has_many_prompts(prompt))
+        return start_text_prompt(completion, 0, prompt, fault);
+    for (const struct ew_json *one = prompt->child; one; one = one->next) {
+        if (start_text_prompt(completion, first, one, fault) < 0)
+            return -1;
+        first += (uint32_t)completion->params.n;
+    }
+    return 0;
+}
+
+static int count_choices(const struct ew_params *params, struct ew_fault *fault)
+{
+    uint64_t n_prompts = params->prompt && has_many_prompts(params->prompt) ? params->prompt->count : 1;
+
+    if (n_prompts * (uint64_t)params->n > EW_PARAMS_CHOICES_MAX)
+        return ew_fault_field(fault, params->prompt ? "prompt" : "n",
+                              "asks for %" PRIu64 " answers and at most %d are given to one request",
+                              n_prompts * (uint64_t)params->n, EW_PARAMS_CHOICES_MAX);
+    return (int)(n_prompts * (uint64_t)params->n);
+}
+
+static int read_body(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route, struct ew_arena *arena,
+                     struct ew_params *params, struct ew_fault *fault)
+{
+    const struct ew_json *body;
+
+    if (ew_params_parse(arena, ew_exchange_body(x), &body, fault) < 0 ||
+        ew_params_read(params, route, body, arena, fault) < 0 || ew_prompt_model(api, params->model, fault) < 0)
+        return -1;
+    return count_choices(params, fault);
+}
+
+static void start(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route)
+{
+    struct ew_completion *completion = NULL;
+    struct ew_params params;
+    struct ew_arena arena;
+    struct ew_fault fault;
+    int n;
+
+    ew_arena_init(&arena, EW_PARAMS_ARENA_MAX);
+    n = read_body(api, x, route, &arena, &params, &fault);
+    if (n > 0)
+        completion = completion_new(api, x, route, (uint32_t)n);
+    if (!completion) {
+        if (n > 0)
+            ew_fault_set(&fault, 503, "server_error", "out_of_memory", "no memory is left for the request");
+        ew_arena_fini(&arena);
+        ew_api_refuse(x, &fault);
+        return;
+    }
+    completion->arena = arena;
+    completion->params = params;
+    completion->n_choices = (uint32_t)n;
+    if (check_service(completion, &fault) == 0 &&
+        (route == EW_PARAMS_CHAT ? start_chat : start_text)(completion, &fault) == 0) {
+        ew_exchange_on_gone(x, on_gone, completion);
+        return;
+    }
+    fail(completion, &fault);
+    if (completion->n_open == 0)
+        completion_free(completion);
+}
+
+void ew_api_chat(struct ew_api *api, struct ew_exchange *x)
+{
+    start(api, x, EW_PARAMS_CHAT);
+}
+
+void ew_api_completions(struct ew_api *api, struct ew_exchange *x)
+{
+    start(api, x, EW_PARAMS_TEXT);
+}
