@@ -52,9 +52,19 @@ static uint32_t blocks_to_take(const struct ew_sequence *seq, uint32_t g, uint32
     return length > seq->n_blocks[g] ? length - seq->n_blocks[g] : 0;
 }
 
-// Whether n more tokens of the sequence fit besides what is planned and `spare` blocks. A window takes no more at once
-// than a chunk does: behind it blocks come free.
-static bool has_room(const struct ew_engine *engine, const struct ew_sequence *seq, uint32_t n, uint32_t spare)
+// Blocks that running requests of lower priority hold: an upper bound of what preempting them all would free.
+static uint32_t held_below(const struct ew_engine *engine, int32_t priority, uint32_t g)
+{
+    uint32_t held = 0;
+
+    for (uint32_t i = engine->n_running; i > 0 && engine->running[i - 1]->request.priority < priority; i--)
+        held += engine->running[i - 1]->seq->n_blocks[g] - engine->running[i - 1]->seq->first[g];
+    return held;
+}
+
+// Whether n more tokens of the sequence fit besides what is planned, were those below this priority gone. A window
+// takes no more at once than a chunk does: behind it blocks come free.
+static bool has_room(const struct ew_engine *engine, const struct ew_sequence *seq, uint32_t n, int32_t priority)
 {
     const struct ew_cache *cache = &engine->core.cache;
 
@@ -65,10 +75,19 @@ static bool has_room(const struct ew_engine *engine, const struct ew_sequence *s
         if (group->kind == EW_CACHE_WINDOW)
             wanted = EW_MIN(wanted, ew_cache_blocks_needed(group, seq->n_cached + n, engine->core.config.chunk,
                                                            cache->block_tokens));
-        if (wanted + engine->planned[g] + spare > ew_cache_available(cache, g))
+        if (wanted + engine->planned[g] > (uint64_t)ew_cache_available(cache, g) + held_below(engine, priority, g))
             return false;
     }
     return true;
+}
+
+static void plan_blocks(struct ew_engine *engine, const struct ew_sequence *seq, uint32_t n_tokens, bool add)
+{
+    for (uint32_t g = 0; g < engine->core.cache.n_groups; g++) {
+        uint32_t n = blocks_to_take(seq, g, n_tokens);
+
+        engine->planned[g] += add ? n : -n;
+    }
 }
 
 // ---- running requests ----------------------------------------------------------------------------------------------
@@ -90,15 +109,6 @@ static void remove_running(struct ew_engine *engine, const struct ew_job *job)
         at++;
     engine->n_running--;
     memmove(engine->running + at, engine->running + at + 1, (engine->n_running - at) * sizeof(*engine->running));
-}
-
-static uint32_t n_active(const struct ew_engine *engine)
-{
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < engine->n_running; i++)
-        n += !engine->running[i]->is_paused;
-    return n;
 }
 
 static void give_up_blocks(struct ew_engine *engine, struct ew_job *job, bool keep)
@@ -186,21 +196,30 @@ static void adopt_prefix(struct ew_engine *engine, struct ew_job *job)
         ew_prefix_adopt(engine->core.cache.prefix, job->root, job->seq, engine->core.backend);
 }
 
-// Whether what the sequence has to compute fits, after requests of lower priority made room. Each active one may need
-// a block for its next token.
+// What an active request will take to compute its known tokens and to hold the next one.
+static void plan_pending(struct ew_engine *engine, const struct ew_job *job, bool add)
+{
+    plan_blocks(engine, job->seq, tokens_pending(job) + 1, add);
+}
+
+// Whether what the sequence has to compute fits, after requests of lower priority made room. Nobody gives way where it
+// would not help.
 static bool make_room_below(struct ew_engine *engine, const struct ew_job *job)
 {
-    while (!has_room(engine, job->seq, tokens_pending(job) + 1, n_active(engine))) {
-        struct ew_job *victim = NULL;
+    uint32_t n = tokens_pending(job) + 1;
+    int32_t priority = job->request.priority;
 
-        for (uint32_t i = 0; i < engine->n_running; i++)
-            if (!engine->running[i]->is_paused && engine->running[i]->request.priority < job->request.priority)
-                victim = engine->running[i];
-        if (!victim)
-            return false;
+    if (!has_room(engine, job->seq, n, priority))
+        return false;
+    for (uint32_t i = engine->n_running; i > 0 && !has_room(engine, job->seq, n, INT32_MIN); i--) {
+        struct ew_job *victim = engine->running[i - 1];
+
+        if (victim->is_paused || victim->request.priority >= priority)
+            continue;
+        plan_pending(engine, victim, false);
         preempt(engine, victim);
     }
-    return true;
+    return has_room(engine, job->seq, n, INT32_MIN);
 }
 
 // Gives the request, whose sequence has its tokens, caches to start with.
@@ -209,10 +228,12 @@ static bool take_place(struct ew_engine *engine, struct ew_job *job)
     if (engine->core.config.policy == EW_POLICY_GUARANTEED_NO_EVICT && !can_reserve(engine, job))
         return false;
     adopt_prefix(engine, job);
-    if (engine->core.config.policy == EW_POLICY_GUARANTEED_NO_EVICT || make_room_below(engine, job))
-        return true;
-    ew_sequence_rewind(job->seq, 0);
-    return false;
+    if (engine->core.config.policy == EW_POLICY_MAX_UTILIZATION && !make_room_below(engine, job)) {
+        ew_sequence_rewind(job->seq, 0);
+        return false;
+    }
+    plan_pending(engine, job, true);
+    return true;
 }
 
 static bool resume(struct ew_engine *engine, struct ew_job *job)
@@ -228,8 +249,6 @@ static bool start(struct ew_engine *engine, struct ew_job *job)
 {
     struct ew_sequence *seq = free_sequence(engine);
 
-    if (!seq)
-        return false;
     ew_sequence_append(seq, job->request.ids, job->request.n_ids);
     seq->rope_span = job->n_tokens_max;
     job->seq = seq;
@@ -251,15 +270,21 @@ static bool start(struct ew_engine *engine, struct ew_job *job)
 
 void ew_schedule_admit(struct ew_engine *engine)
 {
+    bool went_on = true;
+
     memset(engine->planned, 0, sizeof(engine->planned));
-    for (;;) {
+    for (uint32_t i = 0; i < engine->n_running; i++)
+        if (!engine->running[i]->is_paused)
+            plan_pending(engine, engine->running[i], true);
+    // Whoever is first in order and does not fit holds up the others: else it might never fit.
+    while (went_on) {
         struct ew_job *paused = next_paused(engine), *waiting = next_waiting(engine);
         bool is_urgent = waiting && (!paused || waiting->request.priority > paused->request.priority);
 
-        if (is_urgent && start(engine, waiting))
-            continue;
-        if (!paused || !resume(engine, paused))
-            return;
+        if (is_urgent && free_sequence(engine))
+            went_on = start(engine, waiting);
+        else
+            went_on = paused && resume(engine, paused);
     }
 }
 
@@ -275,15 +300,6 @@ static bool is_prompt(const struct ew_job *job)
     return !job->is_paused && tokens_pending(job) > 1;
 }
 
-static void plan_blocks(struct ew_engine *engine, const struct ew_work *work, bool add)
-{
-    for (uint32_t g = 0; g < engine->core.cache.n_groups; g++) {
-        uint32_t n = blocks_to_take(work->seq, g, work->n_tokens);
-
-        engine->planned[g] += add ? n : -n;
-    }
-}
-
 static void drop_work(struct ew_engine *engine, const struct ew_job *job)
 {
     for (uint32_t w = 0; w < engine->n_work; w++) {
@@ -291,7 +307,7 @@ static void drop_work(struct ew_engine *engine, const struct ew_job *job)
 
         if (engine->work_jobs[w] != job)
             continue;
-        plan_blocks(engine, &engine->work[w], false);
+        plan_blocks(engine, engine->work[w].seq, engine->work[w].n_tokens, false);
         memmove(engine->work + w, engine->work + w + 1, n_after * sizeof(*engine->work));
         memmove(engine->work_jobs + w, engine->work_jobs + w + 1, n_after * sizeof(*engine->work_jobs));
         engine->n_decoding -= w < engine->n_decoding;
@@ -305,7 +321,7 @@ static void drop_work(struct ew_engine *engine, const struct ew_job *job)
 static bool make_room(struct ew_engine *engine, const struct ew_job *job, uint32_t n)
 {
     ew_sequence_release_passed(job->seq);
-    for (uint32_t i = engine->n_running; !has_room(engine, job->seq, n, 0);) {
+    for (uint32_t i = engine->n_running; !has_room(engine, job->seq, n, INT32_MIN);) {
         struct ew_job *victim;
 
         do {
@@ -332,7 +348,7 @@ static bool add_work(struct ew_engine *engine, struct ew_job *job, uint32_t n_to
         .n_tokens = n_tokens,
         .want = n_tokens == tokens_pending(job) ? EW_WANT_LAST : EW_WANT_NONE,
     };
-    plan_blocks(engine, work, true);
+    plan_blocks(engine, work->seq, work->n_tokens, true);
     job->stepped = engine->stats.steps + 1;
     return true;
 }

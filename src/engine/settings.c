@@ -52,7 +52,8 @@ static int check(const struct ew_serve_settings *serve, const struct ew_engine_c
         rc = ew_fail(err, EW_ERR_USAGE, "max_num_tokens is %u and must be at least max_batch_size, which is %u",
                      config->max_num_tokens, config->max_batch_size);
     if (rc == 0 && config->max_sessions && config->max_sessions < config->max_batch_size)
-        rc = ew_fail(err, EW_ERR_USAGE, "max_concurrent_sessions is %u and must be at least max_batch_size, which is %u",
+        rc = ew_fail(err, EW_ERR_USAGE,
+                     "max_concurrent_sessions is %u and must be at least max_batch_size, which is %u",
                      config->max_sessions, config->max_batch_size);
     return rc;
 }

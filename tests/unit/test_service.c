@@ -328,6 +328,47 @@ static void stopping_with_work_under_way_leaks_nothing(void **state)
     ew_model_close(model);
 }
 
+// From each request's first tokens to the end of all, on both sides of the queue.
+static void decoding_allocates_nothing(void **state)
+{
+    enum { N = 4 };
+    struct ew_model *model = open_model();
+    struct ew_service_config config = small_config();
+    struct ew_service *service;
+    struct ew_service_event event;
+    struct ew_request request;
+    double end_s = ew_clock_s() + PATIENCE_S;
+    uint32_t n_tokens = 0, n_finished = 0;
+    uint64_t before = 0, id;
+    int32_t prompt[10];
+
+    (void)state;
+    config.engine.reuse = true;
+    service = start(model, &config);
+    random_ids(5, prompt, 10);
+    request = request_for(prompt, 10, 60);
+    request.n_logprobs = 3;
+    request.sampling.temperature = 1;
+    request.sampling.top_p = 0.9f;
+    for (uint32_t i = 0; i < N; i++)
+        assert_int_equal(ew_service_submit(service, &request, &id, NULL), 0);
+    while (n_finished < N) {
+        assert_true(ew_clock_s() < end_s);
+        if (!ew_service_next_event(service, &event)) {
+            nap();
+            continue;
+        }
+        n_tokens += event.n_tokens;
+        n_finished += event.kind == EW_EVENT_FINISHED;
+        if (before == 0 && n_tokens >= N)
+            before = ew_alloc_count();
+    }
+    assert_int_equal(n_tokens, 60 * N);
+    assert_int_equal(ew_alloc_count(), before);
+    ew_service_stop(service);
+    ew_model_close(model);
+}
+
 // ---- many threads at once ------------------------------------------------------------------------------------------
 
 struct submitter {
@@ -400,6 +441,7 @@ int main(void)
         cmocka_unit_test(cancelling_ends_running_and_waiting_requests),
         cmocka_unit_test(a_slow_consumer_gets_everything_merged),
         cmocka_unit_test(stopping_with_work_under_way_leaks_nothing),
+        cmocka_unit_test(decoding_allocates_nothing),
         cmocka_unit_test(threads_submit_and_cancel_at_once),
     };
 
