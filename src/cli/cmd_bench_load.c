@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/clock.h"
 #include "bench/load.h"
 #include "cli/cli.h"
 #include "format/profile.h"
@@ -12,6 +13,7 @@
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 #define KEY_BYTES_MAX 1024
 #define REQUESTS_PER_CLIENT 10 // where neither a number nor a duration is given
+#define SEEDS 1000000007ull // the clock's seeds are below this, short enough to be typed again
 #define SLO_SHARE_DEFAULT 95   // per cent of the requests that must keep the limits
 
 static const char *const g_outcomes[EW_LOAD_N_OUTCOMES] = {
@@ -320,7 +322,7 @@ static struct ew_load_options options_of(const struct ew_args *args)
         .n_turns = (uint32_t)ew_args_int(args, "turns", 1),
         .n_turn_tokens = (uint32_t)ew_args_int(args, "turn-tokens", 32),
         .n_gen = (uint32_t)ew_args_int(args, "gen-tokens", 64),
-        .seed = (uint64_t)ew_args_int(args, "seed", 1),
+        .seed = (uint64_t)ew_args_int(args, "seed", (int64_t)(ew_clock_ns() % SEEDS)),
         .temperature = ew_args_float(args, "temp", 0),
         .timeout_s = ew_args_float(args, "timeout", 600),
         .stream = !ew_args_flag(args, "no-stream"),
@@ -432,7 +434,7 @@ static const struct ew_opt g_own[] = {
     {"stop-at-eos", 0, EW_OPT_FLAG, NULL, "answers may be shorter: ignore_eos is not sent"},
     {"no-stream", 0, EW_OPT_FLAG, NULL, "ask for whole answers"},
     {"temp", 0, EW_OPT_FLOAT, "T", "temperature; default 0, greedy", NULL, 0, 100},
-    {"seed", 0, EW_OPT_INT, "N", "of prompts and arrivals; default 1", NULL, 0, 9e15},
+    {"seed", 0, EW_OPT_INT, "N", "of prompts and arrivals; default the clock's: the same prompts again would find the server's caches warm", NULL, 0, 9e15},
     {"timeout", 0, EW_OPT_FLOAT, "S", "of one request; default 600", NULL, 0.01, 1e6},
     {"verify", 0, EW_OPT_FLAG, NULL, "ask each prompt once more, alone: the answer must be the same"},
     {"slo-ttft", 0, EW_OPT_FLOAT, "MS", "limit for the first token; goodput counts what keeps all limits", NULL, 0.001,
