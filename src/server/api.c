@@ -6,6 +6,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/map.h"
 #include "server/api_state.h"
 #include "server/exchange.h"
@@ -67,6 +68,16 @@ static void set_fingerprint(struct ew_api *api)
              (unsigned long long)(ew_hash_bytes(text, EW_MIN((size_t)len, sizeof(text) - 1), 0) >> 16));
 }
 
+static void open_meter(struct ew_api *api)
+{
+    struct ew_service_stats stats;
+    struct ew_error err = {0};
+
+    ew_service_stats(api->service, &stats);
+    if (ew_energy_open(NULL, strcmp(stats.engine.backend_name, "cuda") == 0, &api->energy, &err) < 0)
+        ew_log_error(&err);
+}
+
 int ew_api_create(const struct ew_api_config *config, struct ew_api **out, struct ew_error *err)
 {
     struct ew_api *api = ew_alloc(sizeof(*api));
@@ -89,6 +100,7 @@ int ew_api_create(const struct ew_api_config *config, struct ew_api **out, struc
         return rc;
     }
     set_fingerprint(api);
+    open_meter(api);
     *out = api;
     return 0;
 }
@@ -98,6 +110,7 @@ void ew_api_destroy(struct ew_api *api)
     if (!api)
         return;
     ew_service_stop(api->service);
+    ew_energy_close(api->energy);
     ew_api_forget_all(api);
     ew_buf_fini(&api->chunk);
     ew_free(api->mask_no_end);
@@ -338,6 +351,8 @@ void ew_api_metrics(struct ew_api *api, struct ew_exchange *x)
     ew_service_stats(api->service, &stats);
     ew_buf_init(&out, REPLY_BYTES_MAX);
     ew_metrics_write(&api->metrics, &stats, &out);
+    if (api->energy)
+        ew_metrics_write_energy(ew_energy_joules(api->energy), ew_energy_watts(api->energy), &out);
     ew_exchange_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", ew_buf_str(&out));
     ew_buf_fini(&out);
 }

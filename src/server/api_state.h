@@ -1,6 +1,7 @@
 #pragma once
 // What the files of the API share. I/O thread only.
 
+#include "platform/energy.h"
 #include "server/api.h"
 #include "server/metrics.h"
 #include "server/params.h"
@@ -24,6 +25,8 @@ struct ew_api {
     struct ew_completion *completions;
     struct ew_choice *buckets[EW_API_BUCKETS];
     struct ew_buf chunk; // what is being written
+    struct ew_energy *energy; // NULL: this box cannot measure it
+    double joules;            // as last shared out
 };
 
 
@@ -42,6 +45,8 @@ int ew_prompt_model(const struct ew_api *api, struct ew_str model, struct ew_fau
 
 // Frees what the engine had not finished; the service has been stopped.
 void ew_api_forget_all(struct ew_api *api);
+// Shares the energy used since the last call out among the requests that are being answered.
+void ew_api_share_energy(struct ew_api *api);
 
 
 void ew_api_chat(struct ew_api *api, struct ew_exchange *x);

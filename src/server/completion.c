@@ -174,6 +174,8 @@ static struct ew_completion *completion_new(struct ew_api *api, struct ew_exchan
 
     if (!completion)
         return NULL;
+    if (api->energy)
+        ew_api_share_energy(api);
     completion->api = api;
     completion->x = x;
     completion->route = route;
@@ -413,10 +415,22 @@ static void on_event(struct ew_choice *choice, const struct ew_service_event *ev
         on_finished(choice, event);
 }
 
+// Equal shares for all that are open meanwhile: nothing finer can be measured.
+void ew_api_share_energy(struct ew_api *api)
+{
+    double joules = ew_energy_joules(api->energy), used = joules - api->joules;
+
+    api->joules = joules;
+    for (struct ew_completion *completion = api->completions; completion; completion = completion->next)
+        completion->joules += used / api->metrics.n_open;
+}
+
 void ew_api_poll(struct ew_api *api)
 {
     struct ew_service_event event;
 
+    if (api->energy)
+        ew_api_share_energy(api);
     while (ew_service_next_event(api->service, &event)) {
         struct ew_choice *choice = find_choice(api, event.request);
 

@@ -41,6 +41,7 @@ struct ew_completion {
     char id[40];
     int64_t created;
     double started_s;
+    double joules; // its share of the box's, where that can be measured
     bool has_first, is_streaming; // is_streaming: the head of the reply has been written
     uint32_t n_choices, n_open, n_min_tokens;
     struct ew_choice choices[];

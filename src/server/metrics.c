@@ -185,3 +185,13 @@ void ew_metrics_write(const struct ew_metrics *metrics, const struct ew_service_
     write_counters(out, metrics, stats);
     write_gauges(out, metrics, stats);
 }
+
+void ew_metrics_write_energy(double joules, double watts, struct ew_buf *out)
+{
+    const struct scalar list[] = {
+        {"energy_joules_total", "counter", "Energy that the box has used since the start.", joules},
+        {"power_watts", "gauge", "What the box draws.", watts},
+    };
+
+    write_scalars(out, list, EW_COUNT_OF(list));
+}

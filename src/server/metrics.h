@@ -34,4 +34,5 @@ struct ew_metrics {
 void ew_metrics_init(struct ew_metrics *metrics);
 // route: its path as the table of routes has it, or "other".
 void ew_metrics_reply(struct ew_metrics *metrics, const char *route, int status);
+void ew_metrics_write_energy(double joules, double watts, struct ew_buf *out); // where the box can measure it
 void ew_metrics_write(const struct ew_metrics *metrics, const struct ew_service_stats *stats, struct ew_buf *out);

@@ -48,8 +48,11 @@ static void append_usage(const struct ew_completion *completion, struct ew_buf *
     }
     ew_buf_printf(out,
                   "{\"prompt_tokens\":%" PRIu64 ",\"completion_tokens\":%" PRIu64 ",\"total_tokens\":%" PRIu64
-                  ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRIu64 "}}",
+                  ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRIu64 "}",
                   n_prompt, n_new, n_prompt + n_new, n_cached);
+    if (completion->api->energy)
+        ew_buf_printf(out, ",\"energy_joules\":%.4g", completion->joules);
+    ew_buf_append_char(out, '}');
 }
 
 // ---- log probabilities --------------------------------------------------------------------------------------------
