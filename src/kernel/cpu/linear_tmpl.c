@@ -15,7 +15,7 @@
 #define SLAB_LEAST (2 * VEC_ACTIVATIONS) // activations for which unpacking first pays
 #define PREFETCH_BYTES 4096
 #define BLOCK_ROWS 256
-#define BLOCK_BYTES (384u << 10)
+#define BLOCK_BYTES (640u << 10) // of activations
 
 // ---- one group of VF rows -----------------------------------------------------------------------
 
@@ -153,6 +153,13 @@ VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first
     }
 }
 
+// Results are written once, to lines that no cache holds: asks for those of n rows in time.
+VEC_INLINE void prefetch_out(const struct ew_cpu_linear *job, uint32_t index, uint32_t b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        __builtin_prefetch(job->out + (uint64_t)(b + i) * job->out_stride + index * EW_CPU_TILE_ROWS, 1);
+}
+
 // Adds the products of one slab to the sums of n activations, a constant where this is inlined.
 VEC_INLINE void slab_rows(struct form form, const struct tile *slab, struct activations x, uint32_t n,
                           float (*sums)[EW_CPU_TILE_ROWS])
@@ -183,8 +190,11 @@ VEC_INLINE void many_rows(struct form form, const struct ew_cpu_linear *job, uin
         uint32_t b = 0;
 
         unpack(form, &tile, group, part.n_groups, &slab);
-        for (; b + VEC_ACTIVATIONS <= n; b += VEC_ACTIVATIONS)
+        for (; b + VEC_ACTIVATIONS <= n; b += VEC_ACTIVATIONS) {
+            if (group + SLAB_GROUPS >= tile.n_groups)
+                prefetch_out(job, index, first + b, VEC_ACTIVATIONS);
             slab_rows(unpacked, &part, rows_from(job->q8, first + b, group), VEC_ACTIVATIONS, sums + b);
+        }
         for (; b < n; b++)
             slab_rows(unpacked, &part, rows_from(job->q8, first + b, group), 1, sums + b);
     }
