@@ -22,7 +22,7 @@ struct ew_cache_link { // of a block among those that only the tree holds
 struct ew_cache_pool {
     struct ew_cache_group group;
     uint32_t n_blocks, n_free, n_reusable;
-    int32_t *free;               // [n_blocks] a stack: the block given back last is taken first, while its memory is warm
+    int32_t *free;               // [n_blocks] a stack: the block given back last is taken first, still warm
     uint32_t *n_refs;            // [n_blocks] the tree's included
     uint32_t *node;              // [n_blocks] of the prefix tree, or EW_NODE_NONE
     struct ew_cache_link *links; // [n_blocks]

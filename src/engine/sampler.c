@@ -1,15 +1,21 @@
 #include "engine/sampler.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
+#include "base/half.h"
 #include "base/rng.h"
+
+#define LANES 16 // kept apart, so that compilers can use vectors of any width
+#define TILE 64
+#define N_CLASSES 128
 
 struct ew_candidate {
     int32_t token;
     float logit;
-    float weight; // exp(logit - greatest logit): not normalised
+    float weight; // exp((logit - greatest logit) / temperature): not normalised
 };
 
 struct ew_sampling ew_sampling_default(void)
@@ -56,10 +62,11 @@ int ew_sampler_init(struct ew_sampler *sampler, uint32_t n_vocab, struct ew_erro
 {
     *sampler = (struct ew_sampler){.n_vocab = n_vocab};
     sampler->candidates = ew_alloc_array(n_vocab, sizeof(*sampler->candidates));
+    sampler->logits = ew_alloc_array(n_vocab, sizeof(*sampler->logits));
     sampler->counts = ew_alloc_array(n_vocab, sizeof(*sampler->counts));
-    if (!sampler->candidates || !sampler->counts) {
+    if (!sampler->candidates || !sampler->logits || !sampler->counts) {
         ew_sampler_fini(sampler);
-        return ew_fail_memory(err, n_vocab * (sizeof(*sampler->candidates) + sizeof(*sampler->counts)), "the sampler");
+        return ew_fail_memory(err, n_vocab * (sizeof(*sampler->candidates) + 2 * sizeof(float)), "the sampler");
     }
     return 0;
 }
@@ -67,34 +74,65 @@ int ew_sampler_init(struct ew_sampler *sampler, uint32_t n_vocab, struct ew_erro
 void ew_sampler_fini(struct ew_sampler *sampler)
 {
     ew_free(sampler->candidates);
+    ew_free(sampler->logits);
     ew_free(sampler->counts);
     *sampler = (struct ew_sampler){0};
 }
 
-// ---- bias, mask, penalties: over all candidates, in the order of their ids -----------------------------------------
+// ---- the greatest logit --------------------------------------------------------------------------------------------
 
-static int load_logits(struct ew_sampler *sampler, const float *logits, struct ew_error *err)
+
+// Leaves the greatest in *max. false where some are NaN or infinite.
+static bool find_max(const float *logits, uint32_t n, float *max)
 {
-    for (uint32_t i = 0; i < sampler->n_vocab; i++) {
-        if (!(logits[i] < INFINITY))
-            return ew_fail(err, EW_ERR_DEVICE, "the model's logit of token %u is %s", i,
-                           isnan(logits[i]) ? "not a number" : "infinite");
-        sampler->candidates[i] = (struct ew_candidate){.token = (int32_t)i, .logit = logits[i]};
+    float lanes[LANES];
+    uint32_t i, bad = 0, bads[LANES] = {0};
+
+    for (uint32_t j = 0; j < LANES; j++)
+        lanes[j] = -INFINITY;
+    for (i = 0; i + LANES <= n; i += LANES) {
+        for (uint32_t j = 0; j < LANES; j++) {
+            float x = logits[i + j];
+
+            bads[j] |= !(x < INFINITY);
+            lanes[j] = x > lanes[j] ? x : lanes[j];
+        }
     }
-    return 0;
+    *max = -INFINITY;
+    for (; i < n; i++) {
+        bad |= !(logits[i] < INFINITY);
+        *max = logits[i] > *max ? logits[i] : *max;
+    }
+    for (uint32_t j = 0; j < LANES; j++) {
+        bad |= bads[j];
+        *max = lanes[j] > *max ? lanes[j] : *max;
+    }
+    return !bad;
 }
 
-static void apply_bias(struct ew_candidate *all, const struct ew_sampling *sampling)
+static int refuse_logits(const float *logits, struct ew_error *err)
+{
+    uint32_t i = 0;
+
+    while (logits[i] < INFINITY)
+        i++;
+    return ew_fail(err, EW_ERR_DEVICE, "the model's logit of token %u is %s", i,
+                   isnan(logits[i]) ? "not a number" : "infinite");
+}
+
+// ---- bias, mask, penalties: over a copy of all logits --------------------------------------------------------------
+
+static void apply_bias(float *logits, const struct ew_sampling *sampling)
 {
     for (uint32_t i = 0; i < sampling->n_bias; i++)
-        all[sampling->bias[i].token].logit += sampling->bias[i].bias;
+        logits[sampling->bias[i].token] += sampling->bias[i].bias;
 }
 
-static void apply_mask(struct ew_candidate *all, uint32_t n, const uint32_t *mask)
+static void apply_mask(float *logits, uint32_t n, const uint32_t *mask)
 {
     for (uint32_t i = 0; i < n; i++)
         if (!(mask[i / 32] >> i % 32 & 1))
-            all[i].logit = -INFINITY;
+            logits[i] = -INFINITY;
 }
 
 // Keskar et al. 2019, section 4.1, with the sign rule that made it usable: a token once seen becomes less likely
@@ -102,7 +140,7 @@ static void apply_mask(struct ew_candidate *all, uint32_t n, const uint32_t *mas
 static void apply_repetition(struct ew_sampler *sampler, const struct ew_sampler_input *input, float penalty)
 {
     for (uint32_t i = 0; i < input->n_history; i++) {
-        float *logit = &sampler->candidates[input->history[i]].logit;
+        float *logit = &sampler->logits[input->history[i]];
 
         if (sampler->counts[input->history[i]]++ == 0)
             *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
@@ -120,10 +158,15 @@ static void apply_presence(struct ew_sampler *sampler, const struct ew_sampler_i
         uint32_t *count = &sampler->counts[input->history[i]];
 
         if (*count > 0)
-            sampler->candidates[input->history[i]].logit -= sampling->presence_penalty +
-                                                            (float)*count * sampling->frequency_penalty;
+            sampler->logits[input->history[i]] -= sampling->presence_penalty +
+                                                  (float)*count * sampling->frequency_penalty;
         *count = 0;
     }
+}
+
+static bool has_penalties(const struct ew_sampling *sampling)
+{
+    return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
 }
 
 static void apply_penalties(struct ew_sampler *sampler, const struct ew_sampler_input *input,
@@ -133,6 +176,20 @@ static void apply_penalties(struct ew_sampler *sampler, const struct ew_sampler_
         apply_repetition(sampler, input, sampling->repetition_penalty);
     if (sampling->presence_penalty != 0 || sampling->frequency_penalty != 0)
         apply_presence(sampler, input, sampling);
+}
+
+// The logits to choose by: the model's own where nothing changes them.
+static const float *adjust(struct ew_sampler *sampler, const struct ew_sampling *sampling,
+                           const struct ew_sampler_input *input)
+{
+    if (sampling->n_bias == 0 && !input->mask && !has_penalties(sampling))
+        return input->logits;
+    memcpy(sampler->logits, input->logits, sampler->n_vocab * sizeof(*sampler->logits));
+    apply_bias(sampler->logits, sampling);
+    if (input->mask)
+        apply_mask(sampler->logits, sampler->n_vocab, input->mask);
+    apply_penalties(sampler, input, sampling);
+    return sampler->logits;
 }
 
 // ---- the best of many: a heap, so that only what is kept is ever put in order --------------------------------------
@@ -184,37 +241,109 @@ static uint32_t keep_best(struct ew_candidate *list, uint32_t n, uint32_t n_max,
 
 // ---- temperature, top-k, top-p, min-p, draw ------------------------------------------------------------------------
 
-static const struct ew_candidate *greatest(const struct ew_candidate *list, uint32_t n)
+// Weights far below the rounding of the greatest one's are left out: those of a whole vocabulary together are less than
+// 2^-24 of it. Of the usual hundred thousand candidates this leaves some hundreds. Returns how many.
+static uint32_t gather(struct ew_sampler *sampler, const float *logits, float max, float temperature)
 {
-    const struct ew_candidate *best = list;
+    float least = max - temperature * (logf((float)sampler->n_vocab) + 24 * 0.6931472f);
+    uint32_t n = 0;
 
-    for (uint32_t i = 1; i < n; i++)
-        if (list[i].logit > best->logit)
-            best = &list[i];
-    return best;
+    for (uint32_t i = 0; i < sampler->n_vocab; i++)
+        if (logits[i] >= least && logits[i] > -INFINITY)
+            sampler->candidates[n++] = (struct ew_candidate){.token = (int32_t)i, .logit = logits[i]};
+    return n;
 }
 
-static uint32_t drop_impossible(struct ew_candidate *list, uint32_t n)
+// exp for arguments from -60 to 0, within two units of the last place: x = k ln 2 + r, 2^k from the exponent's bits, a
+// Taylor polynomial of r. In a loop of its own, so that compilers can use vectors.
+static void exp_tile(float *x)
 {
-    uint32_t kept = 0;
+    for (uint32_t j = 0; j < TILE; j++) {
+        float shifted = x[j] * 1.44269504f + 12582912.0f; // 1.5 * 2^23: the sum's low bits are round(x / ln 2)
+        float k = shifted - 12582912.0f, r = x[j] - k * 0.693359375f + k * 2.12194440e-4f, p = 1.0f / 720;
 
-    for (uint32_t i = 0; i < n; i++)
-        if (list[i].logit > -INFINITY)
-            list[kept++] = list[i];
-    return kept;
+        p = p * r + 1.0f / 120;
+        p = p * r + 1.0f / 24;
+        p = p * r + 1.0f / 6;
+        p = p * r + 0.5f;
+        p = p * r + 1;
+        p = p * r + 1;
+        x[j] = p * ew_f32_of_bits((ew_bits_of_f32(shifted) << 23) + 0x3F800000u);
+    }
 }
 
 // Sets the weights at this temperature and returns their sum.
-static double weigh(struct ew_candidate *list, uint32_t n, float temperature)
+static double weigh(struct ew_candidate *list, uint32_t n, float max, float temperature)
 {
-    float max = greatest(list, n)->logit;
     double sum = 0;
 
-    for (uint32_t i = 0; i < n; i++) {
-        list[i].weight = expf((list[i].logit - max) / temperature);
-        sum += list[i].weight;
+    for (uint32_t i = 0; i < n; i += TILE) {
+        uint32_t n_here = EW_MIN(n - i, (uint32_t)TILE);
+        float x[TILE] = {0};
+
+        for (uint32_t j = 0; j < n_here; j++)
+            x[j] = (list[i + j].logit - max) / temperature;
+        exp_tile(x);
+        for (uint32_t j = 0; j < n_here; j++)
+            sum += list[i + j].weight = x[j];
     }
     return sum;
+}
+
+static double sum_weights(const struct ew_candidate *list, uint32_t n)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += list[i].weight;
+    return sum;
+}
+
+// By distance from the greatest logit, in halves of the temperature.
+static uint32_t class_of(const struct ew_candidate *candidate, float max, float temperature)
+{
+    return (uint32_t)EW_MIN((max - candidate->logit) / temperature * 2, (float)(N_CLASSES - 1));
+}
+
+// Moves those of the classes from first to last to list[from...]; returns where they end.
+static uint32_t bring_forward(struct ew_candidate *list, uint32_t from, uint32_t n, uint32_t first, uint32_t last,
+                              float max, float temperature)
+{
+    for (uint32_t i = from; i < n; i++) {
+        struct ew_candidate candidate = list[i];
+        uint32_t class = class_of(&candidate, max, temperature);
+
+        if (class < first || class > last)
+            continue;
+        list[i] = list[from];
+        list[from++] = candidate;
+    }
+    return from;
+}
+
+// Leaves the best: at most n_max, and no more than it takes to reach the weight. Only those of the class where the cut
+// falls have to be put in order. Returns how many.
+static uint32_t cut(struct ew_candidate *list, uint32_t n, float max, float temperature, uint32_t n_max, double weight)
+{
+    uint32_t counts[N_CLASSES] = {0}, n_before = 0, at = 0, end;
+    double sums[N_CLASSES] = {0}, before = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t class = class_of(&list[i], max, temperature);
+
+        counts[class]++;
+        sums[class] += list[i].weight;
+    }
+    while (at + 1 < N_CLASSES && n_before + counts[at] < n_max && before + sums[at] < weight) {
+        n_before += counts[at];
+        before += sums[at++];
+    }
+    if (at > 0)
+        bring_forward(list, 0, n, 0, at - 1, max, temperature);
+    end = bring_forward(list, n_before, n, at, at, max, temperature);
+    if (end == n_before)
+        return n_before;
+    return n_before + keep_best(list + n_before, end - n_before, n_max - n_before, weight - before);
 }
 
 // The greatest weight is 1, so min_p is a bound on the weight itself.
@@ -230,12 +359,9 @@ static uint32_t drop_below(struct ew_candidate *list, uint32_t n, float min_p)
 
 static int32_t draw(const struct ew_candidate *list, uint32_t n, struct ew_rng rng)
 {
+    double at = ew_rng_unit(&rng) * sum_weights(list, n);
     uint32_t last = 0; // where rounding leaves a rest, it is the last possible one's
-    double sum = 0, at;
 
-    for (uint32_t i = 0; i < n; i++)
-        sum += list[i].weight;
-    at = ew_rng_unit(&rng) * sum;
     for (uint32_t i = 0; i < n && at >= 0; i++) {
         at -= list[i].weight;
         if (list[i].weight > 0)
@@ -244,40 +370,50 @@ static int32_t draw(const struct ew_candidate *list, uint32_t n, struct ew_rng r
     return list[last].token;
 }
 
-static int32_t pick_random(struct ew_candidate *list, uint32_t n, const struct ew_sampling *sampling, struct ew_rng rng)
+static int32_t pick_random(struct ew_sampler *sampler, const float *logits, float max,
+                           const struct ew_sampling *sampling, struct ew_rng rng)
 {
-    double sum;
+    struct ew_candidate *list = sampler->candidates;
+    uint32_t n = gather(sampler, logits, max, sampling->temperature);
+    double sum = weigh(list, n, max, sampling->temperature);
 
-    if (sampling->top_k > 0 && (uint32_t)sampling->top_k < n)
-        n = keep_best(list, n, (uint32_t)sampling->top_k, INFINITY);
-    sum = weigh(list, n, sampling->temperature);
+    if (sampling->top_k > 0 && (uint32_t)sampling->top_k < n) {
+        n = cut(list, n, max, sampling->temperature, (uint32_t)sampling->top_k, INFINITY);
+        sum = sum_weights(list, n);
+    }
     if (sampling->top_p < 1)
-        n = keep_best(list, n, n, sum * (double)sampling->top_p);
+        n = cut(list, n, max, sampling->temperature, n, sum * (double)sampling->top_p);
     if (sampling->min_p > 0)
         n = drop_below(list, n, sampling->min_p);
     return draw(list, n, rng);
 }
 
+static int32_t first_equal(const float *logits, float value)
+{
+    int32_t i = 0;
+
+    while (logits[i] != value)
+        i++;
+    return i;
+}
+
 int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling,
                     const struct ew_sampler_input *input, int32_t *token, struct ew_error *err)
 {
-    struct ew_candidate *list = sampler->candidates;
-    uint32_t n = sampler->n_vocab;
-    int rc = load_logits(sampler, input->logits, err);
+    const float *logits;
+    float max;
 
-    if (rc < 0)
-        return rc;
-    apply_bias(list, sampling);
-    if (input->mask)
-        apply_mask(list, n, input->mask);
-    apply_penalties(sampler, input, sampling);
-    n = drop_impossible(list, n);
-    if (n == 0)
+    if (!find_max(input->logits, sampler->n_vocab, &max))
+        return refuse_logits(input->logits, err);
+    logits = adjust(sampler, sampling, input);
+    if (logits != input->logits && !find_max(logits, sampler->n_vocab, &max))
+        return refuse_logits(logits, err);
+    if (!(max > -INFINITY))
         return ew_fail(err, EW_ERR_LIMIT, "no token is left to choose from");
     if (sampling->temperature <= 0)
-        *token = greatest(list, n)->token;
+        *token = first_equal(logits, max);
     else
-        *token = pick_random(list, n, sampling, ew_rng_at(sampling->seed, input->n_history));
+        *token = pick_random(sampler, logits, max, sampling, ew_rng_at(sampling->seed, input->n_history));
     return 0;
 }
 

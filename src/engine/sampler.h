@@ -43,6 +43,7 @@ int ew_sampling_check(const struct ew_sampling *sampling, uint32_t n_vocab, stru
 struct ew_sampler {
     uint32_t n_vocab;
     struct ew_candidate *candidates; // [n_vocab]
+    float *logits;                   // [n_vocab] after bias, mask and penalties
     uint32_t *counts;                // [n_vocab], all zero between picks
 };
 

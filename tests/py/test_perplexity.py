@@ -29,3 +29,15 @@ def test_short_texts_are_refused(tmp_path):
     path.write_bytes(b"")
     result = support.run("eval", "perplexity", "-m", support.need("models/demo-draft"), path)
     assert result.returncode == 2 and b"perplexity needs two" in result.stderr
+
+
+def test_eight_bit_caches_cost_less_than_a_percent(tmp_path):
+    """The text goes through the cache in steps of 64 tokens, as prompts do beside decoding sequences."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(support.need("models/demo/eval/eval.txt").read_bytes()[:16000])
+    model = support.need("models/demo")
+    ppl = {kv: support.run_json("eval", "perplexity", "-m", model, path, "--json", "--chunk", 64, "--kv", kv)["ppl"]
+           for kv in ("f16", "fp8", "int8")}
+    assert abs(ppl["fp8"] / ppl["f16"] - 1) < 0.01, ppl
+    assert abs(ppl["int8"] / ppl["f16"] - 1) < 0.01, ppl
+    assert ppl["fp8"] != ppl["f16"] != ppl["int8"]  # the options arrived
