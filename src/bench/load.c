@@ -398,15 +398,20 @@ static void on_due(uv_timer_t *timer)
     begin_due(timer->data);
 }
 
+static bool pausing(const struct load *load)
+{
+    for (uint32_t i = 0; i < load->n_users; i++)
+        if (load->users[i]->resume_s > 0)
+            return true;
+    return false;
+}
+
 // Whether requests are running or will begin.
 static bool goes_on(const struct load *load, bool open)
 {
-    double now = ew_clock_s();
-    bool pausing = false;
-
-    for (uint32_t i = 0; i < load->n_users && !pausing; i++)
-        pausing = load->users[i]->resume_s > 0;
-    return load->n_busy || ((open || pausing) && may_begin(load, open ? load->due_s : now));
+    if (load->n_busy)
+        return true;
+    return open ? may_begin(load, load->due_s) : may_begin(load, ew_clock_s()) && pausing(load);
 }
 
 static void run_phase(struct load *load, bool measuring, uint64_t n_limit, double duration_s)
