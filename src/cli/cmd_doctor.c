@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "cli/cli.h"
+#include "cli/selftest.h"
 #include "doctor/capture.h"
 #include "doctor/scan.h"
 
@@ -10,6 +11,7 @@
 
 static const struct ew_opt g_own[] = {
     {"root", 0, EW_OPT_STRING, "DIR", "read a captured tree instead of this machine"},
+    {"profile", 0, EW_OPT_STRING, "NAME", "judge for a device of `edgewise profiles` instead of this machine"},
     {"rules", 0, EW_OPT_STRING, "DIR", "add the rules of DIR/*.yaml; one with a known id replaces it"},
     {"markdown", 0, EW_OPT_FLAG, NULL, "the findings as a table for a repository"},
     EW_OPT_END,
@@ -19,19 +21,37 @@ static const struct ew_opt g_capture[] = {
      "write what doctor reads of this machine into a new tar archive, for --root elsewhere"},
     EW_OPT_END,
 };
+static const struct ew_opt g_measured[] = {
+    {"selftest", 0, EW_OPT_FLAG, NULL, "measure too: memory, disk, GPU, and every kernel against the reference"},
+    {"disk", 0, EW_OPT_STRING, "FILE", "with --selftest: the file, of 8 MiB or more, that is read from the disk"},
+    EW_OPT_END,
+};
 static const struct ew_opt g_scan[] = {
     {"list", 0, EW_OPT_FLAG, NULL, "what each library holds, one JSON object a line, instead of findings"},
     {"threads", 't', EW_OPT_INT, "N", "threads that read; default one a core", NULL, 1, 512},
     EW_OPT_END,
 };
 static const struct ew_opt *const g_options[] = {g_own, ew_opts_common, NULL};
-static const struct ew_opt *const g_doctor_options[] = {g_own, g_capture, ew_opts_common, NULL};
+static const struct ew_opt *const g_doctor_options[] = {g_own, g_capture, g_measured, ew_opts_common, NULL};
 static const struct ew_opt *const g_scan_options[] = {g_own, g_scan, ew_opts_common, NULL};
 
-static int open_doctor(struct ew_doctor *doctor, const struct ew_args *args, struct ew_error *err)
+static int open_doctor(struct ew_doctor *doctor, const struct ew_args *args, bool measured, struct ew_error *err)
 {
-    struct ew_doctor_options options = {ew_args_str(args, "root", NULL), ew_args_str(args, "rules", NULL)};
+    struct ew_selftest selftest = {.disk_file = measured ? ew_args_str(args, "disk", NULL) : NULL};
+    struct ew_doctor_options options = {
+        .root = ew_args_str(args, "root", NULL),
+        .rules_dir = ew_args_str(args, "rules", NULL),
+        .profile = ew_args_str(args, "profile", NULL),
+    };
 
+    if (measured && (options.root || options.profile)) {
+        ew_fail(err, EW_ERR_USAGE, "--selftest measures this machine, not a captured tree or a profile");
+        return ew_remedy(err, EW_ERR_USAGE, "Leave out --root and --profile");
+    }
+    if (measured) {
+        options.measure = ew_selftest_measure;
+        options.measure_ctx = &selftest;
+    }
     return ew_doctor_open(doctor, &options, err);
 }
 
@@ -63,7 +83,7 @@ static int print_report(struct ew_doctor *doctor, const struct ew_args *args, st
 static int run(const struct ew_args *args, struct ew_error *err)
 {
     struct ew_doctor doctor;
-    int code = open_doctor(&doctor, args, err);
+    int code = open_doctor(&doctor, args, ew_args_flag(args, "selftest"), err);
 
     if (code != EW_OK)
         return code;
@@ -95,7 +115,7 @@ static int run_scan(const struct ew_args *args, struct ew_error *err)
     const char *paths[EW_ARGS_POSITIONAL_MAX];
     struct ew_doctor doctor;
     struct ew_scan scan;
-    int code = open_doctor(&doctor, args, err);
+    int code = open_doctor(&doctor, args, false, err);
 
     if (code != EW_OK)
         return code;
@@ -132,35 +152,34 @@ static int run_rules(const struct ew_args *args, struct ew_error *err)
 
 const struct ew_command ew_cmd_doctor = {
     .name = "doctor",
-    .usage = "doctor [--root DIR] [--json | --markdown | --capture FILE]",
+    .usage = "doctor [--profile NAME | --root DIR] [--selftest] [--json | --markdown | --capture FILE]",
     .summary = "Say what is wrong with this box and how to mend it",
-    .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a time limit. Runs "
-               "nothing, writes nothing,\n"
-               "needs no root. Exit status 1 when a finding is a failure.\n\n"
-               "--capture takes: os-release, nv_tegra_release, nv_boot_control.conf, nvpmodel.conf and its status, "
-               "dgx-release, "
-               "the versions of CUDA\n"
-               "and of the driver; /proc/meminfo; model and compatible of the device tree; the DMI product name; hwmon "
-               "rails, thermal "
-               "zones, coolers,\n"
-               "devfreq clocks; the kernel's release and processor; the names of system libraries and the versions "
-               "they define; "
-               "the driver's answers\n"
-               "(name, clocks, memory, power, links). Of container engines' and Kubernetes' files only the lines that "
-               "name NVIDIA, "
-               "of the package list only\n"
-               "NVIDIA's. No serial numbers, UUIDs, host names, addresses, environment or home directories.",
+    .details = "Reads the box's own files and asks the NVIDIA driver in a child process with a\n"
+               "time limit. Runs nothing of what it judges, writes nothing, needs no root. Exit\n"
+               "status 1 when a finding is a failure.\n\n"
+               "--selftest measures how fast the CPU reads memory and the disk a file, whether the\n"
+               "GPU computes, and checks every kernel against the reference; seconds, not minutes.\n\n"
+               "--capture takes: os-release, nv_tegra_release, nv_boot_control.conf, nvpmodel.conf\n"
+               "and its status, dgx-release, the versions of CUDA and of the driver; /proc/meminfo\n"
+               "and the tightest memory limit; model and compatible of the device tree; the DMI\n"
+               "product name; hwmon rails, thermal zones, coolers, devfreq clocks; kinds and links\n"
+               "of disks; the kernel's release and processor; the names of system libraries and\n"
+               "the versions they define; the driver's answers (name, clocks, memory, power,\n"
+               "links). Of container engines' and Kubernetes' files only the lines that name\n"
+               "NVIDIA, of the package list only NVIDIA's. No serial numbers, UUIDs, host names,\n"
+               "addresses, environment or home directories.",
     .options = g_doctor_options,
     .run = run,
 };
 
 const struct ew_command ew_cmd_doctor_scan = {
     .name = "doctor scan",
-    .usage = "doctor scan PATH... [--root DIR] [--json | --markdown | --list]",
+    .usage = "doctor scan PATH... [--profile NAME | --root DIR] [--json | --markdown | --list]",
     .summary = "Judge libraries, wheels, site-packages, TensorRT plans without running them",
-    .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and says whether this box, "
-               "or the one whose tree\n"
-               "--root names, has it. Every finding of the chain is told, not only the first that a user would meet.",
+    .details = "Follows what each file needs (libraries, symbol versions, GPU code, Python) and\n"
+               "says whether this box has it, or the device that --profile names, or the one whose\n"
+               "tree --root names. Every finding of the chain is told, not only the first that a\n"
+               "user would meet.",
     .options = g_scan_options,
     .n_args_min = 1,
     .n_args_max = EW_ARGS_POSITIONAL_MAX,

@@ -11,6 +11,7 @@
 #include "base/assert.h"
 #include "doctor/library_index.h"
 #include "doctor/tar_write.h"
+#include "platform/memory.h"
 #include "platform/sysfile.h"
 
 #define FILE_BYTES_MAX ((size_t)64 << 10) // of one captured file; those of /proc and /sys are far smaller
@@ -48,6 +49,10 @@ static const char *const g_whole[] = {
     "/sys/class/devfreq/*/min_freq",
     "/sys/class/devfreq/*/max_freq",
     "/sys/class/devfreq/*/governor",
+    "/sys/class/thermal/cooling_device*/stats/time_in_state_ms",
+    "/sys/block/*/queue/rotational",
+    "/sys/block/*/device/device/current_link_speed",
+    "/sys/block/*/device/device/current_link_width",
     NULL,
 };
 
@@ -257,6 +262,26 @@ static int add_facts(struct capture *c)
     return code;
 }
 
+// The tightest memory limit of this process's control groups, as that of one group without a name: real ones name
+// containers and users.
+static int add_cgroup(struct capture *c)
+{
+    static const char dir[] = "/sys/fs/cgroup/captured";
+    struct ew_memory memory;
+    char text[64], path[96];
+    int code;
+
+    if (ew_memory_read(NULL, &memory, NULL) != EW_OK || !memory.cgroup_limit_bytes)
+        return EW_OK;
+    code = add(c, "/proc/self/cgroup", EW_STR("0::/captured\n"));
+    snprintf(path, sizeof(path), "%s/memory.max", dir);
+    snprintf(text, sizeof(text), "%llu\n", (unsigned long long)memory.cgroup_limit_bytes);
+    code = code == EW_OK ? add(c, path, ew_str_of(text)) : code;
+    snprintf(path, sizeof(path), "%s/memory.current", dir);
+    snprintf(text, sizeof(text), "%llu\n", (unsigned long long)memory.cgroup_used_bytes);
+    return code == EW_OK ? add(c, path, ew_str_of(text)) : code;
+}
+
 static int add_uname(struct capture *c)
 {
     struct ew_str kernel = ew_facts_str(&c->doctor->facts, "host_kernel", "");
@@ -289,12 +314,13 @@ static int add_library_names(struct capture *c)
 // A captured tree carries these files already.
 static int add_edgewise(struct capture *c)
 {
-    static const char *const own[] = {"/.edgewise/*", NULL};
+    static const char *const own[] = {"/.edgewise/*", "/proc/self/cgroup", "/sys/fs/cgroup/captured/*", NULL};
     int code;
 
     if (c->root[0])
         return add_matching(c, own, add_whole);
     code = add_uname(c);
+    code = code == EW_OK ? add_cgroup(c) : code;
     code = code == EW_OK ? add_facts(c) : code;
     return code == EW_OK ? add_library_names(c) : code;
 }

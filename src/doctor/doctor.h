@@ -8,6 +8,10 @@
 struct ew_doctor_options {
     const char *root;      // a captured tree instead of this machine; NULL: this one
     const char *rules_dir; // the user's own rules, or NULL
+    const char *profile;   // a device of data/profiles instead of this machine; not together with root
+    // NULL, or what adds measured facts after the probes and before the rules.
+    int (*measure)(void *ctx, struct ew_facts *facts, struct ew_error *err);
+    void *measure_ctx;
 };
 
 struct ew_doctor {
@@ -24,6 +28,8 @@ void ew_doctor_close(struct ew_doctor *doctor);
 
 // What the machine's own libraries offer: host_glibc, host_glibcxx, host_cxxabi, tool_cuda, host_python, ...
 void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts);
+// host_python, and the environments beside it, from names of files: nothing is run.
+void ew_doctor_probe_pythons(const char *root, struct ew_facts *facts);
 
 // Reports: worst first, the remedy as what to do. colour is for terminals.
 void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, bool colour, bool verbose);

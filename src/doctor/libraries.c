@@ -1,6 +1,6 @@
 // What the machine's own libraries and tools offer, read from their files.
 
-#include <dirent.h>
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,24 +124,6 @@ static void read_toolkit(const char *root, struct ew_facts *facts)
     ew_arena_fini(&arena);
 }
 
-// /usr/bin/python3 is a link to python3.N: 3.12 is 312.
-static void read_python(const char *root, struct ew_facts *facts)
-{
-    char path[PATH_BYTES_MAX], target[256];
-    unsigned major, minor;
-    ssize_t len;
-    const char *at;
-
-    snprintf(path, sizeof(path), "%s/usr/bin/python3", root ? root : "");
-    len = readlink(path, target, sizeof(target) - 1);
-    if (len <= 0)
-        return;
-    target[len] = '\0';
-    at = strstr(target, "python");
-    if (at && sscanf(at, "python%u.%u", &major, &minor) == 2)
-        ew_facts_set_number(facts, "host_python", major * 100 + minor, "/usr/bin/python3");
-}
-
 // TensorRT and cuDNN as the package manager knows them.
 static void read_packages(const char *root, struct ew_facts *facts)
 {
@@ -213,13 +195,26 @@ static bool read_compat(const char *root, const char *dir, struct ew_facts *fact
 
 static void read_compats(const char *root, struct ew_facts *facts)
 {
-    static const char *const dirs[] = {"/usr/local/cuda/compat", "/usr/local/cuda/compat_orin"};
+    static const char *const patterns[] = {"/usr/local/cuda/compat", "/usr/local/cuda/compat_orin",
+                                           "/usr/local/cuda-*/compat", "/usr/local/cuda-*/compat_orin"};
+    size_t root_len = root ? strlen(root) : 0;
 
     if (ew_facts_has_own(facts, "compat_present"))
         return; // captured
-    for (size_t i = 0; i < EW_COUNT_OF(dirs); i++)
-        if (read_compat(root, dirs[i], facts))
+    for (size_t i = 0; i < EW_COUNT_OF(patterns); i++) {
+        char full[PATH_BYTES_MAX];
+        bool found = false;
+        glob_t dirs;
+
+        snprintf(full, sizeof(full), "%s%s", root ? root : "", patterns[i]);
+        if (glob(full, 0, NULL, &dirs) != 0)
+            continue;
+        for (size_t k = dirs.gl_pathc; k > 0 && !found; k--) // the newest toolkit is the last
+            found = read_compat(root, dirs.gl_pathv[k - 1] + root_len, facts);
+        globfree(&dirs);
+        if (found)
             return;
+    }
     ew_facts_set_bool(facts, "compat_present", false, "/usr/local/cuda/compat");
     ew_facts_set_bool(facts, "compat_ok", false, "/usr/local/cuda/compat");
 }
@@ -234,7 +229,7 @@ void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts)
     if (ew_facts_get(facts, EW_STR("host_glibc")) && !ew_facts_has_own(facts, "host_libc"))
         ew_facts_set_str(facts, "host_libc", EW_STR("glibc"), "libc.so.6");
     read_toolkit(root, facts);
-    read_python(root, facts);
+    ew_doctor_probe_pythons(root, facts);
     read_packages(root, facts);
     read_compats(root, facts);
 }

@@ -139,18 +139,102 @@ static void add_captured(struct ew_library_index *index, const char *root)
     ew_free(text);
 }
 
-void ew_library_index_read(struct ew_library_index *index, const char *root)
+// ---- the linker's cache ----
+
+// glibc's cache: a header of 48 bytes (magic, number of entries, size of the strings), then entries of 24 bytes (flags,
+// offset of the name, offset of the path, ...), then the strings; offsets count from the header. Before it there may
+// be an older table, whose entries have 12 bytes behind a header of 16. Source: glibc, sysdeps/generic/dl-cache.h.
+#define CACHE_MAGIC "glibc-ld.so.cache1.1"
+#define CACHE_OLD_MAGIC "ld.so-1.7.0"
+#define CACHE_HEADER 48
+#define CACHE_ENTRY 24
+#define CACHE_ENTRIES_MAX 100000u
+
+static uint32_t word_at(const char *bytes, size_t at)
+{
+    uint32_t word;
+
+    memcpy(&word, bytes + at, sizeof(word)); // of this machine's byte order, as the linker writes it
+    return word;
+}
+
+static void add_cache_entries(struct ew_library_index *index, const char *table, size_t size)
+{
+    uint32_t count = word_at(table, strlen(CACHE_MAGIC));
+
+    if (count > CACHE_ENTRIES_MAX || CACHE_HEADER + (size_t)count * CACHE_ENTRY > size)
+        return;
+    for (uint32_t i = 0; i < count && !index->failed; i++) {
+        size_t name = word_at(table, CACHE_HEADER + (size_t)i * CACHE_ENTRY + 4);
+
+        if (name < size && memchr(table + name, '\0', size - name))
+            add_name(index, ew_str_of(table + name));
+    }
+    index->known |= count > 0;
+}
+
+void ew_library_index_add_cache(struct ew_library_index *index, const char *bytes, size_t size)
+{
+    size_t at = 0;
+
+    if (size >= 16 && memcmp(bytes, CACHE_OLD_MAGIC, strlen(CACHE_OLD_MAGIC)) == 0)
+        at = ((16 + (size_t)word_at(bytes, 12) * 12) + 7) & ~(size_t)7;
+    if (at <= size && size - at >= CACHE_HEADER && memcmp(bytes + at, CACHE_MAGIC, strlen(CACHE_MAGIC)) == 0)
+        add_cache_entries(index, bytes + at, size - at);
+}
+
+static void add_cache(struct ew_library_index *index, const char *root)
+{
+    char *bytes = ew_alloc(LIST_BYTES_MAX);
+    ptrdiff_t size = bytes ? ew_sysfile_read(root, "/etc/ld.so.cache", bytes, LIST_BYTES_MAX) : -1;
+
+    if (size > 0)
+        ew_library_index_add_cache(index, bytes, (size_t)size);
+    index->failed |= !bytes;
+    ew_free(bytes);
+}
+
+// ---- all together ----
+
+static void init(struct ew_library_index *index)
 {
     *index = (struct ew_library_index){0};
     ew_arena_init(&index->arena, INDEX_ARENA_MAX);
-    if (ew_map_init(&index->names, 4096) != EW_OK) {
-        index->failed = true;
+    index->failed = ew_map_init(&index->names, 4096) != EW_OK;
+}
+
+void ew_library_index_of_facts(struct ew_library_index *index, const struct ew_facts *facts)
+{
+    static const char *const always[] = {
+        "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1", "libc.so.6",      "libm.so.6",       "libdl.so.2",
+        "libpthread.so.0",      "librt.so.1",            "libutil.so.1",   "libresolv.so.2",  "libgcc_s.so.1",
+        "libstdc++.so.6",       "libgomp.so.1",          "libz.so.1",      "libcuda.so.1",    "libnvidia-ml.so.1",
+        "libcrypt.so.1",        "libuuid.so.1",          "libatomic.so.1", "libexpat.so.1",   "libffi.so.8",
+        "libssl.so.3",          "libcrypto.so.3",        "libbz2.so.1.0",  "liblzma.so.5",    "libsqlite3.so.0",
+        "libncursesw.so.6",     "libreadline.so.8",      "libtinfo.so.6",  "libnuma.so.1",    "libelf.so.1",
+    };
+    const struct ew_fact *libraries = ew_facts_get(facts, EW_STR("libraries"));
+
+    init(index);
+    if (index->failed || !libraries || libraries->type != EW_FACT_STRINGS)
         return;
-    }
+    index->known = true;
+    for (size_t i = 0; i < EW_COUNT_OF(always); i++)
+        add_name(index, ew_str_of(always[i]));
+    for (uint32_t i = 0; i < libraries->count; i++)
+        add_name(index, libraries->texts[i]);
+}
+
+void ew_library_index_read(struct ew_library_index *index, const char *root)
+{
+    init(index);
+    if (index->failed)
+        return;
     for (size_t i = 0; i < EW_COUNT_OF(g_dirs); i++)
         add_dir(index, root, ew_str_of(g_dirs[i]));
     add_conf(index, root, "/etc/ld.so.conf");
     add_conf_dir(index, root);
+    add_cache(index, root);
     if (root && root[0])
         add_captured(index, root);
     else

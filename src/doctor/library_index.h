@@ -4,6 +4,7 @@
 #include "base/alloc.h"
 #include "base/map.h"
 #include "base/str.h"
+#include "platform/facts.h"
 
 struct ew_library_index {
     struct ew_arena arena;
@@ -14,9 +15,13 @@ struct ew_library_index {
     bool failed; // memory ran out
 };
 
-// Reads the directories built into the linker, those of /etc/ld.so.conf and its .d files, LD_LIBRARY_PATH (of this
-// machine only) and, of a captured tree, the list /.edgewise/libraries.
+// Reads the directories built into the linker, those of /etc/ld.so.conf and its .d files, the linker's cache,
+// LD_LIBRARY_PATH (of this machine only) and, of a captured tree, the list /.edgewise/libraries.
 void ew_library_index_read(struct ew_library_index *index, const char *root);
+// The list that a profile gives as the fact `libraries`, and what every distribution has; not known without that fact.
+void ew_library_index_of_facts(struct ew_library_index *index, const struct ew_facts *facts);
+// Adds the names in the bytes of an ld.so.cache; anything malformed adds nothing.
+void ew_library_index_add_cache(struct ew_library_index *index, const char *bytes, size_t size);
 // Adds the driver's libraries of another index: a container runtime mounts them from the machine.
 void ew_library_index_add_driver(struct ew_library_index *index, const struct ew_library_index *machine);
 void ew_library_index_fini(struct ew_library_index *index);

@@ -33,6 +33,7 @@ static const struct {
     {"memory clock", "emc_clock_mhz", "{emc_clock_mhz} MHz"},
     {"clocks locked", "clk_locked", "{clk_locked}"},
     {"GPU at", "gpu_temp_c", "{gpu_temp_c} C"},
+    {"GPU slows at", "gpu_slowdown_c", "{gpu_slowdown_c} C"},
     {"nearest trip", "trip_c", "{temp_zone} at {temp_c} C, trip point {trip_c} C"},
     {"over-current", "oc_alarm", "{oc_alarm} {oc_rail}"},
 };
@@ -101,14 +102,28 @@ bool ew_power_throttles(const struct ew_facts *facts, struct ew_buf *why)
     return true;
 }
 
+// No interface tells when throttling began; some tell for how long there has been any.
+static void append_times(const struct ew_facts *facts, struct ew_buf *out)
+{
+    static const struct {
+        const char *label, *fact, *what;
+    } times[] = {{"by heat", "throttled_heat_s", "heat"}, {"by power", "throttled_power_s", "the power limit"}};
+
+    for (size_t i = 0; i < EW_COUNT_OF(times); i++)
+        if (known(facts, times[i].fact))
+            ew_buf_printf(out, LABEL_FMT "%.1f s held down by %s since the driver or the box was started\n",
+                          times[i].label, ew_facts_number(facts, times[i].fact, 0), times[i].what);
+}
+
 static void append_throttling(const struct ew_facts *facts, struct ew_buf *out)
 {
-    if (!known(facts, "throttle_active") && !known(facts, "clock_limits"))
-        return;
-    ew_buf_printf(out, LABEL_FMT, "throttling");
-    if (!ew_power_throttles(facts, out))
-        ew_buf_append_str(out, EW_STR("no"));
-    ew_buf_append_char(out, '\n');
+    if (known(facts, "throttle_active") || known(facts, "clock_limits")) {
+        ew_buf_printf(out, LABEL_FMT, "throttling");
+        if (!ew_power_throttles(facts, out))
+            ew_buf_append_str(out, EW_STR("no"));
+        ew_buf_append_char(out, '\n');
+    }
+    append_times(facts, out);
 }
 
 static void append_advice(const struct ew_findings *findings, struct ew_buf *out)
@@ -148,8 +163,9 @@ void ew_power_report(const struct ew_doctor *doctor, struct ew_buf *out)
 
 void ew_power_json(const struct ew_facts *facts, struct ew_buf *out)
 {
-    static const char *const prefixes[] = {"pow_",      "power_",    "rail_",    "temp_", "trip_",  "throttle_", "oc_",
-                                           "gpu_clock", "gpu_power", "gpu_temp", "clk_",  "clock_", "emc_"};
+    static const char *const prefixes[] = {
+        "pow_",     "power_",    "rail_",     "temp_",    "trip_",        "throttle", "oc_",
+        "gpu_clock", "gpu_power", "gpu_temp", "gpu_slow", "clk_", "clock_", "emc_"};
     bool any = false;
 
     ew_buf_append_char(out, '{');

@@ -365,9 +365,37 @@ static bool is_judged(const struct ew_scan_file *file)
     }
 }
 
+// The Python that a file is installed for, by its folder (lib/python3.12/site-packages): virtual environments, conda
+// and uv keep that layout, and what is in them is not for the machine's own Python. 0: by no such folder.
+static double python_of(struct ew_str path)
+{
+    static const char mark[] = "/python3.";
+    ptrdiff_t at = -1, next = ew_str_find(path, EW_STR("/python3."), 0);
+    uint64_t minor;
+    size_t digits = 0;
+
+    while (next >= 0) { // the last one, nearest to the file
+        at = next;
+        next = ew_str_find(path, EW_STR("/python3."), (size_t)at + 1);
+    }
+    if (at < 0)
+        return 0;
+    path = (struct ew_str){path.ptr + at + strlen(mark), path.len - (size_t)at - strlen(mark)};
+    while (digits < path.len && path.ptr[digits] >= '0' && path.ptr[digits] <= '9')
+        digits++;
+    if (digits == path.len || path.ptr[digits] != '/' || !ew_str_to_u64((struct ew_str){path.ptr, digits}, &minor) ||
+        minor > 99)
+        return 0;
+    return 300 + (double)minor;
+}
+
 static void set_facts(struct judge *j, const struct ew_scan_file *file, struct ew_facts *facts)
 {
+    double python = python_of(file->path);
+
     ew_facts_set_str(facts, "file", file->path, "scan");
+    if (python > 0)
+        ew_facts_set_number(facts, "host_python", python, "folder");
     switch (file->kind) {
     case EW_SCAN_LIBRARY:
         set_elf(j, file, facts);
@@ -456,7 +484,10 @@ static void read_libraries(struct judge *j)
 {
     struct ew_library_index machine;
 
-    ew_library_index_read(&j->machine, j->scan->doctor->options.root);
+    if (j->scan->doctor->options.profile)
+        ew_library_index_of_facts(&j->machine, &j->scan->doctor->facts);
+    else
+        ew_library_index_read(&j->machine, j->scan->doctor->options.root);
     if (j->scan->image_root.len) {
         machine = j->machine;
         ew_library_index_read(&j->machine, j->scan->image_root.ptr);

@@ -97,6 +97,13 @@ static void read_elf(struct ew_scan_file *file, struct ew_arena *arena, const un
 
 // ---- GPU code ----
 
+static int by_number(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
 static double *distinct_sms(const struct ew_gpu_code *code, struct ew_arena *arena, char suffix, uint32_t *count)
 {
     double *list = ew_arena_array(arena, EW_IMAGES_MAX, sizeof(*list));
@@ -112,6 +119,8 @@ static double *distinct_sms(const struct ew_gpu_code *code, struct ew_arena *are
         if (!known)
             list[(*count)++] = code->images[i].sm;
     }
+    if (list)
+        qsort(list, *count, sizeof(*list), by_number);
     return list;
 }
 
@@ -326,6 +335,8 @@ static void add_sms(struct ew_scan_file *wheel, struct ew_arena *arena, const st
         if (!known)
             wheel->sms[wheel->n_sms++] = member->sms[i];
     }
+    if (wheel->n_sms)
+        qsort(wheel->sms, wheel->n_sms, sizeof(*wheel->sms), by_number);
 }
 
 static void read_wheel_member(struct wheel_reader *r, const struct ew_zip *zip, const struct ew_zip_member *member)

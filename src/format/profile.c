@@ -110,6 +110,7 @@ static int read_profile(struct ew_profiles *profiles, const struct ew_data_file 
     profile->id = (struct ew_str){file->path + strlen("profiles/"), strlen(file->path) - strlen("profiles/.yaml")};
     name = ew_yaml_get(profile->device, "name");
     profile->match = ew_yaml_get(profile->device, "match");
+    profile->software = ew_yaml_get(root, "software");
     if (!name || name->type != EW_YAML_SCALAR)
         return bad(&r, root, "has no device name");
     profile->title = name->text;
@@ -211,4 +212,76 @@ struct ew_str ew_profile_text(const struct ew_profile *profile, const char *name
     const struct ew_yaml *value = figure(profile, name);
 
     return value ? value->text : ew_str_of(fallback);
+}
+
+#define LIBRARIES_MAX 64
+
+static void set_list(struct ew_facts *facts, const char *key, const struct ew_yaml *list, const char *source)
+{
+    struct ew_str texts[LIBRARIES_MAX];
+    uint32_t count = 0;
+
+    for (const struct ew_yaml *item = list->child; item && count < LIBRARIES_MAX; item = item->next)
+        texts[count++] = item->text;
+    ew_facts_set_strs(facts, key, texts, count, source);
+}
+
+// A scalar in quotes is text; others are a truth value, a number, or text.
+static void set_scalar(struct ew_facts *facts, const char *key, const struct ew_yaml *node, const char *source)
+{
+    double number;
+
+    if (!node->quoted && (ew_str_is(node->text, "true") || ew_str_is(node->text, "false")))
+        ew_facts_set_bool(facts, key, ew_str_is(node->text, "true"), source);
+    else if (!node->quoted && ew_str_to_double(node->text, &number))
+        ew_facts_set_number(facts, key, number, source);
+    else
+        ew_facts_set_str(facts, key, node->text, source);
+}
+
+static void set_device(const struct ew_profile *profile, struct ew_facts *facts)
+{
+    static const struct {
+        const char *figure, *fact;
+        double scale;
+    } figures[] = {{"compute_capability", "gpu_cc", 1},
+                   {"memory_usable_mib", "gpu_mem_mib", 1},
+                   {"sm_count", "gpu_sm_count", 1},
+                   {"bandwidth_gb_s", "mem_bw_gbs", 1},
+                   {"disk_gb_s", "disk_gbs", 1}};
+    struct ew_str unified = ew_profile_text(profile, "unified", "");
+
+    for (size_t i = 0; i < EW_COUNT_OF(figures); i++)
+        if (figure(profile, figures[i].figure))
+            ew_facts_set_number(facts, figures[i].fact, ew_profile_number(profile, figures[i].figure, 0), "profile");
+    if (unified.len)
+        ew_facts_set_bool(facts, "integrated", ew_str_is(unified, "true"), "profile");
+    if (ew_str_is(unified, "true")) // then it is the host's memory too
+        ew_facts_set_number(facts, "host_mem_mib", ew_profile_number(profile, "memory_usable_mib", 0), "profile");
+    if (figure(profile, "compute_capability")) {
+        ew_facts_set_str(facts, "gpu_name", profile->title, "profile");
+        ew_facts_set_number(facts, "gpu_count", 1, "profile");
+    }
+}
+
+void ew_profile_facts(const struct ew_profile *profile, struct ew_facts *facts)
+{
+    const struct ew_yaml *software = profile->software;
+
+    ew_facts_set_str(facts, "profile", profile->id, "asked for");
+    ew_facts_set_bool(facts, "env_known", false, "asked for");
+    set_device(profile, facts);
+    for (const struct ew_yaml *node = software ? software->child : NULL; node; node = node->next) {
+        char key[64];
+
+        if (ew_str_is(node->key, "source") || node->key.len >= sizeof(key))
+            continue;
+        snprintf(key, sizeof(key), "%.*s", (int)node->key.len, node->key.ptr);
+        if (node->type == EW_YAML_LIST)
+            set_list(facts, key, node, "profile");
+        else if (node->type == EW_YAML_SCALAR)
+            set_scalar(facts, key, node, "profile");
+    }
+    if (ew_facts_has_own(facts, "drv_cuda"))
+        ew_facts_set_number(facts, "drv_cuda_major", (uint32_t)ew_facts_number(facts, "drv_cuda", 0) / 100, "profile");
 }

@@ -24,6 +24,7 @@ struct ew_profile {
     struct ew_str title;          // "Jetson AGX Thor (T5000)"
     const struct ew_yaml *device; // figures: {value, source}
     const struct ew_yaml *match;
+    const struct ew_yaml *software; // facts of the system that the device is delivered with; NULL: none given
     struct ew_serve_settings serve;
     struct ew_targets targets;
     struct ew_str text; // the file
@@ -46,3 +47,7 @@ const struct ew_profile *ew_profiles_match(const struct ew_profiles *profiles, c
 // A figure of the device; fallback where it has none.
 double ew_profile_number(const struct ew_profile *profile, const char *figure, double fallback);
 struct ew_str ew_profile_text(const struct ew_profile *profile, const char *figure, const char *fallback);
+
+// What the profile knows as facts, for judging files for a device that is not here: its software, compute capability,
+// memory; `libraries` lists what its dynamic linker finds, names of the C library's own left out.
+void ew_profile_facts(const struct ew_profile *profile, struct ew_facts *facts);

@@ -16,8 +16,23 @@ static const struct {
     {                                                                                                                  \
 #name, offsetof(struct ew_cuda_driver, name)                                                                   \
     }
-    FUNCTION(cuInit),      FUNCTION(cuDriverGetVersion), FUNCTION(cuGetErrorName),       FUNCTION(cuDeviceGetCount),
-    FUNCTION(cuDeviceGet), FUNCTION(cuDeviceGetName),    FUNCTION(cuDeviceGetAttribute), FUNCTION(cuDeviceTotalMem_v2),
+    FUNCTION(cuInit),
+    FUNCTION(cuDriverGetVersion),
+    FUNCTION(cuGetErrorName),
+    FUNCTION(cuDeviceGetCount),
+    FUNCTION(cuDeviceGet),
+    FUNCTION(cuDeviceGetName),
+    FUNCTION(cuDeviceGetAttribute),
+    FUNCTION(cuDeviceTotalMem_v2),
+    FUNCTION(cuDevicePrimaryCtxRetain),
+    FUNCTION(cuCtxSetCurrent),
+    FUNCTION(cuCtxSynchronize),
+    FUNCTION(cuMemAlloc_v2),
+    FUNCTION(cuMemcpyHtoD_v2),
+    FUNCTION(cuMemcpyDtoH_v2),
+    FUNCTION(cuModuleLoadData),
+    FUNCTION(cuModuleGetFunction),
+    FUNCTION(cuLaunchKernel),
 #undef FUNCTION
 };
 

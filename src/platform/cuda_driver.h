@@ -31,6 +31,17 @@ struct ew_cuda_driver {
     int (*cuDeviceGetName)(char *name, int len, int device);
     int (*cuDeviceGetAttribute)(int *value, int attribute, int device);
     int (*cuDeviceTotalMem_v2)(size_t *bytes, int device);
+    int (*cuDevicePrimaryCtxRetain)(void **context, int device);
+    int (*cuCtxSetCurrent)(void *context);
+    int (*cuCtxSynchronize)(void);
+    int (*cuMemAlloc_v2)(uint64_t *address, size_t bytes);
+    int (*cuMemcpyHtoD_v2)(uint64_t to, const void *from, size_t bytes);
+    int (*cuMemcpyDtoH_v2)(void *to, uint64_t from, size_t bytes);
+    int (*cuModuleLoadData)(void **module, const void *image);
+    int (*cuModuleGetFunction)(void **function, void *module, const char *name);
+    int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                          unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
+                          void **extra);
 };
 
 // EW_ERR_DEVICE with the reason and the remedy: no library, a stub, a missing function. Loading makes no driver call.

@@ -50,7 +50,8 @@ static bool read_rapl(const struct ew_energy *energy, uint32_t package, const ch
     char text[64];
     uint64_t uj;
 
-    if (ew_sysfile_readf(energy->root, text, sizeof(text), "/sys/class/powercap/intel-rapl:%u/%s", package, file) <= 0 ||
+    if (ew_sysfile_readf(energy->root, text, sizeof(text), "/sys/class/powercap/intel-rapl:%u/%s", package, file) <=
+            0 ||
         !ew_sysfile_number(text, &uj))
         return false;
     *joules = (double)uj / 1e6;

@@ -19,6 +19,7 @@ int ew_energy_open(const char *root, bool on_gpu, struct ew_energy **out, struct
 void ew_energy_close(struct ew_energy *energy);
 
 // Any thread may ask, as often as it likes: sensors are read at most a hundred times a second.
-double ew_energy_joules(struct ew_energy *energy);             // since ew_energy_open, never falling; 0 without a meter
-double ew_energy_watts(struct ew_energy *energy);              // the mean of the last whole second or so
-const char *ew_energy_source(const struct ew_energy *energy);  // "rails", "NVML", "NVML and RAPL", "RAPL"; NULL: no meter
+double ew_energy_joules(struct ew_energy *energy); // since ew_energy_open, never falling; 0 without a meter
+double ew_energy_watts(struct ew_energy *energy);  // the mean of the last whole second or so
+// "rails", "NVML", "NVML and RAPL", "RAPL"; NULL: no meter
+const char *ew_energy_source(const struct ew_energy *energy);

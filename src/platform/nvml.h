@@ -16,6 +16,10 @@ struct ew_nvml_memory { // nvmlMemory_v2_t
     unsigned long long total, reserved, free, used;
 };
 
+struct ew_nvml_violation { // nvmlViolationTime_t
+    unsigned long long reference_us, violation_ns;
+};
+
 struct ew_nvml {
     void *library;
     int (*nvmlInit_v2)(void);
@@ -30,10 +34,12 @@ struct ew_nvml {
     int (*nvmlDeviceGetEnforcedPowerLimit)(ew_nvml_device device, unsigned *mw);
     int (*nvmlDeviceGetTotalEnergyConsumption)(ew_nvml_device device, unsigned long long *mj);
     int (*nvmlDeviceGetTemperature)(ew_nvml_device device, int sensor, unsigned *celsius);
+    int (*nvmlDeviceGetTemperatureThreshold)(ew_nvml_device device, int type, unsigned *celsius);
     int (*nvmlDeviceGetClockInfo)(ew_nvml_device device, int type, unsigned *mhz);
     int (*nvmlDeviceGetMaxClockInfo)(ew_nvml_device device, int type, unsigned *mhz);
     int (*nvmlDeviceGetCurrentClocksThrottleReasons)(ew_nvml_device device,
                                                      unsigned long long *reasons); // its newer name says EventReasons
+    int (*nvmlDeviceGetViolationStatus)(ew_nvml_device device, int policy, struct ew_nvml_violation *time);
     int (*nvmlDeviceGetMigMode)(ew_nvml_device device, unsigned *current, unsigned *pending);
     int (*nvmlDeviceGetMaxMigDeviceCount)(ew_nvml_device device, unsigned *count);
     int (*nvmlDeviceGetMigDeviceHandleByIndex)(ew_nvml_device device, unsigned index, ew_nvml_device *mig);
@@ -45,8 +51,11 @@ struct ew_nvml {
 };
 
 #define EW_NVML_SUCCESS 0
+#define EW_NVML_THRESHOLD_SLOWDOWN 1
 #define EW_NVML_CLOCK_SM 1
 #define EW_NVML_CLOCK_MEM 2
+#define EW_NVML_VIOLATION_POWER 0
+#define EW_NVML_VIOLATION_THERMAL 1
 
 // Loads and initialises. Functions other than init, shutdown and the device list may be NULL afterwards.
 int ew_nvml_open(struct ew_nvml *nvml, struct ew_error *err) EW_MUST_CHECK;

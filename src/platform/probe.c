@@ -5,6 +5,7 @@
 const struct ew_probe ew_probes[] = {
     {"os", ew_probe_os},
     {"memory", ew_probe_memory},
+    {"disk", ew_probe_disk},
     {"jetson", ew_probe_jetson},
     {"nvidia", ew_probe_nvidia},
     {"power", ew_probe_power},
@@ -64,5 +65,11 @@ void ew_probe_all(const char *root, struct ew_facts *facts)
 {
     for (const struct ew_probe *probe = ew_probes; probe->name; probe++)
         probe->run(root, facts);
+    ew_probe_derive(facts);
+}
+
+void ew_probe_derive(struct ew_facts *facts)
+{
+    ew_probe_nvidia_derive(facts);
     set_tags(facts);
 }

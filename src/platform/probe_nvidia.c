@@ -1,41 +1,35 @@
-// The NVIDIA driver and its GPUs: first from files, then by asking the driver in a child process with a time limit,
-// because a broken driver can hang whoever calls it. What the child says travels as text, one "key=TYPE:value" a
-// line; a captured tree keeps the same text.
+// The NVIDIA driver and its GPUs: by asking the driver in a child process with a time limit, and from files. A captured
+// tree keeps what the child said.
 
-#include <errno.h>
 #include <math.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "base/assert.h"
-#include "base/clock.h"
 #include "platform/cuda_driver.h"
+#include "platform/driver_child.h"
 #include "platform/nvml.h"
 #include "platform/probe.h"
 #include "platform/sysfile.h"
 
 #define DRIVER_TIME_LIMIT_S 8.0 // a cold driver loads its kernel module and starts the GPU in 1 to 3 s
-#define REPORT_BYTES_MAX 65536
 #define NVLINKS_MAX 18
+#define GPUS_MAX 16
+#define KEY_BYTES 64
 
 // ---- in the child ----
 
-static void say_number(FILE *to, const char *key, double value)
+// The keys of further GPUs: "gpu_name" of the second is "gpu1_name", "pcie_gen" is "gpu1_pcie_gen".
+static const char *key_of(char text[KEY_BYTES], const char *key, unsigned gpu)
 {
-    fprintf(to, "%s=n:%.17g\n", key, value);
+    if (gpu == 0)
+        return key;
+    snprintf(text, KEY_BYTES, "gpu%u_%s", gpu, strncmp(key, "gpu_", 4) == 0 ? key + 4 : key);
+    return text;
 }
 
-static void say_text(FILE *to, const char *key, const char *value)
-{
-    fprintf(to, "%s=s:%s\n", key, value);
-}
-
-static void say_device(FILE *to, const struct ew_cuda_driver *cuda)
+static void say_device(FILE *to, const struct ew_cuda_driver *cuda, unsigned gpu)
 {
     static const struct {
         const char *key;
@@ -47,23 +41,25 @@ static void say_device(FILE *to, const struct ew_cuda_driver *cuda)
         {"gpu_clock_max_mhz", EW_CUDA_ATTR_CLOCK_KHZ, 1e-3},
     };
     int device, major, minor, value;
-    char name[256];
+    char name[256], key[KEY_BYTES];
     size_t bytes;
 
-    if (cuda->cuDeviceGet(&device, 0) != EW_CUDA_SUCCESS)
+    if (cuda->cuDeviceGet(&device, (int)gpu) != EW_CUDA_SUCCESS)
         return;
     if (cuda->cuDeviceGetName(name, sizeof(name), device) == EW_CUDA_SUCCESS)
-        say_text(to, "gpu_name", name);
+        ew_say_text(to, key_of(key, "gpu_name", gpu), name);
     if (cuda->cuDeviceGetAttribute(&major, EW_CUDA_ATTR_CC_MAJOR, device) == EW_CUDA_SUCCESS &&
         cuda->cuDeviceGetAttribute(&minor, EW_CUDA_ATTR_CC_MINOR, device) == EW_CUDA_SUCCESS)
-        say_number(to, "gpu_cc", major * 10 + minor);
+        ew_say_number(to, key_of(key, "gpu_cc", gpu), major * 10 + minor);
+    if (cuda->cuDeviceTotalMem_v2(&bytes, device) == EW_CUDA_SUCCESS)
+        ew_say_number(to, key_of(key, "gpu_mem_mib", gpu), (double)(bytes >> 20));
+    if (gpu > 0)
+        return;
     if (cuda->cuDeviceGetAttribute(&value, EW_CUDA_ATTR_INTEGRATED, device) == EW_CUDA_SUCCESS)
         fprintf(to, "integrated=b:%d\n", value != 0);
-    if (cuda->cuDeviceTotalMem_v2(&bytes, device) == EW_CUDA_SUCCESS)
-        say_number(to, "gpu_mem_mib", (double)(bytes >> 20));
     for (size_t i = 0; i < EW_COUNT_OF(attributes); i++)
         if (cuda->cuDeviceGetAttribute(&value, attributes[i].attribute, device) == EW_CUDA_SUCCESS && value > 0)
-            say_number(to, attributes[i].key, value * attributes[i].scale);
+            ew_say_number(to, attributes[i].key, value * attributes[i].scale);
 }
 
 static void say_cuda(FILE *to)
@@ -73,22 +69,24 @@ static void say_cuda(FILE *to)
     int version, count = 0, status;
     char name[96];
 
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1); // NVML's order; and all GPUs of the box, whatever the user hides
+    unsetenv("CUDA_VISIBLE_DEVICES");
     if (ew_cuda_driver_open(&cuda, &err) != EW_OK) {
-        say_text(to, "drv_error", err.message);
+        ew_say_text(to, "drv_error", err.message);
         return;
     }
     if (cuda.cuDriverGetVersion(&version) == EW_CUDA_SUCCESS) // 12020 is 12.2
-        say_number(to, "drv_cuda", version / 1000 * 100 + version % 1000);
+        ew_say_number(to, "drv_cuda", version / 1000 * 100 + version % 1000);
     status = cuda.cuInit(0);
     if (status == EW_CUDA_SUCCESS)
         status = cuda.cuDeviceGetCount(&count);
     if (status != EW_CUDA_SUCCESS) {
         ew_cuda_error_name(&cuda, status, name, sizeof(name));
-        say_text(to, "drv_error", name);
+        ew_say_text(to, "drv_error", name);
     } else {
-        say_number(to, "gpu_count", count);
-        if (count > 0)
-            say_device(to, &cuda);
+        ew_say_number(to, "gpu_count", count);
+        for (unsigned gpu = 0; gpu < GPUS_MAX && (int)gpu < count; gpu++)
+            say_device(to, &cuda, gpu);
     }
     fprintf(to, "libcuda_is_stub=b:%d\n", status == 34); // CUDA_ERROR_STUB_LIBRARY
 }
@@ -99,7 +97,36 @@ static void say_unsigned(FILE *to, const char *key, int (*get)(ew_nvml_device, u
     unsigned value;
 
     if (get && get(device, &value) == EW_NVML_SUCCESS)
-        say_number(to, key, value * scale);
+        ew_say_number(to, key, value * scale);
+}
+
+// How long the GPU has been held down since the driver started, by what.
+static void say_violations(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device)
+{
+    static const struct {
+        int policy;
+        const char *key;
+    } policies[] = {{EW_NVML_VIOLATION_POWER, "throttled_power_s"}, {EW_NVML_VIOLATION_THERMAL, "throttled_heat_s"}};
+    struct ew_nvml_violation time;
+
+    for (size_t i = 0; i < EW_COUNT_OF(policies) && nvml->nvmlDeviceGetViolationStatus; i++)
+        if (nvml->nvmlDeviceGetViolationStatus(device, policies[i].policy, &time) == EW_NVML_SUCCESS)
+            ew_say_number(to, policies[i].key, (double)(time.violation_ns / 100000000) / 10);
+}
+
+// What changes from second to second, of every GPU.
+static void say_readings(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device, unsigned gpu)
+{
+    char key[KEY_BYTES];
+    unsigned value;
+
+    say_unsigned(to, key_of(key, "gpu_power_w", gpu), nvml->nvmlDeviceGetPowerUsage, device, 1e-3);
+    say_unsigned(to, key_of(key, "gpu_power_limit_w", gpu), nvml->nvmlDeviceGetEnforcedPowerLimit, device, 1e-3);
+    if (nvml->nvmlDeviceGetTemperature && nvml->nvmlDeviceGetTemperature(device, 0, &value) == EW_NVML_SUCCESS)
+        ew_say_number(to, key_of(key, "gpu_temp_c", gpu), value);
+    if (nvml->nvmlDeviceGetClockInfo &&
+        nvml->nvmlDeviceGetClockInfo(device, EW_NVML_CLOCK_SM, &value) == EW_NVML_SUCCESS)
+        ew_say_number(to, key_of(key, "gpu_clock_mhz", gpu), value);
 }
 
 static void say_nvml_device(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device)
@@ -110,25 +137,22 @@ static void say_nvml_device(FILE *to, const struct ew_nvml *nvml, ew_nvml_device
     int active, links = 0;
     bool link_known = false;
 
-    say_unsigned(to, "gpu_power_w", nvml->nvmlDeviceGetPowerUsage, device, 1e-3);
-    say_unsigned(to, "gpu_power_limit_w", nvml->nvmlDeviceGetEnforcedPowerLimit, device, 1e-3);
+    say_violations(to, nvml, device);
+    if (nvml->nvmlDeviceGetTemperatureThreshold &&
+        nvml->nvmlDeviceGetTemperatureThreshold(device, EW_NVML_THRESHOLD_SLOWDOWN, &value) == EW_NVML_SUCCESS)
+        ew_say_number(to, "gpu_slowdown_c", value);
     say_unsigned(to, "pcie_gen", nvml->nvmlDeviceGetCurrPcieLinkGeneration, device, 1);
     say_unsigned(to, "pcie_gen_max", nvml->nvmlDeviceGetMaxPcieLinkGeneration, device, 1);
     say_unsigned(to, "pcie_width", nvml->nvmlDeviceGetCurrPcieLinkWidth, device, 1);
     say_unsigned(to, "pcie_width_max", nvml->nvmlDeviceGetMaxPcieLinkWidth, device, 1);
     say_unsigned(to, "mig_max", nvml->nvmlDeviceGetMaxMigDeviceCount, device, 1);
-    if (nvml->nvmlDeviceGetTemperature && nvml->nvmlDeviceGetTemperature(device, 0, &value) == EW_NVML_SUCCESS)
-        say_number(to, "gpu_temp_c", value);
-    if (nvml->nvmlDeviceGetClockInfo &&
-        nvml->nvmlDeviceGetClockInfo(device, EW_NVML_CLOCK_SM, &value) == EW_NVML_SUCCESS)
-        say_number(to, "gpu_clock_mhz", value);
     if (nvml->nvmlDeviceGetMemoryInfo_v2 && nvml->nvmlDeviceGetMemoryInfo_v2(device, &memory) == EW_NVML_SUCCESS) {
-        say_number(to, "gpu_mem_free_mib", (double)(memory.free >> 20));
-        say_number(to, "gpu_mem_used_mib", (double)(memory.used >> 20));
+        ew_say_number(to, "gpu_mem_free_mib", (double)(memory.free >> 20));
+        ew_say_number(to, "gpu_mem_used_mib", (double)(memory.used >> 20));
     }
     if (nvml->nvmlDeviceGetCurrentClocksThrottleReasons &&
         nvml->nvmlDeviceGetCurrentClocksThrottleReasons(device, &reasons) == EW_NVML_SUCCESS)
-        say_number(to, "clock_reasons", (double)reasons);
+        ew_say_number(to, "clock_reasons", (double)reasons);
     if (nvml->nvmlDeviceGetMigMode && nvml->nvmlDeviceGetMigMode(device, &value, &pending) == EW_NVML_SUCCESS)
         fprintf(to, "mig_enabled=b:%d\n", value != 0);
     for (unsigned i = 0; i < NVLINKS_MAX && nvml->nvmlDeviceGetNvLinkState; i++)
@@ -137,7 +161,7 @@ static void say_nvml_device(FILE *to, const struct ew_nvml *nvml, ew_nvml_device
             links += active;
         }
     if (link_known)
-        say_number(to, "nvlink_active", links);
+        ew_say_number(to, "nvlink_active", links);
 }
 
 static void say_mig_instances(FILE *to, const struct ew_nvml *nvml, ew_nvml_device device)
@@ -150,7 +174,7 @@ static void say_mig_instances(FILE *to, const struct ew_nvml *nvml, ew_nvml_devi
         return;
     for (unsigned i = 0; i < max && i < 64; i++)
         found += nvml->nvmlDeviceGetMigDeviceHandleByIndex(device, i, &mig) == EW_NVML_SUCCESS;
-    say_number(to, "mig_instances", found);
+    ew_say_number(to, "mig_instances", found);
 }
 
 static void say_nvml(FILE *to)
@@ -158,17 +182,25 @@ static void say_nvml(FILE *to)
     struct ew_nvml nvml;
     struct ew_error err;
     ew_nvml_device device;
+    unsigned count;
     char version[96];
 
     if (ew_nvml_open(&nvml, &err) != EW_OK) {
-        say_text(to, "nvml_error", err.message);
+        ew_say_text(to, "nvml_error", err.message);
         return;
     }
     if (nvml.nvmlSystemGetDriverVersion && nvml.nvmlSystemGetDriverVersion(version, sizeof(version)) == EW_NVML_SUCCESS)
-        say_text(to, "drv_ver", version);
-    if (nvml.nvmlDeviceGetHandleByIndex_v2(0, &device) == EW_NVML_SUCCESS) {
-        say_nvml_device(to, &nvml, device);
-        say_mig_instances(to, &nvml, device);
+        ew_say_text(to, "drv_ver", version);
+    if (nvml.nvmlDeviceGetCount_v2(&count) != EW_NVML_SUCCESS)
+        count = 0;
+    for (unsigned gpu = 0; gpu < EW_MIN(count, GPUS_MAX); gpu++) {
+        if (nvml.nvmlDeviceGetHandleByIndex_v2(gpu, &device) != EW_NVML_SUCCESS)
+            continue;
+        say_readings(to, &nvml, device, gpu);
+        if (gpu == 0) {
+            say_nvml_device(to, &nvml, device);
+            say_mig_instances(to, &nvml, device);
+        }
     }
     ew_nvml_close(&nvml);
 }
@@ -179,65 +211,7 @@ static void say_all(FILE *to)
     say_cuda(to);
 }
 
-static _Noreturn void child(int fd, void (*say)(FILE *to))
-{
-    FILE *to = fdopen(fd, "w");
-
-    if (to) {
-        setvbuf(to, NULL, _IOLBF, 0); // a line said before a hang still arrives
-        say(to);
-        fclose(to);
-    }
-    _exit(0); // a forked child must not run the parent's exit handlers
-}
-
 // ---- in the parent ----
-
-// Reads until the child closes the pipe or the time is over; true where it finished in time.
-static bool read_report(int fd, char *text, size_t size)
-{
-    double end_s = ew_clock_s() + DRIVER_TIME_LIMIT_S;
-    size_t len = 0;
-    bool finished = false;
-
-    while (!finished && len + 1 < size && ew_clock_s() < end_s) {
-        struct pollfd wait = {.fd = fd, .events = POLLIN};
-        ssize_t got;
-
-        if (poll(&wait, 1, 50) <= 0)
-            continue;
-        got = read(fd, text + len, size - 1 - len);
-        finished = got == 0 || (got < 0 && errno != EINTR);
-        len += got > 0 ? (size_t)got : 0;
-    }
-    text[len] = '\0';
-    return finished;
-}
-
-static bool ask_driver(void (*say)(FILE *to), char *text, size_t size)
-{
-    int fds[2];
-    bool finished;
-    pid_t pid;
-
-    text[0] = '\0';
-    if (pipe(fds) != 0)
-        return true;
-    fflush(NULL); // or the child would write our buffered output again
-    pid = fork();
-    if (pid == 0) {
-        close(fds[0]);
-        child(fds[1], say);
-    }
-    close(fds[1]);
-    finished = pid < 0 || read_report(fds[0], text, size);
-    close(fds[0]);
-    if (pid > 0) {
-        kill(pid, SIGKILL); // a child in an uninterruptible call dies later; it is not waited for
-        waitpid(pid, NULL, finished ? 0 : WNOHANG);
-    }
-    return finished;
-}
 
 // "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.00  Release Build ...": open or closed, and the
 // version.
@@ -307,7 +281,40 @@ static void set_datacenter(struct ew_facts *facts)
     ew_facts_set_bool(facts, "gpu_is_datacenter", found, "name of the GPU");
 }
 
-static void derive(struct ew_facts *facts)
+// Whether the box has GPUs of different compute capabilities: files are judged for the first.
+static void set_mixed(struct ew_facts *facts)
+{
+    double first = ew_facts_number(facts, "gpu_cc", 0), count = ew_facts_number(facts, "gpu_count", 0);
+    bool mixed = false;
+
+    if (count < 1 || first == 0)
+        return;
+    for (unsigned gpu = 1; gpu < EW_MIN(count, (double)GPUS_MAX); gpu++) {
+        char key[KEY_BYTES];
+
+        mixed |= ew_facts_number(facts, key_of(key, "gpu_cc", gpu), first) != first;
+    }
+    ew_facts_set_bool(facts, "gpu_mixed", mixed, "compute capabilities of all GPUs");
+}
+
+// Variables of the environment that change what a CUDA program sees or does; nothing of a captured tree's.
+static void read_environment(const char *root, struct ew_facts *facts)
+{
+    static const char *const names[] = {"CUDA_VISIBLE_DEVICES", "CUDA_FORCE_PTX_JIT", "CUDA_DISABLE_PTX_JIT",
+                                        "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE", "TRITON_PTXAS_PATH"};
+    struct ew_str found[EW_COUNT_OF(names)];
+    uint32_t count = 0;
+
+    ew_facts_set_bool(facts, "env_known", !root || !root[0], "environment");
+    if (root && root[0])
+        return;
+    for (size_t i = 0; i < EW_COUNT_OF(names); i++)
+        if (getenv(names[i]))
+            found[count++] = ew_str_of(names[i]);
+    ew_facts_set_strs(facts, "env_cuda", found, count, "environment");
+}
+
+void ew_probe_nvidia_derive(struct ew_facts *facts)
 {
     struct ew_str version = ew_facts_str(facts, "drv_ver", ""), module = ew_facts_str(facts, "drv_module_ver", "");
     uint64_t branch;
@@ -320,12 +327,13 @@ static void derive(struct ew_facts *facts)
         ew_facts_set_str(facts, "gpu_stack", EW_STR("dgpu"), "/proc/driver/nvidia/version");
     set_clock_limits(facts);
     set_datacenter(facts);
+    set_mixed(facts);
 }
 
 // True where somebody asked the driver, now or when the tree was captured.
 static bool read_driver(const char *root, void (*say)(FILE *to), struct ew_facts *facts)
 {
-    char *text = ew_alloc(REPORT_BYTES_MAX);
+    char *text = ew_alloc(EW_DRIVER_REPORT_BYTES_MAX);
     bool asked = true;
 
     if (!text) {
@@ -333,10 +341,10 @@ static bool read_driver(const char *root, void (*say)(FILE *to), struct ew_facts
         return false;
     }
     if (root && root[0]) {
-        asked = ew_sysfile_read(root, "/.edgewise/gpu", text, REPORT_BYTES_MAX) > 0;
+        asked = ew_sysfile_read(root, "/.edgewise/gpu", text, EW_DRIVER_REPORT_BYTES_MAX) > 0;
         ew_facts_parse_lines(facts, text, "/.edgewise/gpu");
     } else {
-        bool finished = ask_driver(say, text, REPORT_BYTES_MAX);
+        bool finished = ew_driver_ask(say, DRIVER_TIME_LIMIT_S, text, EW_DRIVER_REPORT_BYTES_MAX);
 
         ew_facts_set_bool(facts, "drv_hangs", !finished, "driver calls in a child process");
         ew_facts_parse_lines(facts, text, "driver");
@@ -353,7 +361,7 @@ void ew_probe_nvidia(const char *root, struct ew_facts *facts)
     if (asked)
         ew_facts_set_number(facts, "drv_cuda_major", floor(ew_facts_number(facts, "drv_cuda", 0) / 100),
                             "the driver's CUDA; 0 where none answers");
-    derive(facts);
+    read_environment(root, facts);
 }
 
 void ew_probe_gpu_readings(const char *root, struct ew_facts *facts)

@@ -85,15 +85,36 @@ static void read_zone(const char *root, struct ew_facts *facts, uint32_t zone, c
     }
 }
 
+// Milliseconds that a cooling device has spent in states other than 0 since the start, where the kernel keeps
+// statistics: lines "state3<tab>12345".
+static bool active_ms(const char *root, uint32_t cooler, double *ms)
+{
+    char text[4096];
+    unsigned state;
+    unsigned long long spent;
+    bool known = false;
+
+    if (ew_sysfile_readf(root, text, sizeof(text), "/sys/class/thermal/cooling_device%u/stats/time_in_state_ms",
+                         cooler) <= 0)
+        return false;
+    for (const char *line = text; line; line = strchr(line, '\n') ? strchr(line, '\n') + 1 : NULL)
+        if (sscanf(line, "state%u %llu", &state, &spent) == 2) {
+            known = true;
+            *ms += state > 0 ? (double)spent : 0;
+        }
+    return known;
+}
+
 // Tegra reports throttling as cooling devices: alerts of the SoC's own thermal unit, and a capped GPU clock.
 static void read_coolers(const char *root, struct ew_facts *facts)
 {
     char type[64], active[512] = "";
-    double state;
-    bool any = false;
+    double state, longest_ms = 0;
+    bool any = false, timed = false;
 
     for (uint32_t i = 0; i < COOLERS_MAX; i++) {
         struct ew_str name;
+        double ms = 0;
 
         if (!read_line(root, "/sys/class/thermal/cooling_device%u/type", i, 0, type, sizeof(type)))
             continue;
@@ -102,6 +123,8 @@ static void read_coolers(const char *root, struct ew_facts *facts)
             !ew_str_starts(name, "devfreq-17000000"))
             continue;
         any = true;
+        timed |= active_ms(root, i, &ms);
+        longest_ms = ms > longest_ms ? ms : longest_ms; // they act together
         if (read_signed(root, "/sys/class/thermal/cooling_device%u/cur_state", i, 0, &state) && state > 0)
             snprintf(active + strlen(active), sizeof(active) - strlen(active), "%s%s", active[0] ? ", " : "", type);
     }
@@ -109,6 +132,9 @@ static void read_coolers(const char *root, struct ew_facts *facts)
         return; // no such devices: throttling is not known, rather than absent
     ew_facts_set_bool(facts, "throttle_active", active[0] != '\0', "/sys/class/thermal/cooling_device*");
     ew_facts_set_str(facts, "throttle_which", ew_str_of(active), "/sys/class/thermal/cooling_device*");
+    if (timed)
+        ew_facts_set_number(facts, "throttled_heat_s", (double)(long long)(longest_ms / 100) / 10,
+                            "/sys/class/thermal/cooling_device*/stats");
 }
 
 void ew_probe_thermal(const char *root, struct ew_facts *facts)

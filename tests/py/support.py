@@ -14,9 +14,9 @@ EDGEWISE = os.environ.get("EDGEWISE", str(ROOT / "build/edgewise"))
 SHARED = Path(os.environ.get("EW_SHARED", ROOT.parent / "shared"))
 
 
-def run(*arguments, stdin=b"", timeout=120, env=None):
+def run(*arguments, stdin=b"", timeout=120, env=None, cwd=None):
     """Runs the program; stdin and the outputs are bytes. A death by signal fails the test at once."""
-    result = subprocess.run([EDGEWISE, *map(str, arguments)], input=stdin, capture_output=True, timeout=timeout, check=False,
+    result = subprocess.run([EDGEWISE, *map(str, arguments)], input=stdin, capture_output=True, timeout=timeout, check=False, cwd=cwd,
                             env=dict(os.environ, **(env or {})))
     assert result.returncode >= 0, f"died of signal {-result.returncode}: {result.stderr.decode(errors='replace')}"
     return result
