@@ -39,6 +39,7 @@ extern const struct ew_command ew_cmd_eval_logits, ew_cmd_eval_perplexity, ew_cm
 extern const struct ew_command ew_cmd_plan, ew_cmd_profiles;
 extern const struct ew_command ew_cmd_quantize;
 extern const struct ew_command ew_cmd_run;
+extern const struct ew_command ew_cmd_serve;
 extern const struct ew_command ew_cmd_template;
 extern const struct ew_command ew_cmd_tokenize;
 extern const struct ew_command ew_cmd_version;
@@ -60,6 +61,7 @@ const struct ew_command *const ew_commands[] = {
     &ew_cmd_profiles,
     &ew_cmd_quantize,
     &ew_cmd_run,
+    &ew_cmd_serve,
     &ew_cmd_template,
     &ew_cmd_tokenize,
     &ew_cmd_version,
