@@ -303,8 +303,6 @@ static size_t take_head(struct ew_conn *conn, struct ew_str bytes)
     struct ew_http_fault fault = {0};
     size_t before = conn->in.len, room = conn->server->limits.head_bytes + 1, n, end;
 
-    if (before == 0 && ew_str_starts(bytes, "\r\n")) // RFC 9112, 2.2: an empty line before a request is read over
-        return 2;
     if (before == 0)
         conn->deadline_s = conn->server->now_s + conn->server->config.head_s;
     n = EW_MIN(bytes.len, room - before);
@@ -312,6 +310,10 @@ static size_t take_head(struct ew_conn *conn, struct ew_str bytes)
     if (!ew_buf_ok(&conn->in)) {
         close_conn(conn);
         return bytes.len;
+    }
+    if (before < 2 && ew_str_starts(ew_buf_str(&conn->in), "\r\n")) {
+        conn->in.len = conn->scanned = 0; // RFC 9112, 2.2: an empty line before a request is read over
+        return 2 - before;
     }
     end = ew_http_head_end(ew_buf_str(&conn->in), &conn->scanned, &conn->server->limits, &fault);
     if (fault.status) {

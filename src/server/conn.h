@@ -98,5 +98,5 @@ void ew_conn_abort(struct ew_conn *conn);
 void ew_conn_wind_down(struct ew_conn *conn);
 void ew_conn_write_gathered(struct ew_server *server);
 
-// log.c: one line for an exchange that is over.
+// access_log.c: one line for an exchange that is over.
 void ew_access_log(const struct ew_conn *conn, int status);
