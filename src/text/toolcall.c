@@ -66,6 +66,8 @@ static bool may_become(struct ew_str text, const char *marker)
 // Forgets what has left.
 static void drop(struct ew_toolcalls *calls, size_t len)
 {
+    if (len == 0)
+        return;
     calls->held.len -= len;
     memmove(calls->held.ptr, calls->held.ptr + len, calls->held.len);
     calls->at = calls->at > len ? calls->at - len : 0;

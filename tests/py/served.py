@@ -2,6 +2,7 @@
 import contextlib
 import http.client
 import json
+import os
 import re
 import subprocess
 import threading
@@ -16,7 +17,6 @@ class Server:
     """The program serving on a port of its own choice; what it writes to standard error is in `log`."""
 
     def __init__(self, *options, model=None, env=None):
-        import os
         self.log = ""
         self.process = subprocess.Popen(
             [support.EDGEWISE, "serve", "-m", str(model or demo()) + "=demo", "--port", "0", *map(str, options)],
