@@ -22,6 +22,9 @@ asan ubsan tsan arm64 tidy:
 	$(SETUP) build test
 	python3 tools/test.py $@
 
+soak: all
+	tools/soak.py
+
 fuzz:
 	$(SETUP) build fuzz
 	python3 tools/fuzz.py $(SECONDS)
@@ -42,4 +45,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo test asan ubsan tsan arm64 tidy fuzz format stats bench install clean
+.PHONY: all demo soak test asan ubsan tsan arm64 tidy fuzz format stats bench install clean

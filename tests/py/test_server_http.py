@@ -1,5 +1,5 @@
-"""The transport of `edgewise serve`, from the outside: which requests are accepted and which refused, byte by byte too; who leaves,
-who is slow, who sends ahead; keys, limits, drain."""
+"""The transport of `edgewise serve`, from the outside: which requests are accepted and which refused, byte by byte too;
+who leaves, who is slow, who sends ahead; keys, limits, drain."""
 import json
 import signal
 import socket
