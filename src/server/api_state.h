@@ -23,6 +23,7 @@ struct ew_api {
     uint32_t *mask_no_end;           // all tokens but those that end an answer, for min_tokens
     struct ew_metrics metrics;
     struct ew_completion *completions;
+    uint32_t n_deferred; // of all completions
     struct ew_choice *buckets[EW_API_BUCKETS];
     struct ew_buf chunk; // what is being written
     struct ew_energy *energy; // NULL: this box cannot measure it

@@ -12,6 +12,7 @@
 #include "server/exchange.h"
 
 #define RENDERED_BYTES_MAX ((size_t)64 << 20)
+#define SHARED_TOKENS_MIN 64 // prompts from here on are computed once for all their choices
 #define TEXT_MAX_TOKENS 16 // of /v1/completions where the client names none, as OpenAI has it
 
 // ---- which request is whose ---------------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ static void choice_fini(struct ew_choice *choice)
 
 static void completion_free(struct ew_completion *completion)
 {
+    completion->api->n_deferred -= completion->n_deferred;
     for (uint32_t i = 0; i < completion->n_choices; i++)
         choice_fini(&completion->choices[i]);
     *completion->link = completion->next;
@@ -202,36 +204,48 @@ static void cancel_all(struct ew_completion *completion)
 static void let_go(struct ew_completion *completion)
 {
     completion->x = NULL;
+    completion->api->n_deferred -= completion->n_deferred;
+    completion->n_deferred = 0;
     cancel_all(completion);
+}
+
+static void give_up(struct ew_completion *completion)
+{
+    completion->api->metrics.n_gone++;
+    let_go(completion);
 }
 
 static void on_gone(void *ctx)
 {
     struct ew_completion *completion = ctx;
 
-    completion->api->metrics.n_gone++;
-    let_go(completion);
+    give_up(completion);
+    if (completion->n_open == 0) // it was waiting to submit more
+        completion_free(completion);
 }
 
 // ---- events -------------------------------------------------------------------------------------------------------
 
-// Takes what was written off the chunk buffer to the client. A client that reads too slowly is given up.
+// Takes what is in the chunk buffer to the client. One that reads too slowly is given up by the server.
 static void write_chunk(struct ew_completion *completion)
 {
     struct ew_buf *chunk = &completion->api->chunk;
+    struct ew_exchange *x = completion->x;
+    bool works = ew_buf_ok(chunk);
 
-    if (!completion->x || !chunk->len)
+    if (!x || (works && !chunk->len))
         return;
     if (!completion->is_streaming) {
-        ew_exchange_header_add(completion->x, "Cache-Control", "no-cache");
+        ew_exchange_header_add(x, "Cache-Control", "no-cache");
+        works &= ew_exchange_stream_begin(x, 200, "text/event-stream; charset=utf-8") == 0;
         completion->is_streaming = true;
-        if (ew_exchange_stream_begin(completion->x, 200, "text/event-stream; charset=utf-8") < 0) {
-            on_gone(completion);
-            return;
-        }
     }
-    if (!ew_buf_ok(chunk) || !ew_exchange_stream_write(completion->x, ew_buf_str(chunk)))
-        on_gone(completion);
+    if (works && !ew_exchange_stream_write(x, ew_buf_str(chunk))) {
+        give_up(completion);
+    } else if (!works) { // no memory: the reply breaks off
+        let_go(completion);
+        ew_exchange_stream_end(x);
+    }
 }
 
 static void fail(struct ew_completion *completion, const struct ew_fault *fault)
@@ -387,7 +401,7 @@ static void on_finished(struct ew_choice *choice, const struct ew_service_event 
         ew_reply_chunk(choice, ew_reply_finish(choice), &completion->api->chunk);
         write_chunk(completion);
     }
-    if (completion->n_open == 0)
+    if (completion->n_open == 0 && completion->n_deferred == 0)
         finish_completion(completion);
 }
 
@@ -423,20 +437,6 @@ void ew_api_share_energy(struct ew_api *api)
     api->joules = joules;
     for (struct ew_completion *completion = api->completions; completion; completion = completion->next)
         completion->joules += used / api->metrics.n_open;
-}
-
-void ew_api_poll(struct ew_api *api)
-{
-    struct ew_service_event event;
-
-    if (api->energy)
-        ew_api_share_energy(api);
-    while (ew_service_next_event(api->service, &event)) {
-        struct ew_choice *choice = find_choice(api, event.request);
-
-        if (choice)
-            on_event(choice, &event);
-    }
 }
 
 void ew_api_forget_all(struct ew_api *api)
@@ -485,29 +485,113 @@ static void set_request(struct ew_completion *completion, struct ew_request *req
     memcpy(request->shown, api->shown, sizeof(request->shown));
 }
 
-// Submits the choices of one prompt. Their seeds differ, so that their answers do where they are sampled.
+static int submit(struct ew_choice *choice, struct ew_error *err)
+{
+    const struct ew_completion *completion = choice->completion;
+    struct ew_request request = completion->prompts[choice->index / (uint32_t)completion->params.n];
+    int rc;
+
+    // Their seeds differ, so that their answers do where they are sampled.
+    request.sampling.seed += choice->index % (uint32_t)completion->params.n;
+    rc = ew_service_submit(completion->api->service, &request, &choice->request, err);
+    if (rc == 0)
+        remember(choice);
+    return rc;
+}
+
+// Keeps the prompt and submits its choices: the first one, and the others once it has been computed, so that they find
+// it in the caches; at once where that saves little.
 static int submit_prompt(struct ew_completion *completion, const struct ew_request *base, uint32_t first,
                          const struct ew_ids *ids, struct ew_fault *fault)
 {
+    struct ew_request *kept = &completion->prompts[first / (uint32_t)completion->params.n];
+    int32_t *copy = ew_arena_array(&completion->arena, EW_MAX(ids->count, 1u), sizeof(*copy));
+
+    if (!copy)
+        return ew_fault_set(fault, 413, "invalid_request_error", "body_too_large",
+                            "the request needs more memory than is allowed for it");
+    if (ids->count)
+        memcpy(copy, ids->ids, ids->count * sizeof(*copy));
+    *kept = *base;
+    kept->ids = copy;
+    kept->n_ids = (uint32_t)ids->count;
     for (uint32_t i = 0; i < (uint32_t)completion->params.n; i++) {
         struct ew_choice *choice = &completion->choices[first + i];
-        struct ew_request request = *base;
         struct ew_error err = {0};
 
-        request.ids = ids->ids;
-        request.n_ids = (uint32_t)ids->count;
-        request.sampling.seed += i;
-        if (ew_service_submit(completion->api->service, &request, &choice->request, &err) < 0)
+        if (i > 0 && ids->count >= SHARED_TOKENS_MIN) {
+            choice->is_deferred = true;
+            completion->n_deferred++;
+            completion->api->n_deferred++;
+        } else if (submit(choice, &err) < 0) {
             return ew_fault_of(fault, &err);
-        remember(choice);
+        }
     }
     return 0;
 }
 
-static int check_service(const struct ew_completion *completion, struct ew_fault *fault)
+// Where the queue is full the choice is tried again after the next events: its request has been accepted.
+static void submit_deferred_of(struct ew_completion *completion)
+{
+    for (uint32_t i = 0; i < completion->n_choices && completion->n_deferred; i++) {
+        struct ew_choice *choice = &completion->choices[i];
+        const struct ew_choice *leader = &completion->choices[i - i % (uint32_t)completion->params.n];
+        struct ew_error err = {0};
+        struct ew_fault fault;
+        int rc;
+
+        if (!choice->is_deferred || (leader->is_open && leader->n_new == 0))
+            continue;
+        rc = submit(choice, &err);
+        if (rc == EW_ERR_BUSY)
+            return;
+        choice->is_deferred = false;
+        completion->n_deferred--;
+        completion->api->n_deferred--;
+        if (rc < 0) {
+            ew_fault_of(&fault, &err);
+            fail(completion, &fault);
+        }
+    }
+    if (completion->n_open == 0 && completion->n_deferred == 0)
+        finish_completion(completion);
+}
+
+static void submit_deferred(struct ew_api *api)
+{
+    struct ew_completion *completion = api->completions, *next;
+
+    for (; completion; completion = next) {
+        next = completion->next;
+        if (completion->n_deferred)
+            submit_deferred_of(completion);
+    }
+}
+
+void ew_api_poll(struct ew_api *api)
+{
+    struct ew_service_event event;
+
+    if (api->energy)
+        ew_api_share_energy(api);
+    while (ew_service_next_event(api->service, &event)) {
+        struct ew_choice *choice = find_choice(api, event.request);
+
+        if (choice)
+            on_event(choice, &event);
+    }
+    if (api->n_deferred)
+        submit_deferred(api);
+}
+
+static int prepare(struct ew_completion *completion, struct ew_fault *fault)
 {
     const struct ew_params *params = &completion->params;
 
+    completion->prompts = ew_arena_array(&completion->arena, completion->n_choices, sizeof(*completion->prompts));
+    if (!completion->prompts)
+        return ew_fault_set(fault, 413, "invalid_request_error", "body_too_large",
+                            "the request needs more memory than is allowed for it");
     if (!completion->api->config.tok && (params->n_stop || completion->route == EW_PARAMS_CHAT))
         return ew_fault_set(fault, 400, "invalid_request_error", "no_tokenizer", "the model has no tokenizer");
     for (uint32_t i = 0; i < params->n_bias; i++)
@@ -632,7 +716,7 @@ static void start(struct ew_api *api, struct ew_exchange *x, enum ew_params_rout
     completion->arena = arena;
     completion->params = params;
     completion->n_choices = (uint32_t)n;
-    if (check_service(completion, &fault) == 0 &&
+    if (prepare(completion, &fault) == 0 &&
         (route == EW_PARAMS_CHAT ? start_chat : start_text)(completion, &fault) == 0) {
         ew_exchange_on_gone(x, on_gone, completion);
         return;

@@ -15,6 +15,7 @@ struct ew_choice {
     uint64_t request; // the engine's id
     uint32_t index;
     bool is_open; // the engine has not finished it
+    bool is_deferred;
     bool is_cut;  // ended by us: the answer is whole
     enum ew_finish finish;
     uint32_t n_prompt, n_cached, n_new;
@@ -44,6 +45,8 @@ struct ew_completion {
     double joules; // its share of the box's, where that can be measured
     bool has_first, is_streaming; // is_streaming: the head of the reply has been written
     uint32_t n_choices, n_open, n_min_tokens;
+    uint32_t n_deferred;        // choices not yet submitted: the first of their prompt is still computing it
+    struct ew_request *prompts; // [n_choices / params.n] in the arena, ids too
     struct ew_choice choices[];
 };
 

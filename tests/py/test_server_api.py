@@ -331,6 +331,17 @@ def test_prefixes_are_reused(server):
     assert usage["prompt_tokens_details"]["cached_tokens"] > usage["prompt_tokens"] / 2
 
 
+def test_choices_share_their_prompt(server):
+    ask = {"prompt": [9 + i * 37 % 5000 for i in range(1000)], "n": 4, "temperature": 1, "seed": 3, "max_tokens": 8, "ignore_eos": True}
+    before = server.metrics()
+    texts = [choice["text"] for choice in server.post(TEXT, ask)["choices"]]
+    after = server.metrics()
+    assert after["edgewise_prefill_tokens_total"] - before["edgewise_prefill_tokens_total"] < 1100
+    assert len(set(texts)) == 4
+    chunks = server.stream(TEXT, ask)
+    assert texts == ["".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"][0]["index"] == i) for i in range(4)]
+
+
 def test_utf8_is_whole(server):
     for seed in range(6):  # hot enough to choose bytes of characters
         ask = {"prompt": "é", "temperature": 2, "seed": seed, "max_tokens": 40, "ignore_eos": True}
