@@ -90,10 +90,10 @@ def preemptions(server):
 
 def test_max_utilization_with_twice_the_cache_that_fits():
     options = ["--deterministic", "--ctx", 512, "--sessions", 8, "--batch", 8]
-    budget = budget_for(4 * 304, *options)
+    budget = budget_for(4 * 240, *options)
     with serving(*options, "--policy", "max_utilization", "--memory-budget", budget) as server:
-        got = load(server, "-c", 8, "-n", 24, "-p", 240, "-g", 64, "--verify")
+        got = load(server, "-c", 8, "-n", 24, "-p", 40, "-g", 200, "--verify")
         assert got["verified"] == got["verified_same"] == 24 and preemptions(server) > 0
     with serving(*options, "--policy", "guaranteed_no_evict", "--memory-budget", budget) as server:
-        got = load(server, "-c", 8, "-n", 24, "-p", 240, "-g", 64, "--verify")
+        got = load(server, "-c", 8, "-n", 24, "-p", 40, "-g", 200, "--verify")
         assert got["verified"] == got["verified_same"] == 24 and preemptions(server) == 0
