@@ -81,6 +81,7 @@ void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t
 
 // Tile layouts of any kind, for the rows that matrix units leave over.
 void ew_cpu_avx512_vnni_linear(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
+void ew_cpu_neon_dotprod_linear(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
 
 // Initialisers, one for each file that is compiled for an instruction set.
 void ew_cpu_avx2_init_linear(struct ew_cpu_ops *ops);
@@ -97,3 +98,5 @@ void ew_cpu_neon_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_rows(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_attention(struct ew_cpu_ops *ops);
+void ew_cpu_neon_dotprod_init_linear(struct ew_cpu_ops *ops);
+void ew_cpu_neon_i8mm_init_linear(struct ew_cpu_ops *ops);

@@ -1,5 +1,6 @@
 #pragma once
-// The vector primitives of the *_tmpl.c files, on plain NEON (every arm64). See vec_avx2.h for the names.
+// The vector primitives of the *_tmpl.c files, on plain NEON (every arm64); products of bytes on sdot where the file is
+// compiled with it. See vec_avx2.h for the names.
 
 // clang-format off: one primitive a line reads as the table that it is
 #include <arm_neon.h>
@@ -7,7 +8,11 @@
 #include <string.h>
 
 #define VF 4
+#ifdef __ARM_FEATURE_DOTPROD
+#define VEC_ISA "dotprod"
+#else
 #define VEC_ISA "neon"
+#endif
 #define VEC_BIAS 0        // of signed codes
 #define VEC_ACTIVATIONS 4 // rows of activations that a product keeps in registers
 
@@ -247,6 +252,32 @@ VEC_INLINE vi vi_less_sums(int first, int second, const int16_t *sums)
     return vdupq_n_s32(-(first * sums[0] + second * sums[1]));
 }
 
+#ifdef __ARM_FEATURE_DOTPROD
+
+// A running sum of products.
+struct part {
+    int32x4_t sum;
+};
+
+VEC_INLINE struct part part_from(vi start)
+{
+    return (struct part){start};
+}
+VEC_INLINE struct part part_widen(struct part part)
+{
+    return part;
+}
+VEC_INLINE struct part part_signed(struct part part, vb w, vb a)
+{
+    return (struct part){vdotq_s32(part.sum, w, a)};
+}
+VEC_INLINE vi part_total(struct part part)
+{
+    return part.sum;
+}
+
+#else
+
 // Sums of two products a lane, of the first and of the last two rows; rows come together in part_total.
 struct part {
     int32x4_t low, high;
@@ -268,11 +299,14 @@ VEC_INLINE struct part part_signed(struct part part, vb w, vb a)
     return part;
 }
 
-VEC_INLINE struct part part_unsigned(struct part part, vb w, vb a)
-{
-    return part_signed(part, w, a);
-} // codes are below 64
 VEC_INLINE vi part_total(struct part part)
 {
     return vpaddq_s32(part.low, part.high);
 }
+
+#endif
+
+VEC_INLINE struct part part_unsigned(struct part part, vb w, vb a)
+{
+    return part_signed(part, w, a);
+} // codes are below 64
