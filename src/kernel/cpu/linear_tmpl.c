@@ -72,11 +72,12 @@ VEC_INLINE void group_rows(struct form form, const struct tile *tile, uint32_t g
 
 // ---- tiles --------------------------------------------------------------------------------------
 
-// What is unpacked leaves the CPU too little room to see far enough ahead by itself: asks for codes some tens of lines
-// before they are needed, and for the next tile's scales.
-VEC_INLINE void prefetch(struct form form, const struct ew_cpu_matrix *matrix, const struct tile *tile, uint32_t group)
+// What is computed leaves the CPU too little room to see far enough ahead by itself: asks for codes some tens of lines
+// before they are needed, more where n activations take longer, and for the next tile's scales.
+VEC_INLINE void prefetch(struct form form, const struct ew_cpu_matrix *matrix, const struct tile *tile, uint32_t group,
+                         uint32_t n)
 {
-    const uint8_t *codes = tile->codes + (uint64_t)group * code_bytes(form) + PREFETCH_BYTES;
+    const uint8_t *codes = tile->codes + (uint64_t)group * code_bytes(form) + PREFETCH_BYTES * EW_MAX(1, n / 2);
     uint64_t scale_bytes = (matrix->tile_bytes - matrix->scale_at) / tile->n_groups;
 
     for (uint32_t at = 0; at < code_bytes(form); at += 64)
@@ -97,7 +98,7 @@ VEC_INLINE void tile_rows(struct form form, const struct ew_cpu_linear *job, uin
             acc[v][i] = vf_zero();
     }
     for (uint32_t group = 0; group < tile->n_groups; group++) {
-        prefetch(form, job->matrix, tile, group);
+        prefetch(form, job->matrix, tile, group, n);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < VECTORS; v++)
             group_rows(form, tile, group, v * VF, &x, n, acc[v]);
