@@ -7,6 +7,9 @@
 
 #include <cmocka.h>
 
+#include "base/alloc.h"
+#include "base/assert.h"
+#include "base/rng.h"
 #include "kernel/backend.h"
 #include "kernel/cpu/cpu_check.h"
 #include "platform/cpu.h"
@@ -245,11 +248,122 @@ static void test_variants(void **state)
     print_message("%u kernels of %s and below agree with the reference\n", n_checks, ew_isa_best(config.isa_mask));
 }
 
+// ---- a row's bits do not depend on the rows beside it, nor on how many tiles are asked for at once
+
+#define MANY_ROWS 600 // past any block of activations
+#define TILED_ROWS 39 // three tiles, the last one not full
+
+struct product {
+    struct ew_cpu_matrix matrix;
+    struct ew_cpu_q8 q8;
+    float *alone, *together; // [MANY_ROWS, TILED_ROWS]
+    uint8_t *data;
+};
+
+static void quantised_activations(struct product *p, uint32_t cols)
+{
+    struct ew_cpu_ops reference;
+    float *x = ew_alloc_array(cols, sizeof(*x));
+
+    ew_cpu_ops_init_reference(&reference);
+    p->q8.q_stride = (cols + 63) / 64 * 64;
+    p->q8.group_stride = p->q8.q_stride / EW_CPU_GROUP;
+    p->q8.q = ew_alloc_aligned(MANY_ROWS * p->q8.q_stride);
+    p->q8.scale = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
+    p->q8.scaled_sum = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
+    p->q8.sum = ew_alloc_array(2 * MANY_ROWS * p->q8.group_stride, sizeof(int16_t));
+    for (uint32_t row = 0; row < MANY_ROWS; row++) {
+        struct ew_rng rng = ew_rng_at(30, row);
+
+        for (uint32_t i = 0; i < cols; i++)
+            x[i] = ew_rng_normal(&rng);
+        ew_cpu_quantise_row(&reference, x, cols, &p->q8, row);
+    }
+    ew_free(x);
+}
+
+static void product_free(struct product *p)
+{
+    void *pieces[] = {p->q8.q, p->q8.scale, p->q8.scaled_sum, p->q8.sum, p->alone, p->together, p->data};
+
+    for (size_t i = 0; i < EW_COUNT_OF(pieces); i++)
+        ew_free(pieces[i]);
+}
+
+// Small random bytes are ordinary numbers in every layout.
+static void product_make(struct product *p, enum ew_cpu_layout layout, uint32_t cols)
+{
+    uint64_t bytes;
+
+    p->matrix = (struct ew_cpu_matrix){.layout = layout, .rows = TILED_ROWS, .cols = cols};
+    bytes = ew_cpu_matrix_shape(&p->matrix);
+    p->data = ew_alloc_aligned(bytes);
+    p->alone = ew_alloc_array(MANY_ROWS * TILED_ROWS, sizeof(float));
+    p->together = ew_alloc_array(MANY_ROWS * TILED_ROWS, sizeof(float));
+    ew_rng_fill(31, layout, p->data, bytes);
+    for (uint64_t i = 0; i < bytes; i++)
+        p->data[i] &= 0x3F;
+    p->matrix.data = p->data;
+    quantised_activations(p, cols);
+}
+
+static void compare_alone_and_together(const struct ew_cpu_ops *ops, enum ew_cpu_layout layout, uint32_t cols)
+{
+    struct product p;
+    struct ew_cpu_q8 one;
+    struct ew_cpu_linear job;
+
+    product_make(&p, layout, cols);
+    one = p.q8;
+    job = (struct ew_cpu_linear){.matrix = &p.matrix, .q8 = &p.q8, .out = p.together, .out_stride = TILED_ROWS};
+    job.n_rows = MANY_ROWS;
+    ops->linear[layout](&job, 0, 3);
+    job.q8 = &one;
+    job.n_rows = 1;
+    for (uint32_t row = 0; row < MANY_ROWS; row++) {
+        uint64_t first = (uint64_t)row * p.q8.group_stride;
+
+        one.q = p.q8.q + (uint64_t)row * p.q8.q_stride;
+        one.scale = p.q8.scale + first, one.scaled_sum = p.q8.scaled_sum + first, one.sum = p.q8.sum + 2 * first;
+        job.out = p.alone + (uint64_t)row * TILED_ROWS;
+        for (uint32_t tile = 0; tile < 3; tile++)
+            ops->linear[layout](&job, tile, tile + 1);
+    }
+    assert_memory_equal(p.alone, p.together, MANY_ROWS * TILED_ROWS * sizeof(float));
+    product_free(&p);
+}
+
+static void test_rows_alone_and_together(void **state)
+{
+    static const char *const caps[] = {"avx2", "avx512", "avx512-vnni", "amx", "neon", "dotprod", "i8mm"};
+    uint32_t before = 0, n = 0;
+
+    for (size_t i = 0; i < EW_COUNT_OF(caps); i++) {
+        struct ew_cpu_ops ops;
+        uint32_t mask;
+
+        assert_int_equal(ew_isa_cap(caps[i], &mask, NULL), 0);
+        mask &= ew_cpu_isa();
+        if (mask == before || mask == 0)
+            continue;
+        before = mask;
+        ew_cpu_ops_init(&ops, mask);
+        for (int layout = EW_CPU_I8; layout < EW_CPU_LAYOUT_COUNT; layout++, n++) {
+            compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 256);
+            compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1280); // two slabs, the second not full
+            if (ew_cpu_scale_groups(ew_cpu_layout_info((enum ew_cpu_layout)layout)->scale) == 1)
+                compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1120); // groups fill no batch of four
+        }
+    }
+    print_message("%u kernels give the same bits for a row alone and among %d\n", n, MANY_ROWS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_hand),     cmocka_unit_test(test_export_import), cmocka_unit_test(test_trace),
-        cmocka_unit_test(test_bad_batches), cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_by_hand),  cmocka_unit_test(test_export_import),
+        cmocka_unit_test(test_trace),    cmocka_unit_test(test_bad_batches),
+        cmocka_unit_test(test_variants), cmocka_unit_test(test_rows_alone_and_together),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -12,12 +12,12 @@
 #include "platform/cpu.h"
 
 #define N_MAX 4200  // elements of the longest row
-#define B_MAX 17    // activations of the largest batch
+#define B_MAX 35    // activations of the largest batch
 #define ROWS_MAX 40 // of a checked matrix
 #define OUT_STRIDE (ROWS_MAX + 3)
 
 static const uint32_t SIZES[] = {1, 3, 7, 8, 16, 31, 32, 33, 64, 100, 257, 2048, 4099};
-static const uint32_t BATCHES[] = {1, 2, 3, 8, B_MAX};
+static const uint32_t BATCHES[] = {1, 2, 3, 8, 17, B_MAX};
 
 struct checker {
     const struct ew_cpu_check_config *config;
