@@ -1,11 +1,10 @@
-// Products with tile layouts on AMX: 16 rows of activations by the 16 rows of one or two tiles, a unit of columns at a
-// time: a group of 32, or half of one where halves have scales of their own.
+// Products with tile layouts on AMX: 16 rows of activations by the 16 rows of a tile, a group of 32 columns (or half of
+// one, where halves have scales of their own) at a time.
 //
-// A tile product sums a unit's integers exactly, as the vector kernels do; then its 256 sums join their f32 totals by
-// the same operations in the same order, so that the bits are those of the vector kernels, which take the rows that do
-// not fill a tile register. These f32 operations cost more than the tile product (docs/kernels.md counts the cycles).
-// So both go on side by side: while the sums of one batch of units join, the tile products of the next are made. Sums
-// pass through memory, and loads wait until a stored tile register has reached the cache: a batch later it has.
+// A tile product sums a group's integers exactly, as the vector kernels do; then every 16 sums join their f32 totals
+// by the same operations in the same order, so that the bits are those of the vector kernels, which take the rows that
+// do not fill a tile. These f32 operations cost more than the tile product (docs/kernels.md counts the cycles); the
+// next group's product runs meanwhile.
 
 #include "kernel/cpu/vec_avx512.h"
 
@@ -13,177 +12,124 @@
 #include "kernel/cpu/tile_tmpl.h"
 
 #define AMX_ROWS 16
-#define TILES_MAX 2 // at once: they share the activations' loads
-#define UNITS 4     // of a batch
-#define GROUPS 16   // of a slab; those of two tiles stay in the first cache
 #define BLOCK_ROWS 512
 #define BLOCK_BYTES (1u << 20) // of activations: half of the second cache of every CPU that has AMX
 
-// A slab of one tile, with signed codes.
+// Tile registers: products 0 ... 3 as [of two groups][half], activations 4 and 5, weights 6 and 7.
+#define MULTIPLY(product, x, w, q, q_stride, codes)                                                                    \
+    do {                                                                                                               \
+        _tile_zero(product);                                                                                           \
+        _tile_loadd(x, q, q_stride);                                                                                   \
+        _tile_loadd(w, codes, 4 * EW_CPU_TILE_ROWS);                                                                   \
+        _tile_dpbssd(product, x, w);                                                                                   \
+    } while (0)
+
+struct products {
+    _Alignas(64) int32_t half[2][AMX_ROWS][EW_CPU_TILE_ROWS];
+};
+
+// A slab with signed codes.
 struct weights {
     const uint8_t *codes; // [n_groups][8][64]
     const struct slab *slab;
+    uint32_t n_groups;
 };
 
-struct products { // of a batch
-    _Alignas(64) int32_t sums[UNITS][TILES_MAX][AMX_ROWS][EW_CPU_TILE_ROWS];
-};
-
-struct batch_scales {
-    struct scales of[TILES_MAX][UNITS]; // of each group
-};
-
-// ---- tile products ------------------------------------------------------------------------------
-
-// Tile registers: products 0 ... 3, activations 4 and 5, weights 6 and 7.
-#define MULTIPLY(product, x, w, codes, out)                                                                            \
-    do {                                                                                                               \
-        _tile_loadd(w, codes, 4 * EW_CPU_TILE_ROWS);                                                                   \
-        _tile_zero(product);                                                                                           \
-        _tile_dpbssd(product, x, w);                                                                                   \
-        _tile_stored(product, out, 4 * EW_CPU_TILE_ROWS);                                                              \
-    } while (0)
-
-// Unit `at` of the slab becomes unit `unit` of a batch, a constant where this is inlined.
-VEC_INLINE void start(bool halves, uint32_t n_tiles, uint32_t unit, uint32_t at, const struct weights *w,
-                      const struct activations *x, struct products *out)
+// Starts the product of a group in the registers of `parity`, a constant where this is inlined.
+VEC_INLINE void start(bool halves, int parity, const struct weights *w, const struct activations *x, uint32_t group)
 {
-    uint32_t cols = halves ? EW_CPU_GROUP / 2 : EW_CPU_GROUP;
-    const int8_t *q = x->q + (uint64_t)at * cols;
-    uint64_t offset = (uint64_t)at * cols * EW_CPU_TILE_ROWS;
+    const uint8_t *codes = w->codes + (uint64_t)group * 512;
+    const int8_t *q = x->q + (uint64_t)group * EW_CPU_GROUP;
 
-    if (unit % 2 == 0) {
-        _tile_loadd(4, q, x->q_stride);
-        MULTIPLY(0, 4, 6, w[0].codes + offset, out->sums[unit][0]);
-        if (n_tiles > 1)
-            MULTIPLY(1, 4, 7, w[1].codes + offset, out->sums[unit][1]);
+    if (!halves && parity == 0) {
+        MULTIPLY(0, 4, 6, q, x->q_stride, codes);
+    } else if (!halves) {
+        MULTIPLY(2, 5, 7, q, x->q_stride, codes);
+    } else if (parity == 0) {
+        MULTIPLY(0, 4, 6, q, x->q_stride, codes);
+        MULTIPLY(1, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
     } else {
-        _tile_loadd(5, q, x->q_stride);
-        MULTIPLY(2, 5, 6, w[0].codes + offset, out->sums[unit][0]);
-        if (n_tiles > 1)
-            MULTIPLY(3, 5, 7, w[1].codes + offset, out->sums[unit][1]);
+        MULTIPLY(2, 4, 6, q, x->q_stride, codes);
+        MULTIPLY(3, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
     }
 }
 
-// ---- joining the totals -------------------------------------------------------------------------
-
-VEC_INLINE vf sums_at(const struct products *products, uint32_t unit, uint32_t t, uint32_t row)
+VEC_INLINE void take(bool halves, int parity, struct products *out)
 {
-    return vf_of_vi(_mm512_load_si512(products->sums[unit][t][row]));
+    if (parity == 0)
+        _tile_stored(0, out->half[0], 4 * EW_CPU_TILE_ROWS);
+    else
+        _tile_stored(2, out->half[0], 4 * EW_CPU_TILE_ROWS);
+    if (halves && parity == 0)
+        _tile_stored(1, out->half[1], 4 * EW_CPU_TILE_ROWS);
+    else if (halves)
+        _tile_stored(3, out->half[1], 4 * EW_CPU_TILE_ROWS);
 }
 
-// Adds n groups' sums of one row of activations to the totals of the tiles.
-VEC_INLINE void join(bool halves, bool minimum, uint32_t n_tiles, uint32_t n, const struct batch_scales *scales,
-                     const struct activations *x, uint32_t row, uint32_t group, const struct products *products,
-                     float (*totals)[BLOCK_ROWS][EW_CPU_TILE_ROWS])
+// Adds a finished product to the sums.
+VEC_INLINE void finish(bool halves, bool minimum, int parity, const struct weights *w, const struct activations *x,
+                       uint32_t group, vf *acc)
 {
-    uint64_t at = (uint64_t)row * x->group_stride + group;
-    vf acc[TILES_MAX];
+    const float(*scales)[EW_CPU_TILE_ROWS] = w->slab->scales[group];
+    vf first = vf_load(scales[0]), second = vf_load(scales[1]), min = vf_load(scales[2]);
+    struct products product;
 
-    for (uint32_t t = 0; t < n_tiles; t++)
-        acc[t] = vf_load(totals[t][row]);
-    for (uint32_t i = 0; i < n; i++) {
-        vf scale = vf_set1(x->scale[at + i]);
-
-        for (uint32_t t = 0; t < n_tiles; t++) {
-            struct scales s = scales->of[t][i];
-
-            if (halves) {
-                vf both = vf_mul(s.second, sums_at(products, 2 * i + 1, t, row));
-
-                acc[t] = vf_fma(vf_fma(s.first, sums_at(products, 2 * i, t, row), both), scale, acc[t]);
-                continue;
-            }
-            acc[t] = vf_fma(vf_mul(s.first, scale), sums_at(products, i, t, row), acc[t]);
-            if (minimum)
-                acc[t] = vf_fma(s.min, vf_set1(x->scaled_sum[at + i]), acc[t]);
-        }
-    }
-    for (uint32_t t = 0; t < n_tiles; t++)
-        vf_store(totals[t][row], acc[t]);
-}
-
-VEC_INLINE struct batch_scales load_batch(uint32_t n_tiles, uint32_t n, const struct weights *w, uint32_t group)
-{
-    struct batch_scales scales = {0};
-
-    for (uint32_t t = 0; t < n_tiles; t++) {
-        for (uint32_t i = 0; i < n; i++)
-            scales.of[t][i] = slab_scales((const uint8_t *)w[t].slab->scales, group + i, 0);
-    }
-    return scales;
-}
-
-// The groups of a slab that fill no batch: every step waits for the one before it.
-VEC_INLINE void multiply_last(bool halves, bool minimum, uint32_t n_tiles, uint32_t group, uint32_t end,
-                              const struct weights *w, const struct activations *x, struct products *products,
-                              float (*totals)[BLOCK_ROWS][EW_CPU_TILE_ROWS])
-{
-    for (; group < end; group++) {
-        struct batch_scales scales = load_batch(n_tiles, 1, w, group);
+    take(halves, parity, &product);
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < AMX_ROWS; i++) {
+        uint64_t at = (uint64_t)i * x->group_stride + group;
+        vf scale = vf_set1(x->scale[at]), total = vf_of_vi(_mm512_load_si512(product.half[0][i]));
 
         if (halves) {
-            start(halves, n_tiles, 0, 2 * group, w, x, products);
-            start(halves, n_tiles, 1, 2 * group + 1, w, x, products);
-        } else {
-            start(halves, n_tiles, 0, group, w, x, products);
+            total = vf_fma(first, total, vf_mul(second, vf_of_vi(_mm512_load_si512(product.half[1][i]))));
+            acc[i] = vf_fma(total, scale, acc[i]);
+            continue;
         }
-        for (uint32_t row = 0; row < AMX_ROWS; row++)
-            join(halves, minimum, n_tiles, 1, &scales, x, row, group, products, totals);
+        acc[i] = vf_fma(vf_mul(first, scale), total, acc[i]);
+        if (minimum)
+            acc[i] = vf_fma(min, vf_set1(x->scaled_sum[at]), acc[i]);
     }
 }
 
-// 16 rows of activations by a slab of each tile.
-VEC_INLINE void multiply(bool halves, bool minimum, uint32_t n_tiles, const struct weights *w, uint32_t n_groups,
-                         const struct activations *x, float (*totals)[BLOCK_ROWS][EW_CPU_TILE_ROWS])
+VEC_INLINE void multiply(bool halves, bool minimum, const struct weights *w, const struct activations *x,
+                         float (*sums)[EW_CPU_TILE_ROWS])
 {
-    uint32_t step = halves ? UNITS / 2 : UNITS, n_batches = n_groups / step;
-    struct products products[2];
+    uint32_t group = 0;
+    vf acc[AMX_ROWS];
 
-#pragma GCC unroll 4
-    for (uint32_t unit = 0; unit < UNITS; unit++) {
-        if (n_batches)
-            start(halves, n_tiles, unit, unit, w, x, &products[0]);
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < AMX_ROWS; i++)
+        acc[i] = vf_load(sums[i]);
+    start(halves, 0, w, x, 0);
+    for (; group + 2 < w->n_groups; group += 2) {
+        start(halves, 1, w, x, group + 1);
+        finish(halves, minimum, 0, w, x, group, acc);
+        start(halves, 0, w, x, group + 2);
+        finish(halves, minimum, 1, w, x, group + 1, acc);
     }
-    for (uint32_t i = 0; i < n_batches; i++) {
-        struct batch_scales scales = load_batch(n_tiles, step, w, i * step);
-
-#pragma GCC unroll 4
-        for (uint32_t unit = 0; unit < UNITS; unit++) {
-            if (i + 1 < n_batches)
-                start(halves, n_tiles, unit, (i + 1) * UNITS + unit, w, x, &products[(i + 1) % 2]);
-#pragma GCC unroll 4
-            for (uint32_t row = unit * AMX_ROWS / UNITS; row < (unit + 1) * AMX_ROWS / UNITS; row++)
-                join(halves, minimum, n_tiles, step, &scales, x, row, i * step, &products[i % 2], totals);
-        }
-    }
-    multiply_last(halves, minimum, n_tiles, n_batches * step, n_groups, w, x, &products[0], totals);
+    if (group + 2 == w->n_groups)
+        start(halves, 1, w, x, group + 1);
+    finish(halves, minimum, 0, w, x, group, acc);
+    if (group + 2 == w->n_groups)
+        finish(halves, minimum, 1, w, x, group + 1, acc);
+#pragma GCC unroll 16
+    for (uint32_t i = 0; i < AMX_ROWS; i++)
+        vf_store(sums[i], acc[i]);
 }
 
-#define DEFINE_MULTIPLY(name, halves, minimum, n_tiles)                                                                \
-    static void multiply_##name(const struct weights *w, uint32_t n_groups, const struct activations *x,               \
-                                float(*totals)[BLOCK_ROWS][EW_CPU_TILE_ROWS])                                          \
-    {                                                                                                                  \
-        multiply(halves, minimum, n_tiles, w, n_groups, x, totals);                                                    \
-    }
-
-DEFINE_MULTIPLY(plain_one, false, false, 1)
-DEFINE_MULTIPLY(plain_two, false, false, 2)
-DEFINE_MULTIPLY(minimum_one, false, true, 1)
-DEFINE_MULTIPLY(minimum_two, false, true, 2)
-DEFINE_MULTIPLY(halves_one, true, false, 1)
-DEFINE_MULTIPLY(halves_two, true, false, 2)
-
-typedef void (*multiply_fn)(const struct weights *w, uint32_t n_groups, const struct activations *x,
-                            float (*totals)[BLOCK_ROWS][EW_CPU_TILE_ROWS]);
-
-static multiply_fn choose_multiply(enum ew_cpu_scale scale, uint32_t n_tiles)
+static void multiply_plain(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS])
 {
-    if (has_halves(scale))
-        return n_tiles > 1 ? multiply_halves_two : multiply_halves_one;
-    if (has_minimum(scale))
-        return n_tiles > 1 ? multiply_minimum_two : multiply_minimum_one;
-    return n_tiles > 1 ? multiply_plain_two : multiply_plain_one;
+    multiply(false, false, w, x, sums);
+}
+
+static void multiply_minimum(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS])
+{
+    multiply(false, true, w, x, sums);
+}
+
+static void multiply_halves(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS])
+{
+    multiply(true, false, w, x, sums);
 }
 
 // ---- unpacking ----------------------------------------------------------------------------------
@@ -234,75 +180,65 @@ DEFINE(iq4_xs, EW_CPU_CODE_IQ4, EW_CPU_SCALE_S32, 0)
 DEFINE(mxfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0)
 DEFINE(nvfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0)
 
-static void (*const UNPACK[EW_CPU_LAYOUT_COUNT])(const struct tile *tile, uint32_t first, uint32_t n,
-                                                 struct slab *slab) = {
-    [EW_CPU_I8] = unpack_i8,         [EW_CPU_U4] = unpack_u4,       [EW_CPU_U4_MIN] = unpack_u4_min,
-    [EW_CPU_U4_K] = unpack_u4_k,     [EW_CPU_U5] = unpack_u5,       [EW_CPU_U5_MIN] = unpack_u5_min,
-    [EW_CPU_U5_K] = unpack_u5_k,     [EW_CPU_U6_K] = unpack_u6_k,   [EW_CPU_IQ4] = unpack_iq4,
-    [EW_CPU_IQ4_XS] = unpack_iq4_xs, [EW_CPU_MXFP4] = unpack_mxfp4, [EW_CPU_NVFP4] = unpack_nvfp4,
+static const struct kernel {
+    void (*unpack)(const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab);
+    void (*multiply)(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS]);
+} KERNELS[EW_CPU_LAYOUT_COUNT] = {
+    [EW_CPU_I8] = {unpack_i8, multiply_plain},           [EW_CPU_U4] = {unpack_u4, multiply_plain},
+    [EW_CPU_U4_MIN] = {unpack_u4_min, multiply_minimum}, [EW_CPU_U4_K] = {unpack_u4_k, multiply_minimum},
+    [EW_CPU_U5] = {unpack_u5, multiply_plain},           [EW_CPU_U5_MIN] = {unpack_u5_min, multiply_minimum},
+    [EW_CPU_U5_K] = {unpack_u5_k, multiply_minimum},     [EW_CPU_U6_K] = {unpack_u6_k, multiply_halves},
+    [EW_CPU_IQ4] = {unpack_iq4, multiply_plain},         [EW_CPU_IQ4_XS] = {unpack_iq4_xs, multiply_plain},
+    [EW_CPU_MXFP4] = {unpack_mxfp4, multiply_plain},     [EW_CPU_NVFP4] = {unpack_nvfp4, multiply_halves},
 };
 
 // ---- tiles --------------------------------------------------------------------------------------
 
-// Tiles [index, index + n_tiles) by activations [first, first + n), whole tile registers of them.
-static void multiply_block(const struct ew_cpu_linear *job, uint32_t index, uint32_t n_tiles, uint32_t first,
-                           uint32_t n)
+// One tile by activations [first, first + n), whole tile registers of them.
+static void multiply_block(const struct ew_cpu_linear *job, uint32_t index, uint32_t first, uint32_t n)
 {
-    enum ew_cpu_layout layout = job->matrix->layout;
-    multiply_fn multiply_rows = choose_multiply(ew_cpu_layout_info(layout)->scale, n_tiles);
-    uint32_t n_groups = job->matrix->cols / EW_CPU_GROUP;
-    _Alignas(64) float totals[TILES_MAX][BLOCK_ROWS][EW_CPU_TILE_ROWS];
-    struct slab slabs[TILES_MAX];
-    struct weights w[TILES_MAX];
+    const struct kernel *kernel = &KERNELS[job->matrix->layout];
+    bool in_place = job->matrix->layout == EW_CPU_I8;
+    struct tile tile = tile_at(job->matrix, index);
+    _Alignas(64) float sums[BLOCK_ROWS][EW_CPU_TILE_ROWS];
+    struct slab slab;
 
-    for (uint32_t t = 0; t < n_tiles; t++)
-        memset(totals[t], 0, n * sizeof(*totals[t]));
-    for (uint32_t group = 0; group < n_groups; group += GROUPS) {
-        uint32_t n_slab = EW_MIN(n_groups - group, GROUPS);
+    memset(sums, 0, n * sizeof(*sums));
+    for (uint32_t group = 0; group < tile.n_groups; group += SLAB_GROUPS) {
+        uint32_t n_groups = EW_MIN(tile.n_groups - group, SLAB_GROUPS);
+        struct weights w = {in_place ? tile.codes + (uint64_t)group * 512 : slab.codes[0][0], &slab, n_groups};
 
-        for (uint32_t t = 0; t < n_tiles; t++) {
-            struct tile tile = tile_at(job->matrix, index + t);
-
-            UNPACK[layout](&tile, group, n_slab, &slabs[t]);
-            w[t].codes = layout == EW_CPU_I8 ? tile.codes + (uint64_t)group * 512 : slabs[t].codes[0][0];
-            w[t].slab = &slabs[t];
-        }
+        kernel->unpack(&tile, group, n_groups, &slab);
         amx_fence();
         for (uint32_t b = 0; b < n; b += AMX_ROWS) {
             struct activations x = rows_from(job->q8, first + b, group);
 
-            multiply_rows(w, n_slab, &x, (float(*)[BLOCK_ROWS][EW_CPU_TILE_ROWS])totals[0][b]);
+            if (group + n_groups == tile.n_groups)
+                prefetch_out(job, index, first + b, AMX_ROWS);
+            kernel->multiply(&w, &x, sums + b);
         }
     }
-    for (uint32_t b = 0; b < n; b++) {
-        for (uint32_t t = 0; t < n_tiles; t++)
-            store_row(job, index + t, first + b, totals[t][b]);
-    }
-}
-
-static void configure(struct amx_tiles *tiles, enum ew_cpu_scale scale)
-{
-    uint32_t cols = has_halves(scale) ? EW_CPU_GROUP / 2 : EW_CPU_GROUP;
-
-    *tiles = (struct amx_tiles){0};
-    for (unsigned i = 0; i < 4; i++)
-        amx_set(tiles, i, AMX_ROWS, 4 * EW_CPU_TILE_ROWS);
-    for (unsigned i = 4; i < 6; i++)
-        amx_set(tiles, i, AMX_ROWS, cols);
-    for (unsigned i = 6; i < 8; i++)
-        amx_set(tiles, i, cols / 4, 4 * EW_CPU_TILE_ROWS);
+    for (uint32_t b = 0; b < n; b++)
+        store_row(job, index, first + b, sums[b]);
 }
 
 static void multiply_tiles(const struct ew_cpu_linear *job, uint32_t index, uint32_t end, uint32_t n_rows)
 {
+    bool halves = has_halves(ew_cpu_layout_info(job->matrix->layout)->scale);
+    uint32_t width = halves ? EW_CPU_GROUP / 2 : EW_CPU_GROUP;
     uint32_t block = EW_MIN(EW_MAX(BLOCK_BYTES / job->matrix->cols & ~(AMX_ROWS - 1u), AMX_ROWS), BLOCK_ROWS);
-    struct amx_tiles tiles;
+    struct amx_tiles tiles = {0};
 
-    configure(&tiles, ew_cpu_layout_info(job->matrix->layout)->scale);
+    for (unsigned i = 0; i < 4; i++)
+        amx_set(&tiles, i, AMX_ROWS, 4 * EW_CPU_TILE_ROWS);
+    for (unsigned i = 4; i < 6; i++)
+        amx_set(&tiles, i, AMX_ROWS, width);
+    for (unsigned i = 6; i < 8; i++)
+        amx_set(&tiles, i, width / 4, 4 * EW_CPU_TILE_ROWS);
     amx_begin(&tiles);
     for (uint32_t first = 0; first < n_rows; first += block) {
-        for (uint32_t i = index; i < end; i += TILES_MAX)
-            multiply_block(job, i, EW_MIN(end - i, TILES_MAX), first, EW_MIN(n_rows - first, block));
+        for (uint32_t i = index; i < end; i++)
+            multiply_block(job, i, first, EW_MIN(n_rows - first, block));
     }
     amx_end();
 }

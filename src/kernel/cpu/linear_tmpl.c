@@ -154,13 +154,6 @@ VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first
     }
 }
 
-// Results are written once, to lines that no cache holds: asks for those of n rows in time.
-VEC_INLINE void prefetch_out(const struct ew_cpu_linear *job, uint32_t index, uint32_t b, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++)
-        __builtin_prefetch(job->out + (uint64_t)(b + i) * job->out_stride + index * EW_CPU_TILE_ROWS, 1);
-}
-
 // Adds the products of one slab to the sums of n activations, a constant where this is inlined.
 VEC_INLINE void slab_rows(struct form form, const struct tile *slab, struct activations x, uint32_t n,
                           float (*sums)[EW_CPU_TILE_ROWS])

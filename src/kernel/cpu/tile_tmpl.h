@@ -221,3 +221,10 @@ VEC_INLINE void store_row(const struct ew_cpu_linear *job, uint32_t tile, uint32
     for (uint32_t i = 0; i < n; i++)
         out[i] = job->bias ? sums[i] + job->bias[row + i] : sums[i];
 }
+
+// Results are written once, to lines that no cache holds: asks for those of n rows in time.
+VEC_INLINE void prefetch_out(const struct ew_cpu_linear *job, uint32_t index, uint32_t b, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        __builtin_prefetch(job->out + (uint64_t)(b + i) * job->out_stride + index * EW_CPU_TILE_ROWS, 1);
+}
