@@ -113,19 +113,25 @@ static int configure(struct ew_serving *serving, const struct ew_args *args, str
 }
 
 // A model without a tokenizer can be asked with token ids, and one without a template with plain prompts.
-static void load_text(struct ew_serving *serving)
+static int load_text(struct ew_serving *serving, struct ew_error *err)
 {
-    struct ew_error err = {0};
+    struct ew_error why = {0};
+    int rc = 0;
 
     if (serving->model->is_synthetic)
-        return;
-    if (ew_tokenizer_load(&serving->model->file, &serving->tok, &err) < 0) {
-        ew_log_error(&err);
+        return 0;
+    rc = ew_tokenizer_load(&serving->model->file, &serving->tok, &why);
+    if (rc < 0)
         serving->tok = NULL;
-    } else if (ew_chat_format_load(&serving->model->file, serving->tok, &serving->chat, &err) < 0) {
-        ew_log_error(&err);
+    else if ((rc = ew_chat_format_load(&serving->model->file, serving->tok, &serving->chat, &why)) < 0)
         serving->chat = NULL;
+    if (rc == EW_ERR_UNSUPPORTED) {
+        ew_log_error(&why);
+        return 0;
     }
+    if (rc < 0 && err)
+        *err = why;
+    return rc;
 }
 
 int ew_serving_open(struct ew_serving *serving, const struct ew_args *args, struct ew_error *err)
@@ -142,11 +148,12 @@ int ew_serving_open(struct ew_serving *serving, const struct ew_args *args, stru
         rc = ew_fail(err, EW_ERR_UNSUPPORTED, "%s holds a vocabulary and no weights", serving->model_path);
     if (rc == 0)
         rc = configure(serving, args, err);
+    if (rc == 0)
+        rc = load_text(serving, err);
     if (rc < 0) {
         ew_serving_close(serving);
         return rc;
     }
-    load_text(serving);
     serving->config.model_id = serving->model_id;
     serving->config.model = serving->model;
     serving->config.tok = serving->tok;
