@@ -1,11 +1,12 @@
 // plan: does it fit, and how fast can it be. profiles: the devices that plan knows.
 
-#include "plan/plan.h"
-
 #include <string.h>
 
-#include "cli/cli.h"
 #include "base/assert.h"
+#include "bench/bandwidth.h"
+#include "bench/disk.h"
+#include "cli/cli.h"
+#include "plan/plan.h"
 #include "platform/probe.h"
 
 #define REPORT_BYTES_MAX 65536
@@ -16,16 +17,21 @@ static const struct ew_opt g_own[] = {
     {"layers", 0, EW_OPT_INT, "N", "with --params: layers, for the caches", NULL, 1, 1024},
     {"kv-heads", 0, EW_OPT_INT, "N", "with --params: KV heads", NULL, 1, 2048},
     {"head-dim", 0, EW_OPT_INT, "N", "with --params: elements of a head", NULL, 1, 2048},
-    {"profile", 0, EW_OPT_STRING, "NAME", "a device of `edgewise profiles`; default this machine"},
+    {"width", 0, EW_OPT_INT, "N", "with --params: hidden size", NULL, 1, 1000000},
+    {"profile", 0, EW_OPT_STRING, "NAME", "a device of `edgewise profiles`, or a .yaml file; default this machine"},
     {"quant", 0, EW_OPT_STRING, "TYPE", "weights in this type instead: bf16, fp8, q8_0, q4_k, int4, ..."},
     {"kv", 0, EW_OPT_CHOICE, "TYPE", "type of the caches; default the profile's", "f32|f16|fp8|int8"},
     {"ctx", 'c', EW_OPT_INT, "N", "context of a session; default the profile's", NULL, 1, 16777216},
     {"sessions", 0, EW_OPT_INT, "N", "sessions at once; default 1", NULL, 1, 100000},
     {"reserve", 0, EW_OPT_BYTES, "SIZE", "memory left for others, such as a database beside it"},
+    {"measure", 0, EW_OPT_FLAG, NULL, "measure this machine's memory bandwidth, and its disk with the model's file"},
+    {"table", 0, EW_OPT_FLAG, NULL, "instead of a model: which sizes of models the device is good for"},
+    {"write-profile", 0, EW_OPT_STRING, "FILE", "write the settings of a plan that holds, for serve --profile FILE"},
     {"bandwidth", 0, EW_OPT_FLOAT, "GB/s", "memory bandwidth; default the profile's", NULL, 0.001, 1e6},
     {"prompt", 'p', EW_OPT_INT, "N", "tokens of the prompt whose TTFT is told; default 512", NULL, 1, 16777216},
     {"target-tps", 0, EW_OPT_FLOAT, "N", "is this decode speed possible?", NULL, 0.001, 1e9},
     {"target-ttft", 0, EW_OPT_FLOAT, "MS", "is this time to the first token possible?", NULL, 0.001, 1e9},
+    {"target-width", 0, EW_OPT_INT, "N", "can its embeddings be so wide?", NULL, 1, 1000000},
     {"target-load", 0, EW_OPT_FLOAT, "S", "is this loading time possible?", NULL, 0.001, 1e9},
     EW_OPT_END,
 };
@@ -56,6 +62,7 @@ static int read_figures(const struct ew_args *args, struct ew_outline_figures *f
     figures->layers = (uint32_t)ew_args_int(args, "layers", 0);
     figures->kv_heads = (uint32_t)ew_args_int(args, "kv-heads", 0);
     figures->head_dim = (uint32_t)ew_args_int(args, "head-dim", 0);
+    figures->width = (uint32_t)ew_args_int(args, "width", 0);
     return code;
 }
 
@@ -111,6 +118,7 @@ static void read_load(const struct ew_args *args, struct ew_plan_request *reques
     uint32_t context = request->model.context_trained ? EW_MIN(serve->context, request->model.context_trained)
                                                       : serve->context;
 
+    snprintf(request->kv, sizeof(request->kv), "%s", kv);
     request->kv_scaled = strcmp(kv, "fp8") == 0 || strcmp(kv, "int8") == 0;
     request->kv_bits = request->kv_scaled ? 8 : strcmp(kv, "f32") == 0 ? 32 : 16;
     request->context = (uint32_t)ew_args_int(args, "ctx", context);
@@ -122,18 +130,91 @@ static void read_load(const struct ew_args *args, struct ew_plan_request *reques
         .decode_tok_s = ew_args_float(args, "target-tps", 0),
     };
     request->load_target_s = ew_args_float(args, "target-load", 0);
+    request->width_target = (uint32_t)ew_args_int(args, "target-width", 0);
+}
+
+// What the engine itself would take, where it would be this machine's CPU that runs the model as it is.
+static int read_sizes(const struct ew_args *args, struct ew_plan_request *request, struct ew_error *err)
+{
+    const char *model = ew_args_str(args, "model", NULL);
+    struct ew_outline_load load = {
+        .profile = request->profile, .kv = request->kv, .context = request->context, .sessions = request->sessions};
+    bool gpu = ew_profile_number(request->profile, "compute_capability", 0) > 0;
+    int code;
+
+    if (!model || gpu || ew_args_has(args, "quant") || ew_args_has(args, "params"))
+        return EW_OK;
+    code = ew_outline_size(model, &load, &request->sizes, err);
+    return code == EW_ERR_USAGE ? code : EW_OK; // what cannot be opened whole is estimated from its headers
+}
+
+static int measure(const struct ew_args *args, struct ew_plan_request *request, struct ew_error *err)
+{
+    const char *model = ew_args_str(args, "model", NULL);
+    double gb_s;
+    int code;
+
+    if (!ew_args_flag(args, "measure"))
+        return EW_OK;
+    if (!request->on_this_machine)
+        return ew_fail(err, EW_ERR_USAGE, "--measure is about this machine, --profile about another");
+    code = ew_bandwidth_read(0, &request->bandwidth_gb_s, err);
+    if (code == EW_OK && model && ew_disk_read(model, &gb_s, NULL) == EW_OK)
+        request->disk_gb_s = gb_s;
+    return code;
+}
+
+static int write_profile(const char *path, const struct ew_plan_request *request, const struct ew_plan *plan,
+                         struct ew_error *err)
+{
+    struct ew_buf out;
+    FILE *file;
+    int code = EW_OK;
+
+    if (!plan->fits) {
+        ew_fail(err, EW_ERR_MEMORY, "%s is not written, because the plan does not fit", path);
+        return ew_remedy(err, EW_ERR_MEMORY, "Change what the report names and plan again");
+    }
+    file = fopen(path, "wxe");
+    if (!file)
+        return ew_fail_errno(err, EW_ERR_IO, "cannot make %s", path);
+    ew_buf_init(&out, REPORT_BYTES_MAX);
+    ew_plan_serving_profile(request, plan, &out);
+    if (!ew_buf_ok(&out))
+        code = ew_fail_memory(err, out.len, "the profile");
+    else if (fwrite(out.ptr, 1, out.len, file) != out.len)
+        code = ew_fail_errno(err, EW_ERR_IO, "cannot write %s", path);
+    if (fclose(file) != 0 && code == EW_OK)
+        code = ew_fail_errno(err, EW_ERR_IO, "cannot write %s", path);
+    ew_buf_fini(&out);
+    return code;
+}
+
+static void print_table(const struct ew_args *args, const struct ew_plan_request *request)
+{
+    struct ew_buf out;
+
+    ew_buf_init(&out, REPORT_BYTES_MAX);
+    (ew_args_flag(args, "json") ? ew_plan_table_json : ew_plan_table_text)(request, &out);
+    fwrite(out.ptr, 1, out.len, stdout);
+    ew_buf_fini(&out);
 }
 
 static int print(const struct ew_args *args, const struct ew_plan_request *request, struct ew_error *err)
 {
     struct ew_plan plan;
     struct ew_buf out;
+    int code = EW_OK;
 
     ew_plan_make(request, &plan);
+    if (ew_args_has(args, "write-profile"))
+        code = write_profile(ew_args_str(args, "write-profile", ""), request, &plan, err);
     ew_buf_init(&out, REPORT_BYTES_MAX);
     (ew_args_flag(args, "json") ? ew_plan_json : ew_plan_text)(request, &plan, &out);
     fwrite(out.ptr, 1, out.len, stdout);
     ew_buf_fini(&out);
+    if (code != EW_OK)
+        return code;
     err->message[0] = '\0'; // the report has said it
     return ew_plan_holds(request, &plan) ? EW_OK : EW_ERR_MEMORY;
 }
@@ -144,7 +225,8 @@ static int run(const struct ew_args *args, struct ew_error *err)
     struct ew_plan_request request = {.on_this_machine = !name};
     struct ew_profiles profiles;
     struct ew_facts facts;
-    int code = read_model(args, &request.model, err);
+    bool table = ew_args_flag(args, "table");
+    int code = table ? EW_OK : read_model(args, &request.model, err);
 
     if (code != EW_OK)
         return code;
@@ -163,7 +245,13 @@ static int run(const struct ew_args *args, struct ew_error *err)
     if (code == EW_OK) {
         read_device(args, &facts, &request);
         read_load(args, &request);
-        code = print(args, &request, err);
+        code = measure(args, &request, err);
+    }
+    if (code == EW_OK && table)
+        print_table(args, &request);
+    else if (code == EW_OK) {
+        code = read_sizes(args, &request, err);
+        code = code == EW_OK ? print(args, &request, err) : code;
     }
     ew_profiles_fini(&profiles);
 close_facts:
@@ -196,11 +284,11 @@ static int run_profiles(const struct ew_args *args, struct ew_error *err)
 
 const struct ew_command ew_cmd_plan = {
     .name = "plan",
-    .usage = "plan (-m MODEL | --params N) [--profile NAME] [--ctx N] [--sessions N] [--quant TYPE]",
+    .usage = "plan (-m MODEL | --params N) [--profile NAME] [--ctx N] [--sessions N] [--quant TYPE] | --table",
     .summary = "Say what fits, and how fast it can possibly be, before loading",
-    .details = "Reads headers only; a directory with nothing but a config.json will do. Exit status 1 when it does not "
-               "fit or a\n"
-               "target is impossible.",
+    .details = "Reads headers only; a directory with nothing but a config.json will do. Exit status 1\n"
+               "when it does not fit or a target is impossible. --write-profile makes a new file for\n"
+               "edgewise serve --profile FILE.",
     .options = g_options,
     .run = run,
 };

@@ -5,9 +5,11 @@
 
 #include "base/assert.h"
 #include "base/data.h"
+#include "format/mapfile.h"
 
 #define PROFILES_ARENA_MAX ((size_t)4 << 20)
 #define PROFILES_MAX 64
+#define FILE_BYTES_MAX ((size_t)256 << 10)
 
 struct reader {
     struct ew_profile *profile;
@@ -97,17 +99,17 @@ static int read_section(const struct reader *r, const struct field *fields, cons
     return code;
 }
 
-static int read_profile(struct ew_profiles *profiles, const struct ew_data_file *file, struct ew_error *err)
+static int read_profile(struct ew_profiles *profiles, const char *file, struct ew_str id, struct ew_str text,
+                        struct ew_error *err)
 {
     struct ew_profile *profile = &profiles->list[profiles->count];
-    struct reader r = {profile, file->path, err};
+    struct reader r = {profile, file, err};
     const struct ew_yaml *root, *name;
-    int code = ew_yaml_parse(&profiles->arena, file->path, file->text, &root, err);
+    int code = ew_yaml_parse(&profiles->arena, file, text, &root, err);
 
     if (code != EW_OK)
         return code;
-    *profile = (struct ew_profile){.text = file->text, .device = ew_yaml_get(root, "device")};
-    profile->id = (struct ew_str){file->path + strlen("profiles/"), strlen(file->path) - strlen("profiles/.yaml")};
+    *profile = (struct ew_profile){.id = id, .text = text, .device = ew_yaml_get(root, "device")};
     name = ew_yaml_get(profile->device, "name");
     profile->match = ew_yaml_get(profile->device, "match");
     profile->software = ew_yaml_get(root, "software");
@@ -119,6 +121,12 @@ static int read_profile(struct ew_profiles *profiles, const struct ew_data_file 
         code = read_section(&r, g_targets, ew_yaml_get(root, "targets"));
     profiles->count += code == EW_OK;
     return code;
+}
+
+// "profiles/h200.yaml" is h200.
+static struct ew_str built_in_id(const char *path)
+{
+    return (struct ew_str){path + strlen("profiles/"), strlen(path) - strlen("profiles/.yaml")};
 }
 
 int ew_profiles_load(struct ew_profiles *profiles, struct ew_error *err)
@@ -134,7 +142,7 @@ int ew_profiles_load(struct ew_profiles *profiles, struct ew_error *err)
         if (!ew_str_starts(ew_str_of(file->path), "profiles/"))
             continue;
         EW_ASSERT(profiles->count < PROFILES_MAX); // the files are our own
-        code = read_profile(profiles, file, err);
+        code = read_profile(profiles, file->path, built_in_id(file->path), file->text, err);
     }
     if (code != EW_OK)
         ew_profiles_fini(profiles);
@@ -147,11 +155,36 @@ void ew_profiles_fini(struct ew_profiles *profiles)
     *profiles = (struct ew_profiles){0};
 }
 
-int ew_profiles_find(const struct ew_profiles *profiles, const char *id, const struct ew_profile **out,
+// A file of the user's, such as `plan --write-profile` makes.
+static int load_file(struct ew_profiles *profiles, const char *path, const struct ew_profile **out,
+                     struct ew_error *err)
+{
+    char *text, *kept, *name = ew_arena_copy(&profiles->arena, path, strlen(path));
+    size_t len;
+    int code;
+
+    if (profiles->count == PROFILES_MAX)
+        return ew_fail(err, EW_ERR_LIMIT, "there are more than %d profiles", PROFILES_MAX);
+    code = ew_file_read(path, FILE_BYTES_MAX, &text, &len, err);
+    if (code != EW_OK)
+        return code;
+    kept = ew_arena_copy(&profiles->arena, text, len);
+    ew_free(text);
+    if (!kept || !name)
+        return ew_fail_memory(err, len, "a profile");
+    code = read_profile(profiles, name, ew_str_of(name), (struct ew_str){kept, len}, err);
+    if (code == EW_OK)
+        *out = &profiles->list[profiles->count - 1];
+    return code;
+}
+
+int ew_profiles_find(struct ew_profiles *profiles, const char *id, const struct ew_profile **out,
                      struct ew_error *err)
 {
     struct ew_buf names;
 
+    if (ew_str_ends(ew_str_of(id), ".yaml"))
+        return load_file(profiles, id, out, err);
     for (uint32_t i = 0; i < profiles->count; i++)
         if (ew_str_is(profiles->list[i].id, id)) {
             *out = &profiles->list[i];

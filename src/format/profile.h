@@ -38,8 +38,8 @@ struct ew_profiles {
 
 int ew_profiles_load(struct ew_profiles *profiles, struct ew_error *err) EW_MUST_CHECK;
 void ew_profiles_fini(struct ew_profiles *profiles);
-// By name; EW_ERR_USAGE lists the names there are.
-int ew_profiles_find(const struct ew_profiles *profiles, const char *id, const struct ew_profile **out,
+// By name, or read from a file where the name ends in .yaml; EW_ERR_USAGE lists the names there are.
+int ew_profiles_find(struct ew_profiles *profiles, const char *id, const struct ew_profile **out,
                      struct ew_error *err) EW_MUST_CHECK;
 // The one whose `match` holds for these facts; "generic" where none does.
 const struct ew_profile *ew_profiles_match(const struct ew_profiles *profiles, const struct ew_facts *facts);

@@ -82,7 +82,9 @@ static void add_caches(struct ew_outline *outline, const struct ew_program *prog
         double heads = (double)group->n_layers * group->n_kv_heads;
         double elements = heads * (group->k_dim + group->v_dim), scales = heads * 2;
 
-        if (group->kind == EW_CACHE_WINDOW) {
+        if (group->kind == EW_CACHE_STATE) {
+            outline->state_bytes += (double)group->n_layers * (double)group->state_bytes;
+        } else if (group->kind == EW_CACHE_WINDOW) {
             outline->kv_fixed_elements += elements * group->window;
             outline->kv_fixed_scales += scales * group->window;
         } else {
@@ -96,7 +98,7 @@ static void add_caches(struct ew_outline *outline, const struct ew_program *prog
 static void describe(struct ew_outline *outline, const char *name, const struct ew_program *program,
                      const struct ew_weight_type *type, const char *file_type, uint32_t context)
 {
-    *outline = (struct ew_outline){.context_trained = context};
+    *outline = (struct ew_outline){.context_trained = context, .width = program->width};
     snprintf(outline->name, sizeof(outline->name), "%s", name);
     snprintf(outline->type, sizeof(outline->type), "%s", type ? type->name : file_type);
     add_weights(outline, program, type);
@@ -198,7 +200,7 @@ int ew_outline_of_figures(struct ew_outline *outline, const struct ew_outline_fi
 {
     double heads = (double)figures->layers * figures->kv_heads;
 
-    *outline = (struct ew_outline){.params = figures->params};
+    *outline = (struct ew_outline){.params = figures->params, .width = figures->width};
     outline->active_params = figures->active_params > 0 ? figures->active_params : figures->params;
     if (outline->params <= 0 || outline->active_params > outline->params)
         return ew_fail(err, EW_ERR_USAGE, "the active parameters must be some of the parameters");

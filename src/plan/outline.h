@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/str.h"
+#include "format/profile.h"
 
 // A type of weights as people name it, with its bits for each weight, scales included.
 struct ew_weight_type {
@@ -17,7 +18,7 @@ extern const struct ew_weight_type ew_weight_types[];               // ended by 
 // Where a model is only talked about ("--params 70B"). 0: not given.
 struct ew_outline_figures {
     double params, active_params; // active: read for each token (mixtures of experts)
-    uint32_t layers, kv_heads, head_dim;
+    uint32_t layers, kv_heads, head_dim, width;
 };
 
 struct ew_outline {
@@ -30,9 +31,25 @@ struct ew_outline {
     double kv_scales;         // f16 scales of one token where the cache is 8 bits wide
     double kv_fixed_elements; // of one session, in windows that do not grow with the context
     double kv_fixed_scales;
+    double state_bytes;       // of one session, whatever its length and the type of the caches
     uint32_t context_trained; // 0: unknown
+    uint32_t width;           // of the residual stream, and so of an embedding; 0: unknown
     bool kv_known;
 };
+
+// What the engine would hold for a model, by the function that decides it there.
+struct ew_outline_sizes {
+    bool known;
+    double weight_bytes, cache_bytes, workspace_bytes; // workspace: also tables of the engine, and the program itself
+};
+struct ew_outline_load {
+    const struct ew_profile *profile; // whose serving settings count
+    const char *kv;
+    uint32_t context, sessions;
+};
+// On the CPU of this machine. EW_ERR_UNSUPPORTED where only a config.json is there.
+int ew_outline_size(const char *model, const struct ew_outline_load *load, struct ew_outline_sizes *out,
+                    struct ew_error *err) EW_MUST_CHECK;
 
 // model: as for --model, also a directory that holds nothing but a config.json. type NULL: as the file has it.
 int ew_outline_of_model(struct ew_outline *outline, const char *model, const struct ew_weight_type *type,

@@ -1,6 +1,7 @@
 #include "plan/plan.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/assert.h"
 
@@ -22,7 +23,7 @@ static double kv_bytes(const struct ew_plan_request *r, double elements, double 
 static double session_bytes(const struct ew_plan_request *r, double context)
 {
     return kv_bytes(r, r->model.kv_elements, r->model.kv_scales) * context +
-           kv_bytes(r, r->model.kv_fixed_elements, r->model.kv_fixed_scales);
+           kv_bytes(r, r->model.kv_fixed_elements, r->model.kv_fixed_scales) + r->model.state_bytes;
 }
 
 static void plan_memory(const struct ew_plan_request *r, struct ew_plan *p)
@@ -36,6 +37,11 @@ static void plan_memory(const struct ew_plan_request *r, struct ew_plan *p)
     p->session_mib = session_bytes(r, r->context) / MIB;
     p->cache_mib = p->session_mib * r->sessions;
     p->workspace_mib = EW_MAX(WORKSPACE_MIB_MIN, WORKSPACE_SHARE * p->weight_mib) + (gpu ? DRIVER_MIB : 0);
+    if (r->sizes.known) {
+        p->weight_mib = r->sizes.weight_bytes / MIB;
+        p->cache_mib = r->sizes.cache_bytes / MIB;
+        p->workspace_mib = r->sizes.workspace_bytes / MIB;
+    }
     p->total_mib = p->weight_mib + p->cache_mib + p->workspace_mib;
     p->fits = p->total_mib <= p->budget_mib;
     left = p->budget_mib - p->weight_mib - p->workspace_mib;
@@ -78,6 +84,27 @@ void ew_plan_make(const struct ew_plan_request *request, struct ew_plan *plan)
     plan_speed(request, plan);
 }
 
+// ---- contexts ----
+
+static const uint32_t g_contexts[] = {4096, 32768, 131072};
+
+struct context_plan {
+    double session_mib, decode_tok_s_max;
+    uint32_t sessions_max;
+};
+
+static struct context_plan plan_context(const struct ew_plan_request *r, const struct ew_plan *p, uint32_t context)
+{
+    double bytes = session_bytes(r, context), left = p->budget_mib - p->weight_mib - p->workspace_mib;
+    struct context_plan c = {.session_mib = bytes / MIB};
+
+    if (left > 0 && bytes > 0)
+        c.sessions_max = (uint32_t)EW_MIN(left / c.session_mib, 1e6);
+    if (r->bandwidth_gb_s > 0)
+        c.decode_tok_s_max = r->bandwidth_gb_s * 1e9 / (r->model.read_bytes + bytes);
+    return c;
+}
+
 // ---- verdicts ----
 
 struct verdict {
@@ -86,7 +113,7 @@ struct verdict {
     bool at_most;        // asked is a ceiling (latencies) rather than a floor
 };
 
-#define VERDICTS_MAX 4
+#define VERDICTS_MAX 8
 
 static uint32_t verdicts(const struct ew_plan_request *r, const struct ew_plan *p, struct verdict *out)
 {
@@ -94,6 +121,7 @@ static uint32_t verdicts(const struct ew_plan_request *r, const struct ew_plan *
         {"decode", "tok/s", r->targets.decode_tok_s, p->decode_tok_s_max, false},
         {"TTFT", "ms", r->targets.ttft_ms, p->ttft_ms_min, true},
         {"load", "s", r->load_target_s, p->load_s_min, true},
+        {"embedding width", "", r->width_target, r->model.width, false},
     };
     uint32_t count = 0;
 
@@ -187,6 +215,43 @@ static void append_speed(const struct ew_plan_request *r, const struct ew_plan *
         ew_buf_printf(out, "  %-22s%10.2f J a token at full power\n", "energy", p->joules_per_token);
 }
 
+// The bound and why it is one.
+static void append_verdict(const struct ew_plan_request *r, const struct verdict *v, struct ew_buf *out)
+{
+    ew_buf_printf(out, "target %s %.4g%s%s: %s, %s %.*f", v->what, v->asked, v->unit[0] ? " " : "", v->unit,
+                  possible(v) ? "possible" : "impossible", v->at_most ? "at least" : "at most",
+                  v->bound >= 100 ? 0 : 1, v->bound);
+    if (strcmp(v->what, "decode") == 0)
+        ew_buf_printf(out, ": %.4g GB/s over %.4g GB that each token reads\n", r->bandwidth_gb_s,
+                      r->model.read_bytes / 1e9);
+    else if (strcmp(v->what, "load") == 0)
+        ew_buf_printf(out, ": %.4g GB at %.4g GB/s; %.4g s would need %.3g GB/s\n", r->model.weight_bytes / 1e9,
+                      r->disk_gb_s, v->asked, r->model.weight_bytes / 1e9 / v->asked);
+    else if (strcmp(v->what, "TTFT") == 0)
+        ew_buf_printf(out, ": %.3g Gflop at %.4g Tflop/s\n", 2e-9 * r->model.active_params * r->prompt_tokens,
+                      r->flops / 1e12);
+    else
+        ew_buf_append_str(out, EW_STR(": the model's hidden states are no wider\n"));
+}
+
+// What the usual contexts cost, whatever context was asked for.
+static void append_contexts(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
+{
+    if (!r->model.kv_known)
+        return;
+    ew_buf_append_str(out, EW_STR("\n  context     a session   sessions   decode at its end\n"));
+    for (size_t i = 0; i < EW_COUNT_OF(g_contexts); i++) {
+        struct context_plan c = plan_context(r, p, g_contexts[i]);
+
+        ew_buf_printf(out, "  %7u  %8.0f MiB  %9u", g_contexts[i], c.session_mib, c.sessions_max);
+        if (c.decode_tok_s_max > 0 && c.sessions_max > 0)
+            ew_buf_printf(out, "   %11.1f tok/s", c.decode_tok_s_max);
+        ew_buf_append_str(out, r->model.context_trained && g_contexts[i] > r->model.context_trained
+                                   ? EW_STR("   longer than it was trained with\n")
+                                   : EW_STR("\n"));
+    }
+}
+
 void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
 {
     struct verdict list[VERDICTS_MAX];
@@ -212,12 +277,11 @@ void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, stru
                       p->sessions_max == 1 ? "" : "s", r->context, p->context_max);
     ew_buf_append_char(out, '\n');
     append_advice(r, p, out);
+    append_contexts(r, p, out);
     ew_buf_append_char(out, '\n');
     append_speed(r, p, out);
     for (uint32_t i = 0; i < count; i++)
-        ew_buf_printf(out, "target %s %.4g %s: %s (%s %.1f)\n", list[i].what, list[i].asked, list[i].unit,
-                      possible(&list[i]) ? "possible" : "impossible", list[i].at_most ? "at least" : "at most",
-                      list[i].bound);
+        append_verdict(r, &list[i], out);
 }
 
 void ew_plan_json(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
@@ -269,5 +333,13 @@ void ew_plan_json(const struct ew_plan_request *r, const struct ew_plan *p, stru
     for (uint32_t i = 0; i < count; i++)
         ew_buf_printf(out, "%s{\"what\": \"%s\", \"asked\": %.10g, \"bound\": %.10g, \"possible\": %s}", i ? ", " : "",
                       list[i].what, list[i].asked, list[i].bound, possible(&list[i]) ? "true" : "false");
+    ew_buf_append_str(out, EW_STR("], \"contexts\": ["));
+    for (size_t i = 0; i < EW_COUNT_OF(g_contexts) && r->model.kv_known; i++) {
+        struct context_plan c = plan_context(r, p, g_contexts[i]);
+
+        ew_buf_printf(out, "%s{\"context\": %u, \"session_mib\": %.10g, \"sessions_max\": %u, ", i ? ", " : "",
+                      g_contexts[i], c.session_mib, c.sessions_max);
+        ew_buf_printf(out, "\"decode_tok_s_max\": %.6g}", c.decode_tok_s_max);
+    }
     ew_buf_append_str(out, EW_STR("]}\n"));
 }

@@ -18,11 +18,14 @@ struct ew_plan_request {
     double disk_gb_s;
     double reserve_mib; // for others
     uint32_t context, sessions;
+    char kv[8];                // type of the caches
     double kv_bits;            // of an element
     bool kv_scaled;            // 8-bit types carry one f16 scale a token and head
     uint32_t prompt_tokens;    // of which TTFT is told
     struct ew_targets targets; // to be judged; 0: none
     double load_target_s;
+    uint32_t width_target;         // of embeddings, as somebody claims; 0: nobody does
+    struct ew_outline_sizes sizes; // where the engine can tell them, otherwise estimated
 };
 
 struct ew_plan {
@@ -43,5 +46,13 @@ struct ew_plan {
 void ew_plan_make(const struct ew_plan_request *request, struct ew_plan *plan);
 void ew_plan_text(const struct ew_plan_request *request, const struct ew_plan *plan, struct ew_buf *out);
 void ew_plan_json(const struct ew_plan_request *request, const struct ew_plan *plan, struct ew_buf *out);
+// The settings with which the plan holds, as a device profile in YAML for `serve --profile FILE`.
+void ew_plan_serving_profile(const struct ew_plan_request *request, const struct ew_plan *plan, struct ew_buf *out);
+
+// Common sizes of models on the request's device, each in a few types of weights, in four classes; the request's own
+// model is not looked at.
+void ew_plan_table_text(const struct ew_plan_request *request, struct ew_buf *out);
+void ew_plan_table_json(const struct ew_plan_request *request, struct ew_buf *out);
+
 // False when something does not fit or a target is out of reach.
 bool ew_plan_holds(const struct ew_plan_request *request, const struct ew_plan *plan);
