@@ -50,9 +50,9 @@ static const char *const g_whole[] = {
     "/sys/class/devfreq/*/max_freq",
     "/sys/class/devfreq/*/governor",
     "/sys/class/thermal/cooling_device*/stats/time_in_state_ms",
-    "/sys/block/*/queue/rotational",
-    "/sys/block/*/device/device/current_link_speed",
-    "/sys/block/*/device/device/current_link_width",
+    "/sys/block/[!lzrd]*/queue/rotational",
+    "/sys/block/nvme*/device/device/current_link_speed",
+    "/sys/block/nvme*/device/device/current_link_width",
     NULL,
 };
 
@@ -235,8 +235,9 @@ static bool is_plain(const struct ew_fact *fact)
 
 static int add_facts(struct capture *c)
 {
-    static const char *const keys[] = {"host_glibc",      "host_glibcxx",   "host_cxxabi", "host_libc", "host_python",
-                                       "desktop_running", "compat_present", "compat_cuda", "compat_ok", "drv_hangs"};
+    static const char *const keys[] = {"tool_cuda",  "host_glibc",      "host_glibcxx",   "host_cxxabi",
+                                       "host_libc",  "host_python",     "desktop_running", "compat_present",
+                                       "compat_cuda", "compat_ok",      "drv_hangs"};
     const struct ew_facts *facts = &c->doctor->facts;
     struct ew_buf gpu, other;
     int code;

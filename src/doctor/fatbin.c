@@ -41,7 +41,7 @@ static uint32_t image_index(struct ew_gpu_code *code, struct ew_image image)
         const struct ew_image *known = &code->images[i];
 
         if (known->kind == image.kind && known->sm == image.sm && known->suffix == image.suffix &&
-            known->zstd == image.zstd && known->ptx_isa == image.ptx_isa)
+            known->zstd == image.zstd && known->ptx_isa == image.ptx_isa && known->is_bare == image.is_bare)
             return i;
     }
     if (i == EW_IMAGES_MAX) {
@@ -72,8 +72,10 @@ static void add_image(struct ew_gpu_code *code, struct ew_image image, uint64_t 
 {
     uint32_t index = image_index(code, image);
 
-    if (index < EW_IMAGES_MAX)
-        *members |= 1ull << index;
+    if (index == EW_IMAGES_MAX)
+        return;
+    code->images[index].count++;
+    *members |= 1ull << index;
 }
 
 static bool known_kind(uint16_t kind)
@@ -170,7 +172,8 @@ static bool scan_cubin(struct ew_gpu_code *code, const unsigned char *bytes, uin
     add_image(code,
               (struct ew_image){.kind = EW_IMAGE_CUBIN,
                                 .sm = (uint16_t)((new_abi ? flags >> 8 : flags) & 0xFF),
-                                .suffix = !new_abi && flags & 0x800 ? 'a' : 0},
+                                .suffix = !new_abi && flags & 0x800 ? 'a' : 0,
+                                .is_bare = true},
               &members);
     add_container(code, members);
     return true;
@@ -207,7 +210,8 @@ static void scan_ptx_text(struct ew_gpu_code *code, const unsigned char *bytes, 
                   (struct ew_image){.kind = EW_IMAGE_PTX,
                                     .sm = (uint16_t)digits(hit, window, &pos),
                                     .suffix = pos < window && (hit[pos] == 'a' || hit[pos] == 'f') ? (char)hit[pos] : 0,
-                                    .ptx_isa = (uint16_t)(major * 10 + minor)},
+                                    .ptx_isa = (uint16_t)(major * 10 + minor),
+                                    .is_bare = true},
                   &members);
         add_container(code, members);
     }

@@ -19,6 +19,8 @@ struct ew_image { // one distinct kind of image
     char suffix;      // 'a' (this GPU only), 'f' (this family), or 0
     bool zstd;        // needs a driver of CUDA 12.4 or newer
     uint16_t ptx_isa; // PTX: 10 * major + minor, e.g. 74
+    bool is_bare;     // stands in the file by itself, not in a container: PTX text, a cubin
+    uint32_t count;
 };
 
 #define EW_IMAGES_MAX 64      // distinct kinds in one file (libcufft, the richest known, has about 20)

@@ -12,8 +12,10 @@
 #include "format/json.h"
 #include "format/mapfile.h"
 #include "platform/packages.h"
+#include "platform/sysfile.h"
 
 #define PATH_BYTES_MAX 4096
+#define HEADER_BYTES_MAX ((size_t)256 << 10)
 #define ELF_ARENA_MAX ((size_t)4 << 20)
 
 static const char *const g_library_dirs[] = {
@@ -109,6 +111,21 @@ static bool cuda_number(struct ew_str version, double *out)
     return true;
 }
 
+// Toolkits that came as packages of another kind have no version.json: "#define CUDA_VERSION 13000".
+static void read_toolkit_header(const char *root, struct ew_facts *facts)
+{
+    static const char mark[] = "#define CUDA_VERSION ";
+    char *text = ew_alloc(HEADER_BYTES_MAX);
+    const char *at;
+    uint64_t version;
+
+    if (text && ew_sysfile_read(root, "/usr/local/cuda/include/cuda.h", text, HEADER_BYTES_MAX) > 0 &&
+        (at = strstr(text, mark)) && ew_sysfile_number(at + strlen(mark), &version) && version < 100000)
+        ew_facts_set_number(facts, "tool_cuda", (double)(version / 1000 * 100 + version % 1000),
+                            "/usr/local/cuda/include/cuda.h");
+    ew_free(text);
+}
+
 static void read_toolkit(const char *root, struct ew_facts *facts)
 {
     char path[PATH_BYTES_MAX];
@@ -121,6 +138,8 @@ static void read_toolkit(const char *root, struct ew_facts *facts)
     if (access(path, R_OK) == 0 && ew_json_parse_file(&arena, path, (size_t)256 << 10, &tree, NULL) == EW_OK &&
         cuda_number(ew_json_str(ew_json_get(ew_json_get(tree, "cuda"), "version"), ""), &version))
         ew_facts_set_number(facts, "tool_cuda", version, "/usr/local/cuda/version.json");
+    else
+        read_toolkit_header(root, facts);
     ew_arena_fini(&arena);
 }
 

@@ -34,7 +34,7 @@ static const struct {
     {"CPU reads", "mem_read_gbs", " GB/s (measured)", ""},
     {"disk reads", "disk_gbs", " GB/s (measured)", ""},
     {"no disk speed", "disk_error", "", ""},
-    {"GPU there, back", "gpu_round_trip_ms", " ms (measured)", ""},
+    {"GPU round trip", "gpu_round_trip_ms", " ms (measured)", ""},
     {"copies to GPU", "gpu_copy_gbs", " GB/s (measured)", ""},
     {"kernels", "kernels_checked", " checked against the reference", ""},
 };

@@ -259,6 +259,18 @@ static void append_member(struct ew_buf *out, const char *key, struct ew_str val
     ew_buf_append_str(out, EW_STR(", "));
 }
 
+static void append_image(struct ew_buf *out, const struct ew_image *image, bool first)
+{
+    static const char *const kinds[] = {[EW_IMAGE_PTX] = "ptx", [EW_IMAGE_CUBIN] = "cubin", [EW_IMAGE_LTO] = "lto"};
+
+    ew_buf_printf(out, "%s{\"kind\": \"%s\", \"sm\": \"%u%.1s\", ", first ? "" : ", ", kinds[image->kind], image->sm,
+                  &image->suffix);
+    if (image->kind == EW_IMAGE_PTX)
+        ew_buf_printf(out, "\"isa\": \"%u.%u\", ", image->ptx_isa / 10, image->ptx_isa % 10);
+    ew_buf_printf(out, "\"zstd\": %s, \"bare\": %s, \"count\": %u}", image->zstd ? "true" : "false",
+                  image->is_bare ? "true" : "false", image->count);
+}
+
 static void append_library(struct ew_buf *out, const struct ew_scan_file *file)
 {
     ew_buf_append_char(out, '{');
@@ -275,6 +287,9 @@ static void append_library(struct ew_buf *out, const struct ew_scan_file *file)
     ew_buf_append_str(out, EW_STR("], \"sms\": ["));
     for (uint32_t i = 0; i < file->n_sms; i++)
         ew_buf_printf(out, "%s%.0f", i ? ", " : "", file->sms[i]);
+    ew_buf_append_str(out, EW_STR("], \"images\": ["));
+    for (uint32_t i = 0; i < file->n_images; i++)
+        append_image(out, &file->images[i], i == 0);
     ew_buf_printf(out, "], \"containers\": %u, \"native\": %u, \"jit\": %u}\n", file->verdict.total, file->verdict.sass,
                   file->verdict.jit);
 }

@@ -58,6 +58,8 @@ struct ew_scan_file {
     struct ew_gpu_verdict verdict;
     double *sms, *a_sms, *f_sms; // distinct SMs of native code, of 'a' and of 'f' code
     uint32_t n_sms, n_a_sms, n_f_sms;
+    struct ew_image *images; // [n_images] distinct kinds, with their counts
+    uint32_t n_images;
     uint32_t toolkit;
     // Package, wheel, requirement, plan
     struct ew_str package, version, requires_python, platform_tag, abi_tag, python_tag, plan_version;

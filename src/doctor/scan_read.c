@@ -124,6 +124,16 @@ static double *distinct_sms(const struct ew_gpu_code *code, struct ew_arena *are
     return list;
 }
 
+// PTX that stands as text in a library is a template of what compiles it (cuDNN's graphs, NVRTC, edgewise itself),
+// which chooses for the GPU: nothing is said about it.
+static bool only_text(const struct ew_gpu_code *code)
+{
+    for (uint32_t i = 0; i < code->n_images; i++)
+        if (code->images[i].kind != EW_IMAGE_PTX || !code->images[i].is_bare)
+            return false;
+    return true;
+}
+
 static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, struct ew_gpu_target target,
                           const unsigned char *bytes, uint64_t size)
 {
@@ -132,7 +142,7 @@ static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, str
     if (!code)
         return;
     ew_gpu_code_scan(code, bytes, size);
-    file->has_gpu_code = code->container_count > code->empty_count;
+    file->has_gpu_code = code->container_count > code->empty_count && !(file->is_elf && only_text(code));
     if (file->has_gpu_code) {
         file->verdict = ew_gpu_code_judge(code, target);
         file->sms = distinct_sms(code, arena, 0, &file->n_sms);
@@ -140,6 +150,10 @@ static void read_gpu_code(struct ew_scan_file *file, struct ew_arena *arena, str
         file->f_sms = distinct_sms(code, arena, 'f', &file->n_f_sms);
         file->toolkit = code->toolkit;
     }
+    file->images = code->n_images ? ew_arena_array(arena, code->n_images, sizeof(*file->images)) : NULL;
+    file->n_images = file->images ? code->n_images : 0;
+    for (uint32_t i = 0; i < file->n_images; i++)
+        file->images[i] = code->images[i];
     ew_free(code);
 }
 
