@@ -22,6 +22,10 @@ static int add_line(struct ew_keys *keys, char *line, const char *path, uint32_t
     if (len > EW_KEY_BYTES_MAX || keys->count == EW_KEYS_MAX)
         return ew_fail(err, EW_ERR_LIMIT, "line %u of %s: a file holds at most %d keys of at most %d bytes", number,
                        path, EW_KEYS_MAX, EW_KEY_BYTES_MAX);
+    for (const char *c = line; *c; c++)
+        if (*c <= ' ' || *c > '~')
+            return ew_fail(err, EW_ERR_FORMAT, "line %u of %s is no key: keys have no spaces and only ASCII characters",
+                           number, path);
     keys->list[keys->count++] = line;
     return 0;
 }

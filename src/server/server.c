@@ -4,7 +4,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,7 +84,27 @@ static int bind_tcp(struct ew_server *server, struct ew_error *err)
     uv_tcp_init(&server->loop, &server->listener.tcp);
     rc = uv_tcp_bind(&server->listener.tcp, found->ai_addr, 0);
     freeaddrinfo(found);
-    return rc ? fail_uv(err, rc, host) : 0;
+    if (rc == 0)
+        return 0;
+    fail_uv(err, rc, host);
+    return rc == UV_EADDRNOTAVAIL
+               ? ew_remedy(err, EW_ERR_IO, "This machine has no such address: give one of its own, or 0.0.0.0 for all")
+               : EW_ERR_IO;
+}
+
+static bool is_answered(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    bool answered;
+
+    if (fd < 0)
+        return false;
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+    // EAGAIN: somebody listens, whose queue is full.
+    answered = connect(fd, (const struct sockaddr *)&address, sizeof(address)) == 0 || errno == EAGAIN;
+    close(fd);
+    return answered;
 }
 
 // A socket that a server before us left behind is in the way only if nobody answers on it.
@@ -94,10 +116,17 @@ static int bind_unix(struct ew_server *server, struct ew_error *err)
 
     if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
         return ew_fail(err, EW_ERR_USAGE, "%s exists and is no socket", path);
+    if (is_answered(path)) {
+        ew_fail(err, EW_ERR_IO, "%s: another program listens there", path);
+        return ew_remedy(err, EW_ERR_IO, "Stop it, or choose another path with --unix");
+    }
     unlink(path);
     uv_pipe_init(&server->loop, &server->listener.pipe, 0);
     rc = uv_pipe_bind(&server->listener.pipe, path);
-    return rc ? fail_uv(err, rc, path) : 0;
+    if (rc == 0)
+        return 0;
+    fail_uv(err, rc, path);
+    return ew_remedy(err, EW_ERR_IO, "Its directory must exist, and this user must be allowed to write there");
 }
 
 static void set_url(struct ew_server *server)
