@@ -102,6 +102,7 @@ static void read_device(const struct ew_args *args, const struct ew_facts *facts
                                                                                       : "fp16_tflops";
 
     request->memory_mib = usable * utilization;
+    request->cache_fraction = request->on_this_machine ? 0 : profile->serve.kv_cache_free_gpu_memory_fraction;
     if (request->on_this_machine) // a discrete card has memory of its own, everything else shares the system's
         request->memory_mib = !unified && ew_facts_get(facts, EW_STR("gpu_mem_free_mib"))
                                   ? ew_facts_number(facts, "gpu_mem_free_mib", 0)

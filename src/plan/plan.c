@@ -43,8 +43,8 @@ static void plan_memory(const struct ew_plan_request *r, struct ew_plan *p)
         p->workspace_mib = r->sizes.workspace_bytes / MIB;
     }
     p->total_mib = p->weight_mib + p->cache_mib + p->workspace_mib;
-    p->fits = p->total_mib <= p->budget_mib;
-    left = p->budget_mib - p->weight_mib - p->workspace_mib;
+    left = (p->budget_mib - p->weight_mib - p->workspace_mib) * (r->cache_fraction > 0 ? r->cache_fraction : 1);
+    p->fits = p->total_mib <= p->budget_mib && p->cache_mib <= left;
     fixed = session_bytes(r, 0) / MIB;
     if (left <= 0)
         return;
@@ -271,6 +271,9 @@ void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, stru
     append_gib(out, "workspace and driver", p->workspace_mib);
     append_gib(out, "together", p->total_mib);
     append_gib(out, "there is", p->budget_mib);
+    if (r->cache_fraction > 0 && r->cache_fraction < 1)
+        ew_buf_printf(out, "  %-22s%10.0f %% of what weights and workspace leave\n", "of which caches take",
+                      100 * r->cache_fraction);
     ew_buf_printf(out, "%s", p->fits ? "fits" : "does not fit");
     if (p->fits && r->model.kv_known)
         ew_buf_printf(out, "; up to %u session%s of %u, or a context of %u", p->sessions_max,

@@ -17,6 +17,7 @@ struct ew_plan_request {
     double flops; // dense multiply-adds x 2 a second in the type that the weights are computed in; 0: not known
     double disk_gb_s;
     double reserve_mib; // for others
+    double cache_fraction; // of what weights and workspace leave, as `serve` will take it; 0: all
     uint32_t context, sessions;
     char kv[8];                // type of the caches
     double kv_bits;            // of an element

@@ -149,3 +149,14 @@ def test_a_plan_becomes_a_profile_that_serves(tmp_path):
     assert support.run("plan", "--params", "400B", *THOR, "--write-profile", refused).returncode == 1 and not refused.exists()
     written.write_text("serve:\n  context: many\n")
     assert b"mine.yaml" in support.run("plan", "-m", "demo", "--profile", written).stderr
+
+
+def test_caches_keep_their_share_as_the_engine_does():
+    model = ("--params", "8B", "--layers", "32", "--kv-heads", "8", "--head-dim", "128", "--quant", "fp8",
+             "--profile", "rtx-pro-4000")  # which gives caches 0.80 of what is left
+    got = plan(*model)[0]
+    share = 0.80 * (got["budget_mib"] - got["weight_bytes"] / 2 ** 20 - got["workspace_mib"])
+    assert got["sessions_max"] == int(share / got["session_mib"])
+    assert plan(*model, "--sessions", got["sessions_max"])[0]["fits"]
+    more = plan(*model, "--sessions", got["sessions_max"] + 1)[0]
+    assert not more["fits"] and more["total_mib"] < more["budget_mib"]
