@@ -20,8 +20,8 @@ struct pass {
     uint64_t sums[EW_POOL_THREADS_MAX]; // kept, so that the reads are
 };
 
-// Eight sums, so that no addition waits for the one before it; lines are asked for ahead of time, as the kernels do: some
-// CPUs read by a half more so. Asking past the end does no harm.
+// Eight sums, so that no addition waits for the one before it. Lines are asked for ahead of time, as the kernels do:
+// some CPUs read by a half more so. Asking past the end does no harm.
 static uint64_t sum_words(const uint64_t *words, size_t n)
 {
     uint64_t sums[8] = {0}, sum = 0;

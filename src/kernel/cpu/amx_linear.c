@@ -138,10 +138,14 @@ static void multiply_halves(const struct weights *w, const struct activations *x
 VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)
 {
     vb offset = _mm512_set1_epi8((char)offset_of(form));
+    struct factors factors;
 
     for (uint32_t i = 0; i < n; i++) {
         const uint8_t *codes = tile->codes + (uint64_t)(first + i) * code_bytes(form);
-        struct scales s = load_scales(form, tile->scales, first + i, 0);
+        struct scales s;
+
+        open_super(form, tile->scales, first + i, &factors);
+        s = load_scales(form, tile->scales, &factors, first + i, 0);
 
         vf_store(slab->scales[i][0], s.first);
         if (has_halves(form.scale))

@@ -153,7 +153,7 @@ static float half_e4m3(uint8_t e)
 static void k_scale_at(const uint8_t *record, uint32_t group, uint32_t row, float *scale, float *min)
 {
     uint8_t low = record[64 + group * 16 + row],
-            high = (uint8_t)(record[192 + group / 2 * 16 + row] >> (group % 2 * 4));
+            high = (uint8_t)(record[192 + group % 4 * 16 + row] >> (group / 4 * 4));
 
     *scale = f16_at(record, row) * (float)((low & 15) | (high & 3) << 4);
     *min = -f16_at(record + 32, row) * (float)(low >> 4 | (high >> 2 & 3) << 4);

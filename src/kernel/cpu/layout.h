@@ -49,7 +49,7 @@ enum ew_cpu_scale {
     EW_CPU_SCALE_F16, // a group: f16 [16]
     EW_CPU_SCALE_MIN, // a group: f16 scale [16], f16 minimum [16]
     // A super-group: f16 scale [16], f16 minimum [16], then their 6-bit factors: low nibbles u8 [8][16]
-    // (scale | minimum << 4), high pairs u8 [4][16] (even group: scale | minimum << 2; odd group: the same, << 4).
+    // (scale | minimum << 4), high pairs u8 [4][16] (groups 0 ... 3: scale | minimum << 2; 4 ... 7: the same, << 4).
     EW_CPU_SCALE_K,
     EW_CPU_SCALE_S16,  // a super-group: f16 [16], i8 [16 half groups][16]
     EW_CPU_SCALE_S32,  // a super-group: f16 [16], i8 [8 groups][16]

@@ -243,7 +243,7 @@ static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t 
         memcpy(record + 2 * row, &in->scale, 2);
         memcpy(record + 32 + 2 * row, &in->min, 2);
         record[64 + sub * 16 + row] = (uint8_t)((in->small[0] & 15) | (in->small_min & 15) << 4);
-        record[192 + sub / 2 * 16 + row] |= (uint8_t)((in->small[0] >> 4 | in->small_min >> 4 << 2) << (sub % 2 * 4));
+        record[192 + sub % 4 * 16 + row] |= (uint8_t)((in->small[0] >> 4 | in->small_min >> 4 << 2) << (sub / 4 * 4));
         break;
     case EW_CPU_SCALE_S16:
         memcpy(record + 2 * row, &in->scale, 2);

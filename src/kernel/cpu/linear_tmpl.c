@@ -32,13 +32,13 @@ VEC_INLINE vf join(enum ew_cpu_scale kind, vf acc, struct scales s, struct part 
     return has_minimum(kind) ? vf_fma(s.min, vf_set1(x->scaled_sum[at]), acc) : acc;
 }
 
-VEC_INLINE void group_rows(struct form form, const struct tile *tile, uint32_t group, uint32_t row,
-                           const struct activations *x, uint32_t n, vf *acc)
+VEC_INLINE void group_rows(struct form form, const struct tile *tile, const struct factors *factors, uint32_t group,
+                           uint32_t row, const struct activations *x, uint32_t n, vf *acc)
 {
     const uint8_t *codes = tile->codes + (uint64_t)group * code_bytes(form) + 4 * row;
     int offset = offset_of(form);
     struct part first[VEC_ACTIVATIONS], second[VEC_ACTIVATIONS];
-    struct scales s = load_scales(form, tile->scales, group, row);
+    struct scales s = load_scales(form, tile->scales, factors, group, row);
     bool halves = has_halves(form.scale);
 
     for (uint32_t b = 0; b < n; b++) {
@@ -91,6 +91,7 @@ VEC_INLINE void tile_rows(struct form form, const struct ew_cpu_linear *job, uin
 {
     struct activations x = rows_from(job->q8, b, 0);
     vf acc[VECTORS][VEC_ACTIVATIONS];
+    struct factors factors;
     float sums[EW_CPU_TILE_ROWS];
 
     for (uint32_t v = 0; v < VECTORS; v++) {
@@ -99,9 +100,10 @@ VEC_INLINE void tile_rows(struct form form, const struct ew_cpu_linear *job, uin
     }
     for (uint32_t group = 0; group < tile->n_groups; group++) {
         prefetch(form, job->matrix, tile, group, n);
+        open_super(form, tile->scales, group, &factors);
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < VECTORS; v++)
-            group_rows(form, tile, group, v * VF, &x, n, acc[v]);
+            group_rows(form, tile, &factors, group, v * VF, &x, n, acc[v]);
     }
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t v = 0; v < VECTORS; v++)
@@ -130,12 +132,16 @@ VEC_INLINE void few_rows(struct form form, const struct ew_cpu_linear *job, uint
 // Groups [first, first + n) of a tile.
 VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)
 {
+    struct factors factors;
+
     for (uint32_t i = 0; i < n; i++) {
         const uint8_t *codes = tile->codes + (uint64_t)(first + i) * code_bytes(form);
 
+        open_super(form, tile->scales, first + i, &factors);
+
 #pragma GCC unroll 4
         for (uint32_t v = 0; v < VECTORS; v++) {
-            struct scales s = load_scales(form, tile->scales, first + i, v * VF);
+            struct scales s = load_scales(form, tile->scales, &factors, first + i, v * VF);
 
             vf_store(slab->scales[i][0] + v * VF, s.first);
             if (has_halves(form.scale))
@@ -164,7 +170,7 @@ VEC_INLINE void slab_rows(struct form form, const struct tile *slab, struct acti
         for (uint32_t i = 0; i < n; i++)
             acc[i] = vf_load(sums[i] + row);
         for (uint32_t group = 0; group < slab->n_groups; group++)
-            group_rows(form, slab, group, row, &x, n, acc);
+            group_rows(form, slab, NULL, group, row, &x, n, acc);
         for (uint32_t i = 0; i < n; i++)
             vf_store(sums[i] + row, acc[i]);
     }

@@ -134,17 +134,39 @@ VEC_INLINE vf half_e8m0(const uint8_t *p)
     return vf_bits(vi_shl(vi_sub(vi_max(vi_u8(p), vi_set1(1)), vi_set1(1)), 23));
 }
 
-VEC_INLINE struct scales k_scales(const uint8_t *record, uint32_t sub, uint32_t row)
+// The 6-bit factors of a super-group as bytes, all its rows and groups at once.
+struct factors {
+    _Alignas(64) uint8_t scale[EW_CPU_SUPER * EW_CPU_TILE_ROWS], min[EW_CPU_SUPER * EW_CPU_TILE_ROWS];
+};
+
+VEC_INLINE void k_factors(const uint8_t *record, struct factors *out)
 {
-    vi low = vi_u8(record + 64 + sub * 16 + row),
-       high = vi_shr(vi_u8(record + 192 + sub / 2 * 16 + row), (int)(sub % 2 * 4));
-    vi scale = vi_or(vi_and(low, vi_set1(15)), vi_shl(vi_and(high, vi_set1(3)), 4));
-    vi min = vi_or(vi_shr(low, 4), vi_shl(vi_and(vi_shr(high, 2), vi_set1(3)), 4));
+    const uint32_t half = EW_CPU_SUPER / 2 * EW_CPU_TILE_ROWS;
+    const uint8_t *low = record + 64, *high = record + 192;
+
+    for (uint32_t i = 0; i < half; i++) {
+        out->scale[i] = (uint8_t)((low[i] & 15) | (high[i] & 3) << 4);
+        out->scale[half + i] = (uint8_t)((low[half + i] & 15) | (high[i] & 0x30));
+        out->min[i] = (uint8_t)(low[i] >> 4 | (high[i] & 0x0C) << 2);
+        out->min[half + i] = (uint8_t)(low[half + i] >> 4 | (high[i] & 0xC0) >> 2);
+    }
+}
+
+VEC_INLINE struct scales k_scales(const uint8_t *record, const struct factors *factors, uint32_t sub, uint32_t row)
+{
+    uint32_t at = sub * EW_CPU_TILE_ROWS + row;
 
     return (struct scales){
-        .first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(scale)),
-        .min = vf_neg(vf_mul(vf_load_f16(record + 32 + 2 * row), vf_of_vi(min))),
+        .first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_u8(factors->scale + at))),
+        .min = vf_neg(vf_mul(vf_load_f16(record + 32 + 2 * row), vf_of_vi(vi_u8(factors->min + at)))),
     };
+}
+
+// Before the scales of a group are loaded: what its super-group has in common.
+VEC_INLINE void open_super(struct form form, const uint8_t *scales, uint32_t group, struct factors *factors)
+{
+    if (!form.is_slab && form.scale == EW_CPU_SCALE_K && group % EW_CPU_SUPER == 0)
+        k_factors(scales + group / EW_CPU_SUPER * 256, factors);
 }
 
 VEC_INLINE struct scales slab_scales(const uint8_t *scales, uint32_t group, uint32_t row)
@@ -154,7 +176,8 @@ VEC_INLINE struct scales slab_scales(const uint8_t *scales, uint32_t group, uint
     return (struct scales){vf_load(record), vf_load(record + EW_CPU_TILE_ROWS), vf_load(record + 2 * EW_CPU_TILE_ROWS)};
 }
 
-VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, uint32_t group, uint32_t row)
+VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, const struct factors *factors,
+                                     uint32_t group, uint32_t row)
 {
     uint32_t sub = group % EW_CPU_SUPER;
     const uint8_t *record;
@@ -168,7 +191,7 @@ VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, ui
         record = scales + group * 64 + 2 * row;
         return (struct scales){.first = vf_load_f16(record), .min = vf_load_f16(record + 32)};
     case EW_CPU_SCALE_K:
-        return k_scales(scales + group / EW_CPU_SUPER * 256, sub, row);
+        return k_scales(scales + group / EW_CPU_SUPER * 256, factors, sub, row);
     case EW_CPU_SCALE_S16:
         record = scales + group / EW_CPU_SUPER * 288;
         return (struct scales){
