@@ -5,6 +5,7 @@
 #include "cli/cli.h"
 #include "cli/selftest.h"
 #include "doctor/capture.h"
+#include "doctor/package_view.h"
 #include "doctor/scan.h"
 
 #define REPORT_BYTES_MAX ((size_t)512 << 20)
@@ -57,22 +58,27 @@ static int open_doctor(struct ew_doctor *doctor, const struct ew_args *args, boo
 
 static int print_report(struct ew_doctor *doctor, const struct ew_args *args, struct ew_error *err)
 {
+    struct ew_package_view view;
     struct ew_buf out;
-    int code = EW_OK;
+    int code;
 
     ew_findings_sort(&doctor->findings);
+    code = ew_package_view_make(&view, &doctor->findings, err);
+    if (code != EW_OK)
+        return code;
     ew_buf_init(&out, REPORT_BYTES_MAX);
     if (ew_args_flag(args, "json"))
-        ew_doctor_report_json(doctor, &out);
+        ew_doctor_report_json(doctor, &view, &out);
     else if (ew_args_flag(args, "markdown"))
-        ew_doctor_report_markdown(doctor, &out);
+        ew_doctor_report_markdown(doctor, &view, &out);
     else
-        ew_doctor_report_text(doctor, &out, isatty(STDOUT_FILENO), ew_args_flag(args, "verbose"));
+        ew_doctor_report_text(doctor, &view, &out, isatty(STDOUT_FILENO), ew_args_flag(args, "verbose"));
     if (ew_buf_ok(&out))
         fwrite(out.ptr, 1, out.len, stdout);
     else
         code = ew_fail_memory(err, out.len, "the report");
     ew_buf_fini(&out);
+    ew_package_view_fini(&view);
     if (code == EW_OK && doctor->findings.n_by_severity[EW_SEVERITY_FAIL]) {
         err->message[0] = '\0'; // the report has said it
         code = EW_ERR_MISMATCH;

@@ -32,6 +32,9 @@ void ew_doctor_probe_libraries(const char *root, struct ew_facts *facts);
 void ew_doctor_probe_pythons(const char *root, struct ew_facts *facts);
 
 // Reports: worst first, the remedy as what to do. colour is for terminals.
-void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, bool colour, bool verbose);
-void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out);
-void ew_doctor_report_markdown(const struct ew_doctor *doctor, struct ew_buf *out);
+// Without verbose, what a rule finds in many files of one package is told once, with their number. Findings are sorted.
+struct ew_package_view;
+void ew_doctor_report_text(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out,
+                           bool colour, bool verbose);
+void ew_doctor_report_json(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out);
+void ew_doctor_report_markdown(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out);

@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "doctor/doctor.h"
+#include "doctor/package_view.h"
 
 // The few facts that a reader wants to see first, with the words for them.
 static const struct {
@@ -32,7 +33,7 @@ static const struct {
     {"GPU draws", "gpu_power_w", " W", ""},
     {"no driver", "drv_error", "", ""},
     {"CPU reads", "mem_read_gbs", " GB/s (measured)", ""},
-    {"disk reads", "disk_gbs", " GB/s (measured)", ""},
+    {"disk reads", "disk_gbs", " GB/s", ""},
     {"no disk speed", "disk_error", "", ""},
     {"GPU round trip", "gpu_round_trip_ms", " ms (measured)", ""},
     {"copies to GPU", "gpu_copy_gbs", " GB/s (measured)", ""},
@@ -68,15 +69,25 @@ static void append_finding(struct ew_buf *out, const struct ew_finding *finding,
     ew_buf_append_char(out, '\n');
 }
 
+// How many files of its package a finding stands for; 0: an earlier one stands for it.
+static uint32_t stands_for(const struct ew_package_view *view, const struct ew_finding *finding)
+{
+    const struct ew_package_rule *rule = ew_package_view_rule(view, finding);
+
+    return !rule ? 1 : rule->first == finding ? rule->count : 0;
+}
+
 // Sorted by subject, so that each has one heading.
-static void append_findings(const struct ew_findings *findings, struct ew_buf *out, bool colour, bool verbose)
+static void append_findings(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out,
+                            bool colour, bool verbose)
 {
     struct ew_str heading = EW_STR("");
 
-    for (uint32_t i = 0; i < findings->count; i++) {
-        const struct ew_finding *finding = &findings->list[i];
+    for (uint32_t i = 0; i < doctor->findings.count; i++) {
+        const struct ew_finding *finding = &doctor->findings.list[i];
+        uint32_t count = verbose ? 1 : stands_for(view, finding);
 
-        if (finding->rule->severity == EW_SEVERITY_OK && !verbose)
+        if (count == 0 || (finding->rule->severity == EW_SEVERITY_OK && !verbose))
             continue;
         if (!ew_str_eq(heading, finding->about)) {
             heading = finding->about;
@@ -84,7 +95,31 @@ static void append_findings(const struct ew_findings *findings, struct ew_buf *o
             ew_buf_append_char(out, '\n');
         }
         append_finding(out, finding, heading.len ? "  " : "", colour);
+        if (count > 1)
+            ew_buf_printf(out, "        the same in %u more file%s of " EW_STR_FMT " (-v lists %s)\n", count - 1,
+                          count == 2 ? "" : "s", EW_STR_ARG(ew_package_of(finding->about)), count == 2 ? "it" : "them");
     }
+}
+
+// The verdict of each package that has one, worst first.
+static void append_packages(const struct ew_package_view *view, struct ew_buf *out)
+{
+    bool any = false;
+
+    for (int severity = EW_SEVERITY_FAIL; severity > EW_SEVERITY_OK; severity--)
+        for (uint32_t i = 0; i < view->n_packages; i++) {
+            const struct ew_package_verdict *package = &view->packages[i];
+
+            if (!package->n_by_severity[severity] ||
+                (severity < EW_SEVERITY_FAIL && package->n_by_severity[EW_SEVERITY_FAIL]))
+                continue;
+            ew_buf_printf(out, "%s%-4s  %-28.*s %u fail, %u warn\n", any ? "" : "packages\n",
+                          ew_severity_name((enum ew_severity)severity), EW_STR_ARG(package->name),
+                          package->n_by_severity[EW_SEVERITY_FAIL], package->n_by_severity[EW_SEVERITY_WARN]);
+            any = true;
+        }
+    if (any)
+        ew_buf_append_char(out, '\n');
 }
 
 // Of a self-test always: who asks for it wants to know what it left out.
@@ -105,15 +140,19 @@ static void append_unchecked(const struct ew_findings *findings, struct ew_buf *
     }
 }
 
-void ew_doctor_report_text(const struct ew_doctor *doctor, struct ew_buf *out, bool colour, bool verbose)
+void ew_doctor_report_text(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out,
+                           bool colour, bool verbose)
 {
     const struct ew_findings *findings = &doctor->findings;
+    size_t before;
 
     append_summary(doctor, out);
     ew_buf_append_char(out, '\n');
-    append_findings(findings, out, colour, verbose);
-    if (findings->count)
+    before = out->len;
+    append_findings(doctor, view, out, colour, verbose);
+    if (out->len > before)
         ew_buf_append_char(out, '\n');
+    append_packages(view, out);
     append_unchecked(findings, out, verbose);
     ew_buf_printf(out, "%u fail, %u warn, %u ok", findings->n_by_severity[EW_SEVERITY_FAIL],
                   findings->n_by_severity[EW_SEVERITY_WARN], findings->n_by_severity[EW_SEVERITY_OK]);
@@ -144,7 +183,24 @@ static void json_facts(const struct ew_facts *facts, struct ew_buf *out)
     ew_buf_append_str(out, EW_STR("\n  },\n"));
 }
 
-void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out)
+static void json_packages(const struct ew_package_view *view, struct ew_buf *out)
+{
+    ew_buf_append_str(out, EW_STR("\n  ],\n  \"packages\": ["));
+    for (uint32_t i = 0; i < view->n_packages; i++) {
+        const struct ew_package_verdict *package = &view->packages[i];
+        enum ew_severity worst = package->n_by_severity[EW_SEVERITY_FAIL]   ? EW_SEVERITY_FAIL
+                                 : package->n_by_severity[EW_SEVERITY_WARN] ? EW_SEVERITY_WARN
+                                                                            : EW_SEVERITY_OK;
+
+        ew_buf_append_str(out, i ? EW_STR(",\n    {") : EW_STR("\n    {"));
+        json_member(out, "name", package->name, false);
+        json_member(out, "verdict", ew_str_of(ew_severity_name(worst)), false);
+        ew_buf_printf(out, "\"fail\": %u, \"warn\": %u}", package->n_by_severity[EW_SEVERITY_FAIL],
+                      package->n_by_severity[EW_SEVERITY_WARN]);
+    }
+}
+
+void ew_doctor_report_json(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out)
 {
     const struct ew_findings *findings = &doctor->findings;
 
@@ -163,6 +219,7 @@ void ew_doctor_report_json(const struct ew_doctor *doctor, struct ew_buf *out)
         json_member(out, "remedy", finding->remedy, false);
         json_member(out, "source", finding->rule->source, true);
     }
+    json_packages(view, out);
     ew_buf_append_str(out, EW_STR("\n  ],\n  \"unchecked\": ["));
     for (uint32_t i = 0; i < findings->n_unchecked; i++) {
         ew_buf_append_str(out, i ? EW_STR(",\n    {") : EW_STR("\n    {"));
@@ -186,20 +243,31 @@ static void append_cell(struct ew_buf *out, struct ew_str text)
     ew_buf_append_str(out, EW_STR(" | "));
 }
 
-void ew_doctor_report_markdown(const struct ew_doctor *doctor, struct ew_buf *out)
+// A compatibility matrix as teams keep them: one row a rule and package, worst first.
+void ew_doctor_report_markdown(const struct ew_doctor *doctor, const struct ew_package_view *view, struct ew_buf *out)
 {
     const struct ew_findings *findings = &doctor->findings;
 
-    ew_buf_append_str(out,
-                      EW_STR("| component | status | finding | action | rule |\n| --- | --- | --- | --- | --- |\n"));
+    ew_buf_append_str(out, EW_STR("| component | status | finding | action | build time | risk | rule |\n"
+                                  "| --- | --- | --- | --- | --- | --- | --- |\n"));
     for (uint32_t i = 0; i < findings->count; i++) {
         const struct ew_finding *finding = &findings->list[i];
+        struct ew_str package = ew_package_of(finding->about);
+        uint32_t count = stands_for(view, finding);
 
+        if (count == 0)
+            continue;
         ew_buf_append_str(out, EW_STR("| "));
-        append_cell(out, finding->about.len ? finding->about : EW_STR("machine"));
+        append_cell(out, package.len          ? package
+                         : finding->about.len ? finding->about
+                                              : EW_STR("machine"));
         append_cell(out, ew_str_of(ew_severity_name(finding->rule->severity)));
+        if (count > 1)
+            ew_buf_printf(out, "%u files, such as: ", count);
         append_cell(out, finding->message);
-        append_cell(out, finding->remedy);
+        append_cell(out, finding->remedy.len ? finding->remedy : EW_STR("none"));
+        append_cell(out, finding->rule->build.len ? finding->rule->build : EW_STR("none"));
+        append_cell(out, finding->rule->risk);
         append_cell(out, finding->rule->id);
         ew_buf_append_char(out, '\n');
     }

@@ -18,6 +18,7 @@
 #define TEXT_MAX 4096 // of a message with its holes filled
 
 static const char *const g_severities[] = {"ok", "warn", "fail"};
+static const char *const g_risks[] = {"low", "medium", "high"}; // by severity, where a rule does not say
 static const char *const g_subjects[] = {"machine", "file", "package", "image", "plan", "request"};
 
 const char *ew_severity_name(enum ew_severity severity)
@@ -71,7 +72,8 @@ static int choice_of(struct loader *loader, const struct ew_yaml *node, const ch
 
 static int check_keys(struct loader *loader, const struct ew_yaml *node)
 {
-    static const char *const keys[] = {"id", "subject", "on", "when", "severity", "message", "remedy", "source"};
+    static const char *const keys[] = {"id", "subject", "on", "when", "severity",
+                                       "message", "remedy", "source", "build", "risk"};
 
     if (node->type != EW_YAML_MAP)
         return bad(loader, node, "a rule must be a mapping");
@@ -96,6 +98,7 @@ static int read_rule(struct loader *loader, const struct ew_yaml *node, struct e
     } texts[] = {
         {"id", true, &rule->id},           {"on", false, &rule->on},         {"when", true, &rule->when_text},
         {"message", true, &rule->message}, {"remedy", false, &rule->remedy}, {"source", true, &rule->source},
+        {"build", false, &rule->build},    {"risk", false, &rule->risk},
     };
     uint32_t subject, severity;
     int code = check_keys(loader, node);
@@ -110,6 +113,8 @@ static int read_rule(struct loader *loader, const struct ew_yaml *node, struct e
         return code;
     rule->subject = (enum ew_subject)subject;
     rule->severity = (enum ew_severity)severity;
+    if (!rule->risk.len)
+        rule->risk = ew_str_of(g_risks[severity]);
     if (rule->severity != EW_SEVERITY_OK && rule->remedy.len == 0)
         return bad(loader, node, "a rule that warns or fails needs a remedy");
     code = ew_expr_parse(&loader->rules->arena, rule->when_text, &rule->when, loader->err);

@@ -25,6 +25,7 @@ const char *ew_subject_name(enum ew_subject subject);
 struct ew_rule {
     struct ew_str id, on, when_text, message, remedy,
         source; // on: a platform tag ("thor", "dgpu", "k8s"), or empty: everywhere
+    struct ew_str build, risk; // how long the remedy's build takes, and low, medium, high; for tables that teams keep
     enum ew_subject subject;
     enum ew_severity severity;
     const struct ew_expr *when;

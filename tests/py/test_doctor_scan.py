@@ -104,6 +104,23 @@ def test_runpath_and_only_in_packages(tmp_path):
     assert missing["id"] == "SO-14" and "libnowhere.so.3" in missing["message"]
 
 
+def test_the_linkers_cache_counts(tmp_path):
+    """Folders that ldconfig knew, whose configuration is not in the tree; a damaged cache adds nothing."""
+    gpu.library(tmp_path / "app.so", ["libfar.so.3"])
+    tree = tmp_path / "tree"
+    shutil.copytree(TREES / "thor", tree)
+    assert "SO-14" in findings(tree, tmp_path / "app.so")
+    entry = struct.pack("<iIIIQ", 3, 72, 84, 0, 0)
+    cache = b"glibc-ld.so.cache1.1" + struct.pack("<II", 1, 30) + bytes(20) + entry + b"libfar.so.3\0/far/libfar.so.3\0"
+    (tree / "etc/ld.so.cache").write_bytes(cache)
+    assert findings(tree, tmp_path / "app.so") == {}
+    (tree / "etc/ld.so.cache").write_bytes(b"ld.so-1.7.0\0" + struct.pack("<I", 1) + bytes(12) + bytes(4) + cache)
+    assert findings(tree, tmp_path / "app.so") == {}  # behind the older table
+    for damaged in (cache[:60], cache[:20] + b"\xff" * 4 + cache[24:], cache[:52] + b"\xff" * 4 + cache[56:]):
+        (tree / "etc/ld.so.cache").write_bytes(damaged)
+        assert "SO-14" in findings(tree, tmp_path / "app.so")
+
+
 def test_wrong_processor(tmp_path):
     assert "ARCH-01" in findings("thor", gpu.library(tmp_path / "x.so", [], machine="x86_64"))
 
@@ -181,6 +198,45 @@ def test_damaged_wheels_do_not_stop_a_scan(tmp_path):
     for n in range(0, len(whole), 7):
         (tmp_path / f"cut{n}-1.0-py3-none-any.whl").write_bytes(whole[:n])
     scan("thor", tmp_path)
+
+
+def test_packages_have_verdicts_and_say_the_same_once(tmp_path):
+    site = tmp_path / "lib/python3.12/site-packages"
+    (site / "torch/lib").mkdir(parents=True)
+    for i in range(3):
+        gpu.library(site / f"torch/lib/lib{i}.so", [], machine="x86_64")
+    gpu.library(site / "_solo.cpython-312-x86_64-linux-gnu.so", [], machine="x86_64")
+    report = scan("thor", site)
+    assert report["packages"] == [{"name": "_solo", "verdict": "fail", "fail": 1, "warn": 0}, {"name": "torch", "verdict": "fail", "fail": 3, "warn": 0}]
+    text = run("doctor", "scan", "--root", TREES / "thor", site).stdout.decode()
+    assert text.count("ARCH-01") == 2 and "the same in 2 more files of torch (-v lists them)" in text and "fail  torch" in text
+    assert run("doctor", "scan", "--root", TREES / "thor", "-v", site).stdout.count(b"ARCH-01") == 4
+    table = run("doctor", "scan", "--root", TREES / "thor", "--markdown", site).stdout.decode().splitlines()
+    assert table[0].startswith("| component | status | finding | action | build time | risk") and len({row.count(" | ") for row in table[2:]}) == 1
+    assert any(row.startswith("| torch | fail | 3 files, such as: ") for row in table)
+
+
+def test_a_package_is_for_the_python_of_its_folder(tmp_path):
+    """Virtual environments bring a Python of their own: the machine's does not count."""
+    info = tmp_path / "env/lib/python3.10/site-packages/x-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Name: x\nVersion: 1.0\nRequires-Python: >=3.12\n\n")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nTag: cp310-cp310-manylinux_2_28_aarch64\n")
+    found = findings("thor", tmp_path)  # of Thor's own 3.12 the requirement would hold, and the tag not
+    assert "PY-01" in found
+    (info / "METADATA").write_text("Name: x\nVersion: 1.0\nRequires-Python: >=3.9\n\n")
+    assert "PY-01" not in findings("thor", tmp_path)
+
+
+def test_for_a_profile(tmp_path):
+    """No tree of the device is needed."""
+    gpu.library(tmp_path / "_C.so", ["libcudart.so.12"], gpu.container(gpu.cubin(87)))
+    def judged(profile):
+        report = json.loads(run("doctor", "scan", "--profile", profile, "--json", tmp_path).stdout)
+        return {f["id"] for f in report["findings"] if f["about"]}
+    assert judged("jetson-orin-nano-super") == set()
+    assert judged("jetson-agx-thor") == {"SO-01", "GPU-01"}
+    assert "ARCH-01" in judged("h200")
 
 
 # ---- plans, images ----
