@@ -421,3 +421,70 @@ def test_curl(server):
     stream = subprocess.run([*curl, "-N", server.url + TEXT, "-d", json.dumps({"prompt": "The", "stream": True, "max_tokens": 1})],
                             capture_output=True, timeout=60, check=False)
     assert stream.stdout.endswith(b"data: [DONE]\n\n") and stream.stdout.count(b"\n\n") == 3
+
+
+# ---- limits -----------------------------------------------------------------------------------------------------------
+
+
+def slow(**more):
+    return {"prompt": "The", "max_tokens": 2000, "ignore_eos": True, **more}
+
+
+def test_an_answer_that_takes_too_long_says_so():
+    server = served.Server("--request-timeout", "0.2")
+    error = server.post(TEXT, slow(), status=504)["error"]
+    assert error["code"] == "deadline_exceeded" and error["type"] == "server_error"
+    *talk, last = server.stream(TEXT, slow())  # the stream has begun, so the error is an event of it
+    assert len(talk) > 3 and last["error"]["code"] == "deadline_exceeded"
+    assert server.stop() == 0
+
+
+def test_a_full_queue_is_told_and_nothing_is_lost():
+    server = served.Server("--batch", "1", "--queue", "1")
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: server.request("POST", TEXT, slow(max_tokens=200)), range(12)))
+    assert {status for status, _, _ in replies} == {200, 429}
+    for status, headers, body in replies:
+        if status == 429:
+            assert json.loads(body)["error"]["code"] == "queue_full" and int(headers["Retry-After"]) >= 1
+        else:
+            assert json.loads(body)["usage"]["completion_tokens"] == 200
+    metrics = server.metrics()
+    assert metrics["edgewise_refused_total"] == sum(status == 429 for status, _, _ in replies)
+    assert server.stop() == 0
+
+
+def test_priorities_and_users_are_taken(server):
+    server.post(TEXT, {"prompt": "x", "max_tokens": 1, "priority": -5, "user": "somebody"})
+
+
+# ---- the start --------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_sets_what_options_do_not():
+    server = served.Server("--profile", "rtx-pro-4000", "--batch", "4", "--memory-budget", "2G")
+    assert "profile rtx-pro-4000" in server.log and "fp8" in server.log and "in steps of 4" in server.log
+    assert server.metrics()["edgewise_running_max"] == 8
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("arguments, why", [
+    ([], "no model is given"),
+    (["-m", "demo", "-m", "demo"], "one process serves one"),
+    (["-m", "demo", "--profile", "abacus"], "abacus"),
+    (["-m", "demo", "--sessions", "2", "--batch", "4"], "--sessions is 2"),
+    (["-m", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+])
+def test_what_cannot_be_served_says_why(arguments, why):
+    result = support.run("serve", "--port", "0", *arguments)
+    assert result.returncode != 0 and why in result.stderr.decode()
+
+
+def test_a_model_without_a_tokenizer_takes_token_ids():
+    server = served.Server("--memory-budget", "1G", "--ctx", "256", model=support.need("fixtures/models/qwen3"))
+    reply = server.post(TEXT, {"prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0})
+    assert reply["usage"]["completion_tokens"] == 4
+    assert server.post(TEXT, {"prompt": "x"}, status=400)["error"]["param"] == "prompt"
+    assert server.post(CHAT, {"messages": user("x")}, status=400)["error"]["code"] in ("no_tokenizer", "no_chat_template")
+    assert server.post("/tokenize", {"prompt": "x"}, status=400)["error"]["code"] == "no_tokenizer"
+    assert server.stop() == 0

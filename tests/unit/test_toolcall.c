@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "fixture.h"
+#include "format/mapfile.h"
 #include "text/chat.h"
 #include "text/toolcall.h"
-
-#define OUT_MAX 8192
 
 // What came out, as "content", "{name: arguments}" for calls, in order.
 struct seen {
@@ -259,6 +259,41 @@ static void the_template_tells_the_form(void **state)
     }
 }
 
+// Of real models: those whose form can be read, and one whose form must not be mistaken for another.
+static void real_templates_tell_the_form(void **state)
+{
+    static const struct {
+        const char *name;
+        enum ew_toolcall_kind kind;
+    } cases[] = {
+        {"Qwen-Qwen2.5-7B-Instruct", EW_TOOLCALL_HERMES},
+        {"NousResearch-Hermes-3-Llama-3.1-8B-tool_use", EW_TOOLCALL_HERMES},
+        {"meta-llama-Llama-3.2-3B-Instruct", EW_TOOLCALL_LLAMA},
+        {"meta-llama-Llama-3.3-70B-Instruct", EW_TOOLCALL_LLAMA},
+        {"Mistral-Small-3.2-24B-Instruct-2506", EW_TOOLCALL_MISTRAL},
+        {"mistralai-Ministral-3-14B-Reasoning-2512", EW_TOOLCALL_MISTRAL},
+        {"Qwen3-Coder", EW_TOOLCALL_NONE},
+        {"GLM-4.6", EW_TOOLCALL_NONE},
+        {"google-gemma-2-2b-it", EW_TOOLCALL_NONE},
+    };
+
+    for (size_t i = 0; i < EW_COUNT_OF(cases); i++) {
+        char name[256], path[1024], *source;
+        struct ew_chat_format *chat;
+        size_t len;
+
+        snprintf(name, sizeof(name), "templates/src/%s.jinja", cases[i].name);
+        if (!fixture_find(path, sizeof(path), name))
+            skip();
+        assert_int_equal(ew_file_read(path, 1 << 20, &source, &len, NULL), 0);
+        assert_int_equal(
+            ew_chat_format_compile((struct ew_str){source, len}, (struct ew_str){0}, "<s>", "</s>", &chat, NULL), 0);
+        assert_int_equal(ew_toolcall_detect(chat).kind, cases[i].kind);
+        ew_chat_format_free(chat);
+        ew_free(source);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -268,6 +303,7 @@ int main(void)
         cmocka_unit_test(arguments_that_break_off_are_not_lost),
         cmocka_unit_test(what_is_held_is_bounded),
         cmocka_unit_test(the_template_tells_the_form),
+        cmocka_unit_test(real_templates_tell_the_form),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
