@@ -11,6 +11,9 @@
 #include "base/map.h"
 #include "server/exchange.h"
 
+#define NO_MEMORY_EVENT                                                                                                \
+    "data: {\"error\":{\"message\":\"no memory is left for the answer\",\"type\":\"server_error\",\"param\":null,"      \
+    "\"code\":\"out_of_memory\"}}\n\ndata: [DONE]\n\n"
 #define RENDERED_BYTES_MAX ((size_t)64 << 20)
 #define SHARED_TOKENS_MIN 64 // prompts from here on are computed once for all their choices
 #define TEXT_MAX_TOKENS 16 // of /v1/completions where the client names none, as OpenAI has it
@@ -240,9 +243,9 @@ static void write_chunk(struct ew_completion *completion)
         works &= ew_exchange_stream_begin(x, 200, "text/event-stream; charset=utf-8") == 0;
         completion->is_streaming = true;
     }
-    if (works && !ew_exchange_stream_write(x, ew_buf_str(chunk))) {
+    if (!ew_exchange_stream_write(x, works ? ew_buf_str(chunk) : EW_STR(NO_MEMORY_EVENT))) {
         give_up(completion);
-    } else if (!works) { // no memory: the reply breaks off
+    } else if (!works) {
         let_go(completion);
         ew_exchange_stream_end(x);
     }

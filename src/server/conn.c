@@ -465,8 +465,9 @@ void ew_conn_accept(struct ew_server *server)
     struct ew_conn *conn = new_conn(server);
     int bytes = SEND_BUFFER_BYTES;
 
+    server->accept_waits = !conn;
     if (!conn)
-        return; // the client waits in the backlog
+        return;
     await_request(conn);
     if (uv_accept(&server->listener.stream, &conn->handle.stream)) {
         close_conn(conn);

@@ -85,6 +85,7 @@ struct ew_server {
     double now_s;  // of this turn
     double drain_until_s;
     bool draining, stopping;
+    bool accept_waits; // there was no memory for a client; libuv tells of no others before this one is accepted
     double next_notify_s, notify_every_s; // of systemd's watchdog; 0: none
     char read_buffer[65536];              // one read at a time is under way
 };

@@ -245,6 +245,8 @@ static void on_tick(uv_timer_t *ticker)
     set_date(server);
     each_conn(server, ew_conn_tick);
     feed_watchdog(server);
+    if (server->accept_waits && !server->draining)
+        ew_conn_accept(server);
     if (!server->draining)
         return;
     if (server->stopping || server->now_s >= server->drain_until_s) {
