@@ -167,11 +167,20 @@ static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish 
     engine->stats.n_finished[why]++;
 }
 
+void ew_engine_abort(struct ew_engine *engine, uint64_t id, const struct ew_error *why)
+{
+    for (struct ew_job *job = engine->jobs; job; job = job->next) {
+        if (job->id != id || job->is_finished)
+            continue;
+        if (why)
+            job->error = *why;
+        finish(engine, job, why ? EW_FINISH_ERROR : EW_FINISH_CANCELLED);
+    }
+}
+
 void ew_engine_cancel(struct ew_engine *engine, uint64_t id)
 {
-    for (struct ew_job *job = engine->jobs; job; job = job->next)
-        if (job->id == id && !job->is_finished)
-            finish(engine, job, EW_FINISH_CANCELLED);
+    ew_engine_abort(engine, id, NULL);
 }
 
 static void end_late_ones(struct ew_engine *engine)

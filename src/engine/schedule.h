@@ -48,6 +48,8 @@ int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *
                        struct ew_error *err) EW_MUST_CHECK;
 // Takes the job, whose id is set, into the queue.
 void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job);
+// Ends a request with this error; NULL: as cancelled. An unknown or finished id does nothing.
+void ew_engine_abort(struct ew_engine *engine, uint64_t id, const struct ew_error *why);
 
 // ---- scheduling ----------------------------------------------------------------------------------------------------
 

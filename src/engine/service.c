@@ -206,21 +206,25 @@ uint32_t ew_service_context_max(const struct ew_service *service)
 
 // ---- the engine's thread -------------------------------------------------------------------------------------------
 
-// Under the lock. Takes the new jobs and the cancellations; false: it closes.
-static bool take_news(struct ew_service *service)
+// Under the lock. Takes the new jobs and the cancellations.
+static void take_news(struct ew_service *service)
 {
+    struct ew_error no_memory;
+
+    ew_fail(&no_memory, EW_ERR_MEMORY, "no memory was left for an answer that nobody fetched");
     for (struct ticket *ticket = service->tickets; ticket; ticket = ticket->next) {
         if (ticket->job)
             ew_engine_enqueue(service->engine, ticket->job);
         ticket->job = NULL;
-        if (ticket->wants_cancel)
+        if (ticket->out_of_memory && !ticket->is_finished)
+            ew_engine_abort(service->engine, ticket->id, &no_memory);
+        else if (ticket->wants_cancel)
             ew_engine_cancel(service->engine, ticket->id);
         ticket->wants_cancel = false;
     }
     service->n_incoming = 0;
     service->has_news = false;
     ew_engine_stats(service->engine, &service->stats.engine);
-    return !service->closing;
 }
 
 static void add_token(struct ticket *ticket, const struct ew_event *event)
@@ -257,17 +261,11 @@ static void note(struct ticket *ticket, const struct ew_event *event)
     };
 }
 
-// An answer that outgrew its memory because nobody fetched it ends at the next step.
 static void finish_ticket(struct ew_service *service, struct ticket *ticket, const struct ew_event *event)
 {
     ew_buf_append_str(&ticket->back.text, event->text);
     ticket->is_finished = true;
     service->n_open--;
-    if (!ticket->out_of_memory)
-        return;
-    ticket->last.finish = EW_FINISH_ERROR;
-    ew_fail(&ticket->last.error, EW_ERR_MEMORY, "no memory was left for an answer that nobody fetched");
-    service->stats.engine.n_finished[EW_FINISH_ERROR]++;
 }
 
 static void make_ready(struct ew_service *service, struct ticket *ticket)
@@ -296,7 +294,7 @@ static bool publish(struct ew_service *service)
         else
             finish_ticket(service, ticket, &event);
         if (ticket->out_of_memory && !ticket->is_finished)
-            ticket->wants_cancel = service->has_news = true;
+            service->has_news = true; // it ends before the next step
         make_ready(service, ticket);
     }
     return any;
@@ -341,7 +339,9 @@ static void *engine_main(void *arg)
         pthread_mutex_lock(&service->lock);
         while (!is_done(service, idle))
             pthread_cond_wait(&service->work, &service->lock);
-        open = take_news(service);
+        if (service->has_news)
+            take_news(service);
+        open = !service->closing;
         pthread_mutex_unlock(&service->lock);
         if (!open)
             return NULL;

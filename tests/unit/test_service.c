@@ -328,6 +328,69 @@ static void stopping_with_work_under_way_leaks_nothing(void **state)
     ew_model_close(model);
 }
 
+static void no_memory_for_a_request_is_its_own_error(void **state)
+{
+    struct ew_model *model = open_model();
+    struct ew_service_config config = small_config();
+    struct ew_service *service = start(model, &config);
+    struct answer answer = {.n = 0};
+    struct ew_request request;
+    int32_t prompt[10];
+    uint64_t id, n = 0;
+    int rc;
+
+    (void)state;
+    random_ids(6, prompt, 10);
+    request = request_for(prompt, 10, 5);
+    request.n_logprobs = 1;
+    do {
+        ew_alloc_fail_at(++n);
+        rc = ew_service_submit(service, &request, &id, NULL);
+        assert_true(rc == 0 || rc == EW_ERR_MEMORY);
+    } while (rc != 0);
+    ew_alloc_fail_at(0);
+    assert_true(n > 5);
+    collect(service, &id, &answer, 1);
+    assert_int_equal(answer.n, 5);
+    ew_service_stop(service);
+    ew_model_close(model);
+}
+
+// Nobody fetches, and the memory for what waits cannot grow: the request ends with an error, what came before is there.
+static void no_memory_for_an_answer_ends_it(void **state)
+{
+    struct ew_model *model = open_model();
+    struct ew_service_config config = small_config();
+    struct ew_service *service = start(model, &config);
+    double end_s = ew_clock_s() + PATIENCE_S;
+    struct answer alone, answer = {.n = 0};
+    struct ew_service_stats stats;
+    struct ew_request request;
+    int32_t prompt[10];
+    uint64_t id;
+
+    (void)state;
+    random_ids(7, prompt, 10);
+    request = request_for(prompt, 10, 110);
+    alone = run_one(service, &request);
+    assert_int_equal(ew_service_submit(service, &request, &id, NULL), 0);
+    ew_alloc_fail_at(1);
+    do {
+        nap();
+        ew_service_stats(service, &stats);
+        assert_true(ew_clock_s() < end_s);
+    } while (stats.engine.n_finished[EW_FINISH_ERROR] == 0);
+    ew_alloc_fail_at(0);
+    collect(service, &id, &answer, 1);
+    assert_int_equal(answer.last.finish, EW_FINISH_ERROR);
+    assert_int_equal(answer.last.error.code, EW_ERR_MEMORY);
+    assert_in_range(answer.n, 1, 109);
+    assert_memory_equal(answer.ids, alone.ids, answer.n * sizeof(int32_t));
+    assert_int_equal(run_one(service, &request).n, 110);
+    ew_service_stop(service);
+    ew_model_close(model);
+}
+
 // From each request's first tokens to the end of all, on both sides of the queue.
 static void decoding_allocates_nothing(void **state)
 {
@@ -441,6 +504,8 @@ int main(void)
         cmocka_unit_test(cancelling_ends_running_and_waiting_requests),
         cmocka_unit_test(a_slow_consumer_gets_everything_merged),
         cmocka_unit_test(stopping_with_work_under_way_leaks_nothing),
+        cmocka_unit_test(no_memory_for_a_request_is_its_own_error),
+        cmocka_unit_test(no_memory_for_an_answer_ends_it),
         cmocka_unit_test(decoding_allocates_nothing),
         cmocka_unit_test(threads_submit_and_cancel_at_once),
     };
