@@ -5,7 +5,7 @@
 
 #include "server/conn.h"
 
-#define LINE_BYTES_MAX 4096
+#define LINE_BYTES_MAX 65536 // a path of 8 KiB, each byte of it escaped
 
 static void peer_name(const struct ew_conn *conn, char *out, size_t size)
 {

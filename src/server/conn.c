@@ -7,13 +7,21 @@
 #include "base/log.h"
 #include "server/conn.h"
 
-#define LINGER_S 2
+#define LINGER_S 2      // without a byte from a client that was refused
+#define LINGER_MAX_S 30 // in all
+#define BODY_BYTES_S 1024 // slower than this on average, a body takes its place for too long
 #define SEND_BUFFER_BYTES 65536 // the kernel would hold megabytes for a client that does not read
 #define REST_BYTES_MAX 65536    // of requests sent ahead
 #define REPLY_HEAD_BYTES_MAX 8192
 #define REPLY_BYTES_MAX ((size_t)512 << 20)
 
 // ---- the end of a connection --------------------------------------------------------------------------------------
+
+static void drop_body(struct ew_conn *conn)
+{
+    conn->server->held_bytes -= conn->body.len;
+    ew_buf_fini(&conn->body);
+}
 
 static void on_closed(uv_handle_t *handle)
 {
@@ -24,8 +32,8 @@ static void on_closed(uv_handle_t *handle)
     if (conn->next)
         conn->next->prev = conn->prev;
     server->n_conns--;
+    drop_body(conn);
     ew_buf_fini(&conn->in);
-    ew_buf_fini(&conn->body);
     ew_buf_fini(&conn->rest);
     ew_buf_fini(&conn->out);
     ew_buf_fini(&conn->x.headers);
@@ -98,7 +106,10 @@ static void shut(struct ew_conn *conn)
     shutdown(fd, SHUT_WR);
     conn->is_shut = true;
     conn->deadline_s = conn->server->now_s + LINGER_S;
+    conn->linger_until_s = conn->server->now_s + LINGER_MAX_S;
 }
+
+static void resume(struct ew_conn *conn);
 
 static void on_written(uv_write_t *request, int status)
 {
@@ -110,10 +121,15 @@ static void on_written(uv_write_t *request, int status)
     ew_free(write);
     if (conn->state == EW_CONN_CLOSED)
         return;
-    if (status < 0)
+    if (status < 0) {
         ew_conn_abort(conn);
-    else if (conn->closes && pending(conn) == 0)
+        return;
+    }
+    if (conn->closes && pending(conn) == 0)
         shut(conn);
+    if (conn->state == EW_CONN_HEAD && conn->in.len == 0)
+        conn->deadline_s = conn->server->now_s + conn->server->config.idle_s;
+    resume(conn);
 }
 
 // What the kernel does not take at once waits in a copy.
@@ -152,6 +168,7 @@ static void write_out(struct ew_conn *conn)
         shut(conn);
     if (conn->x.over && conn->state != EW_CONN_CLOSED) // an idle connection holds no memory
         ew_buf_fini(&conn->out);
+    resume(conn);
 }
 
 void ew_conn_write_gathered(struct ew_server *server)
@@ -188,7 +205,7 @@ static void reset_exchange(struct ew_conn *conn)
 static void await_request(struct ew_conn *conn)
 {
     ew_buf_fini(&conn->in);
-    ew_buf_fini(&conn->body);
+    drop_body(conn);
     reset_exchange(conn);
     conn->scanned = 0;
     conn->chunks = (struct ew_http_chunks){0};
@@ -196,27 +213,44 @@ static void await_request(struct ew_conn *conn)
     conn->deadline_s = conn->server->now_s + conn->server->config.idle_s;
 }
 
-// The reply is whole.
-static void finish(struct ew_conn *conn)
+// Nothing more is read as a request; what is whole is still written.
+static void end_after_writing(struct ew_conn *conn)
 {
-    bool keep_alive = conn->x.keep_alive && !conn->rest_overflowed;
+    conn->closes = true;
+    conn->state = EW_CONN_LINGER;
+    conn->deadline_s = conn->server->now_s + conn->server->config.stalled_s;
+}
+
+// Who sends requests ahead and does not take the replies gets no more of them until it does.
+static bool is_clogged(const struct ew_conn *conn)
+{
+    return pending(conn) >= conn->server->config.queue_bytes;
+}
+
+// Goes on with requests that were sent ahead.
+static void resume(struct ew_conn *conn)
+{
     struct ew_buf rest = conn->rest;
 
-    conn->x.bytes_out += conn->out.len;
-    count_over(conn, conn->x.status);
-    gather(conn);
-    if (!keep_alive) {
-        conn->closes = true;
-        conn->state = EW_CONN_LINGER;
-        conn->deadline_s = conn->server->now_s + conn->server->config.stalled_s;
-        return;
-    }
-    await_request(conn);
-    if (conn->is_working || rest.len == 0) // who is working goes on with what follows
+    if (conn->state != EW_CONN_HEAD || conn->is_working || rest.len == 0 || is_clogged(conn))
         return;
     ew_buf_init(&conn->rest, REST_BYTES_MAX);
     take(conn, ew_buf_str(&rest));
     ew_buf_fini(&rest);
+}
+
+// The reply is whole.
+static void finish(struct ew_conn *conn)
+{
+    conn->x.bytes_out += conn->out.len;
+    count_over(conn, conn->x.status);
+    gather(conn);
+    if (!conn->x.keep_alive || conn->rest_overflowed) {
+        end_after_writing(conn);
+        return;
+    }
+    await_request(conn);
+    resume(conn);
 }
 
 static void refuse(struct ew_conn *conn, int status, const char *type, const char *code, const char *why)
@@ -224,17 +258,23 @@ static void refuse(struct ew_conn *conn, int status, const char *type, const cha
     struct ew_fault fault = {0};
 
     conn->state = EW_CONN_ANSWER;
-    if (ew_fault_set(&fault, status, type, code, "%s", why) < 0 && (status == 429 || status == 503))
+    ew_fault_set(&fault, status, type, code, "%s", why);
+    if (status == 429 || status == 503)
         fault.retry_after_s = 1;
     ew_api_refuse(&conn->x, &fault);
 }
 
-// A request that cannot even be read: what follows it cannot either.
+// A request that is not read to its end: what follows it cannot be read either.
 static void refuse_bytes(struct ew_conn *conn, const struct ew_http_fault *fault)
 {
     conn->x.over = false;
     conn->x.keep_alive = false;
-    refuse(conn, fault->status, "invalid_request_error", "bad_http", fault->why);
+    if (fault->status == 429)
+        refuse(conn, 429, "rate_limit_error", "too_many_connections", fault->why);
+    else if (fault->status == 503)
+        refuse(conn, 503, "server_error", "overloaded", fault->why);
+    else
+        refuse(conn, fault->status, "invalid_request_error", "bad_http", fault->why);
 }
 
 static bool reply_to_preflight(struct ew_conn *conn)
@@ -242,34 +282,40 @@ static bool reply_to_preflight(struct ew_conn *conn)
     if (!conn->server->config.cors || !ew_str_is(conn->x.head.method, "OPTIONS"))
         return false;
     ew_exchange_header_add(&conn->x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    ew_exchange_header_add(&conn->x, "Access-Control-Allow-Headers", "Authorization, Content-Type");
+    ew_exchange_header_add(&conn->x, "Access-Control-Allow-Headers", "Authorization, Content-Type, *");
     ew_exchange_header_add(&conn->x, "Access-Control-Max-Age", "600");
     ew_exchange_reply(&conn->x, 204, NULL, (struct ew_str){0});
     return true;
 }
 
-static void dispatch(struct ew_conn *conn)
+// Whether a request, of which the head is known, gets as far as its handler; it is answered where not.
+static bool is_admitted(struct ew_conn *conn)
 {
     struct ew_server *server = conn->server;
     struct ew_exchange *x = &conn->x;
     struct ew_fault fault = {0};
-    const struct ew_route *route;
 
-    conn->state = EW_CONN_ANSWER;
     x->is_head = ew_str_is(x->head.method, "HEAD");
-    route = ew_route_find(x->is_head ? EW_STR("GET") : x->head.method, x->head.path, &fault);
-    x->route = route;
+    x->route = ew_route_find(x->is_head ? EW_STR("GET") : x->head.method, x->head.path, &fault);
     if (reply_to_preflight(conn))
-        return;
-    if (server->config.key_file && (!route || route->needs_key) &&
+        return false;
+    if (server->config.key_file && (!x->route || x->route->needs_key) &&
         !ew_keys_allow(&server->keys, ew_http_header(x->head.headers, "authorization")))
         refuse(conn, 401, "authentication_error", "invalid_api_key", "the request has no valid API key");
-    else if (!route)
+    else if (!x->route)
         ew_api_refuse(x, &fault);
     else if (server->draining && ew_str_is(x->head.method, "POST"))
         refuse(conn, 503, "server_error", "draining", "the server is shutting down");
     else
-        route->handle(server->api, x);
+        return true;
+    return false;
+}
+
+static void dispatch(struct ew_conn *conn)
+{
+    conn->state = EW_CONN_ANSWER;
+    conn->x.keep_alive = conn->x.head.keep_alive && !conn->server->draining;
+    conn->x.route->handle(conn->server->api, &conn->x);
 }
 
 // A head has arrived.
@@ -277,6 +323,7 @@ static void begin_exchange(struct ew_conn *conn)
 {
     struct ew_http_fault fault = {0};
     struct ew_exchange *x = &conn->x;
+    bool has_body;
 
     reset_exchange(conn);
     x->over = false;
@@ -284,8 +331,13 @@ static void begin_exchange(struct ew_conn *conn)
         refuse_bytes(conn, &fault);
         return;
     }
-    x->keep_alive = x->head.keep_alive && !conn->server->draining;
-    if (!x->head.chunked && x->head.content_length == 0) {
+    has_body = x->head.chunked || x->head.content_length;
+    conn->state = EW_CONN_ANSWER;
+    // Who is refused need not have sent its body; what comes of it is no request.
+    x->keep_alive = x->head.keep_alive && !conn->server->draining && !has_body;
+    if (!is_admitted(conn))
+        return;
+    if (!has_body) {
         dispatch(conn);
         return;
     }
@@ -328,12 +380,28 @@ static size_t take_head(struct ew_conn *conn, struct ew_str bytes)
     return n;
 }
 
+static bool keep_body(struct ew_conn *conn, struct ew_str data)
+{
+    struct ew_server *server = conn->server;
+
+    if (data.len > server->config.bodies_bytes - server->held_bytes) {
+        refuse_bytes(conn, &(struct ew_http_fault){503, "the bodies of all requests together are too large now"});
+        return false;
+    }
+    ew_buf_append(&conn->body, data.ptr, data.len);
+    if (!ew_buf_ok(&conn->body)) {
+        refuse_bytes(conn, &(struct ew_http_fault){503, "there is no memory for the body of the request"});
+        return false;
+    }
+    server->held_bytes += data.len;
+    return true;
+}
+
 static size_t take_sized_body(struct ew_conn *conn, struct ew_str bytes)
 {
     size_t n = (size_t)EW_MIN((uint64_t)bytes.len, conn->x.head.content_length - conn->body.len);
 
-    ew_buf_append(&conn->body, bytes.ptr, n);
-    if (conn->body.len == conn->x.head.content_length)
+    if (keep_body(conn, (struct ew_str){bytes.ptr, n}) && conn->body.len == conn->x.head.content_length)
         dispatch(conn);
     return n;
 }
@@ -349,23 +417,18 @@ static size_t take_chunks(struct ew_conn *conn, struct ew_str bytes)
         refuse_bytes(conn, &fault);
         return bytes.len;
     }
-    ew_buf_append(&conn->body, data.ptr, data.len);
-    if (done)
+    if (keep_body(conn, data) && done)
         dispatch(conn);
     return used;
 }
 
+// Each piece buys time, the more the longer it is: neither a pause nor single bytes now and then keep a place for long.
 static size_t take_body(struct ew_conn *conn, struct ew_str bytes)
 {
-    size_t used;
+    double patience_s = conn->server->now_s + conn->server->config.body_s;
 
-    conn->deadline_s = conn->server->now_s + conn->server->config.body_s;
-    if (!ew_buf_ok(&conn->body)) {
-        refuse_bytes(conn, &(struct ew_http_fault){503, "there is no memory for the body of the request"});
-        return bytes.len;
-    }
-    used = conn->x.head.chunked ? take_chunks(conn, bytes) : take_sized_body(conn, bytes);
-    return used;
+    conn->deadline_s = EW_MIN(patience_s, conn->deadline_s + (double)bytes.len / BODY_BYTES_S);
+    return conn->x.head.chunked ? take_chunks(conn, bytes) : take_sized_body(conn, bytes);
 }
 
 // While a request is being answered, those that follow wait, up to a bound; reading goes on in any case.
@@ -378,6 +441,17 @@ static void keep_rest(struct ew_conn *conn, struct ew_str bytes)
     conn->rest_overflowed |= !ew_buf_ok(&conn->rest);
 }
 
+// Bytes of a request while none is being answered.
+static size_t take_next(struct ew_conn *conn, struct ew_str bytes)
+{
+    if (conn->in.len || (conn->rest.len == 0 && !is_clogged(conn)))
+        return take_head(conn, bytes);
+    keep_rest(conn, bytes);
+    if (conn->rest_overflowed)
+        end_after_writing(conn);
+    return bytes.len;
+}
+
 static void take(struct ew_conn *conn, struct ew_str bytes)
 {
     conn->is_working = true;
@@ -386,7 +460,7 @@ static void take(struct ew_conn *conn, struct ew_str bytes)
 
         switch (conn->state) {
         case EW_CONN_HEAD:
-            used = take_head(conn, bytes);
+            used = take_next(conn, bytes);
             break;
         case EW_CONN_BODY:
             used = take_body(conn, bytes);
@@ -395,6 +469,9 @@ static void take(struct ew_conn *conn, struct ew_str bytes)
             keep_rest(conn, bytes);
             break;
         case EW_CONN_LINGER:
+            if (conn->is_shut)
+                conn->deadline_s = EW_MIN(conn->server->now_s + LINGER_S, conn->linger_until_s);
+            break;
         case EW_CONN_CLOSED:
             break;
         }
@@ -427,10 +504,7 @@ static void on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buffer)
         return;
     uv_read_stop(stream);
     if (n == UV_EOF && conn->state != EW_CONN_ANSWER && conn->state != EW_CONN_CLOSED && pending(conn) > 0) {
-        // It asked, closed its side, and still takes the replies that are whole already.
-        conn->closes = true;
-        conn->state = EW_CONN_LINGER;
-        conn->deadline_s = conn->server->now_s + conn->server->config.stalled_s;
+        end_after_writing(conn); // it asked, closed its side, and still takes the replies that are whole already
         return;
     }
     ew_conn_abort(conn);
@@ -507,9 +581,9 @@ void ew_conn_tick(struct ew_conn *conn)
         ew_conn_abort(conn);
     else if (is_late && conn->state == EW_CONN_LINGER)
         close_conn(conn);
-    else if (is_late && conn->state == EW_CONN_HEAD && conn->in.len == 0)
+    else if (is_late && conn->state == EW_CONN_HEAD && conn->in.len == 0 && pending(conn) == 0)
         close_conn(conn);
-    else if (is_late && (conn->state == EW_CONN_HEAD || conn->state == EW_CONN_BODY))
+    else if (is_late && (conn->in.len > 0 && (conn->state == EW_CONN_HEAD || conn->state == EW_CONN_BODY)))
         refuse_bytes(conn, &(struct ew_http_fault){408, "the request did not arrive in time"});
 }
 

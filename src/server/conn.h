@@ -50,6 +50,7 @@ struct ew_conn {
     double deadline_s;         // when patience ends in this state
     double wrote_s;            // when the client last took something
     size_t seen_pending;       // of the write queue, then
+    double linger_until_s;     // once our side is shut
     size_t scanned;            // of the head
     struct ew_buf in;          // the head of the request being read or answered
     struct ew_buf body;        // its body, decoded
@@ -79,6 +80,7 @@ struct ew_server {
     struct ew_keys keys;
     struct ew_conn *conns, *unwritten;
     uint32_t n_conns;
+    uint64_t held_bytes; // of all bodies
     char url[256];
     FILE *log;
     char date[40]; // of replies

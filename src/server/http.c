@@ -139,11 +139,11 @@ static bool parse_target(struct ew_str target, struct ew_http_head *out, struct 
 
 static bool parse_request_line(struct ew_str line, struct ew_http_head *out, struct ew_http_fault *fault)
 {
-    struct ew_str target;
+    struct ew_str method = cut(&line, " "), target;
 
-    out->method = cut(&line, " ");
-    if (!is_token(out->method) || out->method.len > METHOD_BYTES_MAX)
+    if (!is_token(method) || method.len > METHOD_BYTES_MAX)
         return refuse(fault, 400, "the request does not begin with a method");
+    out->method = method;
     target = cut(&line, " ");
     if (!parse_version(line, out, fault))
         return false;
@@ -186,6 +186,8 @@ static bool parse_encoding(struct framing *framing, struct ew_str value, struct 
 
     if (framing->n_encoding++)
         return refuse(fault, 400, "there are two Transfer-Encoding headers");
+    if (value.len && value.ptr[value.len - 1] == ',')
+        return refuse(fault, 400, "chunked is not the last transfer coding");
     do {
         struct ew_str coding = trim(cut(&value, ","));
 

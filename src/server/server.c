@@ -1,6 +1,7 @@
 #include "server/server.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -51,6 +52,7 @@ static void set_defaults(struct ew_server *server)
     c->host = c->host ? c->host : "127.0.0.1";
     c->head_bytes = c->head_bytes ? c->head_bytes : 16 << 10;
     c->body_bytes = c->body_bytes ? c->body_bytes : 32 << 20;
+    c->bodies_bytes = EW_MAX(c->bodies_bytes ? c->bodies_bytes : 256 << 20, c->body_bytes);
     c->queue_bytes = c->queue_bytes ? c->queue_bytes : 1 << 20;
     c->head_s = c->head_s > 0 ? c->head_s : 10;
     c->body_s = c->body_s > 0 ? c->body_s : 30;
@@ -70,6 +72,26 @@ static void on_connection(uv_stream_t *listener, int status)
         ew_conn_accept(server);
 }
 
+// A peer that is gone without a word (its power, its cable) is noticed after a minute, also while nothing is written.
+// Linux hands these settings on to the connections that the socket accepts.
+static void probe_silent_peers(struct ew_server *server)
+{
+    static const struct {
+        int level, name, value;
+    } settings[] = {
+        {SOL_SOCKET, SO_KEEPALIVE, 1},
+        {IPPROTO_TCP, TCP_KEEPIDLE, 30},
+        {IPPROTO_TCP, TCP_KEEPINTVL, 10},
+        {IPPROTO_TCP, TCP_KEEPCNT, 3},
+    };
+    uv_os_fd_t fd;
+
+    if (uv_fileno(&server->listener.handle, &fd))
+        return;
+    for (size_t i = 0; i < EW_COUNT_OF(settings); i++)
+        (void)setsockopt(fd, settings[i].level, settings[i].name, &settings[i].value, sizeof(settings[i].value));
+}
+
 static int bind_tcp(struct ew_server *server, struct ew_error *err)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found;
@@ -84,8 +106,10 @@ static int bind_tcp(struct ew_server *server, struct ew_error *err)
     uv_tcp_init(&server->loop, &server->listener.tcp);
     rc = uv_tcp_bind(&server->listener.tcp, found->ai_addr, 0);
     freeaddrinfo(found);
-    if (rc == 0)
+    if (rc == 0) {
+        probe_silent_peers(server);
         return 0;
+    }
     fail_uv(err, rc, host);
     return rc == UV_EADDRNOTAVAIL
                ? ew_remedy(err, EW_ERR_IO, "This machine has no such address: give one of its own, or 0.0.0.0 for all")
@@ -107,13 +131,16 @@ static bool is_answered(const char *path)
     return answered;
 }
 
-// A socket that a server before us left behind is in the way only if nobody answers on it.
+// A socket that a server before us left behind is in the way only if somebody answers there. libuv unlinks ours when
+// it is closed.
 static int bind_unix(struct ew_server *server, struct ew_error *err)
 {
     const char *path = server->config.unix_path;
     struct stat st;
     int rc;
 
+    if (strlen(path) >= sizeof(((struct sockaddr_un *)0)->sun_path))
+        return ew_fail(err, EW_ERR_USAGE, "%s is too long for the path of a socket", path);
     if (stat(path, &st) == 0 && !S_ISSOCK(st.st_mode))
         return ew_fail(err, EW_ERR_USAGE, "%s exists and is no socket", path);
     if (is_answered(path)) {
@@ -337,9 +364,9 @@ int ew_server_create(const struct ew_server_config *config, struct ew_server **o
         rc = rc ? fail_uv(err, rc, "the event loop") : 0;
     }
     if (rc == 0) {
-        uv_async_init(&server->loop, &server->wake, on_wake);
+        rc = uv_async_init(&server->loop, &server->wake, on_wake);
         server->wake.data = server;
-        rc = start_listening(server, err);
+        rc = rc ? fail_uv(err, rc, "the event loop") : start_listening(server, err);
     }
     if (rc) {
         ew_server_destroy(server);
@@ -367,8 +394,6 @@ void ew_server_destroy(struct ew_server *server)
         uv_run(&server->loop, UV_RUN_DEFAULT);
         uv_loop_close(&server->loop);
     }
-    if (server->config.unix_path && server->url[0])
-        unlink(server->config.unix_path);
     if (server->log && server->log != stderr)
         fclose(server->log);
     ew_keys_free(&server->keys);

@@ -21,6 +21,7 @@ struct ew_server_config {
     uint32_t connections_max; // 0: as many as the limit of open files allows, at most 16384
     uint32_t head_bytes;      // 0: 16 KiB
     uint64_t body_bytes;      // 0: 32 MiB
+    uint64_t bodies_bytes;    // of all requests together, 0: 256 MiB, or one body if that is more
     uint64_t queue_bytes;     // of an answer not yet taken, 0: 1 MiB
     double head_s, body_s;    // for a head to arrive, and between pieces of a body; 0: 10, 30
     double idle_s;            // between requests of a connection, 0: 75

@@ -1,10 +1,15 @@
 """The transport of `edgewise serve`, from the outside: which requests are accepted and which refused, byte by byte too;
 who leaves, who is slow, who sends ahead; keys, limits, drain."""
+import contextlib
+import http.client
 import json
+import re
+import resource
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import served
@@ -94,6 +99,7 @@ TABLE = {
     "encoding not last": (post(TE + b"chunked, gzip\r\n"), {400}),
     "encoding twice": (post(CHUNKED + CHUNKED, CHUNKS), {400}),
     "chunked twice": (post(TE + b"chunked, chunked\r\n", CHUNKS), {400}),
+    "encoding with a comma at the end": (post(TE + b"chunked,\r\n", CHUNKS), {400}),
     "encoding unknown": (post(TE + b"gzip\r\n"), {501}),
     "encoding unknown first": (post(TE + b"gzip, chunked\r\n"), {501}),
     "encoding like chunked": (post(TE + b"xchunked\r\n"), {501}),
@@ -203,16 +209,59 @@ def long_request(**options):
     return post(b"Content-Length: %d\r\n" % len(body), body, b"/v1/completions")
 
 
-@pytest.mark.parametrize("ahead", [b"", get()], ids=["alone", "with a request behind"])
-def test_a_client_that_leaves_is_noticed(server, ahead):
-    before = server.metrics()
-    cancelled = [key for key in before if "cancel" in key]
-    assert cancelled, sorted(before)
-    connection = connect(server)
-    connection.sendall(long_request() + ahead)
-    assert connection.recv(100)
-    connection.close()
-    server.wait_for(lambda metrics: sum(metrics[key] for key in cancelled) > sum(before[key] for key in cancelled), 5)
+@contextlib.contextmanager
+def serving(*options, **kwargs):
+    running = served.Server(*options, **kwargs)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def resident_bytes(server):
+    text = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", text).group(1)) * 1024
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "access"
+    with serving("--access-log", path, "--log-format", "json") as running:
+        running.access_log = path
+        yield running
+
+
+@pytest.mark.parametrize("ahead", [b"", get(), get() + b"GET /health HT"], ids=["alone", "request behind", "more behind"])
+@pytest.mark.parametrize("stream", [False, True], ids=["silent", "streaming"])
+def test_a_client_that_leaves_is_noticed(logged, ahead, stream):
+    """Within 100 ms: the best of five, since the machine may be busy with something else."""
+    cancelled = sum(value for key, value in logged.metrics().items() if "cancel" in key)
+    waits = []
+    while not waits or min(waits) > 0.1 and len(waits) < 5:
+        known = logged.access_log.stat().st_size
+        with connect(logged) as connection:
+            # Without a stream nothing is written before the answer is whole, which takes seconds.
+            connection.sendall(long_request(stream=stream, max_tokens=2000) + ahead)
+            if stream:
+                assert connection.recv(100)
+            else:
+                time.sleep(0.1)
+        left = time.monotonic()
+        while b'"status": 499' not in logged.access_log.read_bytes()[known:]:
+            assert time.monotonic() < left + 10
+            time.sleep(0.002)
+        waits.append(time.monotonic() - left)
+    assert min(waits) < 0.1
+    logged.wait_for(lambda metrics: sum(value for key, value in metrics.items() if "cancel" in key) > cancelled, 5)
+
+
+def test_the_log_holds_long_paths_and_no_control_bytes(logged):
+    known = logged.access_log.stat().st_size
+    ask(logged, get(b"/" + b"q" * 6000))
+    ask(logged, b"\x1b]0;title\x07 /health HTTP/1.1\r\n" + HOST + b"\r\n")
+    lines = [json.loads(line) for line in logged.access_log.read_bytes()[known:].splitlines()]
+    assert [(len(line["path"]), line["status"]) for line in lines] == [(6001, 404), (1, 400)]
+    assert lines[1]["method"] == "-"
 
 
 def test_one_that_does_not_read_holds_up_nobody(server):
@@ -224,11 +273,108 @@ def test_one_that_does_not_read_holds_up_nobody(server):
     assert server.get("/health")["status"] == "ok"
 
 
-def test_many_idle_connections(server):
-    crowd = [connect(server) for _ in range(300)]
+def test_replies_that_are_not_read_are_bounded(server):
+    """Requests sent ahead without end, whose replies are many times as long as they are."""
+    server.metrics()
+    before = resident_bytes(server)
+    with connect(server) as slow:
+        for _ in range(8):
+            slow.sendall(get(b"/metrics") * 30000)  # a MiB, for 200 MiB of replies
+        assert server.get("/health")["status"] == "ok"
+        assert resident_bytes(server) - before < 16 << 20
     assert server.get("/health")["status"] == "ok"
+
+
+def test_requests_sent_ahead_wait_for_the_reader(server):
+    """More replies than the queue holds: those that did not fit come when the client reads, in order."""
+    n = 400
+    with connect(server) as connection, connection.makefile("rb") as stream:
+        connection.sendall((get(b"/metrics") + get(b"/nowhere")) * n)
+        time.sleep(0.5)
+        for _ in range(n):
+            assert read_reply(stream)[0] == 200
+            assert read_reply(stream)[0] == 404
+
+
+def test_idle_connections_take_little(server):
+    n = 2000
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before = resident_bytes(server)
+    crowd = [connect(server) for _ in range(n)]
+    for connection in crowd:
+        connection.sendall(get())
+    for connection in crowd:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    assert server.get("/health")["status"] == "ok"
+    assert (resident_bytes(server) - before) / n < 4096
     for connection in crowd:
         connection.close()
+
+
+def test_patience_ends():
+    with serving("--head-timeout", "0.5", "--body-timeout", "0.5", "--idle-timeout", "0.5") as server:
+        for data, status in {b"": None, b"GET /hea": 408, post(SIZED): 408, post(SIZED, BODY[:4]): 408}.items():
+            with connect(server) as connection, connection.makefile("rb") as stream:
+                started = time.monotonic()
+                connection.sendall(data)
+                reply = read_reply(stream)
+                assert (reply and reply[0]) == status
+                assert stream.read() == b"" and 0.4 < time.monotonic() - started < 5
+        with connect(server) as connection, connection.makefile("rb") as stream:  # single bytes buy no time
+            connection.sendall(post(b"Content-Length: 1000\r\n"))
+            connection.settimeout(0.1)
+            for _ in range(100):
+                try:
+                    connection.sendall(b"x")
+                    connection.recv(1, socket.MSG_PEEK)
+                    break
+                except TimeoutError:
+                    pass
+            connection.settimeout(5)
+            assert read_reply(stream)[0] == 408
+
+
+def test_beyond_the_last_connection():
+    with serving("--max-connections", "2") as server:
+        with connect(server) as first, connect(server) as second:
+            for connection in (first, second):
+                connection.sendall(get())
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            with connect(server) as third, third.makefile("rb") as stream:
+                status, headers, body = read_reply(stream)
+                assert status == 429 and headers["retry-after"] and headers["connection"] == "close"
+                assert json.loads(body)["error"]["code"] == "too_many_connections" and stream.read() == b""
+        end = time.monotonic() + 5
+        while ask(server, get())[0][0] != 200:  # their places are free again
+            assert time.monotonic() < end
+
+
+def test_what_is_refused_by_its_head_need_not_send_its_body(tmp_path):
+    (tmp_path / "keys").write_text("key\n")
+    with serving("--api-key-file", tmp_path / "keys") as server:
+        for headers in (b"", b"Expect: 100-continue\r\n", b"Authorization: Bearer no\r\n"):
+            with connect(server) as connection, connection.makefile("rb") as stream:
+                connection.sendall(post(b"Content-Length: 1000000\r\n" + headers))
+                status, headers, _ = read_reply(stream)
+                assert status == 401 and headers["connection"] == "close"
+                connection.sendall(b"x" * 1000000)  # is read over
+                assert stream.read() == b""
+
+
+def test_internet_protocol_6():
+    try:
+        socket.socket(socket.AF_INET6).bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    process = subprocess.Popen([support.EDGEWISE, "serve", "-m", served.demo(), "--host", "::1", "--port", "0"],
+                               stderr=subprocess.PIPE, text=True)
+    try:
+        url = next(found.group(0) for line in process.stderr if (found := re.search(r"http://\[::1\]:\d+", line)))
+        assert b"ok" in subprocess.run(["curl", "-sg", url + "/health"], capture_output=True).stdout
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def test_keys(tmp_path):
@@ -310,19 +456,31 @@ def test_systemd_is_told(tmp_path):
         running.process.wait(10)
 
 
-def test_a_socket_in_the_file_system(tmp_path):
-    path = tmp_path / "edgewise.sock"
+@contextlib.contextmanager
+def serving_at(path):
     process = subprocess.Popen([support.EDGEWISE, "serve", "-m", served.demo(), "--unix", path], stderr=subprocess.PIPE)
     try:
         end = time.monotonic() + 20
-        while not path.exists() or b"ok" not in subprocess.run(
-                ["curl", "-s", "--unix-socket", path, "http://x/health"], capture_output=True).stdout:
+        while b"ok" not in subprocess.run(["curl", "-s", "--unix-socket", path, "http://x/health"],
+                                          capture_output=True).stdout:
             assert time.monotonic() < end
             time.sleep(0.05)
+        yield process
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(20)
+
+
+def test_a_socket_in_the_file_system(tmp_path):
+    path = tmp_path / "edgewise.sock"
+    with socket.socket(socket.AF_UNIX) as left_behind:  # as a server that was killed leaves it
+        left_behind.bind(str(path))
+    with serving_at(path):
+        second = support.run("serve", "-m", served.demo(), "--unix", path)
+        assert second.returncode == 1 and b"listens there" in second.stderr and path.exists()
     assert not path.exists()
+    path.write_text("a file")
+    assert b"is no socket" in support.run("serve", "-m", served.demo(), "--unix", path).stderr
 
 
 def test_what_cannot_start_says_why(server, tmp_path):
