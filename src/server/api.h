@@ -37,6 +37,7 @@ bool ew_api_is_ready(const struct ew_api *api, struct ew_buf *why_not_or_null);
 uint32_t ew_api_open_count(const struct ew_api *api); // answers under way
 void ew_api_stats(const struct ew_api *api, struct ew_service_stats *out);
 
+// ---- routes ----
 
 struct ew_route {
     const char *method, *path; // a path that ends with "/" stands for all that begin with it

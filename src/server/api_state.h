@@ -30,8 +30,9 @@ struct ew_api {
     double joules;            // as last shared out
 };
 
+// ---- prompt.c: from a body's messages to token ids ----
 
-// prompt_tail: the rendered prompt, appended to rendered.
+// The rendered prompt is appended to rendered, its ids to ids.
 int ew_prompt_chat(const struct ew_api *api, const struct ew_params *params, struct ew_arena *arena,
                    struct ew_buf *rendered, struct ew_ids *ids, struct ew_fault *fault) EW_MUST_CHECK;
 // One of the prompts of a completion: a string, or token ids.
@@ -43,12 +44,14 @@ int ew_prompt_ids(const struct ew_api *api, const char *param, const struct ew_j
 // The request is for our model, or 404.
 int ew_prompt_model(const struct ew_api *api, struct ew_str model, struct ew_fault *fault) EW_MUST_CHECK;
 
+// ---- completion.c ----
 
 // Frees what the engine had not finished; the service has been stopped.
 void ew_api_forget_all(struct ew_api *api);
 // Shares the energy used since the last call out among the requests that are being answered.
 void ew_api_share_energy(struct ew_api *api);
 
+// ---- handlers ----
 
 void ew_api_chat(struct ew_api *api, struct ew_exchange *x);
 void ew_api_completions(struct ew_api *api, struct ew_exchange *x);

@@ -50,6 +50,27 @@ struct ew_completion {
     struct ew_choice choices[];
 };
 
+// ---- completion.c ----
+
+// NULL: no memory. The caller fills arena, params and n_choices.
+struct ew_completion *ew_completion_new(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route,
+                                        uint32_t n_choices);
+void ew_completion_free(struct ew_completion *completion);
+// prompt_tail: the rendered prompt, or its end.
+void ew_choice_init(struct ew_choice *choice, struct ew_completion *completion, uint32_t index,
+                    struct ew_str prompt_tail);
+void ew_choice_remember(struct ew_choice *choice); // it has been submitted
+// Ends the reply with a fault, as an event where a stream has begun, and stops the work. The completion stays.
+void ew_completion_fail(struct ew_completion *completion, const struct ew_fault *fault);
+void ew_completion_finish(struct ew_completion *completion); // writes what is left, and frees it
+void ew_completion_gone(void *completion);                   // its client has left
+
+// ---- submit.c ----
+
+// Submits choices whose prompt has been computed meanwhile.
+void ew_submit_deferred(struct ew_api *api);
+
+// ---- reply.c: what is written ----
 
 // All append to out.
 void ew_reply_whole(const struct ew_completion *completion, struct ew_buf *out);
