@@ -337,6 +337,7 @@ static void accounts_hold_whatever_happens(void **state)
 
     (void)state;
     printf("seed %llu\n", (unsigned long long)seed);
+    fflush(stdout); // a failed assert loses what is buffered
     storm(build_full(24), seed);
     storm(build_mixed(24, 16), seed + 1);
     storm(build(windows, 2, (uint32_t[]){14, 18}), seed + 2);
