@@ -1,5 +1,6 @@
 """The API of `edgewise serve` as the OpenAI client sees it, byte for byte where it matters, and through metrics."""
 import concurrent.futures
+import http.client
 import json
 import re
 import socket
@@ -431,7 +432,7 @@ def slow(**more):
 
 
 def test_an_answer_that_takes_too_long_says_so():
-    server = served.Server("--request-timeout", "0.2")
+    server = served.Server("--request-timeout", "1", "--kernels", "reference")  # slow, so that it cannot be done in time
     error = server.post(TEXT, slow(), status=504)["error"]
     assert error["code"] == "deadline_exceeded" and error["type"] == "server_error"
     *talk, last = server.stream(TEXT, slow())  # the stream has begun, so the error is an event of it
@@ -451,6 +452,28 @@ def test_a_full_queue_is_told_and_nothing_is_lost():
             assert json.loads(body)["usage"]["completion_tokens"] == 200
     metrics = server.metrics()
     assert metrics["edgewise_refused_total"] == sum(status == 429 for status, _, _ in replies)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("n", range(300, 620, 32))
+def test_a_failed_allocation_costs_one_request_at_most(n):
+    try:
+        server = served.Server("--threads", "1", "--batch", "2", "--ctx", "512", env={"EW_ALLOC_FAIL_AT": str(n)})
+    except AssertionError as error:
+        assert "did not start" in str(error) and "memory" in str(error)
+        return
+    bodies = [(CHAT, {"messages": [SYSTEM, *user("free memory?")], "tools": TOOLS, "temperature": 0, "stream": True,
+                      "logprobs": True, "top_logprobs": 2}),
+              (TEXT, {"prompt": [5] * 70, "n": 3, "max_tokens": 3, "stop": "zz", "logprobs": 1}),
+              ("/tokenize", {"prompt": "x"}), (TEXT, {"prompt": "a", "max_tokens": 2})]
+    statuses = []
+    for path, body in bodies:
+        try:
+            statuses.append(server.request("POST", path, body)[0])
+        except (http.client.HTTPException, ConnectionError):
+            statuses.append(None)
+    assert sum(status != 200 for status in statuses) <= 1 and set(statuses) <= {200, 413, 503, None}, server.log
+    assert server.wait_for(lambda metrics: metrics["edgewise_requests_open"] == 0)["edgewise_kv_blocks_used"] == 0
     assert server.stop() == 0
 
 
