@@ -10,8 +10,8 @@
 // model and prompts four times as long as answers, 1 cost a third of the throughput at 8 clients, and from 2.5 on
 // nothing was gained.
 #define PROMPT_SHARE 2.5
-// Nobody sees a token that comes sooner, and chunks of fast models would be too small for their kernels. With the bundled
-// model this gave 8 clients a tenth more throughput and half the time to the first token.
+// Nobody sees a token that comes sooner, and chunks of fast models would be too small for their kernels. With the
+// bundled model this gave 8 clients a tenth more throughput and half the time to the first token.
 #define TARGET_LEAST_S 0.010
 
 uint32_t ew_batch_bucket_max(uint32_t bucket)
