@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gpu_fixtures as gpu
 import pytest
+import support
 from support import ROOT, run
 
 TREES = ROOT / "tests/fixtures/trees"
@@ -310,7 +311,7 @@ def test_needed_and_versions_agree_with_readelf():
         assert entry["glibc"] == ("GLIBC_" + ".".join(map(str, max(glibc))) if glibc else ""), library
 
 
-TOOLKIT = Path("/usr/local/cuda-13.0/lib")
+TOOLKIT = next((p for p in map(Path, ("/usr/local/cuda/lib64", "/usr/local/cuda-13.0/lib")) if p.is_dir()), Path("/usr/local/cuda/lib64"))
 
 
 def toolkit_library(name):
@@ -354,11 +355,15 @@ def test_what_the_x86_cublas_has_for_each_gpu():
     assert {"ARCH-01", "GPU-01"} <= findings("thor", library).keys()
 
 
-@pytest.mark.skipif(not shutil.which("cuobjdump"), reason="cuobjdump is absent")
-def test_native_code_agrees_with_cuobjdump():
-    library = toolkit_library("libcurand.so.10")
-    told = subprocess.run(["cuobjdump", "--list-elf", library], capture_output=True, text=True, check=True).stdout
-    assert set(inventory("h200", library)["libcurand.so.10"]["sms"]) == set(map(int, re.findall(r"\.sm_(\d+)[af]?\.cubin", told)))
+@pytest.mark.skipif(not shutil.which("readelf"), reason="readelf is absent")
+def test_gpu_code_agrees_with_a_reader_of_headers_and_with_cuobjdump():
+    """Where cuobjdump is absent, only with the reader, which agreed with it on the 94 libraries of CUDA 13.0."""
+    libraries = [p for p in sorted(TOOLKIT.glob("*.so*")) if p.is_file() and not p.is_symlink() and p.stat().st_size < 60e6]
+    if not libraries:
+        pytest.skip(f"{TOOLKIT} is absent")
+    result = subprocess.run([ROOT / "tools/compare_cuobjdump.py", "--edgewise", support.EDGEWISE, *libraries], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert "; 0 differ" in result.stdout
 
 
 def test_libcufft_hides_its_code_outside_the_section():
