@@ -52,7 +52,10 @@ static int bind_and_build(struct ew_model *model, const struct ew_shape *shape, 
 
     if (rc)
         return rc;
-    rc = ew_program_build(&model->program, shape, &finder, &model->arena, err);
+    if (format == EW_FAMILY_HF)
+        rc = ew_quantised_read(model->file.config, &binder.quantised, err);
+    if (!rc)
+        rc = ew_program_build(&model->program, shape, &finder, &model->arena, err);
     if (!rc)
         ew_binder_log_unused(&binder);
     model->file_bytes = binder.used_bytes;

@@ -228,17 +228,6 @@ static int find_hf_family(const struct ew_families *families, const struct ew_js
     return ew_remedy(err, EW_ERR_UNSUPPORTED, "docs/families.md lists what is supported and how to add a family");
 }
 
-static int refuse_quantised(const struct ew_json *config, struct ew_error *err)
-{
-    const struct ew_json *quant = ew_json_get(config, "quantization_config");
-
-    if (!quant || quant->type != EW_JSON_T_OBJECT)
-        return 0;
-    return ew_fail(err, EW_ERR_UNSUPPORTED,
-                   "config.json describes a checkpoint quantised by \"" EW_STR_FMT "\", which edgewise does not read",
-                   EW_STR_ARG(ew_json_str(ew_json_get(quant, "quant_method"), "unknown")));
-}
-
 const struct ew_json *ew_config_of_text(const struct ew_json *config)
 {
     static const char *const names[] = {"thinker_config", "text_config"};
@@ -262,8 +251,6 @@ int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *famil
     if (!config || config->type != EW_JSON_T_OBJECT)
         return ew_fail(err, EW_ERR_FORMAT, "config.json is not an object");
     rc = find_hf_family(families, config, &source.family, err);
-    if (!rc)
-        rc = refuse_quantised(config, err);
     if (rc)
         return rc;
     *family = source.family;

@@ -431,6 +431,82 @@ static int bind_stack(struct ew_binder *binder, const struct ew_weight_want *wan
     return set_strided(binder, tensor, &strided, out, err);
 }
 
+// The first of these suffixes under which there is a tensor beside the weight.
+static const struct ew_tensor *find_beside(struct ew_binder *binder, const char *stem, const char *const *suffixes)
+{
+    const struct ew_tensor *tensor = NULL;
+    char name[256];
+
+    for (; *suffixes && !tensor; suffixes++) {
+        int len = snprintf(name, sizeof(name), "%s%s", stem, *suffixes);
+
+        if (len > 0 && (size_t)len < sizeof(name))
+            tensor = ew_family_find_rooted(binder->root, binder->tensors, ew_str_of(name));
+    }
+    if (tensor)
+        mark_used(binder, tensor, false);
+    return tensor;
+}
+
+static bool find_parts(struct ew_binder *binder, const char *canonical, struct ew_quantised_parts *parts)
+{
+    const struct ew_quantised_names *names = ew_quantised_names(binder->quantised.method);
+    const struct ew_tensor *multiplied, *divided;
+    struct ew_str stem;
+    char name[256];
+
+    *parts = (struct ew_quantised_parts){0};
+    if (!canonical || !file_name(binder, canonical, 0, 0, name, sizeof(name)))
+        return false;
+    stem = ew_str_of(name);
+    if (ew_str_ends(stem, ".weight"))
+        name[stem.len - strlen(".weight")] = '\0';
+    parts->scales = find_beside(binder, name, names->scales);
+    parts->codes = parts->scales ? find_beside(binder, name, names->codes) : NULL;
+    if (!parts->codes)
+        return false;
+    parts->zeros = find_beside(binder, name, names->zeros);
+    parts->order = find_beside(binder, name, names->order);
+    multiplied = find_beside(binder, name, names->multiplied);
+    divided = multiplied ? NULL : find_beside(binder, name, names->divided);
+    parts->global = multiplied ? multiplied : divided;
+    parts->divides = divided != NULL;
+    return true;
+}
+
+// A matrix of a quantised checkpoint. *found false: this one is not quantised.
+static int bind_quantised(struct ew_binder *binder, const struct ew_weight_want *want, bool *found,
+                          struct ew_weight_source *out, struct ew_error *err)
+{
+    uint32_t n_parts = EW_MAX(1, want->n_experts);
+    struct ew_quantised_want part = {.name = want->name,
+                                     .rows = want->rows,
+                                     .cols = want->cols,
+                                     .whole_rows = want->rows / n_parts,
+                                     .step = 1,
+                                     .n_parts = n_parts};
+    struct ew_quantised_parts parts;
+    int rc;
+
+    *found = want->is_matrix && binder->quantised.method != EW_QUANTISED_NOT &&
+             (!want->n_experts || binder->quantised.method == EW_QUANTISED_MXFP4);
+    if (*found && find_parts(binder, want->whole, &parts)) {
+        bool paired = want->n_experts && (binder->storage & EW_FAMILY_PAIRED_EXPERTS);
+
+        part.whole_rows = want->whole_rows;
+        part.first = paired ? want->group_first : want->first_row;
+        part.step = paired ? want->whole_rows / (want->rows / n_parts) : 1;
+    } else if (*found) {
+        *found = find_parts(binder, want->name, &parts);
+    }
+    if (!*found)
+        return 0;
+    rc = ew_quantised_bind(&binder->quantised, &parts, &part, binder->arena, out, err);
+    if (rc == 0)
+        binder->type_bytes[out->dtype] += parts.codes->bytes;
+    return rc;
+}
+
 static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
 {
     char own[256], whole[256];
@@ -450,7 +526,11 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
 {
     struct ew_binder *binder = ctx;
     const struct ew_tensor *tensor;
+    bool found;
+    int rc = bind_quantised(binder, want, &found, out, err);
 
+    if (found || rc)
+        return rc;
     // The fused tensor first: GGUF calls Phi-3's gate and up together what elsewhere is up alone.
     tensor = want->whole ? find_tensor(binder, want->whole, 0) : NULL;
     if (tensor)

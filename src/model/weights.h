@@ -3,6 +3,7 @@
 
 #include "model/builder.h"
 #include "model/family.h"
+#include "model/quantised.h"
 
 struct ew_binder {
     const struct ew_family *family;
@@ -10,6 +11,7 @@ struct ew_binder {
     const struct ew_tensors *tensors;
     const struct ew_yaml *root;          // of the names in this file, or NULL
     uint32_t storage;                    // of the family in this format
+    struct ew_quantised quantised;       // how the file's matrices are; set after init
     struct ew_arena *arena;              // of what the sources need; lives as long as the program
     bool *used;                          // [tensors->count]
     uint64_t used_bytes;                 // as stored, each tensor once

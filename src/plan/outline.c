@@ -7,6 +7,7 @@
 #include "model/builder.h"
 #include "model/family.h"
 #include "model/model.h"
+#include "model/quantised.h"
 
 #define ARENA_BYTES_MAX ((size_t)256 << 20)
 
@@ -105,12 +106,23 @@ static void describe(struct ew_outline *outline, const char *name, const struct 
     add_caches(outline, program);
 }
 
+// What a config.json says of the weights' types.
+struct declared {
+    enum ew_dtype dtype;
+    struct ew_quantised quantised;
+};
+
 // Any weight exists, with the type that the checkpoint is said to have: only sizes are asked for.
 static int find_nothing(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out,
                         struct ew_error *err)
 {
-    (void)want, (void)err;
-    *out = (struct ew_weight_source){.dtype = *(const enum ew_dtype *)ctx};
+    const struct declared *declared = ctx;
+    bool in_layer = want->is_matrix && strncmp(want->name, "blk.", 4) == 0;
+
+    (void)err;
+    *out = (struct ew_weight_source){.dtype = declared->dtype};
+    if (in_layer)
+        out->dtype = ew_quantised_type(&declared->quantised, want->n_experts > 0, declared->dtype);
     return EW_OK;
 }
 
@@ -126,7 +138,8 @@ static enum ew_dtype config_dtype(const struct ew_json *config)
 static int build_from_config(struct ew_program *program, struct ew_shape *shape, struct ew_arena *arena,
                              const struct ew_json *config, enum ew_dtype *dtype, struct ew_error *err)
 {
-    struct ew_weight_finder finder = {find_nothing, dtype};
+    struct declared declared = {.dtype = *dtype};
+    struct ew_weight_finder finder = {find_nothing, &declared};
     struct ew_families *families = ew_alloc(sizeof(*families));
     const struct ew_family *family;
     int code;
@@ -137,7 +150,10 @@ static int build_from_config(struct ew_program *program, struct ew_shape *shape,
     if (code == EW_OK)
         code = ew_shape_from_config(shape, families, config, NULL, &family, err);
     if (code == EW_OK)
+        code = ew_quantised_read(config, &declared.quantised, err);
+    if (code == EW_OK)
         code = ew_program_build(program, shape, &finder, arena, err);
+    *dtype = ew_quantised_type(&declared.quantised, shape->n_experts > 0, *dtype);
     ew_families_free(families);
     ew_free(families);
     return code;
@@ -150,7 +166,7 @@ static int outline_of_config(struct ew_outline *outline, const char *model, cons
     struct ew_program program = {0};
     struct ew_modelfile file;
     struct ew_arena arena;
-    enum ew_dtype dtype;
+    enum ew_dtype dtype = EW_DTYPE_BF16;
     int code;
 
     if (!shape)

@@ -21,8 +21,8 @@ def fixture_models():
 def test_converted_models_compute_the_same(name, tmp_path):
     source, out = support.need(f"fixtures/models/{name}"), tmp_path / "model.gguf"
     result = support.run("quantize", source, out, "--to", "f32")
-    if name in UNSAYABLE:
-        assert result.returncode == 1 and UNSAYABLE[name] in result.stderr.decode()
+    if name in UNSAYABLE or name.startswith("quant_"):
+        assert result.returncode == 1 and UNSAYABLE.get(name, "quantise") in result.stderr.decode()
         assert not list(tmp_path.iterdir())
         return
     assert result.returncode == 0, result.stderr.decode()

@@ -278,6 +278,17 @@ static void checkpoints(void **state)
         "qwen3_omni_thinker_text",
         "gpt_oss_bf16",
         "llama4_text",
+        "quant_awq_g64",
+        "quant_ct_int8_w8a8",
+        "quant_ct_w4a16_g64",
+        "quant_fp8_block_f32scale",
+        "quant_fp8_ct_channel",
+        "quant_fp8_tensor_static",
+        "quant_gptq_g32_sym",
+        "quant_gptq_g64_act_asym",
+        "quant_mxfp4_gpt_oss",
+        "quant_nvfp4_ct",
+        "quant_nvfp4_modelopt",
         "llama_rope_dynamic",
     };
     char model[512], ref[600];
