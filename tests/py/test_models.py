@@ -49,6 +49,14 @@ def test_checkpoint_with_the_newer_config(name, tmp_path):
     check(tmp_path, model / "ref.safetensors", "reference", *(["--logits-only"] if name in LOGITS_ONLY else []))
 
 
+@pytest.mark.parametrize("cap", ["reference", "avx2", "avx512", "avx512-vnni", "amx", "neon", "dotprod", "i8mm"])
+@pytest.mark.parametrize("name", ["llama-q8_0.gguf", "llama-q4_0.gguf", "llama-q4_k_m.gguf", "llama-f16.gguf"])
+def test_instruction_set(name, cap):
+    """A level that the machine lacks leaves those below it."""
+    model = support.need(f"fixtures/gguf/{name}")
+    check(model, model.with_suffix(".ref.safetensors"), "auto", "--cpu-max", cap)
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", fixtures("gguf", GGUF))
 def test_gguf(name, kernels):
