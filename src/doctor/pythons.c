@@ -18,7 +18,6 @@
 
 struct pythons {
     const char *root;
-    struct ew_facts *facts;
     char texts[FOUND_MAX][TEXT_MAX]; // "PATH (3.12)"
     uint32_t count;
 };
@@ -181,7 +180,6 @@ void ew_doctor_probe_pythons(const char *root, struct ew_facts *facts)
         return;
     }
     p->root = root ? root : "";
-    p->facts = facts;
     if (version_of(p->root, "/usr/bin/python3", &major, &minor))
         ew_facts_set_number(facts, "host_python", major * 100 + minor, "/usr/bin/python3");
     look_in(p, "/usr/bin");
