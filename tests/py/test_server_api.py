@@ -474,9 +474,10 @@ def test_a_failed_allocation_costs_one_request_at_most(n):
         except (http.client.HTTPException, ConnectionError):
             statuses.append(None)
     assert sum(status != 200 for status in statuses) <= 1 and set(statuses) <= {200, 413, 503, None}, server.log
-    with contextlib.suppress(http.client.HTTPException, ConnectionError):  # it may strike the metrics themselves
-        server.metrics()
-    after = server.wait_for(lambda metrics: metrics.get("edgewise_requests_open") == 0)
+    after = None
+    for _ in range(2):  # it strikes once, maybe the metrics themselves
+        with contextlib.suppress(http.client.HTTPException, ConnectionError):
+            after = after or server.wait_for(lambda metrics: metrics.get("edgewise_requests_open") == 0)
     assert after["edgewise_kv_blocks_used"] == 0
     assert server.stop() == 0
 
