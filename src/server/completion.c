@@ -354,8 +354,10 @@ static void finish_whole(struct ew_completion *completion)
 void ew_completion_finish(struct ew_completion *completion)
 {
     struct ew_metrics *metrics = &completion->api->metrics;
+    struct ew_usage usage = ew_reply_usage(completion);
 
     if (completion->x) {
+        ew_exchange_note_tokens(completion->x, usage.n_prompt, usage.n_new);
         ew_histogram_add(&metrics->e2e, ew_clock_s() - completion->started_s, 1);
         (completion->params.stream ? finish_stream : finish_whole)(completion);
     }

@@ -72,6 +72,12 @@ void ew_submit_deferred(struct ew_api *api);
 
 // ---- reply.c: what is written ----
 
+// The prompts are counted once, not once a choice.
+struct ew_usage {
+    uint64_t n_prompt, n_cached, n_new;
+};
+struct ew_usage ew_reply_usage(const struct ew_completion *completion);
+
 // All append to out.
 void ew_reply_whole(const struct ew_completion *completion, struct ew_buf *out);
 // A chunk with what the choice has to say since the last one; nothing where there is none. NULL as finish: none.

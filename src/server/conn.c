@@ -637,6 +637,7 @@ static void write_head(struct ew_conn *conn, int status, const char *content_typ
     const char *cors = conn->server->config.cors;
 
     x->status = status;
+    x->first_s = conn->server->now_s;
     ew_buf_printf(&conn->out, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, ew_http_reason(status), conn->server->date);
     if (content_type)
         ew_buf_printf(&conn->out, "Content-Type: %s\r\n", content_type);
@@ -723,6 +724,12 @@ void ew_exchange_stream_end(struct ew_exchange *x)
     if (!x->head.is_1_0)
         ew_buf_append_str(&conn->out, EW_STR("0\r\n\r\n"));
     finish(conn);
+}
+
+void ew_exchange_note_tokens(struct ew_exchange *x, uint64_t n_prompt, uint64_t n_new)
+{
+    x->n_prompt = n_prompt;
+    x->n_new = n_new;
 }
 
 void ew_exchange_on_gone(struct ew_exchange *x, void (*fn)(void *ctx), void *ctx)

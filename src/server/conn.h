@@ -24,6 +24,8 @@ struct ew_exchange {
     const struct ew_route *route;
     double started_s;
     uint64_t bytes_out;
+    double first_s;           // when the reply began; 0: not yet
+    uint64_t n_prompt, n_new; // tokens, as the handler told
     int status;           // of the reply; 0: none yet
     bool streaming, over; // over: the reply is whole
     bool is_head;         // HEAD: no body goes out

@@ -31,6 +31,9 @@ bool ew_exchange_stream_write(struct ew_exchange *x, struct ew_str data) EW_MUST
 size_t ew_exchange_stream_pending(const struct ew_exchange *x); // bytes that the client has not taken yet
 void ew_exchange_stream_end(struct ew_exchange *x);
 
+// For the access log.
+void ew_exchange_note_tokens(struct ew_exchange *x, uint64_t n_prompt, uint64_t n_new);
+
 // Called when the client has left before the reply was whole, or the server gave up on it; the exchange is over then.
 // Not called once the reply has ended.
 void ew_exchange_on_gone(struct ew_exchange *x, void (*fn)(void *ctx), void *ctx);

@@ -32,24 +32,30 @@ static void append_head(const struct ew_completion *completion, const char *obje
     ew_buf_printf(out, ",\"system_fingerprint\":\"%s\"", api->fingerprint);
 }
 
-// The prompts are counted once, not once a choice.
-static void append_usage(const struct ew_completion *completion, struct ew_buf *out)
+struct ew_usage ew_reply_usage(const struct ew_completion *completion)
 {
-    uint64_t n_prompt = 0, n_cached = 0, n_new = 0;
+    struct ew_usage usage = {0};
 
     for (uint32_t i = 0; i < completion->n_choices; i++) {
         const struct ew_choice *choice = &completion->choices[i];
 
-        n_new += choice->n_new;
+        usage.n_new += choice->n_new;
         if (i % (uint64_t)completion->params.n)
             continue;
-        n_prompt += choice->n_prompt;
-        n_cached += choice->n_cached;
+        usage.n_prompt += choice->n_prompt;
+        usage.n_cached += choice->n_cached;
     }
+    return usage;
+}
+
+static void append_usage(const struct ew_completion *completion, struct ew_buf *out)
+{
+    struct ew_usage usage = ew_reply_usage(completion);
+
     ew_buf_printf(out,
                   "{\"prompt_tokens\":%" PRIu64 ",\"completion_tokens\":%" PRIu64 ",\"total_tokens\":%" PRIu64
                   ",\"prompt_tokens_details\":{\"cached_tokens\":%" PRIu64 "}",
-                  n_prompt, n_new, n_prompt + n_new, n_cached);
+                  usage.n_prompt, usage.n_new, usage.n_prompt + usage.n_new, usage.n_cached);
     if (completion->api->energy)
         ew_buf_printf(out, ",\"energy_joules\":%.4g", completion->joules);
     ew_buf_append_char(out, '}');

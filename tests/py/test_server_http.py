@@ -429,7 +429,8 @@ def test_drain_lets_answers_end(tmp_path):
     with pytest.raises(OSError):
         connect(running)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [(line["path"], line["status"]) for line in lines] == [("/v1/completions", 200)]
+    assert [(line["path"], line["status"], line["completion_tokens"]) for line in lines] == [("/v1/completions", 200, 400)]
+    assert lines[0]["prompt_tokens"] > 1 and 0 < lines[0]["first_ms"] <= lines[0]["ms"]
 
 
 def test_second_signal_ends_at_once():
@@ -481,6 +482,40 @@ def test_a_socket_in_the_file_system(tmp_path):
     assert not path.exists()
     path.write_text("a file")
     assert b"is no socket" in support.run("serve", "-m", served.demo(), "--unix", path).stderr
+
+
+def ask_all(running, requests, n):
+    statuses = []
+    for request in requests:
+        try:
+            statuses.append(running.request(*request)[0])
+        except (OSError, http.client.HTTPException) as problem:
+            assert not isinstance(problem, TimeoutError), (n, request)
+            statuses.append(None)
+    return statuses
+
+
+def test_an_allocation_that_fails_costs_one_request():
+    """The n-th allocation fails, wherever that is: in starting (which then ends in one sentence), or in a request."""
+    body = {"model": "demo", "prompt": "hello", "max_tokens": 2}
+    requests = [("GET", "/health", None), ("POST", "/tokenize", {"prompt": "hello"}), ("POST", "/v1/completions", body),
+                ("POST", "/v1/completions", dict(body, stream=True)), ("GET", "/metrics", None)]
+    n, failures, last = 200, 0, 200
+    while n < 2 * last:
+        n += n // 40
+        try:
+            running = served.Server("--ctx", "256", env={"EW_ALLOC_FAIL_AT": str(n)})
+        except AssertionError as problem:
+            assert "edgewise: " in str(problem)
+            last = n
+            continue
+        statuses = ask_all(running, requests, n)
+        assert set(statuses) <= {200, 500, 503, None} and statuses.count(200) >= len(requests) - 1, (n, statuses)
+        if statuses.count(200) < len(requests):
+            failures, last = failures + 1, n
+        assert running.get("/health")["status"] == "ok"
+        assert running.stop() == 0, n
+    assert failures
 
 
 def test_what_cannot_start_says_why(server, tmp_path):
