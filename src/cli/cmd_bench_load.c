@@ -434,7 +434,7 @@ static const struct ew_opt g_own[] = {
     {"stop-at-eos", 0, EW_OPT_FLAG, NULL, "answers may be shorter: ignore_eos is not sent"},
     {"no-stream", 0, EW_OPT_FLAG, NULL, "ask for whole answers"},
     {"temp", 0, EW_OPT_FLOAT, "T", "temperature; default 0, greedy", NULL, 0, 100},
-    {"seed", 0, EW_OPT_INT, "N", "of prompts and arrivals; default the clock's: the same prompts again would find the server's caches warm", NULL, 0, 9e15},
+    {"seed", 0, EW_OPT_INT, "N", "of prompts and arrivals; default the clock: equal prompts find caches warm", NULL, 0, 9e15},
     {"timeout", 0, EW_OPT_FLOAT, "S", "of one request; default 600", NULL, 0.01, 1e6},
     {"verify", 0, EW_OPT_FLAG, NULL, "ask each prompt once more, alone: the answer must be the same"},
     {"slo-ttft", 0, EW_OPT_FLOAT, "MS", "limit for the first token; goodput counts what keeps all limits", NULL, 0.001,
