@@ -75,12 +75,18 @@ static uint64_t rows_of(const struct ew_cpu_plan *plan, enum ew_cpu_rows rows, c
                                        : limits->n_tokens_max;
 }
 
-static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, uint32_t cols, uint64_t n_rows)
+static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, const struct ew_cpu_plan *plan,
+                     uint64_t n_rows)
 {
-    if (cols == 0)
-        return;
+    uint32_t cols = plan->q8_cols_max;
+
+    *q8 = (struct ew_cpu_q8){0};
     q8->q_stride = ((cols + 63) / 64 | 1) * 64; // an odd number of lines: no two of 64 neighbouring rows share a set
     q8->group_stride = q8->q_stride / EW_CPU_GROUP;
+    if (plan->has_bf16)
+        q8->bf16 = ew_cpu_carve(carver, n_rows * q8->q_stride * sizeof(*q8->bf16));
+    if (!plan->has_q8)
+        return;
     q8->q = ew_cpu_carve(carver, n_rows * q8->q_stride);
     q8->scale = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scale));
     q8->scaled_sum = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scaled_sum));
@@ -142,7 +148,7 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
         if (real)
             work->scratch[i] = data;
     }
-    carve_q8(&work->q8, carver, plan->q8_cols_max, EW_MAX(EW_MAX(n_tokens, limits->n_logits_max), n_pairs));
+    carve_q8(&work->q8, carver, plan, EW_MAX(EW_MAX(n_tokens, limits->n_logits_max), n_pairs));
     if (n_pairs)
         carve_pairs(&work->pairs, carver, n_pairs, plan->n_experts);
     work->tokens = ew_cpu_carve(carver, n_tokens * sizeof(*work->tokens));
@@ -156,12 +162,20 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
                       struct ew_error *err)
 {
     bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
+    bool has_q8 = false, has_bf16 = false;
+    int rc;
 
     if (!needs_q8)
         return ew_fail_memory(err, program->n_weights, "the lowered program");
-    for (uint32_t i = 0; i < program->n_weights; i++)
-        needs_q8[i] = ew_cpu_layout_wants_q8(weights ? weights[i].layout : backend->matrices[i].layout);
-    return ew_cpu_plan_build(plan, program, needs_q8, arena, err);
+    for (uint32_t i = 0; i < program->n_weights; i++) {
+        enum ew_cpu_layout layout = weights ? weights[i].layout : backend->matrices[i].layout;
+
+        has_q8 |= ew_cpu_layout_wants_q8(layout), has_bf16 |= ew_cpu_layout_wants_bf16(layout);
+        needs_q8[i] = ew_cpu_layout_wants_q8(layout) || ew_cpu_layout_wants_bf16(layout);
+    }
+    rc = ew_cpu_plan_build(plan, program, needs_q8, arena, err);
+    plan->has_q8 = has_q8, plan->has_bf16 = has_bf16;
+    return rc;
 }
 
 static int check_groups(const struct ew_program *program, struct ew_error *err)
@@ -500,12 +514,15 @@ static int cpu_import_block(struct ew_backend *base, uint32_t group, int32_t blo
 static enum ew_arith cpu_arith(const struct ew_backend *base)
 {
     const struct ew_cpu_backend *backend = of(base);
+    enum ew_arith arith = EW_ARITH_REFERENCE; // f32 activations
 
     for (uint32_t i = 0; i < backend->program->n_weights; i++) {
         if (ew_cpu_layout_wants_q8(backend->matrices[i].layout))
             return EW_ARITH_I8;
+        if (ew_cpu_layout_wants_bf16(backend->matrices[i].layout))
+            arith = EW_ARITH_BF16;
     }
-    return EW_ARITH_REFERENCE; // f32 activations, whatever the weights are
+    return arith;
 }
 
 static const char *cpu_describe(const struct ew_backend *base)

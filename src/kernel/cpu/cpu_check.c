@@ -372,7 +372,8 @@ static const struct {
     {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},    {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}},
     {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}},   {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
     {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}}, {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}},
-    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},
+    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},  {EW_CPU_F16_TILES, EW_DTYPE_F16, {-1, -1}},
+    {EW_CPU_BF16_TILES, EW_DTYPE_BF16, {-1, -1}},
 };
 
 // Random codes, all values possible; scales of ordinary size and either sign.
@@ -473,6 +474,7 @@ static void check_product(struct checker *checker, const struct ew_cpu_matrix *m
                            (float *)(q + B_MAX * q_stride),
                            (float *)(q + 2 * B_MAX * q_stride),
                            (int16_t *)(q + 3 * B_MAX * q_stride),
+                           (uint16_t *)(q + 4 * B_MAX * q_stride),
                            q_stride,
                            group_stride};
     struct ew_cpu_linear job = {.matrix = matrix,

@@ -12,11 +12,13 @@
 
 // Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
 // integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
+// Either form is NULL where no layout wants it.
 struct ew_cpu_q8 {
     int8_t *q;         // [n_rows, q_stride], zero past the row's end
     float *scale;      // [n_rows, group_stride]
     float *scaled_sum; // [n_rows, group_stride] scale times the whole group's sum
     int16_t *sum;      // [n_rows, 2 * group_stride]
+    uint16_t *bf16;    // [n_rows, q_stride] the same rows rounded to bf16, zero to the end of the last group
     uint32_t q_stride, group_stride;
 };
 
@@ -40,6 +42,8 @@ struct ew_cpu_ops {
     // Multiplies and adds as fast as it can, for `bench kernels`; returns how many of both.
     double (*multiply_add)(uint64_t n_rounds, float *sink);
     ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
+    bool has_bf16_tiles; // a matrix unit takes tiles of f16 and bf16
+    void (*round_bf16)(const float *x, uint32_t n, uint16_t *out); // one row; writes whole groups
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
     ew_cpu_norm_fn norm[2]; // enum ew_norm_kind; weight and bias may be NULL
     void (*act)(float *out, const float *in, uint32_t n, enum ew_act act);
@@ -94,6 +98,7 @@ void ew_cpu_avx512_init_rows(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_init_attention(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_vnni_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_amx_init_linear(struct ew_cpu_ops *ops);
+void ew_cpu_amx_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_neon_init_rows(struct ew_cpu_ops *ops);

@@ -58,9 +58,10 @@ struct ew_cpu_plan {
     uint32_t result; // buffer of the program's logits
     uint32_t result_width;
     uint32_t n_experts, n_active; // of every ROUTE; 0: there is none
-    uint32_t q8_cols_max;                 // widest input of a product that wants 8-bit activations, 0: none
+    uint32_t q8_cols_max;         // widest input of a product that wants other activations than f32, 0: none
+    bool has_q8, has_bf16;        // which forms of activations its products want
 };
 
-// needs_q8: [n_weights], which matrices want 8-bit activations. Memory comes from the arena.
+// needs_q8: [n_weights], which matrices want their activations in 8 bits or bf16. Memory comes from the arena.
 int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8,
                       struct ew_arena *arena, struct ew_error *err) EW_MUST_CHECK;

@@ -42,6 +42,16 @@ static double dot_q8(const struct ew_cpu_q8 *q8, uint32_t row, const float *b, u
     return sum;
 }
 
+static double dot_bf16(const struct ew_cpu_q8 *q8, uint32_t row, const float *b, uint32_t n)
+{
+    const uint16_t *x = q8->bf16 + (uint64_t)row * q8->q_stride;
+    double sum = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += (double)ew_f32_of_bf16(x[i]) * b[i];
+    return sum;
+}
+
 // Rows are decoded exactly; 8-bit activations stand for q * scale.
 static void linear_decoded(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end)
 {
@@ -52,8 +62,9 @@ static void linear_decoded(const struct ew_cpu_linear *job, uint32_t tile, uint3
         ew_cpu_matrix_row(matrix, row, job->scratch);
         for (uint32_t i = 0; i < job->n_rows; i++) {
             const float *x = job->x + (uint64_t)i * job->x_stride;
-            double sum = ew_cpu_layout_wants_q8(matrix->layout) ? dot_q8(job->q8, i, job->scratch, matrix->cols)
-                                                                : dot(x, job->scratch, matrix->cols);
+            double sum = ew_cpu_layout_wants_q8(matrix->layout)     ? dot_q8(job->q8, i, job->scratch, matrix->cols)
+                         : ew_cpu_layout_wants_bf16(matrix->layout) ? dot_bf16(job->q8, i, job->scratch, matrix->cols)
+                                                                    : dot(x, job->scratch, matrix->cols);
 
             job->out[(uint64_t)i * job->out_stride + row] = (float)(sum + (job->bias ? job->bias[row] : 0));
         }
@@ -304,12 +315,25 @@ static void quantise(const float *x, uint32_t n, int8_t *q, float *scale, int16_
     }
 }
 
+static void round_bf16(const float *x, uint32_t n, uint16_t *out)
+{
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = ew_bf16_of_f32(x[i]);
+    for (uint32_t i = n; i % EW_CPU_GROUP; i++)
+        out[i] = 0;
+}
+
 void ew_cpu_quantise_row(const struct ew_cpu_ops *ops, const float *x, uint32_t n, const struct ew_cpu_q8 *q8,
                          uint32_t row)
 {
     uint64_t first = (uint64_t)row * q8->group_stride;
-    const int16_t *sum = q8->sum + 2 * first;
+    const int16_t *sum;
 
+    if (q8->bf16)
+        ops->round_bf16(x, n, q8->bf16 + (uint64_t)row * q8->q_stride);
+    if (!q8->q)
+        return;
+    sum = q8->sum + 2 * first;
     ops->quantise(x, n, q8->q + (uint64_t)row * q8->q_stride, q8->scale + first, q8->sum + 2 * first);
     for (uint32_t i = 0; i * EW_CPU_GROUP < n; i++)
         q8->scaled_sum[first + i] = q8->scale[first + i] * (float)(sum[2 * i] + sum[2 * i + 1]);
@@ -338,6 +362,7 @@ void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
     *ops = (struct ew_cpu_ops){
         .isa = "reference",
         .multiply_add = multiply_add,
+        .round_bf16 = round_bf16,
         .quantise = quantise,
         .norm = {[EW_NORM_RMS] = norm_rms, [EW_NORM_LAYER] = norm_layer},
         .act = act_row,

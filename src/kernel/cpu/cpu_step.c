@@ -325,9 +325,14 @@ static struct ew_cpu_linear expert_job(const struct ew_cpu_backend *backend, con
     *matrix = *job.matrix;
     matrix->data += expert * matrix->expert_bytes;
     *q8 = *job.q8;
-    q8->q += (uint64_t)first * q8->q_stride;
-    q8->scale += (uint64_t)first * q8->group_stride;
-    q8->sum += (uint64_t)first * q8->group_stride * 2;
+    if (q8->bf16)
+        q8->bf16 += (uint64_t)first * q8->q_stride;
+    if (q8->q) {
+        q8->q += (uint64_t)first * q8->q_stride;
+        q8->scale += (uint64_t)first * q8->group_stride;
+        q8->scaled_sum += (uint64_t)first * q8->group_stride;
+        q8->sum += (uint64_t)first * q8->group_stride * 2;
+    }
     job.matrix = matrix;
     job.q8 = q8;
     job.x += (uint64_t)first * job.x_stride;

@@ -122,6 +122,7 @@ static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct
         q8->scale = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * sizeof(float));
         q8->scaled_sum = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * sizeof(float));
         q8->sum = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS / EW_CPU_GROUP * 2 * sizeof(int16_t));
+        q8->bf16 = ew_cpu_carve(&carver, (uint64_t)n_rows * COLS * sizeof(uint16_t));
         if (pass == 0) {
             int rc = ew_cpu_region_map(region, carver.used, "the timed matrix", NULL);
 

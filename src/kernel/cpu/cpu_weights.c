@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "kernel/cpu/cpu_backend.h"
 
+#define MATRIX_UNIT_COLS 512
 #define SLAB_BYTES (16u << 20) // what is read between two reports of progress, and may be in memory twice
 
 int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what, struct ew_error *err)
@@ -41,14 +42,52 @@ static int choose_vector(const struct ew_weight *weight, struct ew_cpu_weight_pl
     return 0;
 }
 
-// The reference keeps matrices as the file has them; so do matrices whose rows are only looked up.
-static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, enum ew_dtype dtype, bool in_linear,
-                                        bool *exact)
+static bool is_in_linear(const struct ew_program *program, uint32_t weight)
 {
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        const struct ew_op *op = &program->ops[i];
+
+        if ((op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) && op->weight == weight)
+            return true;
+    }
+    return false;
+}
+
+static bool is_router(const struct ew_program *program, uint32_t weight)
+{
+    for (uint32_t i = 0; i + 1 < program->n_ops; i++) {
+        const struct ew_op *op = &program->ops[i];
+
+        if (op->kind == EW_OP_LINEAR && op->weight == weight && op[1].kind == EW_OP_ROUTE)
+            return true;
+    }
+    return false;
+}
+
+// What a matrix unit takes of f16 and bf16, but for two: matrices whose conversions would cost more than their
+// products, and those that choose experts, where a rounding may choose another one.
+static bool fits_matrix_unit(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t weight)
+{
+    return backend->ops.has_bf16_tiles && program->weights[weight].cols >= MATRIX_UNIT_COLS &&
+           !is_router(program, weight);
+}
+
+static enum ew_cpu_layout tiled_layout(enum ew_cpu_layout layout)
+{
+    return layout == EW_CPU_F16 ? EW_CPU_F16_TILES : layout == EW_CPU_BF16 ? EW_CPU_BF16_TILES : layout;
+}
+
+// The reference keeps matrices as the file has them; so do matrices whose rows are only looked up.
+static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, const struct ew_program *program,
+                                        uint32_t weight, bool *exact)
+{
+    enum ew_cpu_layout layout;
+
     *exact = true;
-    if (backend->config.kernels == EW_KERNELS_REFERENCE || !in_linear)
+    if (backend->config.kernels == EW_KERNELS_REFERENCE || !is_in_linear(program, weight))
         return EW_CPU_FILE;
-    return ew_cpu_layout_of(dtype, exact);
+    layout = ew_cpu_layout_of(program->weights[weight].source.dtype, exact);
+    return fits_matrix_unit(backend, program, weight) ? tiled_layout(layout) : layout;
 }
 
 static bool file_has_layout(enum ew_cpu_layout layout, bool exact)
@@ -62,9 +101,10 @@ static uint32_t rows_of_one(const struct ew_weight *weight)
     return (uint32_t)(weight->rows / EW_MAX(1, weight->n_experts));
 }
 
-static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_weight *weight, bool in_linear,
+static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t index,
                          struct ew_cpu_weight_plan *out, struct ew_error *err)
 {
+    const struct ew_weight *weight = &program->weights[index];
     const struct ew_dtype_info *info = ew_dtype_info(weight->source.dtype);
     struct ew_cpu_matrix matrix = {
         .dtype = weight->source.dtype, .rows = rows_of_one(weight), .cols = (uint32_t)weight->cols};
@@ -79,7 +119,7 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_w
                        (unsigned long long)weight->cols, info->name);
     if (!weight->is_matrix)
         return choose_vector(weight, out, err);
-    matrix.layout = choose_layout(backend, matrix.dtype, in_linear, &exact);
+    matrix.layout = choose_layout(backend, program, index, &exact);
     *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact};
     out->is_mapped = file_has_layout(matrix.layout, exact) && weight->source.mapped;
     out->bytes = weight->rows > INT32_MAX || weight->cols > INT32_MAX ? 0 : ew_cpu_matrix_shape(&matrix);
@@ -88,23 +128,12 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_w
     return 0;
 }
 
-static bool is_in_linear(const struct ew_program *program, uint32_t weight)
-{
-    for (uint32_t i = 0; i < program->n_ops; i++) {
-        const struct ew_op *op = &program->ops[i];
-
-        if ((op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) && op->weight == weight)
-            return true;
-    }
-    return false;
-}
-
 int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
                         struct ew_cpu_weight_plan *plans, uint64_t *bytes, struct ew_error *err)
 {
     *bytes = 0;
     for (uint32_t i = 0; i < program->n_weights; i++) {
-        int rc = choose_weight(backend, &program->weights[i], is_in_linear(program, i), &plans[i], err);
+        int rc = choose_weight(backend, program, i, &plans[i], err);
 
         if (rc)
             return rc;

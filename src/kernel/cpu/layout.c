@@ -26,15 +26,16 @@ const int8_t ew_cpu_values_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -
 
 const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout)
 {
-    return ew_cpu_layout_is_tiled(layout) ? &INFOS[layout] : NULL;
+    return ew_cpu_layout_wants_q8(layout) ? &INFOS[layout] : NULL;
 }
 
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout)
 {
     static const char *const row_names[] = {
-        [EW_CPU_FILE] = "file", [EW_CPU_F32] = "f32", [EW_CPU_F16] = "f16", [EW_CPU_BF16] = "bf16"};
+        [EW_CPU_FILE] = "file", [EW_CPU_F32] = "f32", [EW_CPU_F16] = "f16", [EW_CPU_BF16] = "bf16",
+        [EW_CPU_F16_TILES] = "f16_tiles", [EW_CPU_BF16_TILES] = "bf16_tiles"};
 
-    return ew_cpu_layout_is_tiled(layout) ? INFOS[layout].name : row_names[layout];
+    return ew_cpu_layout_wants_q8(layout) ? INFOS[layout].name : row_names[layout];
 }
 
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code)
@@ -95,6 +96,10 @@ uint64_t ew_cpu_matrix_shape(struct ew_cpu_matrix *matrix)
     const struct ew_cpu_layout_info *info = ew_cpu_layout_info(matrix->layout);
     uint64_t n_groups = matrix->cols / EW_CPU_GROUP, bytes;
 
+    if (ew_cpu_layout_wants_bf16(matrix->layout)) {
+        matrix->scale_at = matrix->tile_bytes = (n_groups + (matrix->cols % EW_CPU_GROUP != 0)) * EW_CPU_HALF_BYTES;
+        return __builtin_mul_overflow(matrix->tile_bytes, (uint64_t)ew_cpu_tiles(matrix->rows), &bytes) ? 0 : bytes;
+    }
     if (!info) {
         matrix->row_bytes = matrix->layout == EW_CPU_FILE ? ew_dtype_row_bytes(matrix->dtype, matrix->cols)
                                                           : (uint64_t)element[matrix->layout] * matrix->cols;
@@ -192,6 +197,18 @@ static void scale_at(enum ew_cpu_scale kind, const uint8_t *scales, uint32_t row
     }
 }
 
+static void half_tile_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out)
+{
+    const uint8_t *tile = matrix->data + row / EW_CPU_TILE_ROWS * matrix->tile_bytes;
+
+    for (uint32_t i = 0; i < matrix->cols; i++) {
+        uint16_t half;
+
+        memcpy(&half, tile + ew_cpu_half_at(matrix->layout, row % EW_CPU_TILE_ROWS, i), 2);
+        out[i] = matrix->layout == EW_CPU_F16_TILES ? ew_f32_of_f16(half) : ew_f32_of_bf16(half);
+    }
+}
+
 static void tile_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out)
 {
     const struct ew_cpu_layout_info *info = &INFOS[matrix->layout];
@@ -214,6 +231,10 @@ void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *
         [EW_CPU_F32] = EW_DTYPE_F32, [EW_CPU_F16] = EW_DTYPE_F16, [EW_CPU_BF16] = EW_DTYPE_BF16};
     enum ew_dtype dtype;
 
+    if (ew_cpu_layout_wants_bf16(matrix->layout)) {
+        half_tile_row(matrix, row, out);
+        return;
+    }
     if (ew_cpu_layout_is_tiled(matrix->layout)) {
         tile_row(matrix, row, out);
         return;

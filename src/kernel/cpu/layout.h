@@ -27,7 +27,9 @@ enum ew_cpu_layout {
     EW_CPU_F32,  // rows
     EW_CPU_F16,
     EW_CPU_BF16,
-    EW_CPU_I8,     // tiles from here on: q8_0
+    EW_CPU_F16_TILES, // tiles from here on: f16 and bf16 for matrix units, pairs of columns, no scales
+    EW_CPU_BF16_TILES,
+    EW_CPU_I8,     // with 8-bit activations from here on: q8_0
     EW_CPU_U4,     // q4_0
     EW_CPU_U4_MIN, // q4_1
     EW_CPU_U4_K,   // q4_k
@@ -75,7 +77,9 @@ struct ew_cpu_matrix {
     bool is_mapped;                // data belongs to the source
 };
 
-const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout); // NULL for row layouts
+#define EW_CPU_HALF_BYTES (2 * EW_CPU_GROUP * EW_CPU_TILE_ROWS) // of a group of a tile of f16 or bf16
+
+const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout); // NULL without codes and scales
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout);
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code);     // of a group of a tile
 uint32_t ew_cpu_scale_bytes(enum ew_cpu_scale scale);  // of a group, or of a super-group
@@ -95,13 +99,29 @@ void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *
 
 static inline bool ew_cpu_layout_is_tiled(enum ew_cpu_layout layout)
 {
-    return layout >= EW_CPU_I8 && layout < EW_CPU_LAYOUT_COUNT;
+    return layout >= EW_CPU_F16_TILES && layout < EW_CPU_LAYOUT_COUNT;
+}
+
+// Whether products with it take activations rounded to bf16.
+static inline bool ew_cpu_layout_wants_bf16(enum ew_cpu_layout layout)
+{
+    return layout == EW_CPU_F16_TILES || layout == EW_CPU_BF16_TILES;
 }
 
 // Whether products with it take 8-bit activations.
 static inline bool ew_cpu_layout_wants_q8(enum ew_cpu_layout layout)
 {
-    return ew_cpu_layout_is_tiled(layout);
+    return layout >= EW_CPU_I8 && layout < EW_CPU_LAYOUT_COUNT;
+}
+
+// Where a tile of f16 or bf16 has an element. A matrix unit takes pairs of bf16 beside each other as they lie; f16 is
+// unpacked, for which all rows of a column lie together.
+static inline uint64_t ew_cpu_half_at(enum ew_cpu_layout layout, uint32_t row, uint32_t column)
+{
+    uint64_t pair = (uint64_t)(column / 2) * (4 * EW_CPU_TILE_ROWS);
+
+    return layout == EW_CPU_F16_TILES ? pair + column % 2 * (2 * EW_CPU_TILE_ROWS) + 2 * row
+                                      : pair + 4 * row + 2 * (column % 2);
 }
 
 static inline uint32_t ew_cpu_tiles(uint32_t rows)

@@ -303,6 +303,24 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
     }
 }
 
+static void pack_half_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtype, const uint8_t *src, uint32_t row,
+                          uint8_t *tile, float *scratch)
+{
+    bool is_f16 = matrix->layout == EW_CPU_F16_TILES, is_same = dtype == (is_f16 ? EW_DTYPE_F16 : EW_DTYPE_BF16);
+
+    if (!is_same)
+        ew_dtype_info(dtype)->decode(src, scratch, matrix->cols);
+    for (uint32_t i = 0; i < matrix->cols; i++) {
+        uint16_t half;
+
+        if (is_same)
+            memcpy(&half, src + 2ull * i, 2);
+        else
+            half = is_f16 ? ew_f16_of_f32(scratch[i]) : ew_bf16_of_f32(scratch[i]);
+        memcpy(tile + ew_cpu_half_at(matrix->layout, row, i), &half, 2);
+    }
+}
+
 void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew_dtype dtype, const uint8_t *rows,
                       uint32_t n_rows, uint8_t *dst, float *scratch)
 {
@@ -315,7 +333,9 @@ void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew
         dst += tile * EW_CPU_TILE_ROWS * matrix->row_bytes;
     }
     for (uint32_t row = 0; row < n_rows; row++, rows += src_bytes) {
-        if (ew_cpu_layout_is_tiled(matrix->layout)) {
+        if (ew_cpu_layout_wants_bf16(matrix->layout)) {
+            pack_half_row(matrix, dtype, rows, row, dst, scratch);
+        } else if (ew_cpu_layout_is_tiled(matrix->layout)) {
             pack_tile_row(matrix, dtype, rows, row, dst, scratch);
         } else if (src_bytes == matrix->row_bytes &&
                    (dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16)) {
