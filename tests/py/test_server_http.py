@@ -23,7 +23,7 @@ BODY = json.dumps({"prompt": "hello"}).encode()
 def server():
     running = served.Server("--ctx", "512")
     yield running
-    running.stop()
+    assert running.stop() == 0, running.log
 
 
 def connect(server):
@@ -215,7 +215,8 @@ def serving(*options, **kwargs):
     try:
         yield running
     finally:
-        running.stop()
+        status = running.stop()
+    assert status == 0, running.log
 
 
 def resident_bytes(server):
@@ -502,7 +503,7 @@ def test_an_allocation_that_fails_costs_one_request():
                 ("POST", "/v1/completions", dict(body, stream=True)), ("GET", "/metrics", None)]
     n, failures, last = 200, 0, 200
     while n < 2 * last:
-        n += n // 40
+        n += n // 12
         try:
             running = served.Server("--ctx", "256", env={"EW_ALLOC_FAIL_AT": str(n)})
         except AssertionError as problem:
