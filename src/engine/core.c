@@ -53,7 +53,8 @@ int ew_core_init(struct ew_core *core, const struct ew_model *model, const struc
     int rc;
 
     *core = (struct ew_core){.model = model, .config = ew_engine_config_complete(config)};
-    rc = ew_backend_create(core->config.backend, &core->config.device, &core->backend, err);
+    rc = ew_backend_create_for(core->config.backend, &core->config.device, &model->program, core->config.kv,
+                               &core->backend, err);
     if (rc == 0)
         rc = ew_fit(model, core->backend, &core->config, n_logits_max ? n_logits_max : core->config.max_batch_size,
                     &core->fit, err);

@@ -29,18 +29,28 @@ static uint64_t total_bytes(const struct ew_memory *memory)
     return memory->cgroup_limit_bytes ? EW_MIN(memory->cgroup_limit_bytes, memory->total_bytes) : memory->total_bytes;
 }
 
-static int read_budget(const struct ew_engine_config *config, uint64_t *budget, struct ew_error *err)
+// A device with memory of its own is asked what it has left.
+static int read_memory(const struct ew_backend *backend, struct ew_memory *memory, struct ew_error *err)
+{
+    if (!backend->ops->free_bytes)
+        return ew_memory_read(NULL, memory, err);
+    *memory = (struct ew_memory){0};
+    return backend->ops->free_bytes(backend, &memory->available_bytes, err);
+}
+
+static int read_budget(const struct ew_backend *backend, const struct ew_engine_config *config, uint64_t *budget,
+                       struct ew_error *err)
 {
     struct ew_memory memory;
     int rc;
 
     *budget = config->memory_budget;
     if (*budget == 0) {
-        rc = ew_memory_read(NULL, &memory, err);
+        rc = read_memory(backend, &memory, err);
         if (rc < 0)
             return rc;
         *budget = memory.available_bytes;
-        if (config->memory_utilization > 0)
+        if (config->memory_utilization > 0 && total_bytes(&memory) > 0)
             *budget = EW_MIN(*budget, (uint64_t)(config->memory_utilization * (double)total_bytes(&memory)));
     }
     if (config->reserve >= *budget) {
@@ -219,7 +229,7 @@ int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struc
     };
     rc = choose_context(model, config, &context, err);
     if (rc == 0)
-        rc = read_budget(config, &fit->budget_bytes, err);
+        rc = read_budget(backend, config, &fit->budget_bytes, err);
     if (rc == 0)
         rc = shrink_to_fit(model, backend, config, context, fit, err);
     return rc;

@@ -48,6 +48,11 @@ struct ew_backend_ops {
     const char *name;
     int (*create)(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err);
     void (*destroy)(struct ew_backend *backend);
+    // 0, or EW_ERR_UNSUPPORTED with what the program needs and the backend lacks. NULL: it runs everything.
+    int (*supports)(const struct ew_backend *backend, const struct ew_program *program, enum ew_kv_dtype kv,
+                    struct ew_error *err);
+    // Memory of the device that is free now; NULL: the backend's memory is the machine's.
+    int (*free_bytes)(const struct ew_backend *backend, uint64_t *bytes, struct ew_error *err);
     // What load and prepare would take, without doing them; exact, or an upper bound within 1 %.
     int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
                  struct ew_backend_sizes *out, struct ew_error *err);
@@ -77,8 +82,12 @@ struct ew_backend {
     const struct ew_backend_ops *ops;
 };
 
-extern const struct ew_backend_ops ew_backend_cpu;
-// "cpu", "cuda", "auto"; EW_ERR_UNSUPPORTED names what is missing.
+extern const struct ew_backend_ops ew_backend_cpu, ew_backend_cuda;
+// "cpu" or "cuda": made, or EW_ERR_UNSUPPORTED or EW_ERR_DEVICE name what is missing.
 int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out,
                       struct ew_error *err) EW_MUST_CHECK;
+// The same for one program and cache type, and "auto": CUDA where there is a GPU that can run it, else the CPU, with the
+// reason in the log.
+int ew_backend_create_for(const char *name, const struct ew_backend_config *config, const struct ew_program *program,
+                          enum ew_kv_dtype kv, struct ew_backend **out, struct ew_error *err) EW_MUST_CHECK;
 static inline void ew_backend_destroy(struct ew_backend *backend) { if (backend) backend->ops->destroy(backend); }

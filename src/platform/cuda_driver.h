@@ -20,6 +20,12 @@ enum ew_cuda_attribute { // CUdevice_attribute
     EW_CUDA_ATTR_CC_MINOR = 76,
 };
 
+#define EW_CUDA_STREAM_NON_BLOCKING 1     // CU_STREAM_NON_BLOCKING
+#define EW_CUDA_CAPTURE_THREAD_LOCAL 1    // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+#define EW_CUDA_JIT_ERROR_LOG 5           // CU_JIT_ERROR_LOG_BUFFER
+#define EW_CUDA_JIT_ERROR_LOG_BYTES 6     // CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES
+#define EW_CUDA_ERROR_OUT_OF_MEMORY 2
+
 // One member a function, filled by name; a NULL one is missing from this driver.
 struct ew_cuda_driver {
     void *library;
@@ -34,10 +40,29 @@ struct ew_cuda_driver {
     int (*cuDevicePrimaryCtxRetain)(void **context, int device);
     int (*cuCtxSetCurrent)(void *context);
     int (*cuCtxSynchronize)(void);
+    int (*cuDevicePrimaryCtxRelease_v2)(int device);
+    int (*cuMemGetInfo_v2)(size_t *free_bytes, size_t *total_bytes);
     int (*cuMemAlloc_v2)(uint64_t *address, size_t bytes);
+    int (*cuMemFree_v2)(uint64_t address);
+    int (*cuMemHostAlloc)(void **data, size_t bytes, unsigned flags);
+    int (*cuMemFreeHost)(void *data);
     int (*cuMemcpyHtoD_v2)(uint64_t to, const void *from, size_t bytes);
     int (*cuMemcpyDtoH_v2)(void *to, uint64_t from, size_t bytes);
+    int (*cuMemcpyHtoDAsync_v2)(uint64_t to, const void *from, size_t bytes, void *stream);
+    int (*cuMemcpyDtoHAsync_v2)(void *to, uint64_t from, size_t bytes, void *stream);
+    int (*cuMemcpyDtoDAsync_v2)(uint64_t to, uint64_t from, size_t bytes, void *stream);
+    int (*cuStreamCreate)(void **stream, unsigned flags);
+    int (*cuStreamDestroy_v2)(void *stream);
+    int (*cuStreamSynchronize)(void *stream);
+    int (*cuStreamBeginCapture_v2)(void *stream, int mode);
+    int (*cuStreamEndCapture)(void *stream, void **graph);
+    int (*cuGraphInstantiateWithFlags)(void **executable, void *graph, unsigned long long flags);
+    int (*cuGraphLaunch)(void *executable, void *stream);
+    int (*cuGraphExecDestroy)(void *executable);
+    int (*cuGraphDestroy)(void *graph);
     int (*cuModuleLoadData)(void **module, const void *image);
+    int (*cuModuleLoadDataEx)(void **module, const void *image, unsigned n_options, int *options, void **values);
+    int (*cuModuleUnload)(void *module);
     int (*cuModuleGetFunction)(void **function, void *module, const char *name);
     int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                           unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,

@@ -1,0 +1,583 @@
+// The CUDA backend behind kernel/backend.h: create, size, load, prepare, step.
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/half.h"
+#include "base/log.h"
+#include "kernel/cuda/cuda_backend.h"
+
+static struct ew_cuda_backend *of(const struct ew_backend *backend)
+{
+    return (struct ew_cuda_backend *)backend;
+}
+
+static void cuda_destroy(struct ew_backend *base)
+{
+    struct ew_cuda_backend *backend = of(base);
+    const struct ew_cuda_driver *driver = &backend->device.driver;
+
+    if (driver->library && backend->device.context) {
+        (void)driver->cuCtxSetCurrent(backend->device.context);
+        for (uint32_t i = 0; i <= EW_CUDA_GRAPH_TOKENS_MAX; i++) {
+            if (backend->graphs[i])
+                (void)driver->cuGraphExecDestroy(backend->graphs[i]);
+        }
+        if (backend->logits)
+            (void)driver->cuMemFreeHost(backend->logits);
+        if (backend->work.batch.host)
+            (void)driver->cuMemFreeHost(backend->work.batch.host);
+        ew_cuda_arena_fini(&backend->device, &backend->memory);
+        ew_cuda_arena_fini(&backend->device, &backend->weights);
+    }
+    ew_cuda_device_close(&backend->device);
+    ew_arena_fini(&backend->plan_arena);
+    ew_arena_fini(&backend->arena);
+    ew_free(backend);
+}
+
+static int cuda_create(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = ew_alloc(sizeof(*backend));
+    int rc;
+
+    *out = NULL;
+    if (!backend)
+        return ew_fail_memory(err, sizeof(*backend), "the CUDA backend");
+    backend->base.ops = &ew_backend_cuda;
+    backend->config = *config;
+    ew_arena_init(&backend->arena, SIZE_MAX);
+    ew_arena_init(&backend->plan_arena, SIZE_MAX);
+    rc = ew_cuda_device_open(&backend->device, err);
+    if (rc) {
+        cuda_destroy(&backend->base);
+        return rc;
+    }
+    snprintf(backend->text, sizeof(backend->text), "cuda %s, sm_%d%d, driver %d.%d", backend->device.name,
+             backend->device.major, backend->device.minor, backend->device.driver_version / 1000,
+             backend->device.driver_version % 1000 / 10);
+    *out = &backend->base;
+    return 0;
+}
+
+// ---- what is supported --------------------------------------------------------------------------
+
+static int check_attention(const struct ew_program *program, const struct ew_op *op, struct ew_error *err)
+{
+    if (op->attention.head_dim > EW_CUDA_HEAD_DIM_MAX || op->attention.v_dim > EW_CUDA_HEAD_DIM_MAX)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has attention for heads of up to %d, not %u",
+                       EW_CUDA_HEAD_DIM_MAX, EW_MAX(op->attention.head_dim, op->attention.v_dim));
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        const struct ew_op *other = &program->ops[i];
+
+        if (other->kind == EW_OP_ATTENTION && other->attention.q_scale_beta != 0 && op->attention.q_scale_beta != 0 &&
+            (other->attention.q_scale_beta != op->attention.q_scale_beta ||
+             other->attention.q_scale_floor != op->attention.q_scale_floor ||
+             other->attention.q_scale_offset != op->attention.q_scale_offset))
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend scales the queries of all layers alike");
+    }
+    return 0;
+}
+
+static int check_op(const struct ew_program *program, const struct ew_op *op, struct ew_error *err)
+{
+    switch (op->kind) {
+    case EW_OP_ROUTE:
+    case EW_OP_DISPATCH:
+    case EW_OP_EXPERTS:
+    case EW_OP_COMBINE:
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no mixtures of experts yet");
+    case EW_OP_ATTENTION:
+        return check_attention(program, op, err);
+    default:
+        return 0;
+    }
+}
+
+static int check_program(const struct ew_program *program, enum ew_kv_dtype kv, struct ew_error *err)
+{
+    if (program->n_groups == 0 || program->n_groups > EW_CUDA_GROUPS_MAX)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend takes programs with 1 to %d cache groups, not %u",
+                       EW_CUDA_GROUPS_MAX, program->n_groups);
+    if (kv != EW_KV_F16 && kv != EW_KV_F32)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend keeps caches in f16 or f32 only, as yet");
+    for (uint32_t i = 0; i < program->n_groups; i++) {
+        if (program->groups[i].kind != EW_CACHE_FULL && program->groups[i].kind != EW_CACHE_WINDOW)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind %d yet",
+                           (int)program->groups[i].kind);
+    }
+    for (uint32_t i = 0; i < program->n_ropes; i++) {
+        if (program->ropes[i].n_dims > EW_CUDA_HEAD_DIM_MAX)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend rotates up to %d elements of a head, not %u",
+                           EW_CUDA_HEAD_DIM_MAX, program->ropes[i].n_dims);
+    }
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        int rc = check_op(program, &program->ops[i], err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static int cuda_supports(const struct ew_backend *backend, const struct ew_program *program, enum ew_kv_dtype kv,
+                         struct ew_error *err)
+{
+    int rc = check_program(program, kv, err);
+
+    return rc ? ew_remedy(err, rc, "Use --backend cpu, and --kv f16 or f32 for the GPU") : 0;
+}
+
+// ---- sizes --------------------------------------------------------------------------------------
+
+// Hands out 256-byte aligned pieces of one allocation. With base 0 it only counts.
+struct carver {
+    uint64_t base, used;
+};
+
+static uint64_t carve(struct carver *carver, uint64_t bytes)
+{
+    uint64_t at = carver->base + carver->used;
+
+    carver->used += (bytes + 255) & ~(uint64_t)255;
+    return at;
+}
+
+// tables: host arrays of the workspace are there to be filled.
+static void carve_workspace(const struct ew_cuda_backend *backend, const struct ew_cpu_plan *plan,
+                            const struct ew_limits *limits, struct carver *carver, struct ew_cuda_work *work,
+                            bool tables)
+{
+    const struct ew_program *program = plan->program;
+    uint64_t n_tokens = limits->n_tokens_max, n_rows = EW_MAX(n_tokens, limits->n_logits_max);
+    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP;
+
+    for (uint32_t i = 0; i < plan->n_buffers; i++) {
+        uint64_t rows = plan->buffers[i].rows == EW_CPU_ROWS_LOGITS ? limits->n_logits_max : n_tokens;
+        uint64_t at = carve(carver, rows * plan->buffers[i].width * sizeof(float));
+
+        if (tables)
+            work->buffers[i] = at;
+    }
+    for (uint32_t i = 0; i < program->n_ropes; i++) {
+        uint64_t n_dims = program->ropes[i].n_dims, n_seqs = limits->n_seqs_max;
+        uint64_t frequency = carve(carver, n_seqs * n_dims / 2 * sizeof(double));
+        uint64_t scale = carve(carver, n_seqs * sizeof(float)), table = carve(carver, n_tokens * n_dims * sizeof(float));
+
+        if (tables) {
+            work->ropes[i].frequency = frequency;
+            work->ropes[i].scale = scale;
+            work->ropes[i].table = table;
+        }
+    }
+    work->q8_codes = carve(carver, n_rows * plan->q8_cols_max);
+    work->q8_scales = carve(carver, n_rows * groups * sizeof(float));
+    work->q8_sums = carve(carver, n_rows * groups * sizeof(float));
+    work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
+                                                                  backend->device.n_multiprocessors));
+    ew_cuda_batch_shape(&work->batch, program, limits);
+    work->batch.device = carve(carver, work->batch.bytes);
+}
+
+static int cache_shape(struct ew_cuda_cache *cache, const struct ew_cache_group *group, const struct ew_limits *limits,
+                       struct ew_error *err)
+{
+    uint64_t element = limits->kv == EW_KV_F32 ? 4 : 2;
+
+    *cache = (struct ew_cuda_cache){
+        .block_tokens = limits->block_tokens,
+        .n_layers = group->n_layers,
+        .n_kv_heads = group->n_kv_heads,
+        .k_dim = group->k_dim,
+        .v_dim = group->v_dim,
+        .is_f32 = limits->kv == EW_KV_F32,
+    };
+    cache->head_bytes = (((uint64_t)group->k_dim + group->v_dim) * element * limits->block_tokens + 63) & ~(uint64_t)63;
+    if (!ew_mul_size(cache->head_bytes, group->n_kv_heads, &cache->layer_bytes) ||
+        !ew_mul_size(cache->layer_bytes, group->n_layers, &cache->block_bytes))
+        return ew_fail(err, EW_ERR_LIMIT, "a cache block of %u tokens is too large", limits->block_tokens);
+    return 0;
+}
+
+static int build_plan(const struct ew_cuda_backend *backend, const struct ew_program *program, struct ew_arena *arena,
+                      struct ew_cpu_plan *plan, struct ew_error *err)
+{
+    bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
+    bool reference = backend->config.kernels == EW_KERNELS_REFERENCE, exact;
+
+    if (!needs_q8)
+        return ew_fail_memory(err, program->n_weights, "the lowered program");
+    for (uint32_t i = 0; i < program->n_weights; i++) {
+        const struct ew_weight *weight = &program->weights[i];
+
+        needs_q8[i] = weight->is_matrix && ew_cuda_layout_is_quantised(ew_cuda_layout_of(
+                                               weight->source.dtype, weight->cols, reference, &exact));
+    }
+    return ew_cpu_plan_build(plan, program, needs_q8, arena, err);
+}
+
+static int cuda_sizes(struct ew_backend *base, const struct ew_program *program, const struct ew_limits *limits,
+                      struct ew_backend_sizes *out, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    struct carver carver = {0};
+    struct ew_cuda_work work;
+    struct ew_cpu_plan plan;
+    struct ew_arena arena;
+    int rc = cuda_supports(base, program, limits->kv, err);
+
+    *out = (struct ew_backend_sizes){0};
+    if (rc)
+        return rc;
+    ew_arena_init(&arena, SIZE_MAX);
+    rc = build_plan(backend, program, &arena, &plan, err);
+    if (rc == 0)
+        carve_workspace(backend, &plan, limits, &carver, &work, false);
+    out->weight_bytes = ew_cuda_weights_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE);
+    out->workspace_bytes = carver.used;
+    for (uint32_t i = 0; i < program->n_groups && rc == 0; i++) {
+        struct ew_cuda_cache cache;
+
+        rc = cache_shape(&cache, &program->groups[i], limits, err);
+        out->block_bytes[i] = rc ? 0 : cache.block_bytes;
+    }
+    ew_arena_fini(&arena);
+    return rc;
+}
+
+static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, struct ew_error *err)
+{
+    int rc = ew_cuda_enter(&of(base)->device, err);
+
+    return rc ? rc : ew_cuda_free_bytes(&of(base)->device, bytes, err);
+}
+
+// ---- load and prepare ---------------------------------------------------------------------------
+
+static int cuda_load(struct ew_backend *base, const struct ew_program *program,
+                     bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    int rc;
+
+    EW_ASSERT(!backend->program);
+    backend->program = program;
+    backend->matrices = ew_arena_array(&backend->arena, program->n_weights + 1, sizeof(*backend->matrices));
+    backend->vectors = ew_arena_array(&backend->arena, program->n_weights + 1, sizeof(*backend->vectors));
+    backend->alibi = ew_arena_array(&backend->arena, program->n_ops, sizeof(*backend->alibi));
+    if (!backend->matrices || !backend->vectors || !backend->alibi)
+        return ew_fail_memory(err, program->n_weights * sizeof(*backend->matrices), "the table of weights");
+    rc = ew_cuda_enter(&backend->device, err);
+    if (rc == 0)
+        rc = ew_cuda_device_load_kernels(&backend->device, err);
+    return rc ? rc : ew_cuda_weights_load(backend, progress, ctx, err);
+}
+
+static int map_caches(struct ew_cuda_backend *backend, const uint32_t *n_blocks, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; i < backend->program->n_groups && rc == 0; i++) {
+        struct ew_cuda_cache *cache = &backend->caches[i];
+        size_t bytes = 0;
+
+        rc = cache_shape(cache, &backend->program->groups[i], &backend->limits, err);
+        if (rc)
+            break;
+        cache->n_blocks = n_blocks[i];
+        if (!ew_mul_size(cache->block_bytes, cache->n_blocks, &bytes))
+            return ew_fail_memory(err, bytes, "the caches");
+        rc = ew_cuda_arena_alloc(&backend->device, &backend->memory, bytes, "taking memory for the caches",
+                                 &cache->data, err);
+    }
+    return rc;
+}
+
+static int pin(struct ew_cuda_backend *backend, uint64_t bytes, void **out, struct ew_error *err)
+{
+    return ew_cuda_check(&backend->device, backend->device.driver.cuMemHostAlloc(out, bytes, 0), "taking pinned memory",
+                         err);
+}
+
+static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    struct ew_cuda_work *work = &backend->work;
+    struct carver carver = {0};
+    void *host = NULL;
+    int rc;
+
+    work->buffers = ew_arena_array(&backend->plan_arena, backend->plan.n_buffers, sizeof(*work->buffers));
+    work->ropes = ew_arena_array(&backend->plan_arena, backend->program->n_ropes + 1, sizeof(*work->ropes));
+    if (!work->buffers || !work->ropes)
+        return ew_fail_memory(err, backend->plan.n_buffers * sizeof(*work->buffers), "the table of buffers");
+    for (uint32_t i = 0; i < backend->program->n_ropes; i++) {
+        work->ropes[i].kinds = ew_arena_array(&backend->plan_arena, backend->limits.n_seqs_max, sizeof(uint64_t));
+        if (!work->ropes[i].kinds)
+            return ew_fail_memory(err, backend->limits.n_seqs_max * sizeof(uint64_t), "the rotary frequencies");
+    }
+    carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, false);
+    rc = ew_cuda_arena_alloc(&backend->device, &backend->memory, carver.used, "taking memory for the workspace",
+                             &carver.base, err);
+    if (rc)
+        return rc;
+    carver.used = 0;
+    carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, true);
+    rc = pin(backend, work->batch.bytes, &host, err);
+    work->batch.host = host;
+    if (rc == 0)
+        memset(host, 0, work->batch.bytes);
+    return rc;
+}
+
+static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    void *logits = NULL;
+    int rc;
+
+    EW_ASSERT(backend->program && !backend->is_prepared);
+    backend->limits = *limits;
+    backend->limits.n_blocks = NULL; // the caller's array
+    rc = ew_cuda_enter(&backend->device, err);
+    if (rc == 0)
+        rc = build_plan(backend, backend->program, &backend->plan_arena, &backend->plan, err);
+    if (rc == 0)
+        rc = map_workspace(backend, err);
+    if (rc == 0)
+        rc = map_caches(backend, limits->n_blocks, err);
+    if (rc == 0)
+        rc = pin(backend, (uint64_t)limits->n_logits_max * backend->plan.result_width * sizeof(float), &logits, err);
+    backend->logits = logits;
+    backend->is_prepared = rc == 0;
+    return rc;
+}
+
+// ---- steps --------------------------------------------------------------------------------------
+
+// Steps in which every sequence has one token and wants its logits differ in nothing but the copied batch.
+static bool is_decode(const struct ew_batch *batch)
+{
+    return batch->n_tokens == batch->n_seqs && batch->n_logits == batch->n_tokens &&
+           batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX;
+}
+
+static int record_graph(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
+{
+    const struct ew_cuda_device *device = &backend->device;
+    void *graph = NULL;
+    int rc = ew_cuda_check(device,
+                           device->driver.cuStreamBeginCapture_v2(device->stream, EW_CUDA_CAPTURE_THREAD_LOCAL),
+                           "recording a step", err), status;
+
+    if (rc)
+        return rc;
+    rc = ew_cuda_step_launch(backend, batch, err);
+    status = device->driver.cuStreamEndCapture(device->stream, &graph); // also after a failure: the stream records on
+    if (rc == 0)
+        rc = ew_cuda_check(device, status, "recording a step", err);
+    if (rc == 0)
+        rc = ew_cuda_check(device,
+                           device->driver.cuGraphInstantiateWithFlags(&backend->graphs[batch->n_tokens], graph, 0),
+                           "making a graph of a step", err);
+    if (graph)
+        (void)device->driver.cuGraphDestroy(graph);
+    return rc;
+}
+
+static int run_step(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
+{
+    const struct ew_cuda_device *device = &backend->device;
+    int rc = 0;
+
+    if (!is_decode(batch))
+        return ew_cuda_step_launch(backend, batch, err);
+    if (!backend->graphs[batch->n_tokens])
+        rc = record_graph(backend, batch, err);
+    if (rc)
+        return rc;
+    return ew_cuda_check(device, device->driver.cuGraphLaunch(backend->graphs[batch->n_tokens], device->stream),
+                         "starting a step", err);
+}
+
+static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    const struct ew_cuda_device *device = &backend->device;
+    uint64_t bytes = (uint64_t)batch->n_logits * backend->plan.result_width * sizeof(float);
+    int rc;
+
+    EW_ASSERT(backend->is_prepared);
+    rc = ew_cuda_enter(device, err);
+    if (rc == 0)
+        rc = ew_cuda_batch_check(backend, batch, err);
+    if (rc == 0)
+        rc = ew_cuda_batch_send(backend, batch, err);
+    if (rc == 0)
+        rc = run_step(backend, batch, err);
+    if (rc == 0 && bytes)
+        rc = ew_cuda_check(device,
+                           device->driver.cuMemcpyDtoHAsync_v2(backend->logits,
+                                                               backend->work.buffers[backend->plan.result], bytes,
+                                                               device->stream),
+                           "copying logits", err);
+    return rc;
+}
+
+static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+
+    *logits = backend->logits;
+    return ew_cuda_check(&backend->device, backend->device.driver.cuStreamSynchronize(backend->device.stream), "a step",
+                         err);
+}
+
+// ---- caches -------------------------------------------------------------------------------------
+
+static int check_block(const struct ew_cuda_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens,
+                       struct ew_error *err)
+{
+    if (group >= backend->program->n_groups || block < 0 || (uint32_t)block >= backend->caches[group].n_blocks ||
+        n_tokens > backend->caches[group].block_tokens)
+        return ew_fail(err, EW_ERR_USAGE, "there is no block %d with %u tokens in cache group %u", block, n_tokens,
+                       group);
+    return 0;
+}
+
+static int cuda_copy_block(struct ew_backend *base, uint32_t group, int32_t from, int32_t to, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    const struct ew_cuda_cache *cache = &backend->caches[group];
+    int rc = check_block(backend, group, from, 0, err);
+
+    if (rc == 0)
+        rc = check_block(backend, group, to, 0, err);
+    if (rc == 0)
+        rc = ew_cuda_enter(&backend->device, err);
+    if (rc || from == to)
+        return rc;
+    return ew_cuda_check(&backend->device,
+                         backend->device.driver.cuMemcpyDtoDAsync_v2(cache->data + (uint64_t)to * cache->block_bytes,
+                                                                     cache->data + (uint64_t)from * cache->block_bytes,
+                                                                     cache->block_bytes, backend->device.stream),
+                         "copying a cache block", err);
+}
+
+// Calls with the place of every element in the block and in the canonical form are the same for both directions.
+static void convert_block(const struct ew_cuda_cache *cache, uint32_t n_tokens, uint8_t *block, float *out,
+                          const float *in)
+{
+    const uint32_t dims[] = {cache->k_dim, cache->v_dim};
+    uint64_t element = cache->is_f32 ? 4 : 2, canonical = 0, part_at = 0;
+
+    for (int part = 0; part < 2; part++) {
+        uint64_t n = (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * dims[part];
+
+        for (uint64_t i = 0; i < n; i++, canonical++) {
+            uint64_t d = i % dims[part], head = i / dims[part] % cache->n_kv_heads;
+            uint64_t token = i / dims[part] / cache->n_kv_heads % n_tokens;
+            uint64_t layer = i / dims[part] / cache->n_kv_heads / n_tokens;
+            uint8_t *at = block + layer * cache->layer_bytes + head * cache->head_bytes + part_at +
+                          (token * dims[part] + d) * element;
+            uint16_t half;
+
+            if (out && cache->is_f32) {
+                memcpy(&out[canonical], at, 4);
+            } else if (out) {
+                memcpy(&half, at, 2);
+                out[canonical] = ew_f32_of_f16(half);
+            } else if (cache->is_f32) {
+                memcpy(at, &in[canonical], 4);
+            } else {
+                half = ew_f16_of_f32(in[canonical]);
+                memcpy(at, &half, 2);
+            }
+        }
+        part_at += element * dims[part] * cache->block_tokens;
+    }
+}
+
+// The block is read whole, maybe changed, and written back.
+static int move_block(struct ew_cuda_backend *backend, uint32_t group, int32_t index, uint32_t n_tokens, float *out,
+                      const float *in, struct ew_error *err)
+{
+    const struct ew_cuda_driver *driver = &backend->device.driver;
+    int rc = check_block(backend, group, index, n_tokens, err);
+    const struct ew_cuda_cache *cache = &backend->caches[group];
+    uint64_t address;
+    uint8_t *block;
+
+    if (rc == 0)
+        rc = ew_cuda_enter(&backend->device, err);
+    if (rc)
+        return rc;
+    block = ew_alloc(cache->block_bytes);
+    if (!block)
+        return ew_fail_memory(err, cache->block_bytes, "a cache block");
+    address = cache->data + (uint64_t)index * cache->block_bytes;
+    rc = ew_cuda_check(&backend->device, driver->cuStreamSynchronize(backend->device.stream), "a step", err);
+    if (rc == 0)
+        rc = ew_cuda_check(&backend->device, driver->cuMemcpyDtoH_v2(block, address, cache->block_bytes),
+                           "reading a cache block", err);
+    if (rc == 0)
+        convert_block(cache, n_tokens, block, out, in);
+    if (rc == 0 && in)
+        rc = ew_cuda_check(&backend->device, driver->cuMemcpyHtoD_v2(address, block, cache->block_bytes),
+                           "writing a cache block", err);
+    ew_free(block);
+    return rc;
+}
+
+static int cuda_export_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, float *out,
+                             struct ew_error *err)
+{
+    return move_block(of(base), group, block, n_tokens, out, NULL, err);
+}
+
+static int cuda_import_block(struct ew_backend *base, uint32_t group, int32_t block, uint32_t n_tokens, const float *in,
+                             struct ew_error *err)
+{
+    return move_block(of(base), group, block, n_tokens, NULL, in, err);
+}
+
+static enum ew_arith cuda_arith(const struct ew_backend *base)
+{
+    static const enum ew_arith of_layout[EW_CUDA_LAYOUT_COUNT] = {
+        [EW_CUDA_F32] = EW_ARITH_REFERENCE, [EW_CUDA_F16] = EW_ARITH_F16, [EW_CUDA_BF16] = EW_ARITH_BF16,
+        [EW_CUDA_I8] = EW_ARITH_I8,         [EW_CUDA_U4] = EW_ARITH_I8,   [EW_CUDA_U4_MIN] = EW_ARITH_I8,
+    };
+    const struct ew_cuda_backend *backend = of(base);
+    enum ew_arith widest = EW_ARITH_REFERENCE;
+
+    for (uint32_t i = 0; i < backend->program->n_ops; i++) {
+        const struct ew_op *op = &backend->program->ops[i];
+
+        if (op->kind == EW_OP_LINEAR)
+            widest = EW_MAX(widest, of_layout[backend->matrices[op->weight].layout]);
+    }
+    return widest;
+}
+
+static const char *cuda_describe(const struct ew_backend *base)
+{
+    return of(base)->text;
+}
+
+const struct ew_backend_ops ew_backend_cuda = {
+    .name = "cuda",
+    .create = cuda_create,
+    .destroy = cuda_destroy,
+    .supports = cuda_supports,
+    .free_bytes = cuda_free_bytes,
+    .sizes = cuda_sizes,
+    .load = cuda_load,
+    .prepare = cuda_prepare,
+    .submit = cuda_submit,
+    .wait = cuda_wait,
+    .copy_block = cuda_copy_block,
+    .export_block = cuda_export_block,
+    .import_block = cuda_import_block,
+    .arith = cuda_arith,
+    .describe = cuda_describe,
+};

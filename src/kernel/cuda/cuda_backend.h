@@ -1,0 +1,95 @@
+#pragma once
+// The CUDA backend's own state; the thread that uses the backend is the only one that touches it.
+
+#include "base/alloc.h"
+#include "base/pool.h"
+#include "kernel/backend.h"
+#include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
+#include "kernel/cuda/cuda_device.h"
+#include "kernel/cuda/cuda_layout.h"
+
+#define EW_CUDA_GROUPS_MAX 8        // as ew_backend_sizes
+#define EW_CUDA_GRAPH_TOKENS_MAX 64 // decode steps of up to this many tokens are graphs
+#define EW_CUDA_SPLITS_MAX 64       // of the keys of one token
+#define EW_CUDA_HEAD_DIM_MAX 256
+
+struct ew_cuda_cache {
+    uint64_t data, block_bytes, layer_bytes, head_bytes;
+    uint32_t n_blocks, block_tokens, n_layers, n_kv_heads, k_dim, v_dim;
+    bool is_f32;
+};
+
+// The one copy that a step makes to the GPU. Each part lies at the same place on both sides.
+struct ew_cuda_batch {
+    uint8_t *host;       // pinned
+    uint64_t device;
+    uint64_t bytes;      // room
+    uint64_t token, position, token_seq, token_index, token_scale, selected, seq_total; // offsets
+    uint64_t table_at;   // u32 [n_groups, n_seqs_max]: where in `tables` a sequence's begins
+    uint64_t tables;     // i32, of every group and sequence in turn
+    uint64_t tables_max; // entries
+};
+
+// Frequencies of each sequence of a step, which change only when another kind of sequence comes to its place.
+struct ew_cuda_rope {
+    uint64_t frequency; // f64 [n_seqs_max, half], turns a position
+    uint64_t scale;     // f32 [n_seqs_max]
+    uint64_t table;     // f32 [n_tokens_max, n_dims]
+    uint64_t *kinds;    // [n_seqs_max] what is there now: 0 nothing, 1 short, 2 long, else 3 + span of dynamic ones
+};
+
+struct ew_cuda_work {
+    uint64_t *buffers;  // [plan.n_buffers] addresses
+    struct ew_cuda_rope *ropes;
+    uint64_t q8_codes, q8_scales, q8_sums;
+    uint64_t partial;   // of split attention
+    struct ew_cuda_batch batch;
+};
+
+struct ew_cuda_backend {
+    struct ew_backend base;
+    struct ew_backend_config config;
+    struct ew_cuda_device device;
+    char text[160]; // describe()
+
+    // set by load
+    const struct ew_program *program;
+    struct ew_arena arena;
+    struct ew_cuda_matrix *matrices; // [n_weights]
+    uint64_t *vectors;               // [n_weights] f32
+    uint64_t *alibi;                 // [n_ops] f32, 0: none
+    struct ew_cuda_arena weights;
+
+    // set by prepare
+    struct ew_limits limits;
+    struct ew_arena plan_arena;
+    struct ew_cpu_plan plan;
+    struct ew_cuda_arena memory; // workspace and caches
+    struct ew_cuda_work work;
+    struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
+    float *logits;               // pinned, [n_logits_max, n_vocab]
+    void *graphs[EW_CUDA_GRAPH_TOKENS_MAX + 1]; // by number of tokens
+    bool is_prepared;
+
+    const struct ew_batch *step; // between submit and wait
+};
+
+// cuda_weights.c
+uint64_t ew_cuda_weights_bytes(const struct ew_program *program, bool reference);
+int ew_cuda_weights_load(struct ew_cuda_backend *backend, bool (*progress)(void *ctx, uint64_t done, uint64_t total),
+                         void *ctx, struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_batch.c
+// Offsets and room of the step's copy.
+void ew_cuda_batch_shape(struct ew_cuda_batch *batch, const struct ew_program *program, const struct ew_limits *limits);
+int ew_cuda_batch_check(const struct ew_cuda_backend *backend, const struct ew_batch *batch,
+                        struct ew_error *err) EW_MUST_CHECK;
+// Starts the copy, after the rotary frequencies of sequences of another kind than before.
+int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
+    EW_MUST_CHECK;
+
+// cuda_step.c
+uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint32_t n_tokens_max,
+                                         int n_multiprocessors);
+int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch,
+                        struct ew_error *err) EW_MUST_CHECK;

@@ -1,0 +1,269 @@
+#include "kernel/cuda/cuda_device.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/data.h"
+#include "base/log.h"
+
+#define CHUNK_BYTES ((uint64_t)64 << 20)
+#define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
+#define MAJOR_MIN 8
+#define LOG_BYTES 400
+
+extern const struct ew_data_file ew_cuda_ptx_files[];
+
+static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
+    [EW_CUDA_ROWS] = "rows.ptx",
+    [EW_CUDA_LINEAR] = "linear.ptx",
+    [EW_CUDA_GEMM] = "gemm.ptx",
+    [EW_CUDA_ATTENTION] = "attention.ptx",
+};
+
+static const struct {
+    enum ew_cuda_module module;
+    const char *name;
+} KERNELS[EW_CUDA_KERNEL_COUNT] = {
+    [EW_CUDA_EMBED] = {EW_CUDA_ROWS, "embed"},
+    [EW_CUDA_POSITION] = {EW_CUDA_ROWS, "add_position"},
+    [EW_CUDA_NORM] = {EW_CUDA_ROWS, "norm"},
+    [EW_CUDA_ROPE_TABLE] = {EW_CUDA_ROWS, "rope_table"},
+    [EW_CUDA_ROPE] = {EW_CUDA_ROWS, "rope"},
+    [EW_CUDA_ACT] = {EW_CUDA_ROWS, "act"},
+    [EW_CUDA_GLU] = {EW_CUDA_ROWS, "glu"},
+    [EW_CUDA_ADD] = {EW_CUDA_ROWS, "add"},
+    [EW_CUDA_SCALE] = {EW_CUDA_ROWS, "scale"},
+    [EW_CUDA_SOFTCAP] = {EW_CUDA_ROWS, "softcap"},
+    [EW_CUDA_GATHER] = {EW_CUDA_ROWS, "gather"},
+    [EW_CUDA_QUANTISE] = {EW_CUDA_ROWS, "quantise"},
+    [EW_CUDA_LINEAR_F32] = {EW_CUDA_LINEAR, "linear_f32"},
+    [EW_CUDA_LINEAR_F16_1] = {EW_CUDA_LINEAR, "linear_f16_1"},
+    [EW_CUDA_LINEAR_F16_8] = {EW_CUDA_LINEAR, "linear_f16_8"},
+    [EW_CUDA_LINEAR_BF16_1] = {EW_CUDA_LINEAR, "linear_bf16_1"},
+    [EW_CUDA_LINEAR_BF16_8] = {EW_CUDA_LINEAR, "linear_bf16_8"},
+    [EW_CUDA_LINEAR_I8_1] = {EW_CUDA_LINEAR, "linear_i8_1"},
+    [EW_CUDA_LINEAR_I8_8] = {EW_CUDA_LINEAR, "linear_i8_8"},
+    [EW_CUDA_LINEAR_U4_1] = {EW_CUDA_LINEAR, "linear_u4_1"},
+    [EW_CUDA_LINEAR_U4_8] = {EW_CUDA_LINEAR, "linear_u4_8"},
+    [EW_CUDA_LINEAR_U4_MIN_1] = {EW_CUDA_LINEAR, "linear_u4_min_1"},
+    [EW_CUDA_LINEAR_U4_MIN_8] = {EW_CUDA_LINEAR, "linear_u4_min_8"},
+    [EW_CUDA_GEMM_F16_128] = {EW_CUDA_GEMM, "gemm_f16_128"},
+    [EW_CUDA_GEMM_F16_32] = {EW_CUDA_GEMM, "gemm_f16_32"},
+    [EW_CUDA_GEMM_BF16_128] = {EW_CUDA_GEMM, "gemm_bf16_128"},
+    [EW_CUDA_GEMM_BF16_32] = {EW_CUDA_GEMM, "gemm_bf16_32"},
+    [EW_CUDA_GEMM_I8_128] = {EW_CUDA_GEMM, "gemm_i8_128"},
+    [EW_CUDA_GEMM_I8_32] = {EW_CUDA_GEMM, "gemm_i8_32"},
+    [EW_CUDA_GEMM_U4_128] = {EW_CUDA_GEMM, "gemm_u4_128"},
+    [EW_CUDA_GEMM_U4_32] = {EW_CUDA_GEMM, "gemm_u4_32"},
+    [EW_CUDA_GEMM_U4_MIN_128] = {EW_CUDA_GEMM, "gemm_u4_min_128"},
+    [EW_CUDA_GEMM_U4_MIN_32] = {EW_CUDA_GEMM, "gemm_u4_min_32"},
+    [EW_CUDA_APPEND] = {EW_CUDA_ATTENTION, "append"},
+    [EW_CUDA_ATTENTION_1] = {EW_CUDA_ATTENTION, "attention_1"},
+    [EW_CUDA_ATTENTION_4] = {EW_CUDA_ATTENTION, "attention_4"},
+    [EW_CUDA_ATTENTION_8] = {EW_CUDA_ATTENTION, "attention_8"},
+    [EW_CUDA_ATTENTION_JOIN] = {EW_CUDA_ATTENTION, "attention_join"},
+};
+
+int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
+{
+    char name[96];
+
+    if (status == EW_CUDA_SUCCESS)
+        return 0;
+    ew_cuda_error_name(&device->driver, status, name, sizeof(name));
+    if (status == EW_CUDA_ERROR_OUT_OF_MEMORY) {
+        ew_fail(err, EW_ERR_MEMORY, "%s failed: the GPU has too little memory left (%s)", what, name);
+        return ew_remedy(err, EW_ERR_MEMORY, "Use a smaller --ctx or --memory-budget, or end what else uses the GPU");
+    }
+    ew_fail(err, EW_ERR_DEVICE, "%s failed: the NVIDIA driver says %s", what, name);
+    return ew_remedy(err, EW_ERR_DEVICE, "Run edgewise doctor, or use --backend cpu");
+}
+
+int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)
+{
+    return ew_cuda_check(device, device->driver.cuCtxSetCurrent(device->context), "using the GPU", err);
+}
+
+static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
+{
+    const struct ew_cuda_driver *driver = &device->driver;
+    const struct {
+        enum ew_cuda_attribute attribute;
+        int *value;
+    } facts[] = {
+        {EW_CUDA_ATTR_CC_MAJOR, &device->major},
+        {EW_CUDA_ATTR_CC_MINOR, &device->minor},
+        {EW_CUDA_ATTR_MULTIPROCESSORS, &device->n_multiprocessors},
+    };
+    int rc = ew_cuda_check(device, driver->cuDeviceGetName(device->name, sizeof(device->name), device->device),
+                           "reading the GPU's name", err);
+
+    for (size_t i = 0; i < EW_COUNT_OF(facts) && rc == 0; i++)
+        rc = ew_cuda_check(device,
+                           driver->cuDeviceGetAttribute(facts[i].value, facts[i].attribute, device->device),
+                           "reading what the GPU can do", err);
+    device->name[sizeof(device->name) - 1] = 0;
+    return rc;
+}
+
+static int check_facts(const struct ew_cuda_device *device, struct ew_error *err)
+{
+    if (device->driver_version < DRIVER_VERSION_MIN) {
+        ew_fail(err, EW_ERR_UNSUPPORTED, "the NVIDIA driver serves CUDA %d.%d, and 11.4 is the oldest that will do",
+                device->driver_version / 1000, device->driver_version % 1000 / 10);
+        return ew_remedy(err, EW_ERR_UNSUPPORTED, "Install a newer driver, or use --backend cpu");
+    }
+    if (device->major < MAJOR_MIN) {
+        ew_fail(err, EW_ERR_UNSUPPORTED, "%s has compute capability %d.%d, and 8.0 is the oldest that will do",
+                device->name, device->major, device->minor);
+        return ew_remedy(err, EW_ERR_UNSUPPORTED, "Use --backend cpu");
+    }
+    return 0;
+}
+
+static int find_device(struct ew_cuda_device *device, struct ew_error *err)
+{
+    const struct ew_cuda_driver *driver = &device->driver;
+    int n_devices = 0, rc = ew_cuda_check(device, driver->cuInit(0), "starting the NVIDIA driver", err);
+
+    if (rc == 0)
+        rc = ew_cuda_check(device, driver->cuDriverGetVersion(&device->driver_version), "reading its version", err);
+    if (rc == 0)
+        rc = ew_cuda_check(device, driver->cuDeviceGetCount(&n_devices), "counting the GPUs", err);
+    if (rc == 0 && n_devices == 0)
+        return ew_fail(err, EW_ERR_DEVICE, "the NVIDIA driver sees no GPU");
+    if (rc == 0)
+        rc = ew_cuda_check(device, driver->cuDeviceGet(&device->device, 0), "taking the first GPU", err);
+    if (rc == 0)
+        rc = read_facts(device, err);
+    return rc ? rc : check_facts(device, err);
+}
+
+int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err)
+{
+    int rc = ew_cuda_driver_open(&device->driver, err);
+
+    if (rc == 0)
+        rc = find_device(device, err);
+    if (rc == 0)
+        rc = ew_cuda_check(device, device->driver.cuDevicePrimaryCtxRetain(&device->context, device->device),
+                           "making the GPU's context", err);
+    if (rc == 0)
+        rc = ew_cuda_enter(device, err);
+    if (rc == 0)
+        rc = ew_cuda_check(device, device->driver.cuStreamCreate(&device->stream, EW_CUDA_STREAM_NON_BLOCKING),
+                           "making a stream", err);
+    return rc;
+}
+
+void ew_cuda_device_close(struct ew_cuda_device *device)
+{
+    const struct ew_cuda_driver *driver = &device->driver;
+
+    if (!driver->library)
+        return;
+    // What a broken context answers here changes nothing: everything goes with it.
+    if (device->context)
+        (void)driver->cuCtxSetCurrent(device->context);
+    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
+        if (device->modules[i])
+            (void)driver->cuModuleUnload(device->modules[i]);
+    }
+    if (device->stream)
+        (void)driver->cuStreamDestroy_v2(device->stream);
+    if (device->context)
+        (void)driver->cuDevicePrimaryCtxRelease_v2(device->device);
+    ew_cuda_driver_close(&device->driver);
+}
+
+static const char *find_ptx(const char *name)
+{
+    for (const struct ew_data_file *file = ew_cuda_ptx_files; file->path; file++) {
+        if (strcmp(file->path, name) == 0)
+            return file->text.ptr; // NUL-terminated by tools/embed.py
+    }
+    EW_ASSERT(!"a module that is part of this program");
+    return NULL;
+}
+
+static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
+{
+    char text[LOG_BYTES] = "";
+    int options[] = {EW_CUDA_JIT_ERROR_LOG, EW_CUDA_JIT_ERROR_LOG_BYTES}, rc;
+    void *values[] = {text, (void *)(uintptr_t)(sizeof(text) - 1)};
+    double started_s = ew_clock_s();
+
+    rc = ew_cuda_check(device,
+                       device->driver.cuModuleLoadDataEx(&device->modules[module], find_ptx(MODULES[module]),
+                                                         EW_COUNT_OF(options), options, values),
+                       "loading a module of kernels", err);
+    if (rc)
+        return ew_fail_in(err, rc, "%s (%s)", MODULES[module], text[0] ? text : "no log");
+    ew_log(EW_LOG_INFO, "kernels of %s ready in %.2f s", MODULES[module], ew_clock_s() - started_s);
+    return 0;
+}
+
+int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (int i = 0; i < EW_CUDA_MODULE_COUNT && rc == 0; i++)
+        rc = load_module(device, i, err);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++)
+        rc = ew_cuda_check(device,
+                           device->driver.cuModuleGetFunction(&device->functions[i],
+                                                              device->modules[KERNELS[i].module], KERNELS[i].name),
+                           KERNELS[i].name, err);
+    return rc;
+}
+
+int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, struct ew_error *err)
+{
+    size_t free_now = 0, total = 0;
+    int rc = ew_cuda_check(device, device->driver.cuMemGetInfo_v2(&free_now, &total), "asking for free memory", err);
+
+    *free_bytes = free_now;
+    return rc;
+}
+
+int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
+                   void **arguments, struct ew_error *err)
+{
+    int status = device->driver.cuLaunchKernel(device->functions[kernel], grid.x, grid.y, grid.z, grid.threads, 1, 1, 0,
+                                               device->stream, arguments, NULL);
+
+    return status ? ew_cuda_check(device, status, KERNELS[kernel].name, err) : 0;
+}
+
+int ew_cuda_arena_alloc(const struct ew_cuda_device *device, struct ew_cuda_arena *arena, uint64_t bytes,
+                        const char *what, uint64_t *address, struct ew_error *err)
+{
+    bytes = (bytes + 255) & ~(uint64_t)255;
+    if (bytes > arena->left) {
+        uint64_t chunk = EW_MAX(bytes, CHUNK_BYTES);
+        int rc;
+
+        if (arena->n_chunks == EW_CUDA_CHUNKS_MAX)
+            return ew_fail(err, EW_ERR_LIMIT, "%s: more than %d chunks of GPU memory", what, EW_CUDA_CHUNKS_MAX);
+        rc = ew_cuda_check(device, device->driver.cuMemAlloc_v2(&arena->chunks[arena->n_chunks], chunk), what, err);
+        if (rc)
+            return rc;
+        arena->n_chunks++;
+        arena->used = 0;
+        arena->left = chunk;
+    }
+    *address = arena->chunks[arena->n_chunks - 1] + arena->used;
+    arena->used += bytes;
+    arena->left -= bytes;
+    return 0;
+}
+
+void ew_cuda_arena_fini(const struct ew_cuda_device *device, struct ew_cuda_arena *arena)
+{
+    for (uint32_t i = 0; i < arena->n_chunks; i++)
+        (void)device->driver.cuMemFree_v2(arena->chunks[i]);
+    arena->n_chunks = 0;
+    arena->used = arena->left = 0;
+}

@@ -1,0 +1,62 @@
+#pragma once
+// One GPU: its context, stream, memory and kernels. Every driver call is checked; what fails becomes a sentence.
+//
+// A context belongs to the threads that made it current: ew_cuda_enter stands at the beginning of whatever another
+// thread may call.
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "platform/cuda_driver.h"
+
+#define EW_CUDA_CHUNKS_MAX 4096
+
+// The kernels, in the order of the table in cuda_device.c.
+enum ew_cuda_kernel {
+    EW_CUDA_EMBED, EW_CUDA_POSITION, EW_CUDA_NORM, EW_CUDA_ROPE_TABLE, EW_CUDA_ROPE, EW_CUDA_ACT, EW_CUDA_GLU,
+    EW_CUDA_ADD, EW_CUDA_SCALE, EW_CUDA_SOFTCAP, EW_CUDA_GATHER, EW_CUDA_QUANTISE,
+    EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F16_1, EW_CUDA_LINEAR_F16_8, EW_CUDA_LINEAR_BF16_1, EW_CUDA_LINEAR_BF16_8,
+    EW_CUDA_LINEAR_I8_1, EW_CUDA_LINEAR_I8_8, EW_CUDA_LINEAR_U4_1, EW_CUDA_LINEAR_U4_8, EW_CUDA_LINEAR_U4_MIN_1,
+    EW_CUDA_LINEAR_U4_MIN_8,
+    EW_CUDA_GEMM_F16_128, EW_CUDA_GEMM_F16_32, EW_CUDA_GEMM_BF16_128, EW_CUDA_GEMM_BF16_32, EW_CUDA_GEMM_I8_128,
+    EW_CUDA_GEMM_I8_32, EW_CUDA_GEMM_U4_128, EW_CUDA_GEMM_U4_32, EW_CUDA_GEMM_U4_MIN_128, EW_CUDA_GEMM_U4_MIN_32,
+    EW_CUDA_APPEND, EW_CUDA_ATTENTION_1, EW_CUDA_ATTENTION_4, EW_CUDA_ATTENTION_8, EW_CUDA_ATTENTION_JOIN,
+    EW_CUDA_KERNEL_COUNT
+};
+
+enum ew_cuda_module { EW_CUDA_ROWS, EW_CUDA_LINEAR, EW_CUDA_GEMM, EW_CUDA_ATTENTION, EW_CUDA_MODULE_COUNT };
+
+struct ew_cuda_device {
+    struct ew_cuda_driver driver;
+    void *context, *stream;
+    int device, major, minor, driver_version, n_multiprocessors;
+    char name[64];
+    void *modules[EW_CUDA_MODULE_COUNT];
+    void *functions[EW_CUDA_KERNEL_COUNT];
+};
+
+int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that was not opened whole
+// The driver compiles the modules for this GPU, or takes what it compiled before.
+int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+// 0, or the error that a driver's status stands for; `what` was tried: "copying a batch".
+int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
+    EW_MUST_CHECK;
+int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, struct ew_error *err) EW_MUST_CHECK;
+
+struct ew_cuda_grid {
+    uint32_t x, y, z, threads;
+};
+int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
+                   void **arguments, struct ew_error *err) EW_MUST_CHECK;
+
+// Memory of the GPU in chunks, freed all at once; pieces are 256-byte aligned and never cross a chunk.
+struct ew_cuda_arena {
+    uint64_t chunks[EW_CUDA_CHUNKS_MAX];
+    uint32_t n_chunks;
+    uint64_t used, left; // of the last chunk
+};
+int ew_cuda_arena_alloc(const struct ew_cuda_device *device, struct ew_cuda_arena *arena, uint64_t bytes,
+                        const char *what, uint64_t *address, struct ew_error *err) EW_MUST_CHECK;
+void ew_cuda_arena_fini(const struct ew_cuda_device *device, struct ew_cuda_arena *arena);

@@ -1,0 +1,152 @@
+#include "kernel/cuda/cuda_layout.h"
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/half.h"
+
+#define SUPER 256      // columns of a q4_k block
+#define Q4_K_BYTES 144 // f16 scale, f16 minimum, 12 bytes of 6-bit factors, 128 of codes
+
+static const struct {
+    const char *name;
+    uint32_t code_bits;
+    bool has_scales, has_mins;
+} LAYOUTS[EW_CUDA_LAYOUT_COUNT] = {
+    [EW_CUDA_F32] = {"f32", 32, false, false},
+    [EW_CUDA_F16] = {"f16", 16, false, false},
+    [EW_CUDA_BF16] = {"bf16", 16, false, false},
+    [EW_CUDA_I8] = {"i8", 8, true, false},
+    [EW_CUDA_U4] = {"u4", 4, true, false},
+    [EW_CUDA_U4_MIN] = {"u4_min", 4, true, true},
+};
+
+const char *ew_cuda_layout_name(enum ew_cuda_layout layout)
+{
+    EW_ASSERT(layout < EW_CUDA_LAYOUT_COUNT);
+    return LAYOUTS[layout].name;
+}
+
+enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool reference, bool *exact)
+{
+    *exact = true;
+    if (reference || dtype == EW_DTYPE_F32 || cols % 8) // the fast kernels read 16 bytes at a time
+        return EW_CUDA_F32;
+    switch (dtype) {
+    case EW_DTYPE_F16:
+        return EW_CUDA_F16;
+    case EW_DTYPE_BF16:
+        return EW_CUDA_BF16;
+    case EW_DTYPE_Q8_0:
+        return EW_CUDA_I8;
+    case EW_DTYPE_Q4_0:
+        return EW_CUDA_U4;
+    case EW_DTYPE_Q4_1:
+    case EW_DTYPE_Q4_K:
+        return EW_CUDA_U4_MIN;
+    default:
+        *exact = false;
+        return EW_CUDA_F16;
+    }
+}
+
+uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols)
+{
+    return cols * LAYOUTS[layout].code_bits / 8;
+}
+
+uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols)
+{
+    return LAYOUTS[layout].has_scales ? cols / EW_CUDA_GROUP * 2 : 0;
+}
+
+uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols)
+{
+    return LAYOUTS[layout].has_mins ? cols / EW_CUDA_GROUP * 2 : 0;
+}
+
+static uint16_t u16_at(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+
+static void put_f16(uint8_t *p, float x)
+{
+    uint16_t h = ew_f16_of_f32(x);
+
+    memcpy(p, &h, 2);
+}
+
+// Blocks of a scale, maybe a minimum, and codes in our own order: q8_0, q4_0, q4_1 (whose minimum is added).
+static void pack_small(const uint8_t *row, uint64_t cols, uint32_t code_bytes, uint8_t *codes, uint8_t *scales,
+                       uint8_t *mins)
+{
+    for (uint64_t i = 0; i < cols / EW_CUDA_GROUP; i++) {
+        memcpy(scales + 2 * i, row, 2);
+        row += 2;
+        if (mins) {
+            put_f16(mins + 2 * i, -ew_f32_of_f16(u16_at(row)));
+            row += 2;
+        }
+        memcpy(codes + i * code_bytes, row, code_bytes);
+        row += code_bytes;
+    }
+}
+
+// Factor and minimum factor of group i of a q4_k block (GGUF: get_scale_min_k4).
+static void factors(const uint8_t *packed, uint32_t i, uint32_t *scale, uint32_t *min)
+{
+    if (i < 4) {
+        *scale = packed[i] & 0x3F;
+        *min = packed[i + 4] & 0x3F;
+    } else {
+        *scale = (packed[i + 4] & 0x0Fu) | (packed[i - 4] >> 2 & 0x30u);
+        *min = packed[i + 4] >> 4 | (packed[i] >> 2 & 0x30u);
+    }
+}
+
+static void pack_q4_k(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales, uint8_t *mins)
+{
+    for (uint64_t at = 0; at < cols; at += SUPER, row += Q4_K_BYTES) {
+        float scale = ew_f32_of_f16(u16_at(row)), min = ew_f32_of_f16(u16_at(row + 2));
+
+        for (uint32_t g = 0; g < SUPER / EW_CUDA_GROUP; g++) {
+            const uint8_t *nibbles = row + 16 + g / 2 * 32; // of two groups: low halves, high halves
+            uint64_t group = at / EW_CUDA_GROUP + g;
+            uint32_t factor, min_factor, shift = g % 2 * 4;
+
+            factors(row + 4, g, &factor, &min_factor);
+            put_f16(scales + 2 * group, scale * (float)factor);
+            put_f16(mins + 2 * group, min * (float)min_factor);
+            for (uint32_t i = 0; i < 16; i++)
+                codes[group * 16 + i] = (uint8_t)((nibbles[i] >> shift & 15) | (nibbles[i + 16] >> shift & 15) << 4);
+        }
+    }
+}
+
+static void pack_plain(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
+                       uint8_t *codes, float *scratch)
+{
+    uint16_t *half = (uint16_t *)codes;
+
+    ew_dtype_info(dtype)->decode(row, layout == EW_CUDA_F32 ? (float *)codes : scratch, cols);
+    for (uint64_t i = 0; i < cols && layout != EW_CUDA_F32; i++)
+        half[i] = layout == EW_CUDA_F16 ? ew_f16_of_f32(scratch[i]) : ew_bf16_of_f32(scratch[i]);
+}
+
+void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
+                      uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch)
+{
+    if (layout == EW_CUDA_I8)
+        pack_small(row, cols, 32, codes, scales, NULL);
+    else if (layout == EW_CUDA_U4)
+        pack_small(row, cols, 16, codes, scales, NULL);
+    else if (dtype == EW_DTYPE_Q4_K && layout == EW_CUDA_U4_MIN)
+        pack_q4_k(row, cols, codes, scales, mins);
+    else if (layout == EW_CUDA_U4_MIN)
+        pack_small(row, cols, 16, codes, scales, mins);
+    else if ((layout == EW_CUDA_F16 && dtype == EW_DTYPE_F16) || (layout == EW_CUDA_BF16 && dtype == EW_DTYPE_BF16))
+        memcpy(codes, row, cols * 2);
+    else
+        pack_plain(layout, dtype, row, cols, codes, scratch);
+}

@@ -1,0 +1,46 @@
+#pragma once
+// How matrices lie in the GPU's memory: planes of rows, so that a warp reads neighbouring bytes. Codes of the quantised
+// layouts stand apart from their scales, one f16 a group of 32 columns:
+//
+//   I8      codes i8 [rows, cols]                          value = scale * code
+//   U4      codes [rows, cols / 2]: byte i of a group      value = scale * (code - 8)
+//           holds columns i (low nibble) and i + 16
+//   U4_MIN  as U4, and minima f16                          value = scale * code - minimum
+//
+// q4_k has scales of more bits than f16: they are rounded, which costs a relative 2^-11 at most.
+
+#include "kernel/ops.h"
+
+enum ew_cuda_layout { // as in ptx/gpu.h
+    EW_CUDA_F32,
+    EW_CUDA_F16,
+    EW_CUDA_BF16,
+    EW_CUDA_I8,
+    EW_CUDA_U4,
+    EW_CUDA_U4_MIN,
+    EW_CUDA_LAYOUT_COUNT
+};
+
+#define EW_CUDA_GROUP 32
+
+struct ew_cuda_matrix {
+    enum ew_cuda_layout layout;
+    uint32_t rows, cols;
+    uint64_t codes, scales, mins; // addresses; 0 where unused
+};
+
+const char *ew_cuda_layout_name(enum ew_cuda_layout layout);
+// The layout for rows of a file type; *exact is false where the type is expanded. `reference`: f32 always.
+enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool reference, bool *exact);
+// Bytes of one row in each plane.
+uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols);
+uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols);
+uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols);
+// Converts one row as the file has it. `scratch` holds cols floats.
+void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
+                      uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch);
+
+static inline bool ew_cuda_layout_is_quantised(enum ew_cuda_layout layout)
+{
+    return layout >= EW_CUDA_I8;
+}

@@ -1,0 +1,249 @@
+// Attention over paged caches. A cache block holds, for each layer and KV head, the keys of its tokens and then their
+// values, in f16 or f32.
+
+#include "gpu.h"
+
+#define WARPS 4   // of a block, which share the keys of one token, KV head and split
+#define DIMS_MAX 256
+#define LANE_DIMS (DIMS_MAX / 32)
+
+struct cache {
+    u8 *data;
+    u64 block_bytes, layer_at, head_bytes; // layer_at: of the op's layer in a block
+    u32 block_tokens;
+};
+
+INLINE float element(const u8 *row, u32 i, u32 is_f32)
+{
+    return is_f32 ? ((const float *)row)[i] : f32_of_f16(((const u16 *)row)[i]);
+}
+
+INLINE void put(u8 *row, u32 i, float x, u32 is_f32)
+{
+    if (is_f32)
+        ((float *)row)[i] = x;
+    else
+        ((u16 *)row)[i] = f16_of_f32(x);
+}
+
+// Keys and values of the step's tokens into their blocks: a block of threads a token and KV head. table_at is the place
+// of each sequence's table in `tables`.
+KERNEL append(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *k,
+              u32 k_stride, u32 k_dim, const float *v, u32 v_stride, u32 v_dim, const u32 *token_seq,
+              const u32 *token_index, const u32 *table_at, const i32 *tables)
+{
+    u32 token = BLOCK_X, head = BLOCK_Y, index = token_index[token], size = is_f32 ? 4 : 2;
+    i32 block = tables[table_at[token_seq[token]] + index / block_tokens];
+    u8 *tile = data + (u64)block * block_bytes + layer_at + head * head_bytes;
+    u8 *k_row = tile + (u64)(index % block_tokens) * k_dim * size;
+    u8 *v_row = tile + (u64)block_tokens * k_dim * size + (u64)(index % block_tokens) * v_dim * size;
+
+    k += (u64)token * k_stride + head * k_dim;
+    v += (u64)token * v_stride + head * v_dim;
+    for (u32 i = THREAD; i < k_dim; i += N_THREADS)
+        put(k_row, i, k[i], is_f32);
+    for (u32 i = THREAD; i < v_dim; i += N_THREADS)
+        put(v_row, i, v[i], is_f32);
+}
+
+struct mask {
+    u32 window, chunk, bidirectional;
+};
+
+INLINE void visible(const struct mask *mask, u32 index, u32 total, u32 *begin, u32 *end)
+{
+    *begin = 0;
+    *end = index + 1;
+    if (mask->bidirectional) {
+        *end = mask->window ? min_u32(total, index + mask->window / 2 + 1) : total;
+        *begin = mask->window && index > mask->window / 2 ? index - mask->window / 2 : 0;
+        return;
+    }
+    if (mask->window && index >= mask->window)
+        *begin = index + 1 - mask->window;
+    if (mask->chunk)
+        *begin = max_u32(*begin, index / mask->chunk * mask->chunk);
+}
+
+static SHARED float g_q[8 * DIMS_MAX] __attribute__((aligned(16)));
+static SHARED float g_p[WARPS][8][32];
+static SHARED float g_max[WARPS][8], g_sum[WARPS][8];
+static SHARED float g_acc[WARPS][8][DIMS_MAX];
+
+INLINE float dot_f16(const u8 *row, SHARED const float *q, u32 dim)
+{
+    float sum = 0;
+
+    for (u32 i = 0; i < dim; i += 8) {
+        u32x4 v = *(const u32x4 *)(row + i * 2);
+        f32x4 a = *(SHARED const f32x4 *)(q + i), b = *(SHARED const f32x4 *)(q + i + 4);
+
+        sum += low_f16(v.x) * a.x + high_f16(v.x) * a.y + low_f16(v.y) * a.z + high_f16(v.y) * a.w +
+               low_f16(v.z) * b.x + high_f16(v.z) * b.y + low_f16(v.w) * b.z + high_f16(v.w) * b.w;
+    }
+    return sum;
+}
+
+INLINE float dot_any(const u8 *row, SHARED const float *q, u32 dim, u32 is_f32)
+{
+    float sum = 0;
+
+    for (u32 i = 0; i < dim; i++)
+        sum += element(row, i, is_f32) * q[i];
+    return sum;
+}
+
+// A block: one token, up to G query heads of one KV head, one share of the keys. A lane takes a key for the scores, and
+// dimensions of the values; the warps' results are joined at the end, those of the splits by `attention_join`.
+INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q, u32 k_dim, u32 v_dim, u32 n_heads,
+                   u32 first_head, u32 used, const i32 *table, u32 begin, u32 end, float scale, float cap,
+                   const float *alibi, u32 index, float *out, float *partial)
+{
+    u32 warp = THREAD / 32, lane = THREAD % 32, size = is_f32 ? 4 : 2;
+    float max[8], sum[8], acc[8][LANE_DIMS];
+
+    UNROLL
+    for (u32 g = 0; g < G; g++) {
+        max[g] = NEG_INFINITY;
+        sum[g] = 0;
+        UNROLL
+        for (u32 i = 0; i < LANE_DIMS; i++)
+            acc[g][i] = 0;
+    }
+    for (u32 i = THREAD; i < used * k_dim; i += WARPS * 32)
+        g_q[i / k_dim * DIMS_MAX + i % k_dim] = q[i] * scale;
+    __syncthreads();
+    for (u32 at = begin + warp * 32; at < end; at += WARPS * 32) {
+        u32 key = min_u32(at + lane, end - 1), n = min_u32(end - at, 32);
+        const u8 *row = cache->data + (u64)table[key / cache->block_tokens] * cache->block_bytes + cache->layer_at +
+                        (u64)(key % cache->block_tokens) * k_dim * size;
+
+        UNROLL
+        for (u32 g = 0; g < G; g++) {
+            float score = NEG_INFINITY, top, factor;
+
+            if (g < used && lane < n) {
+                score = !is_f32 && k_dim % 8 == 0 ? dot_f16(row, g_q + g * DIMS_MAX, k_dim)
+                                                  : dot_any(row, g_q + g * DIMS_MAX, k_dim, is_f32);
+                if (cap > 0)
+                    score = cap * tanh_f32(score / cap);
+                if (alibi)
+                    score -= alibi[first_head + g] * abs_f32((float)index - (float)key);
+            }
+            top = max_f32(max[g], warp_max(score));
+            factor = max[g] == top ? 1 : exp_f32(max[g] - top);
+            score = g < used ? exp_f32(score - top) : 0;
+            sum[g] = sum[g] * factor + warp_sum(score);
+            max[g] = top;
+            g_p[warp][g][lane] = score;
+            UNROLL
+            for (u32 i = 0; i < LANE_DIMS; i++)
+                acc[g][i] *= factor;
+        }
+        asm volatile("bar.warp.sync -1;" ::: "memory");
+        for (u32 j = 0; j < n; j++) {
+            u32 index_of = at + j;
+            const u8 *v = cache->data + (u64)table[index_of / cache->block_tokens] * cache->block_bytes +
+                          cache->layer_at + (u64)cache->block_tokens * k_dim * size +
+                          (u64)(index_of % cache->block_tokens) * v_dim * size;
+
+            UNROLL
+            for (u32 i = 0; i < LANE_DIMS; i++) {
+                if (i * 32 < v_dim) {
+                    float x = i * 32 + lane < v_dim ? element(v, i * 32 + lane, is_f32) : 0;
+
+                    UNROLL
+                    for (u32 g = 0; g < G; g++)
+                        acc[g][i] += g_p[warp][g][j] * x;
+                }
+            }
+        }
+        asm volatile("bar.warp.sync -1;" ::: "memory");
+    }
+    UNROLL
+    for (u32 g = 0; g < G; g++) {
+        g_max[warp][g] = max[g];
+        g_sum[warp][g] = sum[g];
+        UNROLL
+        for (u32 i = 0; i < LANE_DIMS; i++)
+            if (i * 32 < v_dim)
+                g_acc[warp][g][i * 32 + lane] = acc[g][i];
+    }
+    __syncthreads();
+    for (u32 i = THREAD; i < used * v_dim; i += WARPS * 32) {
+        u32 g = i / v_dim, d = i % v_dim;
+        float top = NEG_INFINITY, total = 0, value = 0;
+
+        for (u32 w = 0; w < WARPS; w++)
+            top = max_f32(top, g_max[w][g]);
+        for (u32 w = 0; w < WARPS && top > NEG_INFINITY; w++) {
+            float factor = exp_f32(g_max[w][g] - top);
+
+            total += g_sum[w][g] * factor;
+            value += g_acc[w][g][d] * factor;
+        }
+        if (partial) {
+            partial[g * (v_dim + 2) + 2 + d] = value;
+            if (d == 0) {
+                partial[g * (v_dim + 2)] = top;
+                partial[g * (v_dim + 2) + 1] = total;
+            }
+        } else {
+            out[i] = total > 0 ? value / total : 0;
+        }
+    }
+}
+
+// Grid: token, KV head and run of G heads, split. partial: [token][head][split][v_dim + 2], or NULL with one split.
+#define DEFINE(name, G)                                                                                                \
+    KERNEL name(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *q,  \
+                u32 q_stride, float *out, u32 out_stride, u32 k_dim, u32 v_dim, u32 n_heads, u32 n_kv_heads,            \
+                float scale, float cap, const float *alibi, u32 window, u32 chunk, u32 bidirectional,                  \
+                const float *token_scale, const u32 *token_seq, const u32 *token_index, const u32 *seq_total,          \
+                const u32 *table_at, const i32 *tables, float *partial)                                                \
+    {                                                                                                                  \
+        u32 token = BLOCK_X, per_kv = n_heads / n_kv_heads, runs = (per_kv + G - 1) / G, kv = BLOCK_Y / runs;           \
+        u32 in_kv = BLOCK_Y % runs * G, head = kv * per_kv + in_kv, used = min_u32(per_kv - in_kv, G);                  \
+        u32 seq = token_seq[token], index = token_index[token], begin, end, share;                                     \
+        struct cache cache = {data, block_bytes, layer_at + kv * head_bytes, head_bytes, block_tokens};                \
+        struct mask mask = {window, chunk, bidirectional};                                                             \
+                                                                                                                       \
+        visible(&mask, index, seq_total[seq], &begin, &end);                                                           \
+        share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z;                                                           \
+        share = (share + 31) / 32 * 32;                                                                                \
+        begin = min_u32(begin + BLOCK_Z * share, end);                                                                 \
+        end = min_u32(begin + share, end);                                                                             \
+        if (partial)                                                                                                   \
+            partial += (((u64)token * (n_kv_heads * runs) + BLOCK_Y) * N_BLOCKS_Z + BLOCK_Z) * G * (v_dim + 2);         \
+        attend(G, &cache, is_f32, q + (u64)token * q_stride + head * k_dim, k_dim, v_dim, n_heads, head, used,          \
+               tables + table_at[seq], begin, end, scale * (token_scale ? token_scale[token] : 1), cap, alibi, index,   \
+               out + (u64)token * out_stride + head * v_dim, partial);                                                 \
+    }
+
+DEFINE(attention_1, 1)
+DEFINE(attention_4, 4)
+DEFINE(attention_8, 8)
+
+// Joins the splits and adds the sink's share of the softmax. Grid: token, head.
+KERNEL attention_join(float *out, u32 out_stride, u32 v_dim, const float *partial, u32 n_splits, u32 g, u32 n_heads,
+                      u32 n_kv_heads, const float *sinks)
+{
+    u32 token = BLOCK_X, head = BLOCK_Y, per_kv = n_heads / n_kv_heads, runs = (per_kv + g - 1) / g;
+    u32 run = head / per_kv * runs + head % per_kv / g, in_run = head % per_kv % g, width = v_dim + 2;
+    const float *first = partial + (((u64)token * (n_kv_heads * runs) + run) * n_splits * g + in_run) * width;
+    u64 step = (u64)g * width;
+    float top = sinks ? sinks[head] : NEG_INFINITY, total;
+
+    for (u32 s = 0; s < n_splits; s++)
+        top = max_f32(top, first[s * step]);
+    total = sinks ? exp_f32(sinks[head] - top) : 0;
+    for (u32 s = 0; s < n_splits; s++)
+        total += first[s * step + 1] * exp_f32(first[s * step] - top);
+    for (u32 d = THREAD; d < v_dim; d += N_THREADS) {
+        float value = 0;
+
+        for (u32 s = 0; s < n_splits; s++)
+            value += first[s * step + 2 + d] * exp_f32(first[s * step] - top);
+        out[(u64)token * out_stride + head * v_dim + d] = total > 0 ? value / total : 0;
+    }
+}

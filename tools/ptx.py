@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Compiles the GPU kernels of src/kernel/cuda/ptx to PTX: ptx.py [--check].
+
+The PTX stays in the tree, so that a machine without clang-19 builds the program, too. --check writes nothing: it demands that the
+same clang gives the same PTX, that version and target are those of the tier, and, where there is a ptxas, that every kernel
+assembles for every architecture without a stack frame or spills. It prints "pass: ...", "fail: ..." and "skip: ..." lines.
+"""
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import source
+
+FOLDER = source.ROOT / "src/kernel/cuda/ptx"
+COMPILER = "clang-19"
+VERSION, TARGET, FEATURE = "7.4", "sm_80", "+ptx74"  # the oldest driver and GPU that we serve
+ARCHITECTURES = ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"]
+# Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
+THREADS = {"gemm": 256, "linear": 256, "attention": 128}
+
+
+def compile_module(module):
+    command = [COMPILER, "--target=nvptx64-nvidia-cuda", f"-march={TARGET}", f"--cuda-feature={FEATURE}", "-ffreestanding", "-O3",
+               "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-S", "-o", "-", module.name]
+    text = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"^//.*\n", "", text, flags=re.M)  # the compiler's own name and version
+    threads = THREADS.get(module.stem)
+    return re.sub(r"(\.visible \.entry \w+\([^)]*\)\n)", rf"\1.maxntid {threads}, 1, 1\n", text) if threads else text
+
+
+def ptxas():
+    return shutil.which("ptxas") or shutil.which("/usr/local/cuda/bin/ptxas")
+
+
+def assemble(program, path, architecture):
+    """What is wrong with the module on one architecture, or None."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as out:
+        result = subprocess.run([program, "-v", "-arch", architecture, "-o", out.name, path], capture_output=True, text=True)
+    text = result.stdout + result.stderr
+    if result.returncode:
+        return text.strip()[-600:]
+    for kernel, frame, stores, loads in re.findall(
+            r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text):
+        if int(frame) or int(stores) or int(loads):
+            return f"{kernel} has {frame} bytes of stack, {stores} bytes of spills"
+    return None
+
+
+def check_module(module):
+    path = module.with_suffix(".ptx")
+    text = path.read_text() if path.exists() else ""
+    right = f".version {VERSION}\n" in text and f".target {TARGET}\n" in text
+    print(f"{'pass' if right else 'fail'}: {path.name} is PTX {VERSION} for {TARGET}")
+    if not shutil.which(COMPILER):
+        print(f"skip: {path.name} from its source: there is no {COMPILER}")
+    else:
+        same = compile_module(module) == text
+        print(f"{'pass' if same else 'fail'}: {path.name} is what {COMPILER} makes of {module.name}"
+              + ("" if same else " (python3 tools/ptx.py writes it anew)"))
+    if not ptxas():
+        print(f"skip: {path.name} on the architectures: there is no ptxas")
+        return
+    for architecture in ARCHITECTURES:
+        fault = assemble(ptxas(), path, architecture)
+        print(f"fail: {path.name} for {architecture}: {fault}" if fault else f"pass: {path.name} assembles for {architecture}")
+
+
+def main():
+    modules = sorted(FOLDER.glob("*.c"))
+    if sys.argv[1:] == ["--check"]:
+        for module in modules:
+            check_module(module)
+        return
+    with ThreadPoolExecutor(2) as pool:
+        for module, text in zip(modules, pool.map(compile_module, modules)):
+            module.with_suffix(".ptx").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
