@@ -25,7 +25,7 @@ THREADS = {"gemm": 256, "linear": 256, "attention": 128}
 
 def compile_module(module):
     command = [COMPILER, "--target=nvptx64-nvidia-cuda", f"-march={TARGET}", f"--cuda-feature={FEATURE}", "-ffreestanding", "-O3",
-               "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-S", "-o", "-", module.name]
+               "-ffp-contract=fast", f"-I{source.ROOT / 'src'}", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-S", "-o", "-", module.name]
     text = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
     text = re.sub(r"^//.*\n", "", text, flags=re.M)  # the compiler's own name and version
     threads = THREADS.get(module.stem)

@@ -86,8 +86,8 @@ extern const struct ew_backend_ops ew_backend_cpu, ew_backend_cuda;
 // "cpu" or "cuda": made, or EW_ERR_UNSUPPORTED or EW_ERR_DEVICE name what is missing.
 int ew_backend_create(const char *name, const struct ew_backend_config *config, struct ew_backend **out,
                       struct ew_error *err) EW_MUST_CHECK;
-// The same for one program and cache type, and "auto": CUDA where there is a GPU that can run it, else the CPU, with the
-// reason in the log.
+// The same for one program and cache type, and "auto": CUDA where there is a GPU that can run it, else the CPU, with
+// the reason in the log.
 int ew_backend_create_for(const char *name, const struct ew_backend_config *config, const struct ew_program *program,
                           enum ew_kv_dtype kv, struct ew_backend **out, struct ew_error *err) EW_MUST_CHECK;
 static inline void ew_backend_destroy(struct ew_backend *backend) { if (backend) backend->ops->destroy(backend); }

@@ -163,7 +163,8 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     for (uint32_t i = 0; i < program->n_ropes; i++) {
         uint64_t n_dims = program->ropes[i].n_dims, n_seqs = limits->n_seqs_max;
         uint64_t frequency = carve(carver, n_seqs * n_dims / 2 * sizeof(double));
-        uint64_t scale = carve(carver, n_seqs * sizeof(float)), table = carve(carver, n_tokens * n_dims * sizeof(float));
+        uint64_t scale = carve(carver, n_seqs * sizeof(float));
+        uint64_t table = carve(carver, n_tokens * n_dims * sizeof(float));
 
         if (tables) {
             work->ropes[i].frequency = frequency;

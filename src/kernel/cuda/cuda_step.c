@@ -103,7 +103,8 @@ static int launch_rope(struct launch *l)
 
 static int launch_rope_tables(struct launch *l)
 {
-    uint64_t position = batch_at(l, l->backend->work.batch.position), seq = batch_at(l, l->backend->work.batch.token_seq);
+    uint64_t position = batch_at(l, l->backend->work.batch.position);
+    uint64_t seq = batch_at(l, l->backend->work.batch.token_seq);
     int rc = 0;
 
     for (uint32_t i = 0; i < l->backend->program->n_ropes && rc == 0; i++) {
@@ -230,7 +231,8 @@ static int launch_quantise(struct launch *l)
 
     if (wants_gemm(m, l->n_rows))
         return 0;
-    return run(l, EW_CUDA_QUANTISE, (struct ew_cuda_grid){ceil_div(cols / EW_CUDA_GROUP, WIDE / 32), l->n_rows, 1, WIDE},
+    return run(l, EW_CUDA_QUANTISE,
+               (struct ew_cuda_grid){ceil_div(cols / EW_CUDA_GROUP, WIDE / 32), l->n_rows, 1, WIDE},
                ARGUMENTS(&work->q8_codes, &work->q8_scales, &work->q8_sums, &l->in, &l->in_stride, &cols));
 }
 
@@ -277,7 +279,8 @@ uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint3
         if (op->kind != EW_OP_ATTENTION)
             continue;
         s = share_heads(op);
-        blocks = (uint64_t)n_multiprocessors * BLOCKS_PER_SM + (uint64_t)EW_MIN(n_tokens_max, SPLIT_TOKENS_MAX) * s.blocks;
+        blocks = (uint64_t)n_multiprocessors * BLOCKS_PER_SM +
+                 (uint64_t)EW_MIN(n_tokens_max, SPLIT_TOKENS_MAX) * s.blocks;
         if (op->attention.sinks != EW_WEIGHT_NONE)
             blocks = EW_MAX(blocks, (uint64_t)n_tokens_max * s.blocks);
         floats = blocks * s.heads * (op->attention.v_dim + 2);
@@ -327,7 +330,8 @@ static int launch_attention(struct launch *l)
     uint64_t total = batch_at(l, batch->seq_total), tables = batch_at(l, batch->tables);
     uint64_t at = batch_at(l, batch->table_at) +
                   (uint64_t)op->attention.group * l->backend->limits.n_seqs_max * sizeof(uint32_t);
-    uint64_t scales = op->attention.q_scale_beta != 0 && op->attention.q_scale_floor ? batch_at(l, batch->token_scale) : 0;
+    bool grows = op->attention.q_scale_beta != 0 && op->attention.q_scale_floor;
+    uint64_t scales = grows ? batch_at(l, batch->token_scale) : 0;
     uint32_t is_f32 = cache->is_f32, n_heads = op->attention.n_heads, n_kv_heads = op->attention.n_kv_heads;
     uint32_t window = op->attention.window, chunk = op->attention.chunk;
     uint32_t bidirectional = op->attention.mask == EW_MASK_BIDIRECTIONAL;

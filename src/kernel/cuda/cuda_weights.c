@@ -120,7 +120,8 @@ static int load_slab(struct loading *loading, struct slab *slab, struct ew_error
     const struct ew_cuda_device *device = &loading->backend->device;
     const struct ew_cuda_matrix *matrix = slab->matrix;
     uint64_t cols = matrix->cols, code_bytes = ew_cuda_code_bytes(matrix->layout, cols);
-    uint64_t scale_bytes = ew_cuda_scale_bytes(matrix->layout, cols), min_bytes = ew_cuda_min_bytes(matrix->layout, cols);
+    uint64_t scale_bytes = ew_cuda_scale_bytes(matrix->layout, cols);
+    uint64_t min_bytes = ew_cuda_min_bytes(matrix->layout, cols);
     int rc;
 
     slab->codes = loading->slab;

@@ -1,7 +1,7 @@
 // Attention over paged caches. A cache block holds, for each layer and KV head, the keys of its tokens and then their
 // values, in f16 or f32.
 
-#include "gpu.h"
+#include "kernel/cuda/ptx/gpu.h"
 
 #define WARPS 4   // of a block, which share the keys of one token, KV head and split
 #define DIMS_MAX 256
@@ -195,29 +195,29 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
 }
 
 // Grid: token, KV head and run of G heads, split. partial: [token][head][split][v_dim + 2], or NULL with one split.
-#define DEFINE(name, G)                                                                                                \
-    KERNEL name(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *q,  \
-                u32 q_stride, float *out, u32 out_stride, u32 k_dim, u32 v_dim, u32 n_heads, u32 n_kv_heads,            \
-                float scale, float cap, const float *alibi, u32 window, u32 chunk, u32 bidirectional,                  \
-                const float *token_scale, const u32 *token_seq, const u32 *token_index, const u32 *seq_total,          \
-                const u32 *table_at, const i32 *tables, float *partial)                                                \
-    {                                                                                                                  \
-        u32 token = BLOCK_X, per_kv = n_heads / n_kv_heads, runs = (per_kv + G - 1) / G, kv = BLOCK_Y / runs;           \
-        u32 in_kv = BLOCK_Y % runs * G, head = kv * per_kv + in_kv, used = min_u32(per_kv - in_kv, G);                  \
-        u32 seq = token_seq[token], index = token_index[token], begin, end, share;                                     \
-        struct cache cache = {data, block_bytes, layer_at + kv * head_bytes, head_bytes, block_tokens};                \
-        struct mask mask = {window, chunk, bidirectional};                                                             \
+#define DEFINE(name, G) \
+    KERNEL name(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *q, \
+                u32 q_stride, float *out, u32 out_stride, u32 k_dim, u32 v_dim, u32 n_heads, u32 n_kv_heads, \
+                float scale, float cap, const float *alibi, u32 window, u32 chunk, u32 bidirectional, \
+                const float *token_scale, const u32 *token_seq, const u32 *token_index, const u32 *seq_total, \
+                const u32 *table_at, const i32 *tables, float *partial) \
+    { \
+        u32 token = BLOCK_X, per_kv = n_heads / n_kv_heads, runs = (per_kv + G - 1) / G, kv = BLOCK_Y / runs; \
+        u32 in_kv = BLOCK_Y % runs * G, head = kv * per_kv + in_kv, used = min_u32(per_kv - in_kv, G); \
+        u32 seq = token_seq[token], index = token_index[token], begin, end, share; \
+        struct cache cache = {data, block_bytes, layer_at + kv * head_bytes, head_bytes, block_tokens}; \
+        struct mask mask = {window, chunk, bidirectional}; \
                                                                                                                        \
-        visible(&mask, index, seq_total[seq], &begin, &end);                                                           \
-        share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z;                                                           \
-        share = (share + 31) / 32 * 32;                                                                                \
-        begin = min_u32(begin + BLOCK_Z * share, end);                                                                 \
-        end = min_u32(begin + share, end);                                                                             \
-        if (partial)                                                                                                   \
-            partial += (((u64)token * (n_kv_heads * runs) + BLOCK_Y) * N_BLOCKS_Z + BLOCK_Z) * G * (v_dim + 2);         \
-        attend(G, &cache, is_f32, q + (u64)token * q_stride + head * k_dim, k_dim, v_dim, n_heads, head, used,          \
-               tables + table_at[seq], begin, end, scale * (token_scale ? token_scale[token] : 1), cap, alibi, index,   \
-               out + (u64)token * out_stride + head * v_dim, partial);                                                 \
+        visible(&mask, index, seq_total[seq], &begin, &end); \
+        share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z; \
+        share = (share + 31) / 32 * 32; \
+        begin = min_u32(begin + BLOCK_Z * share, end); \
+        end = min_u32(begin + share, end); \
+        if (partial) \
+            partial += (((u64)token * (n_kv_heads * runs) + BLOCK_Y) * N_BLOCKS_Z + BLOCK_Z) * G * (v_dim + 2); \
+        attend(G, &cache, is_f32, q + (u64)token * q_stride + head * k_dim, k_dim, v_dim, n_heads, head, used, \
+               tables + table_at[seq], begin, end, scale * (token_scale ? token_scale[token] : 1), cap, alibi, index, \
+               out + (u64)token * out_stride + head * v_dim, partial); \
     }
 
 DEFINE(attention_1, 1)

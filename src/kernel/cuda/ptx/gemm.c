@@ -1,7 +1,7 @@
 // Products of a matrix with many rows of activations, on the tensor cores: tiles of BM tokens and 128 rows, 32 columns
 // at a time, weights decoded to f16 or bf16 on their way into shared memory, accumulation in f32.
 
-#include "gpu.h"
+#include "kernel/cuda/ptx/gpu.h"
 
 #define BN 128     // rows of the matrix
 #define BK 32      // columns
@@ -208,14 +208,14 @@ INLINE void gemm(u32 BM, u32 MT, u32 NT, u32 WN, u32 layout, const struct job *j
 
 // cols is a multiple of 32 and rows of x are 16-byte aligned. Blocks in x are tiles of tokens, so that those that run
 // side by side share the rows of the matrix.
-#define DEFINE(name, BM, MT, NT, WN, layout)                                                                           \
-    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales,           \
-                const u16 *mins, const float *bias, u32 rows, u32 cols, u32 n_tokens)                                  \
-    {                                                                                                                  \
-        struct job job = {out,      x,    bias, {codes, scales, mins}, out_stride, x_stride, rows, cols,               \
-                          n_tokens, BLOCK_X * BM, BLOCK_Y * BN};                                                       \
+#define DEFINE(name, BM, MT, NT, WN, layout) \
+    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales, \
+                const u16 *mins, const float *bias, u32 rows, u32 cols, u32 n_tokens) \
+    { \
+        struct job job = {out,      x,    bias, {codes, scales, mins}, out_stride, x_stride, rows, cols, \
+                          n_tokens, BLOCK_X * BM, BLOCK_Y * BN}; \
                                                                                                                        \
-        gemm(BM, MT, NT, WN, layout, &job);                                                                            \
+        gemm(BM, MT, NT, WN, layout, &job); \
     }
 
 DEFINE(gemm_f16_128, 128, 4, 4, 4, LAYOUT_F16)

@@ -1,7 +1,7 @@
 // Products of a matrix with few rows of activations: one warp a row of the matrix, which is read once. The limit is the
 // memory, so that every lane keeps several loads of 16 bytes in flight; activations come from the first cache.
 
-#include "gpu.h"
+#include "kernel/cuda/ptx/gpu.h"
 
 #define WARPS 8    // of a block
 #define TOKENS_MAX 8 // rows of activations of one call; more are further blocks in y
@@ -89,15 +89,15 @@ INLINE void linear_half(u32 N, u32 is_bf16, const struct product *p, u32 row, co
             finish(p, row, t, sum[t]);
 }
 
-#define DEFINE_HALF(name, N, is_bf16)                                                                                  \
-    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u16 *weight, const float *bias,         \
-                u32 rows, u32 cols, u32 n_tokens)                                                                      \
-    {                                                                                                                  \
-        u32 first = BLOCK_Y * N, row = BLOCK_X * WARPS + THREAD / 32;                                                   \
-        struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)};       \
+#define DEFINE_HALF(name, N, is_bf16) \
+    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u16 *weight, const float *bias, \
+                u32 rows, u32 cols, u32 n_tokens) \
+    { \
+        u32 first = BLOCK_Y * N, row = BLOCK_X * WARPS + THREAD / 32; \
+        struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)}; \
                                                                                                                        \
-        if (row < rows)                                                                                                \
-            linear_half(N, is_bf16, &p, row, x + (u64)first * x_stride, x_stride, weight + (u64)row * cols, cols);      \
+        if (row < rows) \
+            linear_half(N, is_bf16, &p, row, x + (u64)first * x_stride, x_stride, weight + (u64)row * cols, cols); \
     }
 
 DEFINE_HALF(linear_f16_1, 1, 0)
@@ -202,24 +202,24 @@ INLINE void linear_u4(u32 N, u32 has_min, const struct product *p, u32 row, cons
             finish(p, row, t, sum[t]);
 }
 
-#define Q8_ARGUMENTS                                                                                                   \
-    float *out, u32 out_stride, const i8 *x_codes, const float *x_scales, const float *x_sums, const u8 *weight,        \
+#define Q8_ARGUMENTS \
+    float *out, u32 out_stride, const i8 *x_codes, const float *x_scales, const float *x_sums, const u8 *weight, \
         const u16 *scales, const u16 *mins, const float *bias, u32 rows, u32 cols, u32 n_tokens
 
-#define DEFINE_Q8(name, N, call)                                                                                       \
-    KERNEL name(Q8_ARGUMENTS)                                                                                          \
-    {                                                                                                                  \
-        u32 first = BLOCK_Y * N, row = BLOCK_X * WARPS + THREAD / 32, n_groups = cols / 32;                             \
-        struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)};       \
-        struct q8 x = {x_codes + (u64)first * cols, x_scales + (u64)first * n_groups, x_sums + (u64)first * n_groups};  \
+#define DEFINE_Q8(name, N, call) \
+    KERNEL name(Q8_ARGUMENTS) \
+    { \
+        u32 first = BLOCK_Y * N, row = BLOCK_X * WARPS + THREAD / 32, n_groups = cols / 32; \
+        struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)}; \
+        struct q8 x = {x_codes + (u64)first * cols, x_scales + (u64)first * n_groups, x_sums + (u64)first * n_groups}; \
                                                                                                                        \
-        if (row < rows)                                                                                                \
-            call;                                                                                                      \
+        if (row < rows) \
+            call; \
     }
 
 #define I8(N) linear_i8(N, &p, row, &x, weight + (u64)row * cols, scales + (u64)row * n_groups, cols)
-#define U4(N, has_min)                                                                                                 \
-    linear_u4(N, has_min, &p, row, &x, weight + (u64)row * (cols / 2), scales + (u64)row * n_groups,                    \
+#define U4(N, has_min) \
+    linear_u4(N, has_min, &p, row, &x, weight + (u64)row * (cols / 2), scales + (u64)row * n_groups, \
               mins + (u64)row * n_groups, cols)
 
 DEFINE_Q8(linear_i8_1, 1, I8(1))

@@ -1,6 +1,6 @@
 // Kernels that work on rows of f32 one by one: lookup, norms, rotary positions, activations. One block a row.
 
-#include "gpu.h"
+#include "kernel/cuda/ptx/gpu.h"
 
 static SHARED float g_part[32];
 
@@ -91,7 +91,10 @@ KERNEL rope_table(float *out, const i32 *position, u32 n_tokens, const u32 *toke
 
     out += (u64)token * 2 * half;
     for (u32 i = THREAD; i < half; i += N_THREADS) {
-        u32 d = i < section0 || section0 == 0 ? 0 : i < section0 + section1 ? 1 : i < section0 + section1 + section2 ? 2 : 3;
+        u32 d = i < section0 || section0 == 0           ? 0
+                : i < section0 + section1               ? 1
+                : i < section0 + section1 + section2    ? 2
+                                                        : 3;
         double turns = (double)position[d * n_tokens + token] * frequency[(u64)seq * half + i];
         float s, c;
 
@@ -213,7 +216,8 @@ KERNEL gather(float *out, u32 out_stride, const float *in, u32 in_stride, const 
         out[row * out_stride + i] = in[source * in_stride + i];
 }
 
-// Rows to 8 bits, a scale a group of 32 columns: one warp a group. `sums` is the scale times the sum of a group's codes.
+// Rows to 8 bits, a scale a group of 32 columns: one warp a group. `sums` is the scale times the sum of a group's
+// codes.
 KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_stride, u32 width)
 {
     u32 group = BLOCK_X * (N_THREADS / 32) + THREAD / 32, lane = THREAD % 32, n_groups = width / 32;
