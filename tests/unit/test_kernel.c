@@ -269,6 +269,7 @@ static void quantised_activations(struct product *p, uint32_t cols)
     p->q8.q_stride = (cols + 63) / 64 * 64;
     p->q8.group_stride = p->q8.q_stride / EW_CPU_GROUP;
     p->q8.q = ew_alloc_aligned(MANY_ROWS * p->q8.q_stride);
+    p->q8.bf16 = ew_alloc_array(MANY_ROWS * p->q8.q_stride, sizeof(uint16_t));
     p->q8.scale = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
     p->q8.scaled_sum = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
     p->q8.sum = ew_alloc_array(2 * MANY_ROWS * p->q8.group_stride, sizeof(int16_t));
@@ -284,7 +285,7 @@ static void quantised_activations(struct product *p, uint32_t cols)
 
 static void product_free(struct product *p)
 {
-    void *pieces[] = {p->q8.q, p->q8.scale, p->q8.scaled_sum, p->q8.sum, p->alone, p->together, p->data};
+    void *pieces[] = {p->q8.q, p->q8.bf16, p->q8.scale, p->q8.scaled_sum, p->q8.sum, p->alone, p->together, p->data};
 
     for (size_t i = 0; i < EW_COUNT_OF(pieces); i++)
         ew_free(pieces[i]);
@@ -324,6 +325,7 @@ static void compare_alone_and_together(const struct ew_cpu_ops *ops, enum ew_cpu
         uint64_t first = (uint64_t)row * p.q8.group_stride;
 
         one.q = p.q8.q + (uint64_t)row * p.q8.q_stride;
+        one.bf16 = p.q8.bf16 + (uint64_t)row * p.q8.q_stride;
         one.scale = p.q8.scale + first, one.scaled_sum = p.q8.scaled_sum + first, one.sum = p.q8.sum + 2 * first;
         job.out = p.alone + (uint64_t)row * TILED_ROWS;
         for (uint32_t tile = 0; tile < 3; tile++)
@@ -348,10 +350,11 @@ static void test_rows_alone_and_together(void **state)
             continue;
         before = mask;
         ew_cpu_ops_init(&ops, mask);
-        for (int layout = EW_CPU_I8; layout < EW_CPU_LAYOUT_COUNT; layout++, n++) {
+        for (int layout = EW_CPU_F16_TILES; layout < EW_CPU_LAYOUT_COUNT; layout++, n++) {
             compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 256);
             compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1280); // two slabs, the second not full
-            if (ew_cpu_scale_groups(ew_cpu_layout_info((enum ew_cpu_layout)layout)->scale) == 1)
+            if (ew_cpu_layout_wants_bf16((enum ew_cpu_layout)layout) ||
+                ew_cpu_scale_groups(ew_cpu_layout_info((enum ew_cpu_layout)layout)->scale) == 1)
                 compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1120); // groups fill no batch of four
         }
     }
