@@ -8,14 +8,15 @@
 
 #define LIBRARY "libcuda.so.1"
 
-static const struct {
+struct function {
     const char *name;
-    size_t offset;
-} g_functions[] = {
-#define FUNCTION(name)                                                                                                 \
-    {                                                                                                                  \
-#name, offsetof(struct ew_cuda_driver, name)                                                                   \
-    }
+    size_t offset; // in struct ew_cuda_driver
+};
+
+#define FUNCTION(name) {#name, offsetof(struct ew_cuda_driver, name)}
+
+// What probing needs; without one of these there is no driver.
+static const struct function PROBING[] = {
     FUNCTION(cuInit),
     FUNCTION(cuDriverGetVersion),
     FUNCTION(cuGetErrorName),
@@ -27,14 +28,21 @@ static const struct {
     FUNCTION(cuDevicePrimaryCtxRetain),
     FUNCTION(cuCtxSetCurrent),
     FUNCTION(cuCtxSynchronize),
+    FUNCTION(cuMemAlloc_v2),
+    FUNCTION(cuMemcpyHtoD_v2),
+    FUNCTION(cuMemcpyDtoH_v2),
+    FUNCTION(cuModuleLoadData),
+    FUNCTION(cuModuleGetFunction),
+    FUNCTION(cuLaunchKernel),
+};
+
+// What computing needs beyond that.
+static const struct function COMPUTING[] = {
     FUNCTION(cuDevicePrimaryCtxRelease_v2),
     FUNCTION(cuMemGetInfo_v2),
-    FUNCTION(cuMemAlloc_v2),
     FUNCTION(cuMemFree_v2),
     FUNCTION(cuMemHostAlloc),
     FUNCTION(cuMemFreeHost),
-    FUNCTION(cuMemcpyHtoD_v2),
-    FUNCTION(cuMemcpyDtoH_v2),
     FUNCTION(cuMemcpyHtoDAsync_v2),
     FUNCTION(cuMemcpyDtoHAsync_v2),
     FUNCTION(cuMemcpyDtoDAsync_v2),
@@ -47,33 +55,56 @@ static const struct {
     FUNCTION(cuGraphLaunch),
     FUNCTION(cuGraphExecDestroy),
     FUNCTION(cuGraphDestroy),
-    FUNCTION(cuModuleLoadData),
     FUNCTION(cuModuleLoadDataEx),
     FUNCTION(cuModuleUnload),
-    FUNCTION(cuModuleGetFunction),
-    FUNCTION(cuLaunchKernel),
-#undef FUNCTION
 };
+
+#undef FUNCTION
+
+static void find(struct ew_cuda_driver *driver, const struct function *functions, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        void *symbol = dlsym(driver->library, functions[i].name);
+
+        memcpy((char *)driver + functions[i].offset, &symbol, sizeof(symbol));
+    }
+}
+
+static int check(const struct ew_cuda_driver *driver, const struct function *functions, size_t n, struct ew_error *err)
+{
+    for (size_t i = 0; i < n; i++) {
+        void *symbol;
+
+        memcpy(&symbol, (const char *)driver + functions[i].offset, sizeof(symbol));
+        if (symbol)
+            continue;
+        ew_fail(err, EW_ERR_DEVICE, "the NVIDIA driver's %s has no %s", LIBRARY, functions[i].name);
+        return ew_remedy(err, EW_ERR_DEVICE, "It is older than CUDA 11.4 or damaged: install a newer driver");
+    }
+    return EW_OK;
+}
 
 int ew_cuda_driver_open(struct ew_cuda_driver *driver, struct ew_error *err)
 {
+    int rc;
+
     *driver = (struct ew_cuda_driver){.library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL)};
     if (!driver->library) {
         ew_fail(err, EW_ERR_DEVICE, "no NVIDIA driver: %s", dlerror());
         return ew_remedy(err, EW_ERR_DEVICE,
                          "Install the driver; in a container, start it with the GPU (--runtime nvidia or --gpus all)");
     }
-    for (size_t i = 0; i < EW_COUNT_OF(g_functions); i++) {
-        void *symbol = dlsym(driver->library, g_functions[i].name);
+    find(driver, PROBING, EW_COUNT_OF(PROBING));
+    find(driver, COMPUTING, EW_COUNT_OF(COMPUTING));
+    rc = check(driver, PROBING, EW_COUNT_OF(PROBING), err);
+    if (rc)
+        ew_cuda_driver_close(driver);
+    return rc;
+}
 
-        if (!symbol) {
-            ew_cuda_driver_close(driver);
-            ew_fail(err, EW_ERR_DEVICE, "the NVIDIA driver's %s has no %s", LIBRARY, g_functions[i].name);
-            return ew_remedy(err, EW_ERR_DEVICE, "It is older than CUDA 11.4 or damaged: install a newer driver");
-        }
-        memcpy((char *)driver + g_functions[i].offset, &symbol, sizeof(symbol));
-    }
-    return EW_OK;
+int ew_cuda_driver_can_compute(const struct ew_cuda_driver *driver, struct ew_error *err)
+{
+    return check(driver, COMPUTING, EW_COUNT_OF(COMPUTING), err);
 }
 
 void ew_cuda_driver_close(struct ew_cuda_driver *driver)

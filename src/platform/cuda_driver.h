@@ -71,6 +71,8 @@ struct ew_cuda_driver {
 
 // EW_ERR_DEVICE with the reason and the remedy: no library, a stub, a missing function. Loading makes no driver call.
 int ew_cuda_driver_open(struct ew_cuda_driver *driver, struct ew_error *err) EW_MUST_CHECK;
+// Whether the driver has what computing needs beyond probing; otherwise the error names what is missing.
+int ew_cuda_driver_can_compute(const struct ew_cuda_driver *driver, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_driver_close(struct ew_cuda_driver *driver);
 // "CUDA_ERROR_NO_DEVICE (100)" into text.
 void ew_cuda_error_name(const struct ew_cuda_driver *driver, int error, char *text, size_t size);

@@ -1,8 +1,10 @@
 """`run`: sampling, streaming, interruption, limits."""
+import ctypes
 import json
 import signal
 import subprocess
 
+import pytest
 import support
 
 PROMPT = "How do I list files by size?"
@@ -107,3 +109,14 @@ def test_peak_memory_is_weights_and_caches():
     cache = 24 * 2 * 2 * 64 * 2 * context  # layers, K and V, KV heads, head size, f16
     peak = peak_bytes("-m", "synthetic:0.6b:q4_0", "--ids", "1 2 3", "-n", 2, "--ctx", context)
     assert peak <= (speed["weight_bytes"] + cache) * 1.05 + 64e6
+
+
+def test_without_a_gpu_cuda_fails_and_auto_takes_the_cpu():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        pytest.skip("there is an NVIDIA driver here")
+    except OSError:
+        pass
+    result = support.run("run", "-m", "demo", "--backend", "cuda", "-p", PROMPT, "-n", 1)
+    assert result.returncode == 1 and b"no NVIDIA driver" in result.stderr
+    assert "cpu" in answer("-n", 1, "--backend", "auto")["backend"]

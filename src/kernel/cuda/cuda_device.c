@@ -146,6 +146,8 @@ int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err)
     int rc = ew_cuda_driver_open(&device->driver, err);
 
     if (rc == 0)
+        rc = ew_cuda_driver_can_compute(&device->driver, err);
+    if (rc == 0)
         rc = find_device(device, err);
     if (rc == 0)
         rc = ew_cuda_check(device, device->driver.cuDevicePrimaryCtxRetain(&device->context, device->device),
