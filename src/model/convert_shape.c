@@ -54,6 +54,8 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
     char key[KEY_BYTES];
     double value;
 
+    if (!convert->shape->n_experts && ew_str_starts(ew_str_of(field->name), "route_"))
+        return EW_OK; // a dense model has no routes to speak of
     if (node && (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)) {
         full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);
         return ew_gguf_write_bool(
