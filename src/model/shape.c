@@ -341,8 +341,11 @@ static int finish_experts(struct ew_shape *shape, struct ew_error *err)
 {
     uint32_t n = shape->n_experts, groups = shape->route_groups;
 
-    if (!n)
+    if (!n) { // whatever the family says of experts does not matter: equal models have equal shapes
+        shape->route_normalise = false;
+        shape->route_scale = 1;
         return 0;
+    }
     if (!shape->expert_width)
         shape->expert_width = shape->common.ffn_width;
     if (!shape->shared_width && shape->n_shared)
