@@ -226,11 +226,15 @@ def stage_abi():
     return counts
 
 
+def stage_ptx():
+    return checks([sys.executable, "tools/ptx.py", "--check"])
+
+
 STAGES = {
     "tidy": stage_tidy, "abi": stage_abi, "unit": stage_unit, "python": stage_python, "asan": stage_asan, "ubsan": stage_ubsan,
-    "tsan": stage_tsan, "arm64": stage_arm64,
+    "tsan": stage_tsan, "arm64": stage_arm64, "ptx": stage_ptx,
 }
-DEFAULT_STAGES = ["tidy", "abi", "unit", "python", "asan", "tsan", "arm64"]  # asan has UBSan in it too
+DEFAULT_STAGES = ["tidy", "abi", "ptx", "unit", "python", "asan", "tsan", "arm64"]  # asan has UBSan in it too
 
 
 def main():
