@@ -25,7 +25,7 @@ struct speed {
     const struct ew_speed_options *options;
     struct ew_speed *out;
     uint32_t n_vocab;
-    int32_t *ids; // [max(n_prompt, depth) + 1] random; all sequences get the same but for the first
+    int32_t *ids;   // [max(n_prompt, depth) + 1] random; all sequences get the same but for the first
     double *itl_ms; // [repeats * n_gen]
     uint32_t n_itl;
 };
@@ -281,8 +281,8 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
         rc = measure(&s, err);
     if (rc == 0)
         describe(&s, model, &adapted);
-    ew_engine_destroy(s.engine); // makes room for the bandwidth's buffer
-    if (rc == 0)
+    ew_engine_destroy(s.engine);                     // makes room for the bandwidth's buffer
+    if (rc == 0 && strcmp(out->backend, "cpu") == 0) // the host's memory is no limit of a GPU
         rc = ew_bandwidth_read(out->n_threads, &out->limit_gb_s, err);
     if (rc == 0)
         summarise(&s);

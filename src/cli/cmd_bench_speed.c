@@ -36,12 +36,14 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
         "\"depth\": %u, \"batch\": %u, \"prefill_tok_s\": %.6g, \"decode_tok_s\": %.6g, \"ttft_ms\": %.6g, ",
         speed->n_threads, (unsigned long long)speed->weight_bytes, g_kv_names[config->kv], options->n_prompt,
         options->n_gen, options->depth, options->batch, speed->prefill_tok_s, speed->decode_tok_s, speed->ttft_ms);
-    ew_buf_printf(
-        &json,
-        "\"itl_ms\": {\"p50\": %.6g, \"p95\": %.6g, \"p99\": %.6g}, \"weight_gb_s\": %.6g, \"limit_gb_s\": %.6g, "
-        "\"limit_pct\": %.4g, \"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": ",
-        speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99, speed->weight_gb_s, speed->limit_gb_s,
-        speed->limit_pct, (unsigned long long)speed->peak_bytes, speed->load_s);
+    ew_buf_printf(&json, "\"itl_ms\": {\"p50\": %.6g, \"p95\": %.6g, \"p99\": %.6g}, \"weight_gb_s\": %.6g, ",
+                  speed->itl_ms_p50, speed->itl_ms_p95, speed->itl_ms_p99, speed->weight_gb_s);
+    if (speed->limit_gb_s > 0)
+        ew_buf_printf(&json, "\"limit_gb_s\": %.6g, \"limit_pct\": %.4g, ", speed->limit_gb_s, speed->limit_pct);
+    else
+        ew_buf_append_str(&json, EW_STR("\"limit_gb_s\": null, \"limit_pct\": null, "));
+    ew_buf_printf(&json, "\"peak_memory_bytes\": %llu, \"load_s\": %.6g, \"joules_per_token\": ",
+                  (unsigned long long)speed->peak_bytes, speed->load_s);
     if (speed->joules_source)
         ew_buf_printf(&json, "%.6g", speed->joules_per_token);
     else
@@ -69,8 +71,11 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
     printf("  decode   %10.1f tok/s   %u tokens from a context of %u, a step %.2f ms (p95 %.2f, p99 %.2f)\n",
            speed->decode_tok_s, options->n_gen, options->depth, speed->itl_ms_p50, speed->itl_ms_p95,
            speed->itl_ms_p99);
-    printf("  weights  %10.1f GB/s    %.0f %% of the %.1f GB/s that this machine reads its memory with\n",
-           speed->weight_gb_s, speed->limit_pct, speed->limit_gb_s);
+    printf("  weights  %10.1f GB/s", speed->weight_gb_s);
+    if (speed->limit_gb_s > 0)
+        printf("    %.0f %% of the %.1f GB/s that this machine reads its memory with", speed->limit_pct,
+               speed->limit_gb_s);
+    printf("\n");
     printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s\n",
            (double)speed->peak_bytes / mib, (double)speed->weight_bytes / mib, speed->load_s);
     if (speed->joules_source)
