@@ -243,6 +243,31 @@ static void load_tile(const struct job *job, const struct ew_batch_seq *seq, con
     }
 }
 
+static void ask_for(const uint8_t *from, uint64_t bytes)
+{
+    for (uint64_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(from + i, 0, 2);
+}
+
+// Asks memory for the keys [begin, end) ahead of time: blocks lie anywhere, so that no hardware foresees them.
+static void ask_for_tile(const struct job *job, const struct ew_batch_seq *seq, const struct tile_item *item,
+                         uint32_t begin, uint32_t end)
+{
+    const struct ew_cpu_cache *cache = job->cache;
+    uint64_t element = ew_cpu_kv_bytes(cache->dtype);
+
+    while (begin < end && !seq->no_cache) {
+        uint32_t in_block = begin % cache->block_tokens, n = EW_MIN(end - begin, cache->block_tokens - in_block);
+        struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(
+            cache, seq->blocks[job->op->attention.group][begin / cache->block_tokens], job->op->attention.cache_layer,
+            item->kv_head);
+
+        ask_for(tile.k + in_block * cache->k_dim * element, n * cache->k_dim * element);
+        ask_for(tile.v + in_block * cache->v_dim * element, n * cache->v_dim * element);
+        begin += n;
+    }
+}
+
 // The scores of one query and head become shares relative to the largest score so far.
 static void weigh_row(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin,
                       uint32_t n)
@@ -332,6 +357,7 @@ static void attend_item(const struct job *job, const struct ew_cpu_query *query,
         uint32_t tile_end = EW_MIN((at / TILE_KEYS + 1) * TILE_KEYS, all.end);
 
         load_tile(job, seq, &item, at, tile_end);
+        ask_for_tile(job, seq, &item, tile_end, EW_MIN(tile_end + TILE_KEYS, all.end));
         attend_keys(job, &item, query, at, tile_end);
     }
     end_item(job, query, &item);
