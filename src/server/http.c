@@ -123,7 +123,7 @@ static bool is_known_method(struct ew_str method)
 static bool parse_target(struct ew_str target, struct ew_http_head *out, struct ew_http_fault *fault)
 {
     for (size_t i = 0; i < target.len; i++)
-        if (target.ptr[i] <= ' ' || target.ptr[i] == '\x7f') // chars above 0x7f are negative: refused, too
+        if ((unsigned char)target.ptr[i] <= ' ' || (unsigned char)target.ptr[i] >= 0x7f)
             return refuse(fault, 400, "the target of the request holds bytes that no URL may hold");
     if (target.len > 7 && strncasecmp(target.ptr, "http://", 7) == 0) { // as sent to proxies; the host does not matter
         const char *slash = memchr(target.ptr + 7, '/', target.len - 7);

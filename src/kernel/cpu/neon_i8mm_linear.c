@@ -45,12 +45,15 @@ VEC_INLINE void unpack_codes(struct form form, const uint8_t *codes, uint32_t ro
 // Groups [first, first + n) of a tile.
 VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)
 {
+    struct factors factors;
+
     for (uint32_t i = 0; i < n; i++) {
         const uint8_t *codes = tile->codes + (uint64_t)(first + i) * code_bytes(form);
 
+        open_super(form, tile->scales, first + i, &factors);
 #pragma GCC unroll 4
         for (uint32_t row = 0; row < EW_CPU_TILE_ROWS; row += VF) {
-            struct scales s = load_scales(form, tile->scales, first + i, row);
+            struct scales s = load_scales(form, tile->scales, &factors, first + i, row);
 
             vf_store(slab->scales[i][0] + row, s.first);
             if (has_halves(form.scale))
