@@ -112,7 +112,7 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
     }
     for (u32 i = THREAD; i < used * k_dim; i += WARPS * 32)
         g_q[i / k_dim * DIMS_MAX + i % k_dim] = q[i] * scale;
-    __syncthreads();
+    block_sync();
     for (u32 at = begin + warp * 32; at < end; at += WARPS * 32) {
         u32 key = min_u32(at + lane, end - 1), n = min_u32(end - at, 32);
         const u8 *row = cache->data + (u64)table[key / cache->block_tokens] * cache->block_bytes + cache->layer_at +
@@ -140,7 +140,7 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
             for (u32 i = 0; i < LANE_DIMS; i++)
                 acc[g][i] *= factor;
         }
-        asm volatile("bar.warp.sync -1;" ::: "memory");
+        warp_sync();
         for (u32 j = 0; j < n; j++) {
             u32 index_of = at + j;
             const u8 *v = cache->data + (u64)table[index_of / cache->block_tokens] * cache->block_bytes +
@@ -158,7 +158,7 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
                 }
             }
         }
-        asm volatile("bar.warp.sync -1;" ::: "memory");
+        warp_sync();
     }
     UNROLL
     for (u32 g = 0; g < G; g++) {
@@ -169,7 +169,7 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
             if (i * 32 < v_dim)
                 g_acc[warp][g][i * 32 + lane] = acc[g][i];
     }
-    __syncthreads();
+    block_sync();
     for (u32 i = THREAD; i < used * v_dim; i += WARPS * 32) {
         u32 g = i / v_dim, d = i % v_dim;
         float top = NEG_INFINITY, total = 0, value = 0;

@@ -12,25 +12,12 @@
 static SHARED u16 g_a[2][BM_MAX * PITCH] __attribute__((aligned(16)));
 static SHARED u16 g_b[2][BN * PITCH] __attribute__((aligned(16)));
 
-INLINE void ldmatrix4(u32 *r, SHARED const u16 *p)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"((u32)(u64)p));
-}
-
 INLINE void mma(u32 is_bf16, float *c, const u32 *a, u32 b0, u32 b1)
 {
     if (is_bf16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-                     "{%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        mma_bf16(c, a, b0, b1);
     else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-                     "{%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        mma_f16(c, a, b0, b1);
 }
 
 struct job {
@@ -192,7 +179,7 @@ INLINE void gemm(u32 BM, u32 MT, u32 NT, u32 WN, u32 layout, const struct job *j
     fetch_b(layout, job, 0, &staged);
     store_a(BM, layout, 0, &staged);
     store_b(layout, 0, &staged);
-    __syncthreads();
+    block_sync();
     for (u32 k = BK; k < job->cols; k += BK) {
         fetch_a(BM, job, k, &staged);
         fetch_b(layout, job, k, &staged);
@@ -200,7 +187,7 @@ INLINE void gemm(u32 BM, u32 MT, u32 NT, u32 WN, u32 layout, const struct job *j
         buffer ^= 1;
         store_a(BM, layout, buffer, &staged);
         store_b(layout, buffer, &staged);
-        __syncthreads();
+        block_sync();
     }
     multiply(MT, NT, WN, layout == LAYOUT_BF16, buffer, acc);
     store_out(MT, NT, WN, job, acc);

@@ -1,29 +1,8 @@
 #pragma once
-// What freestanding C for the GPU lacks: names for the hardware's registers and instructions, and the few functions of
-// mathematics that the kernels need. Accuracy of the latter: relative 1e-6 or absolute 2e-7, whichever is larger.
+// What freestanding C for the GPU lacks: the few functions of mathematics that the kernels need (relative 1e-6 or
+// absolute 2e-7, whichever is larger), and the layouts of weights.
 
-typedef unsigned char u8;
-typedef signed char i8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef int i32;
-typedef unsigned long long u64;
-typedef u32 u32x2 __attribute__((ext_vector_type(2)));
-typedef u32 u32x4 __attribute__((ext_vector_type(4)));
-typedef float f32x4 __attribute__((ext_vector_type(4)));
-
-#define KERNEL __attribute__((nvptx_kernel)) void
-#define SHARED __attribute__((address_space(3)))
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("unroll")
-
-#define THREAD __nvvm_read_ptx_sreg_tid_x()
-#define N_THREADS __nvvm_read_ptx_sreg_ntid_x()
-#define BLOCK_X __nvvm_read_ptx_sreg_ctaid_x()
-#define BLOCK_Y __nvvm_read_ptx_sreg_ctaid_y()
-#define BLOCK_Z __nvvm_read_ptx_sreg_ctaid_z()
-#define N_BLOCKS_Z __nvvm_read_ptx_sreg_nctaid_z()
-#define N_BLOCKS_X __nvvm_read_ptx_sreg_nctaid_x()
+#include "kernel/cuda/ptx/machine.h"
 
 #define NEG_INFINITY (-__builtin_inff())
 
@@ -47,69 +26,14 @@ INLINE u32 bits_of_f32(float f)
     return x.i;
 }
 
-INLINE float f32_of_f16(u16 h)
-{
-    float f;
-
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
-    return f;
-}
-
-INLINE u16 f16_of_f32(float f)
-{
-    u16 h;
-
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-
-// Two halves in one register, `low` in the lower bits.
-INLINE u32 f16x2_of(float low, float high)
-{
-    u32 r;
-
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
-
-INLINE u32 bf16x2_of(float low, float high)
-{
-    u32 r;
-
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
-
 INLINE float low_f16(u32 v) { return f32_of_f16((u16)v); }
 INLINE float high_f16(u32 v) { return f32_of_f16((u16)(v >> 16)); }
 INLINE float low_bf16(u32 v) { return f32_of_bits(v << 16); }
 INLINE float high_bf16(u32 v) { return f32_of_bits(v & 0xFFFF0000u); }
 
-INLINE int dp4a(u32 a, u32 b, int sum)
+INLINE float shuffle_xor(float v, u32 lanes)
 {
-    int r;
-
-    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
-    return r;
-}
-
-// Weights are read once a step: they must not push anything else out of the first cache.
-INLINE u32x4 load_once(const void *p)
-{
-    u32x4 r;
-
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(p));
-    return r;
-}
-
-INLINE float shuffle_xor(float v, u32 lane)
-{
-    float w;
-
-    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(w) : "f"(v), "r"(lane));
-    return w;
+    return f32_of_bits(shuffle_xor_u32(bits_of_f32(v), lanes));
 }
 
 INLINE float warp_sum(float v)
@@ -126,14 +50,6 @@ INLINE float warp_max(float v)
     for (u32 o = 16; o; o >>= 1)
         v = max_f32(v, shuffle_xor(v, o));
     return v;
-}
-
-INLINE float exp2_approx(float x)
-{
-    float r;
-
-    asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return r;
 }
 
 // The product with log2(e) in two parts, so that large arguments keep their fraction.
@@ -168,13 +84,7 @@ INLINE float erf_f32(float x)
     return x < 0 ? -r : r;
 }
 
-INLINE float rsqrt_f32(float x)
-{
-    float r;
-
-    asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(x));
-    return 1 / r;
-}
+INLINE float rsqrt_f32(float x) { return 1 / sqrt_f32(x); }
 
 // ---- weights --------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ INLINE float block_sum(float v)
     float sum = 0;
 
     v = warp_sum(v);
-    __syncthreads();
+    block_sync();
     if (lane == 0)
         g_part[warp] = v;
-    __syncthreads();
+    block_sync();
     for (u32 i = 0; i < n_warps; i++)
         sum += g_part[i];
     return sum;

@@ -1,0 +1,201 @@
+#pragma once
+// The machine under the kernels: registers and instructions of PTX as small functions. Nothing else in the kernels knows
+// PTX: the emulator of tests/mock has a header of this name, too, and runs them on the CPU.
+//
+// Functions whose names begin with `warp_`, `shuffle_`, `ldmatrix` and `mma` are for all 32 lanes of a warp together.
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+typedef u32 u32x2 __attribute__((ext_vector_type(2)));
+typedef u32 u32x4 __attribute__((ext_vector_type(4)));
+typedef float f32x2 __attribute__((ext_vector_type(2)));
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+
+#define KERNEL __attribute__((nvptx_kernel)) void
+#define SHARED __attribute__((address_space(3)))
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("unroll")
+
+#define THREAD __nvvm_read_ptx_sreg_tid_x()
+#define N_THREADS __nvvm_read_ptx_sreg_ntid_x()
+#define BLOCK_X __nvvm_read_ptx_sreg_ctaid_x()
+#define BLOCK_Y __nvvm_read_ptx_sreg_ctaid_y()
+#define BLOCK_Z __nvvm_read_ptx_sreg_ctaid_z()
+#define N_BLOCKS_X __nvvm_read_ptx_sreg_nctaid_x()
+#define N_BLOCKS_Y __nvvm_read_ptx_sreg_nctaid_y()
+#define N_BLOCKS_Z __nvvm_read_ptx_sreg_nctaid_z()
+
+// ---- waiting ------------------------------------------------------------------------------------
+
+INLINE void block_sync(void) { __syncthreads(); }
+INLINE void warp_sync(void) { asm volatile("bar.warp.sync -1;" ::: "memory"); }
+// What this thread wrote is there for all blocks before what it writes next.
+INLINE void device_fence(void) { asm volatile("membar.gl;" ::: "memory"); }
+
+INLINE u32 atomic_add(u32 *p, u32 v)
+{
+    u32 old;
+
+    asm volatile("atom.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+INLINE float f32_of_f16(u16 h)
+{
+    float f;
+
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+
+INLINE u16 f16_of_f32(float f)
+{
+    u16 h;
+
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+// Two numbers in one register, `low` in the lower bits.
+INLINE u32 f16x2_of(float low, float high)
+{
+    u32 r;
+
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+INLINE u32 bf16x2_of(float low, float high)
+{
+    u32 r;
+
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+
+INLINE int dp4a(u32 a, u32 b, int sum)
+{
+    int r;
+
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
+    return r;
+}
+
+INLINE float exp2_approx(float x)
+{
+    float r;
+
+    asm("ex2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+INLINE float sqrt_f32(float x)
+{
+    float r;
+
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+// ---- memory -------------------------------------------------------------------------------------
+
+// Weights are read once a step: they must not push anything else out of the first cache.
+INLINE u32x4 load_once(const void *p)
+{
+    u32x4 r;
+
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p));
+    return r;
+}
+
+// 16 bytes from global to shared memory without a register; there after copy_wait of its group and a barrier. Without
+// `there`, zeros.
+INLINE void copy_async(SHARED void *to, const void *from, u32 there)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+                 :
+                 : "r"((u32)(u64)to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+INLINE void copy_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most `pending` of this thread's groups are under way; a constant.
+#define copy_wait(pending) asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory")
+
+// ---- warps --------------------------------------------------------------------------------------
+
+INLINE u32 shuffle_xor_u32(u32 v, u32 lanes)
+{
+    u32 w;
+
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=r"(w) : "r"(v), "r"(lanes));
+    return w;
+}
+
+INLINE u32 shuffle_from(u32 v, u32 lane)
+{
+    u32 w;
+
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" : "=r"(w) : "r"(v), "r"(lane));
+    return w;
+}
+
+// A bit for each lane.
+INLINE u32 warp_ballot(u32 is)
+{
+    u32 r;
+
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; vote.sync.ballot.b32 %0, p, -1; }" : "=r"(r) : "r"(is));
+    return r;
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8 (16 bytes); a lane gets, of each
+// matrix, elements 2 (lane % 4) and the next of row lane / 4.
+INLINE void ldmatrix4(u32 *r, SHARED const u16 *p)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((u32)(u64)p));
+}
+
+// The same of the matrices' transposes.
+INLINE void ldmatrix4_trans(u32 *r, SHARED const u16 *p)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((u32)(u64)p));
+}
+
+// c[16 x 8] += a[16 x 16] b[16 x 8]; fragments as the PTX ISA has them for m16n8k16.
+INLINE void mma_f16(float *c, const u32 *a, u32 b0, u32 b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+INLINE void mma_bf16(float *c, const u32 *a, u32 b0, u32 b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same of signed bytes: m16n8k32.
+INLINE void mma_i8(i32 *c, const u32 *a, u32 b0, u32 b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
