@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "base/half.h"
 #include "base/log.h"
+#include "kernel/cpu/cpu_cache.h"
 #include "kernel/cuda/cuda_backend.h"
 
 static struct ew_cuda_backend *of(const struct ew_backend *backend)
@@ -95,13 +95,11 @@ static int check_op(const struct ew_program *program, const struct ew_op *op, st
     }
 }
 
-static int check_program(const struct ew_program *program, enum ew_kv_dtype kv, struct ew_error *err)
+static int check_program(const struct ew_program *program, struct ew_error *err)
 {
     if (program->n_groups == 0 || program->n_groups > EW_CUDA_GROUPS_MAX)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend takes programs with 1 to %d cache groups, not %u",
                        EW_CUDA_GROUPS_MAX, program->n_groups);
-    if (kv != EW_KV_F16 && kv != EW_KV_F32)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend keeps caches in f16 or f32 only, as yet");
     for (uint32_t i = 0; i < program->n_groups; i++) {
         if (program->groups[i].kind != EW_CACHE_FULL && program->groups[i].kind != EW_CACHE_WINDOW)
             return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind %d yet",
@@ -124,9 +122,9 @@ static int check_program(const struct ew_program *program, enum ew_kv_dtype kv, 
 static int cuda_supports(const struct ew_backend *backend, const struct ew_program *program, enum ew_kv_dtype kv,
                          struct ew_error *err)
 {
-    int rc = check_program(program, kv, err);
+    int rc = check_program(program, err);
 
-    return rc ? ew_remedy(err, rc, "Use --backend cpu, and --kv f16 or f32 for the GPU") : 0;
+    return rc ? ew_remedy(err, rc, "Use --backend cpu") : 0;
 }
 
 // ---- sizes --------------------------------------------------------------------------------------
@@ -181,23 +179,26 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->batch.device = carve(carver, work->batch.bytes);
 }
 
+// The CPU backend's blocks: its code reads and writes them, too.
 static int cache_shape(struct ew_cuda_cache *cache, const struct ew_cache_group *group, const struct ew_limits *limits,
                        struct ew_error *err)
 {
-    uint64_t element = limits->kv == EW_KV_F32 ? 4 : 2;
+    struct ew_cpu_cache shape;
+    int rc = ew_cpu_cache_shape(&shape, group, limits, err);
 
+    if (rc)
+        return rc;
     *cache = (struct ew_cuda_cache){
-        .block_tokens = limits->block_tokens,
-        .n_layers = group->n_layers,
-        .n_kv_heads = group->n_kv_heads,
-        .k_dim = group->k_dim,
-        .v_dim = group->v_dim,
-        .is_f32 = limits->kv == EW_KV_F32,
+        .kv = shape.dtype,
+        .block_tokens = shape.block_tokens,
+        .n_layers = shape.n_layers,
+        .n_kv_heads = shape.n_kv_heads,
+        .k_dim = shape.k_dim,
+        .v_dim = shape.v_dim,
+        .head_bytes = shape.head_bytes,
+        .layer_bytes = shape.layer_bytes,
+        .block_bytes = shape.block_bytes,
     };
-    cache->head_bytes = (((uint64_t)group->k_dim + group->v_dim) * element * limits->block_tokens + 63) & ~(uint64_t)63;
-    if (!ew_mul_size(cache->head_bytes, group->n_kv_heads, &cache->layer_bytes) ||
-        !ew_mul_size(cache->layer_bytes, group->n_layers, &cache->block_bytes))
-        return ew_fail(err, EW_ERR_LIMIT, "a cache block of %u tokens is too large", limits->block_tokens);
     return 0;
 }
 
@@ -465,38 +466,29 @@ static int cuda_copy_block(struct ew_backend *base, uint32_t group, int32_t from
                          "copying a cache block", err);
 }
 
-// Calls with the place of every element in the block and in the canonical form are the same for both directions.
+// Of a block that was read into host memory.
 static void convert_block(const struct ew_cuda_cache *cache, uint32_t n_tokens, uint8_t *block, float *out,
                           const float *in)
 {
-    const uint32_t dims[] = {cache->k_dim, cache->v_dim};
-    uint64_t element = cache->is_f32 ? 4 : 2, canonical = 0, part_at = 0;
+    static const struct ew_cpu_ops ops = {.kv_encode = ew_cpu_ref_kv_encode, .kv_decode = ew_cpu_ref_kv_decode};
+    const struct ew_cpu_cache as_cpu = {
+        .dtype = cache->kv,
+        .n_blocks = 1,
+        .block_tokens = cache->block_tokens,
+        .n_layers = cache->n_layers,
+        .n_kv_heads = cache->n_kv_heads,
+        .k_dim = cache->k_dim,
+        .v_dim = cache->v_dim,
+        .head_bytes = cache->head_bytes,
+        .layer_bytes = cache->layer_bytes,
+        .block_bytes = cache->block_bytes,
+        .data = block,
+    };
 
-    for (int part = 0; part < 2; part++) {
-        uint64_t n = (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * dims[part];
-
-        for (uint64_t i = 0; i < n; i++, canonical++) {
-            uint64_t d = i % dims[part], head = i / dims[part] % cache->n_kv_heads;
-            uint64_t token = i / dims[part] / cache->n_kv_heads % n_tokens;
-            uint64_t layer = i / dims[part] / cache->n_kv_heads / n_tokens;
-            uint8_t *at = block + layer * cache->layer_bytes + head * cache->head_bytes + part_at +
-                          (token * dims[part] + d) * element;
-            uint16_t half;
-
-            if (out && cache->is_f32) {
-                memcpy(&out[canonical], at, 4);
-            } else if (out) {
-                memcpy(&half, at, 2);
-                out[canonical] = ew_f32_of_f16(half);
-            } else if (cache->is_f32) {
-                memcpy(at, &in[canonical], 4);
-            } else {
-                half = ew_f16_of_f32(in[canonical]);
-                memcpy(at, &half, 2);
-            }
-        }
-        part_at += element * dims[part] * cache->block_tokens;
-    }
+    if (out)
+        ew_cpu_cache_export(&ops, &as_cpu, 0, n_tokens, out);
+    else
+        ew_cpu_cache_import(&ops, &as_cpu, 0, n_tokens, in);
 }
 
 // The block is read whole, maybe changed, and written back.

@@ -16,7 +16,7 @@
 struct ew_cuda_cache {
     uint64_t data, block_bytes, layer_bytes, head_bytes;
     uint32_t n_blocks, block_tokens, n_layers, n_kv_heads, k_dim, v_dim;
-    bool is_f32;
+    enum ew_kv_dtype kv;
 };
 
 // The one copy that a step makes to the GPU. Each part lies at the same place on both sides.

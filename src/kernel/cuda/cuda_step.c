@@ -298,11 +298,11 @@ static int launch_append(struct launch *l)
     uint64_t at = batch_at(l, batch->table_at) +
                   (uint64_t)l->op->attention.group * l->backend->limits.n_seqs_max * sizeof(uint32_t);
     uint64_t tables = batch_at(l, batch->tables);
-    uint32_t is_f32 = cache->is_f32;
+    uint32_t kv = cache->kv;
 
     return run(l, EW_CUDA_APPEND, (struct ew_cuda_grid){l->n_tokens, cache->n_kv_heads, 1, 64},
                ARGUMENTS(&cache->data, &cache->block_bytes, &layer_at, &cache->head_bytes, &cache->block_tokens,
-                         &is_f32, &l->in2, &l->in2_stride, &cache->k_dim, &l->in3, &l->in3_stride, &cache->v_dim, &seq,
+                         &kv, &l->in2, &l->in2_stride, &cache->k_dim, &l->in3, &l->in3_stride, &cache->v_dim, &seq,
                          &index, &at, &tables));
 }
 
@@ -332,13 +332,13 @@ static int launch_attention(struct launch *l)
                   (uint64_t)op->attention.group * l->backend->limits.n_seqs_max * sizeof(uint32_t);
     bool grows = op->attention.q_scale_beta != 0 && op->attention.q_scale_floor;
     uint64_t scales = grows ? batch_at(l, batch->token_scale) : 0;
-    uint32_t is_f32 = cache->is_f32, n_heads = op->attention.n_heads, n_kv_heads = op->attention.n_kv_heads;
+    uint32_t kv = cache->kv, n_heads = op->attention.n_heads, n_kv_heads = op->attention.n_kv_heads;
     uint32_t window = op->attention.window, chunk = op->attention.chunk;
     uint32_t bidirectional = op->attention.mask == EW_MASK_BIDIRECTIONAL;
     float scale = op->attention.scale, cap = op->attention.softcap;
     int rc = run(l, s.kernel, (struct ew_cuda_grid){l->n_tokens, s.blocks, n_splits, ATTENTION_THREADS},
                  ARGUMENTS(&cache->data, &cache->block_bytes, &layer_at, &cache->head_bytes, &cache->block_tokens,
-                           &is_f32, &l->in, &l->in_stride, &l->out, &l->out_stride, &cache->k_dim, &cache->v_dim,
+                           &kv, &l->in, &l->in_stride, &l->out, &l->out_stride, &cache->k_dim, &cache->v_dim,
                            &n_heads, &n_kv_heads, &scale, &cap, &alibi, &window, &chunk, &bidirectional, &scales, &seq,
                            &index, &total, &at, &tables, &partial));
 

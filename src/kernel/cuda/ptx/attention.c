@@ -1,49 +1,27 @@
-// Attention over paged caches. A cache block holds, for each layer and KV head, the keys of its tokens and then their
-// values, in f16 or f32.
+// Attention over paged caches, and appending to them.
 
-#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/cache.h"
 
 #define WARPS 4   // of a block, which share the keys of one token, KV head and split
 #define DIMS_MAX 256
 #define LANE_DIMS (DIMS_MAX / 32)
 
-struct cache {
-    u8 *data;
-    u64 block_bytes, layer_at, head_bytes; // layer_at: of the op's layer in a block
-    u32 block_tokens;
-};
-
-INLINE float element(const u8 *row, u32 i, u32 is_f32)
-{
-    return is_f32 ? ((const float *)row)[i] : f32_of_f16(((const u16 *)row)[i]);
-}
-
-INLINE void put(u8 *row, u32 i, float x, u32 is_f32)
-{
-    if (is_f32)
-        ((float *)row)[i] = x;
-    else
-        ((u16 *)row)[i] = f16_of_f32(x);
-}
-
-// Keys and values of the step's tokens into their blocks: a block of threads a token and KV head. table_at is the place
-// of each sequence's table in `tables`.
-KERNEL append(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *k,
+// Keys and values of the step's tokens into their blocks: two warps a token and KV head, of which one takes the keys.
+// table_at is the place of each sequence's table in `tables`.
+KERNEL append(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 kv, const float *k,
               u32 k_stride, u32 k_dim, const float *v, u32 v_stride, u32 v_dim, const u32 *token_seq,
               const u32 *token_index, const u32 *table_at, const i32 *tables)
 {
-    u32 token = BLOCK_X, head = BLOCK_Y, index = token_index[token], size = is_f32 ? 4 : 2;
-    i32 block = tables[table_at[token_seq[token]] + index / block_tokens];
-    u8 *tile = data + (u64)block * block_bytes + layer_at + head * head_bytes;
-    u8 *k_row = tile + (u64)(index % block_tokens) * k_dim * size;
-    u8 *v_row = tile + (u64)block_tokens * k_dim * size + (u64)(index % block_tokens) * v_dim * size;
+    struct cache cache = {data, block_bytes, layer_at, head_bytes, block_tokens, kv, k_dim, v_dim};
+    u32 token = BLOCK_X, head = BLOCK_Y, index = token_index[token], row = index % block_tokens;
+    struct tile tile = cache_tile(&cache, tables[table_at[token_seq[token]] + index / block_tokens], head);
 
-    k += (u64)token * k_stride + head * k_dim;
-    v += (u64)token * v_stride + head * v_dim;
-    for (u32 i = THREAD; i < k_dim; i += N_THREADS)
-        put(k_row, i, k[i], is_f32);
-    for (u32 i = THREAD; i < v_dim; i += N_THREADS)
-        put(v_row, i, v[i], is_f32);
+    if (THREAD < 32)
+        kv_put_row(kv, tile.k + (u64)row * k_dim * kv_bytes(kv), tile.k_scale + row,
+                   k + (u64)token * k_stride + head * k_dim, k_dim);
+    else
+        kv_put_row(kv, tile.v + (u64)row * v_dim * kv_bytes(kv), tile.v_scale + row,
+                   v + (u64)token * v_stride + head * v_dim, v_dim);
 }
 
 struct mask {
@@ -84,22 +62,22 @@ INLINE float dot_f16(const u8 *row, SHARED const float *q, u32 dim)
     return sum;
 }
 
-INLINE float dot_any(const u8 *row, SHARED const float *q, u32 dim, u32 is_f32)
+INLINE float dot_any(const u8 *row, SHARED const float *q, u32 dim, u32 kv)
 {
     float sum = 0;
 
     for (u32 i = 0; i < dim; i++)
-        sum += element(row, i, is_f32) * q[i];
+        sum += kv_element(kv, row, i) * q[i];
     return sum;
 }
 
 // A block: one token, up to G query heads of one KV head, one share of the keys. A lane takes a key for the scores, and
 // dimensions of the values; the warps' results are joined at the end, those of the splits by `attention_join`.
-INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q, u32 k_dim, u32 v_dim, u32 n_heads,
-                   u32 first_head, u32 used, const i32 *table, u32 begin, u32 end, float scale, float cap,
-                   const float *alibi, u32 index, float *out, float *partial)
+INLINE void attend(u32 G, const struct cache *cache, const float *q, u32 kv_head, u32 n_heads, u32 first_head, u32 used,
+                   const i32 *table, u32 begin, u32 end, float scale, float cap, const float *alibi, u32 index,
+                   float *out, float *partial)
 {
-    u32 warp = THREAD / 32, lane = THREAD % 32, size = is_f32 ? 4 : 2;
+    u32 warp = THREAD / 32, lane = THREAD % 32, kv = cache->kv, k_dim = cache->k_dim, v_dim = cache->v_dim;
     float max[8], sum[8], acc[8][LANE_DIMS];
 
     UNROLL
@@ -115,16 +93,18 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
     block_sync();
     for (u32 at = begin + warp * 32; at < end; at += WARPS * 32) {
         u32 key = min_u32(at + lane, end - 1), n = min_u32(end - at, 32);
-        const u8 *row = cache->data + (u64)table[key / cache->block_tokens] * cache->block_bytes + cache->layer_at +
-                        (u64)(key % cache->block_tokens) * k_dim * size;
+        struct tile tile = cache_tile(cache, table[key / cache->block_tokens], kv_head);
+        const u8 *row = tile.k + (u64)(key % cache->block_tokens) * k_dim * kv_bytes(kv);
+        float k_scale = kv_has_scales(kv) ? f32_of_f16(tile.k_scale[key % cache->block_tokens]) : 1;
+        float v_scale = kv_has_scales(kv) ? f32_of_f16(tile.v_scale[key % cache->block_tokens]) : 1;
 
         UNROLL
         for (u32 g = 0; g < G; g++) {
             float score = NEG_INFINITY, top, factor;
 
             if (g < used && lane < n) {
-                score = !is_f32 && k_dim % 8 == 0 ? dot_f16(row, g_q + g * DIMS_MAX, k_dim)
-                                                  : dot_any(row, g_q + g * DIMS_MAX, k_dim, is_f32);
+                score = kv == KV_F16 && k_dim % 8 == 0 ? dot_f16(row, g_q + g * DIMS_MAX, k_dim)
+                                                       : k_scale * dot_any(row, g_q + g * DIMS_MAX, k_dim, kv);
                 if (cap > 0)
                     score = cap * tanh_f32(score / cap);
                 if (alibi)
@@ -135,22 +115,20 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
             score = g < used ? exp_f32(score - top) : 0;
             sum[g] = sum[g] * factor + warp_sum(score);
             max[g] = top;
-            g_p[warp][g][lane] = score;
+            g_p[warp][g][lane] = score * v_scale;
             UNROLL
             for (u32 i = 0; i < LANE_DIMS; i++)
                 acc[g][i] *= factor;
         }
         warp_sync();
         for (u32 j = 0; j < n; j++) {
-            u32 index_of = at + j;
-            const u8 *v = cache->data + (u64)table[index_of / cache->block_tokens] * cache->block_bytes +
-                          cache->layer_at + (u64)cache->block_tokens * k_dim * size +
-                          (u64)(index_of % cache->block_tokens) * v_dim * size;
+            struct tile tile = cache_tile(cache, table[(at + j) / cache->block_tokens], kv_head);
+            const u8 *v = tile.v + (u64)((at + j) % cache->block_tokens) * v_dim * kv_bytes(kv);
 
             UNROLL
             for (u32 i = 0; i < LANE_DIMS; i++) {
                 if (i * 32 < v_dim) {
-                    float x = i * 32 + lane < v_dim ? element(v, i * 32 + lane, is_f32) : 0;
+                    float x = i * 32 + lane < v_dim ? kv_element(kv, v, i * 32 + lane) : 0;
 
                     UNROLL
                     for (u32 g = 0; g < G; g++)
@@ -196,16 +174,16 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
 
 // Grid: token, KV head and run of G heads, split. partial: [token][head][split][v_dim + 2], or NULL with one split.
 #define DEFINE(name, G) \
-    KERNEL name(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 is_f32, const float *q, \
+    KERNEL name(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 kv, const float *q, \
                 u32 q_stride, float *out, u32 out_stride, u32 k_dim, u32 v_dim, u32 n_heads, u32 n_kv_heads, \
                 float scale, float cap, const float *alibi, u32 window, u32 chunk, u32 bidirectional, \
                 const float *token_scale, const u32 *token_seq, const u32 *token_index, const u32 *seq_total, \
                 const u32 *table_at, const i32 *tables, float *partial) \
     { \
-        u32 token = BLOCK_X, per_kv = n_heads / n_kv_heads, runs = (per_kv + G - 1) / G, kv = BLOCK_Y / runs; \
-        u32 in_kv = BLOCK_Y % runs * G, head = kv * per_kv + in_kv, used = min_u32(per_kv - in_kv, G); \
+        u32 token = BLOCK_X, per_kv = n_heads / n_kv_heads, runs = (per_kv + G - 1) / G, kv_head = BLOCK_Y / runs; \
+        u32 in_kv = BLOCK_Y % runs * G, head = kv_head * per_kv + in_kv, used = min_u32(per_kv - in_kv, G); \
         u32 seq = token_seq[token], index = token_index[token], begin, end, share; \
-        struct cache cache = {data, block_bytes, layer_at + kv * head_bytes, head_bytes, block_tokens}; \
+        struct cache cache = {data, block_bytes, layer_at, head_bytes, block_tokens, kv, k_dim, v_dim}; \
         struct mask mask = {window, chunk, bidirectional}; \
                                                                                                                        \
         visible(&mask, index, seq_total[seq], &begin, &end); \
@@ -215,7 +193,7 @@ INLINE void attend(u32 G, const struct cache *cache, u32 is_f32, const float *q,
         end = min_u32(begin + share, end); \
         if (partial) \
             partial += (((u64)token * (n_kv_heads * runs) + BLOCK_Y) * N_BLOCKS_Z + BLOCK_Z) * G * (v_dim + 2); \
-        attend(G, &cache, is_f32, q + (u64)token * q_stride + head * k_dim, k_dim, v_dim, n_heads, head, used, \
+        attend(G, &cache, q + (u64)token * q_stride + head * k_dim, kv_head, n_heads, head, used, \
                tables + table_at[seq], begin, end, scale * (token_scale ? token_scale[token] : 1), cap, alibi, index, \
                out + (u64)token * out_stride + head * v_dim, partial); \
     }
