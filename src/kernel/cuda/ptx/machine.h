@@ -1,6 +1,6 @@
 #pragma once
-// The machine under the kernels: registers and instructions of PTX as small functions. Nothing else in the kernels knows
-// PTX: the emulator of tests/mock has a header of this name, too, and runs them on the CPU.
+// The machine under the kernels: registers and instructions of PTX as small functions. Nothing else in the kernels
+// knows PTX: the emulator of tests/mock has a header of this name, too, and runs them on the CPU.
 //
 // Functions whose names begin with `warp_`, `shuffle_`, `ldmatrix` and `mma` are for all 32 lanes of a warp together.
 
@@ -28,6 +28,9 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define N_BLOCKS_X __nvvm_read_ptx_sreg_nctaid_x()
 #define N_BLOCKS_Y __nvvm_read_ptx_sreg_nctaid_y()
 #define N_BLOCKS_Z __nvvm_read_ptx_sreg_nctaid_z()
+
+// What a launch asks for beyond the kernel's own arrays.
+extern SHARED u8 g_dynamic[] __attribute__((aligned(128)));
 
 // ---- waiting ------------------------------------------------------------------------------------
 

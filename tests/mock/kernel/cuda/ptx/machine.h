@@ -1,0 +1,222 @@
+#pragma once
+// Stands under the kernels in place of src/kernel/cuda/ptx/machine.h where they run on the CPU: the same functions,
+// with a fiber for each thread of a block. Warp-wide functions leave what a lane gives in a slot of its warp, wait for the
+// other lanes, and read theirs.
+
+#include <stdint.h>
+#include <string.h>
+
+#include "base/half.h"
+
+typedef unsigned char u8;
+typedef signed char i8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned long long u64;
+typedef u32 u32x2 __attribute__((ext_vector_type(2)));
+typedef u32 u32x4 __attribute__((ext_vector_type(4)));
+typedef float f32x2 __attribute__((ext_vector_type(2)));
+typedef float f32x4 __attribute__((ext_vector_type(4)));
+
+#define KERNEL __attribute__((visibility("default"))) void
+#define SHARED
+#define INLINE static inline __attribute__((always_inline, unused))
+#define UNROLL
+
+struct emu_slot {
+    u32 words[16];
+};
+
+struct emu_warp {
+    struct emu_slot slots[2][32]; // by turns: who is one call ahead does not overwrite what others still read
+};
+
+// The thread that runs, and where it is.
+struct emu_thread {
+    u32 thread, n_threads, block[3], n_blocks[3], calls;
+    struct emu_warp *warp;
+};
+extern struct emu_thread *emu_now;
+void emu_block_sync(void);
+void emu_warp_sync(void);
+
+#define THREAD (emu_now->thread)
+#define N_THREADS (emu_now->n_threads)
+#define BLOCK_X (emu_now->block[0])
+#define BLOCK_Y (emu_now->block[1])
+#define BLOCK_Z (emu_now->block[2])
+#define N_BLOCKS_X (emu_now->n_blocks[0])
+#define N_BLOCKS_Y (emu_now->n_blocks[1])
+#define N_BLOCKS_Z (emu_now->n_blocks[2])
+
+// What a launch asks for beyond the kernel's own arrays.
+extern SHARED u8 g_dynamic[] __attribute__((aligned(128)));
+
+// ---- waiting ------------------------------------------------------------------------------------
+
+INLINE void block_sync(void) { emu_block_sync(); }
+INLINE void warp_sync(void) { emu_warp_sync(); }
+INLINE void device_fence(void) {}
+
+INLINE u32 atomic_add(u32 *p, u32 v)
+{
+    u32 old = *p;
+
+    *p += v;
+    return old;
+}
+
+// ---- numbers ------------------------------------------------------------------------------------
+
+INLINE float f32_of_f16(u16 h) { return ew_f32_of_f16(h); }
+INLINE u16 f16_of_f32(float f) { return ew_f16_of_f32(f); }
+INLINE u32 f16x2_of(float low, float high) { return ew_f16_of_f32(low) | (u32)ew_f16_of_f32(high) << 16; }
+INLINE u32 bf16x2_of(float low, float high) { return ew_bf16_of_f32(low) | (u32)ew_bf16_of_f32(high) << 16; }
+
+INLINE int dp4a(u32 a, u32 b, int sum)
+{
+    for (u32 i = 0; i < 32; i += 8)
+        sum += (i8)(a >> i) * (i8)(b >> i);
+    return sum;
+}
+
+INLINE float exp2_approx(float x) { return __builtin_exp2f(x); }
+INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
+
+// ---- memory -------------------------------------------------------------------------------------
+
+INLINE u32x4 load_once(const void *p) { return *(const u32x4 *)p; }
+
+INLINE void copy_async(void *to, const void *from, u32 there)
+{
+    if (there)
+        memcpy(to, from, 16);
+    else
+        memset(to, 0, 16);
+}
+
+INLINE void copy_commit(void) {}
+#define copy_wait(pending) ((void)(pending))
+
+// ---- warps --------------------------------------------------------------------------------------
+
+INLINE struct emu_slot *emu_slots(void) { return emu_now->warp->slots[emu_now->calls & 1]; }
+
+// This lane's slot, to be filled before emu_meet.
+INLINE struct emu_slot *emu_give(void) { return &emu_slots()[THREAD % 32]; }
+
+// The slots of all lanes, once every lane has filled its own.
+INLINE const struct emu_slot *emu_meet(void)
+{
+    const struct emu_slot *slots = emu_slots();
+
+    emu_now->calls++;
+    emu_warp_sync();
+    return slots;
+}
+
+INLINE u32 shuffle_from(u32 v, u32 lane)
+{
+    emu_give()->words[0] = v;
+    return emu_meet()[lane % 32].words[0];
+}
+
+INLINE u32 shuffle_xor_u32(u32 v, u32 lanes) { return shuffle_from(v, (THREAD % 32) ^ lanes); }
+
+INLINE u32 warp_ballot(u32 is)
+{
+    const struct emu_slot *slots;
+    u32 r = 0;
+
+    emu_give()->words[0] = is;
+    slots = emu_meet();
+    for (u32 i = 0; i < 32; i++)
+        r |= (u32)(slots[i].words[0] != 0) << i;
+    return r;
+}
+
+INLINE void ldmatrix4(u32 *r, const u16 *p)
+{
+    const struct emu_slot *slots;
+    u32 lane = THREAD % 32;
+
+    memcpy(emu_give()->words, p, 16);
+    slots = emu_meet();
+    for (u32 i = 0; i < 4; i++)
+        r[i] = slots[i * 8 + lane / 4].words[lane % 4];
+}
+
+INLINE void ldmatrix4_trans(u32 *r, const u16 *p)
+{
+    const struct emu_slot *slots;
+    u32 lane = THREAD % 32, column = lane / 4, row = lane % 4 * 2;
+
+    memcpy(emu_give()->words, p, 16);
+    slots = emu_meet();
+    for (u32 i = 0; i < 4; i++) {
+        u32 low = slots[i * 8 + row].words[column / 2] >> column % 2 * 16;
+        u32 high = slots[i * 8 + row + 1].words[column / 2] >> column % 2 * 16;
+
+        r[i] = (low & 0xFFFF) | high << 16;
+    }
+}
+
+// Elements of a lane's registers: of a, rows lane / 4 and lane / 4 + 8 by turns, then the same for the upper half of k;
+// of b, column lane / 4.
+INLINE float emu_half(u32 word, u32 i, u32 is_bf16)
+{
+    u16 h = (u16)(word >> 16 * i);
+
+    return is_bf16 ? ew_f32_of_bf16(h) : ew_f32_of_f16(h);
+}
+
+// Slots hold numbers: words 0 to 7 the lane's of a, 8 to 11 those of b.
+INLINE void emu_give_halves(const u32 *a, u32 b0, u32 b1, u32 is_bf16)
+{
+    u32 words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    struct emu_slot *slot = emu_give();
+
+    for (u32 i = 0; i < 12; i++)
+        slot->words[i] = ew_bits_of_f32(emu_half(words[i / 2], i % 2, is_bf16));
+}
+
+INLINE void emu_mma_half(float *c, const u32 *a, u32 b0, u32 b1, u32 is_bf16)
+{
+    u32 lane = THREAD % 32;
+    const struct emu_slot *slots;
+
+    emu_give_halves(a, b0, b1, is_bf16);
+    slots = emu_meet();
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = lane / 4, upper = i / 2, column = lane % 4 * 2 + i % 2;
+        float sum = 0;
+
+        for (u32 k = 0; k < 16; k++)
+            sum += ew_f32_of_bits(slots[row * 4 + k / 2 % 4].words[k / 8 * 4 + upper * 2 + k % 2]) *
+                   ew_f32_of_bits(slots[column * 4 + k / 2 % 4].words[8 + k / 8 * 2 + k % 2]);
+        c[i] += sum;
+    }
+}
+
+INLINE void mma_f16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 0); }
+INLINE void mma_bf16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 1); }
+
+INLINE void mma_i8(i32 *c, const u32 *a, u32 b0, u32 b1)
+{
+    u32 lane = THREAD % 32;
+    struct emu_slot *slot = emu_give();
+    const struct emu_slot *slots;
+
+    memcpy(slot->words, a, 16);
+    slot->words[4] = b0;
+    slot->words[5] = b1;
+    slots = emu_meet();
+    for (u32 i = 0; i < 4; i++) {
+        u32 row = lane / 4, upper = i / 2, column = lane % 4 * 2 + i % 2;
+
+        for (u32 k = 0; k < 8; k++) // four columns at a time
+            c[i] = dp4a(slots[row * 4 + k % 4].words[k / 4 * 2 + upper], slots[column * 4 + k % 4].words[4 + k / 4],
+                        c[i]);
+    }
+}

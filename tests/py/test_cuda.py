@@ -1,0 +1,111 @@
+"""The CUDA backend, on a GPU that is emulated (tests/mock: the same kernels compiled for the CPU behind a libcuda.so.1 of our
+own) or, with EW_TEST_GPU=1, on the real one: every fixture, and what becomes of errors at every call of the driver."""
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import support
+import test_models
+
+IS_REAL = bool(os.environ.get("EW_TEST_GPU"))
+MOCK = support.ROOT / "build/tests/mock/libcuda.so.1"
+# What the backend refuses, by what its sentence says.
+REFUSED = {
+    "mixtures of experts": ["mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_mxfp4_gpt_oss"],
+}
+GREEDY_OFF = test_models.LOGITS_ONLY
+
+
+@pytest.fixture(scope="session")
+def cuda():
+    """The environment in which --backend cuda finds its driver."""
+    if IS_REAL:
+        return {}
+    ninja = shutil.which("ninja")
+    made = ninja and subprocess.run([ninja, "-C", support.ROOT / "build", "mock_cuda"], capture_output=True).returncode == 0
+    if not made:
+        pytest.skip("there is no emulated GPU: clang or libffi is missing (tools/setup test installs them)")
+    return {"LD_LIBRARY_PATH": str(MOCK.parent)}
+
+
+def refusal(name):
+    return next((sentence for sentence, names in REFUSED.items() if name in names), None)
+
+
+def evaluate(cuda, model, ref, *options):
+    return support.run("eval", "logits", "-m", model, "--ref", ref, "--backend", "cuda", *options, env=cuda, timeout=300)
+
+
+def check(cuda, model, ref, *options):
+    result = evaluate(cuda, model, ref, *options)
+    assert result.returncode == 0, (result.stderr + result.stdout[-600:]).decode()
+
+
+@pytest.mark.parametrize("name", test_models.fixtures("models", test_models.FAMILIES))
+def test_checkpoint(cuda, name):
+    model = support.need(f"fixtures/models/{name}")
+    ref = model / "ref.safetensors"
+    if refusal(name):
+        result = evaluate(cuda, model, ref)
+        assert result.returncode == 1 and refusal(name) in result.stderr.decode()
+        return
+    check(cuda, model, ref, "--mode", "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
+    check(cuda, model, ref, "--mode", "chunk5", "--logits-only", "--kernels", "reference", "--kv", "f32")
+
+
+@pytest.mark.parametrize("name", test_models.fixtures("gguf", test_models.GGUF))
+def test_gguf(cuda, name):
+    model = support.need(f"fixtures/gguf/{name}")
+    check(cuda, model, model.with_suffix(".ref.safetensors"), "--mode", "all" if name == "llama-q4_k_m.gguf" else "batch")
+
+
+def test_answers_as_the_cpu_does(cuda):
+    options = ["run", "-m", "demo", "-p", "What is the capital of France?", "-n", "8", "--temp", "0"]
+    assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
+
+
+# ---- faults: emulated only ------------------------------------------------------------------------
+
+emulated = pytest.mark.skipif(IS_REAL, reason="a real driver fails when it wants to")
+SMALL = ["eval", "logits", "--backend", "cuda", "--mode", "token", "--logits-only"]
+
+
+def small_run(cuda, **env):
+    model = support.need("fixtures/gguf/llama-q8_0.gguf")
+    return support.run(*SMALL, "-m", model, "--ref", model.with_suffix(".ref.safetensors"), env={**cuda, **env})
+
+
+@pytest.fixture(scope="session")
+def calls(cuda, tmp_path_factory):
+    """How often a small run calls each function of the driver."""
+    path = tmp_path_factory.mktemp("mock") / "calls"
+    assert small_run(cuda, EW_MOCK_CUDA_CALLS=str(path)).returncode == 0
+    return {name: int(n) for name, n in (line.split() for line in path.read_text().splitlines())}
+
+
+@emulated
+@pytest.mark.parametrize("error", [2, 700])
+def test_every_call_may_fail(cuda, calls, error):
+    """The first and last call of each function, one at a time: a sentence that names the driver's error, never a death."""
+    assert len(calls) >= 20
+    for name, n in calls.items():
+        for at in sorted({1, n}):
+            result = small_run(cuda, EW_MOCK_CUDA_FAIL=f"{name}:{at}:{error}")
+            text = result.stderr.decode()
+            freeing = re.search("Free|Destroy|Unload|Release|SetCurrent|GetErrorName", name) and result.returncode == 0
+            assert freeing or (result.returncode == 1 and "edgewise: " in text and f"({error})" in text), f"{name}, call {at}: {text}"
+
+
+@emulated
+@pytest.mark.parametrize("env,expected", [
+    ({"EW_MOCK_CUDA_DEVICES": "0"}, "sees no GPU"),
+    ({"EW_MOCK_CUDA_DRIVER": "11020"}, "11.4 is the oldest"),
+    ({"EW_MOCK_CUDA_CC": "75"}, "compute capability 7.5"),
+    ({"EW_MOCK_CUDA_MEMORY": "1000000"}, "memory"),
+    ({"EW_MOCK_CUDA_FAIL": "cuInit:1:100"}, "CUDA_ERROR_NO_DEVICE (100)"),
+])
+def test_boxes_that_will_not_do(cuda, env, expected):
+    result = small_run(cuda, **env)
+    assert result.returncode == 1 and expected in result.stderr.decode()
