@@ -6,7 +6,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "kernel/cpu/cpu_cache.h"
-#include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_prefill.h"
 
 static struct ew_cuda_backend *of(const struct ew_backend *backend)
 {
@@ -149,7 +149,7 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
 {
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, n_rows = EW_MAX(n_tokens, limits->n_logits_max);
-    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP;
+    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP, x_bytes, w_bytes;
 
     for (uint32_t i = 0; i < plan->n_buffers; i++) {
         uint64_t rows = plan->buffers[i].rows == EW_CPU_ROWS_LOGITS ? limits->n_logits_max : n_tokens;
@@ -173,6 +173,9 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->q8_codes = carve(carver, n_rows * plan->q8_cols_max);
     work->q8_scales = carve(carver, n_rows * groups * sizeof(float));
     work->q8_sums = carve(carver, n_rows * groups * sizeof(float));
+    ew_cuda_prefill_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE, n_rows, &x_bytes, &w_bytes);
+    work->x16 = carve(carver, x_bytes);
+    work->w16 = carve(carver, w_bytes);
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));
     ew_cuda_batch_shape(&work->batch, program, limits);

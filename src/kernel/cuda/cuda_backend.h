@@ -38,10 +38,19 @@ struct ew_cuda_rope {
     uint64_t *kinds;    // [n_seqs_max] what is there now: 0 nothing, 1 short, 2 long, else 3 + span of dynamic ones
 };
 
+// What the rows in x16 are, within one step.
+struct ew_cuda_narrow {
+    uint64_t of; // the buffer's address; 0: nothing
+    uint32_t cols, n_rows;
+    bool is_bf16;
+};
+
 struct ew_cuda_work {
     uint64_t *buffers;  // [plan.n_buffers] addresses
     struct ew_cuda_rope *ropes;
     uint64_t q8_codes, q8_scales, q8_sums;
+    uint64_t x16, w16;  // 16-bit operands of large products: activations, a part of a decoded matrix
+    struct ew_cuda_narrow narrow;
     uint64_t partial;   // of split attention
     struct ew_cuda_batch batch;
 };

@@ -1,14 +1,14 @@
 // One step as a sequence of kernels, in the order of the plan.
 
 #include "base/assert.h"
-#include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_prefill.h"
 
 #define WIDE 256         // threads of elementwise kernels
 #define LINEAR_ROWS 8    // rows of a matrix that a block of a few-token product takes
 #define LINEAR_THREADS 256
 #define FEW_TOKENS 8     // up to so many the matrix-vector kernels are used
-#define GEMM_ROWS 128
-#define GEMM_SMALL 32    // tokens of the small tile
+#define GEMM_ROWS 128    // of a tile for some tokens
+#define GEMM_TOKENS 32
 #define ATTENTION_THREADS 128
 #define SPLIT_TOKENS_MAX 64
 #define BLOCKS_PER_SM 4  // of attention, to begin with
@@ -176,15 +176,14 @@ static int launch_gather(struct launch *l)
 // ---- products -----------------------------------------------------------------------------------
 
 static const struct {
-    enum ew_cuda_kernel one, few, many_small, many;
+    enum ew_cuda_kernel one, few, some;
 } PRODUCTS[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F32] = {EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32},
-    [EW_CUDA_F16] = {EW_CUDA_LINEAR_F16_1, EW_CUDA_LINEAR_F16_8, EW_CUDA_GEMM_F16_32, EW_CUDA_GEMM_F16_128},
-    [EW_CUDA_BF16] = {EW_CUDA_LINEAR_BF16_1, EW_CUDA_LINEAR_BF16_8, EW_CUDA_GEMM_BF16_32, EW_CUDA_GEMM_BF16_128},
-    [EW_CUDA_I8] = {EW_CUDA_LINEAR_I8_1, EW_CUDA_LINEAR_I8_8, EW_CUDA_GEMM_I8_32, EW_CUDA_GEMM_I8_128},
-    [EW_CUDA_U4] = {EW_CUDA_LINEAR_U4_1, EW_CUDA_LINEAR_U4_8, EW_CUDA_GEMM_U4_32, EW_CUDA_GEMM_U4_128},
-    [EW_CUDA_U4_MIN] = {EW_CUDA_LINEAR_U4_MIN_1, EW_CUDA_LINEAR_U4_MIN_8, EW_CUDA_GEMM_U4_MIN_32,
-                        EW_CUDA_GEMM_U4_MIN_128},
+    [EW_CUDA_F32] = {EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32},
+    [EW_CUDA_F16] = {EW_CUDA_LINEAR_F16_1, EW_CUDA_LINEAR_F16_8, EW_CUDA_GEMM_F16_32},
+    [EW_CUDA_BF16] = {EW_CUDA_LINEAR_BF16_1, EW_CUDA_LINEAR_BF16_8, EW_CUDA_GEMM_BF16_32},
+    [EW_CUDA_I8] = {EW_CUDA_LINEAR_I8_1, EW_CUDA_LINEAR_I8_8, EW_CUDA_GEMM_I8_32},
+    [EW_CUDA_U4] = {EW_CUDA_LINEAR_U4_1, EW_CUDA_LINEAR_U4_8, EW_CUDA_GEMM_U4_32},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_LINEAR_U4_MIN_1, EW_CUDA_LINEAR_U4_MIN_8, EW_CUDA_GEMM_U4_MIN_32},
 };
 
 static bool wants_gemm(const struct ew_cuda_matrix *m, uint32_t n_rows)
@@ -194,11 +193,12 @@ static bool wants_gemm(const struct ew_cuda_matrix *m, uint32_t n_rows)
 
 static int launch_gemm(struct launch *l, struct ew_cuda_matrix *m, uint64_t bias)
 {
-    bool small = l->n_rows <= 2 * GEMM_SMALL;
-    enum ew_cuda_kernel kernel = small ? PRODUCTS[m->layout].many_small : PRODUCTS[m->layout].many;
-    struct ew_cuda_grid grid = {ceil_div(l->n_rows, small ? GEMM_SMALL : 128), ceil_div(m->rows, GEMM_ROWS), 1, 256};
+    struct ew_cuda_grid grid = {ceil_div(l->n_rows, GEMM_TOKENS), ceil_div(m->rows, GEMM_ROWS), 1, 256};
+    struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
 
-    return run(l, kernel, grid,
+    if (ew_cuda_prefill_takes(m, l->n_rows))
+        return ew_cuda_prefill_product(l->backend, &product, l->err);
+    return run(l, PRODUCTS[m->layout].some, grid,
                ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &m->codes, &m->scales, &m->mins, &bias,
                          &m->rows, &m->cols, &l->n_rows));
 }
@@ -367,6 +367,7 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     const struct ew_op *op = &backend->program->ops[step->op];
     uint32_t rows_of = step->kind == EW_CPU_STEP_OP ? step->out : step->in;
     struct launch l = {.backend = backend, .op = op, .step = step, .n_tokens = batch->n_tokens, .err = err};
+    int rc;
 
     l.width = backend->program->slot_width[op->out];
     take_buffer(backend, step->in, &l.in, &l.in_stride);
@@ -385,7 +386,9 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
         return launch_append(&l);
     case EW_CPU_STEP_OP:
         EW_ASSERT(OPS[op->kind]); // cuda_supports refused the program otherwise
-        return l.n_rows ? OPS[op->kind](&l) : 0;
+        rc = l.n_rows ? OPS[op->kind](&l) : 0;
+        ew_cuda_prefill_wrote(backend, l.out);
+        return rc;
     case EW_CPU_STEP_SORT:
     default:
         EW_ASSERT(!"a step that this backend has");
@@ -397,6 +400,7 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
 {
     int rc = 0;
 
+    backend->work.narrow.of = 0;
     for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i++)
         rc = launch_step(backend, batch, &backend->plan.steps[i], err);
     return rc;

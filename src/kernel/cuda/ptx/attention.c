@@ -1,6 +1,6 @@
 // Attention over paged caches, and appending to them.
 
-#include "kernel/cuda/ptx/cache.h"
+#include "kernel/cuda/ptx/kv.h"
 
 #define WARPS 4   // of a block, which share the keys of one token, KV head and split
 #define DIMS_MAX 256

@@ -1,217 +1,150 @@
-// Products of a matrix with many rows of activations, on the tensor cores: tiles of BM tokens and 128 rows, 32 columns
-// at a time, weights decoded to f16 or bf16 on their way into shared memory, accumulation in f32.
+// Products of a matrix with many rows of activations, both in 16 bits, on the tensor cores of every GPU since sm_80:
+// tiles of 128 tokens and 128 rows, 32 columns at a time, three stages of them on their way at once; accumulation in
+// f32.
 
 #include "kernel/cuda/ptx/gpu.h"
 
-#define BN 128     // rows of the matrix
-#define BK 32      // columns
-#define PITCH 40   // elements of a row in shared memory: 80 bytes, so that ldmatrix meets every bank once
-#define THREADS 256
-#define BM_MAX 128
+#define BM 128    // tokens
+#define BN 128    // rows of the matrix
+#define BK 32     // columns
+#define STAGES 3  // 48 KiB: two blocks a multiprocessor also where it has but 100 KiB
+#define THREADS 128
+#define MT 4      // a warp's tiles of 16 tokens ...
+#define NT 8      // ... and of 8 rows: 64 x 64, warps lie two by two
 
-static SHARED u16 g_a[2][BM_MAX * PITCH] __attribute__((aligned(16)));
-static SHARED u16 g_b[2][BN * PITCH] __attribute__((aligned(16)));
-
-INLINE void mma(u32 is_bf16, float *c, const u32 *a, u32 b0, u32 b1)
-{
-    if (is_bf16)
-        mma_bf16(c, a, b0, b1);
-    else
-        mma_f16(c, a, b0, b1);
-}
+static SHARED u16 g_a[STAGES][BM * BK] __attribute__((aligned(128)));
+static SHARED u16 g_b[STAGES][BN * BK] __attribute__((aligned(128)));
 
 struct job {
+    const u16 *x, *w; // [n_tokens, cols], [rows, cols]
     float *out;
-    const float *x, *bias;
-    struct weight w;
-    u32 out_stride, x_stride, rows, cols, n_tokens;
-    u32 first_token, first_row;
+    const float *bias;
+    u32 out_stride, rows, cols, n_tokens, first_token, first_row;
 };
 
-INLINE u32 pack(u32 layout, float low, float high)
+// Eight rows of one chunk of 16 bytes lie in different banks.
+INLINE u32 place(u32 row, u32 chunk)
 {
-    return layout == LAYOUT_BF16 ? bf16x2_of(low, high) : f16x2_of(low, high);
+    return row * BK + (chunk ^ (row >> 1 & 3)) * 8;
 }
 
-// f16 cannot hold what some families' activations reach: they stop at its largest number.
-INLINE u32 pack_x(u32 layout, float low, float high)
+// Rows beyond the last one repeat it: nobody stores their results.
+INLINE void load_stage(const struct job *job, u32 stage, u32 k)
 {
-    if (layout == LAYOUT_BF16)
-        return bf16x2_of(low, high);
-    return f16x2_of(max_f32(min_f32(low, 65504), -65504), max_f32(min_f32(high, 65504), -65504));
-}
-
-// What one thread holds of the next tiles: 16 columns of a row of the matrix, BM / 8 activations.
-struct staged {
-    u32x4 b[2];
-    float scale, min;
-    f32x4 a[4];
-};
-
-// Thread t: row t / 2, columns (t % 2) * 16 on. Rows beyond the last one repeat it: nobody stores their results.
-INLINE void fetch_b(u32 layout, const struct job *job, u32 k, struct staged *s)
-{
-    u64 row = min_u32(job->first_row + THREAD / 2, job->rows - 1), at = row * job->cols + k + THREAD % 2 * 16;
-    u64 group = at / 32;
-
-    if (layout == LAYOUT_F16 || layout == LAYOUT_BF16) {
-        s->b[0] = *(const u32x4 *)(job->w.codes + at * 2);
-        s->b[1] = *(const u32x4 *)(job->w.codes + at * 2 + 16);
-        return;
-    }
-    s->scale = f32_of_f16(job->w.scales[group]);
-    s->b[0] = *(const u32x4 *)(job->w.codes + (layout == LAYOUT_I8 ? at : group * 16));
-    if (layout == LAYOUT_U4_MIN)
-        s->min = f32_of_f16(job->w.mins[group]);
-}
-
-INLINE float code_at(u32 layout, u32 word, u32 byte, const struct staged *s)
-{
-    i32 code = layout == LAYOUT_I8 ? (i32)(i8)(word >> 8 * byte) : (i32)(word >> 8 * byte & 15);
-
-    if (layout == LAYOUT_U4_MIN)
-        return (float)code * s->scale - s->min;
-    return (float)(layout == LAYOUT_U4 ? code - 8 : code) * s->scale;
-}
-
-INLINE void store_b(u32 layout, u32 buffer, const struct staged *s)
-{
-    SHARED u32x4 *to = (SHARED u32x4 *)(g_b[buffer] + THREAD / 2 * PITCH + THREAD % 2 * 16);
-    u32 words[8];
-
-    if (layout == LAYOUT_F16 || layout == LAYOUT_BF16) {
-        to[0] = s->b[0];
-        to[1] = s->b[1];
-        return;
-    }
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        u32 word = s->b[0][i];
-
-        if (layout != LAYOUT_I8) // low nibbles are columns 0 to 15 of a group
-            word = THREAD % 2 ? word >> 4 : word;
-        words[2 * i] = pack(layout, code_at(layout, word, 0, s), code_at(layout, word, 1, s));
-        words[2 * i + 1] = pack(layout, code_at(layout, word, 2, s), code_at(layout, word, 3, s));
-    }
-    to[0] = (u32x4){words[0], words[1], words[2], words[3]};
-    to[1] = (u32x4){words[4], words[5], words[6], words[7]};
-}
-
-// Eight threads a row of 32 activations, 32 rows at a time.
-INLINE void fetch_a(u32 BM, const struct job *job, u32 k, struct staged *s)
-{
-    UNROLL
-    for (u32 i = 0; i < BM / 32; i++) {
-        u64 token = min_u32(job->first_token + i * 32 + THREAD / 8, job->n_tokens - 1);
-
-        s->a[i] = *(const f32x4 *)(job->x + token * job->x_stride + k + THREAD % 8 * 4);
-    }
-}
-
-INLINE void store_a(u32 BM, u32 layout, u32 buffer, const struct staged *s)
-{
-    UNROLL
-    for (u32 i = 0; i < BM / 32; i++) {
-        SHARED u32x2 *to = (SHARED u32x2 *)(g_a[buffer] + (i * 32 + THREAD / 8) * PITCH + THREAD % 8 * 4);
-
-        *to = (u32x2){pack_x(layout, s->a[i].x, s->a[i].y), pack_x(layout, s->a[i].z, s->a[i].w)};
-    }
-}
-
-// MT x NT tiles of 16 x 8 a warp; warps lie WN across.
-INLINE void multiply(u32 MT, u32 NT, u32 WN, u32 is_bf16, u32 buffer, float (*acc)[4])
-{
-    u32 warp = THREAD / 32, lane = THREAD % 32, m0 = warp / WN * MT * 16, n0 = warp % WN * NT * 8;
+    u32 row = THREAD / 4, chunk = THREAD % 4;
 
     UNROLL
-    for (u32 k = 0; k < BK; k += 16) {
-        u32 a[4][4], b[2][4];
+    for (u32 i = 0; i < BM; i += THREADS / 4) {
+        u64 token = min_u32(job->first_token + row + i, job->n_tokens - 1);
+        u64 of_w = min_u32(job->first_row + row + i, job->rows - 1);
+
+        copy_async(g_a[stage] + place(row + i, chunk), job->x + token * job->cols + k + chunk * 8, 1);
+        copy_async(g_b[stage] + place(row + i, chunk), job->w + of_w * job->cols + k + chunk * 8, 1);
+    }
+}
+
+INLINE void multiply(u32 is_bf16, u32 stage, float (*acc)[4])
+{
+    u32 warp = THREAD / 32, lane = THREAD % 32, m0 = warp / 2 * MT * 16, n0 = warp % 2 * NT * 8;
+
+    UNROLL
+    for (u32 k = 0; k < BK / 8; k += 2) {
+        u32 a[MT][4], b[NT / 2][4];
 
         UNROLL
         for (u32 m = 0; m < MT; m++)
-            ldmatrix4(a[m], g_a[buffer] + (m0 + m * 16 + lane % 16) * PITCH + k + lane / 16 * 8);
+            ldmatrix4(a[m], g_a[stage] + place(m0 + m * 16 + lane % 16, k + lane / 16));
         UNROLL
         for (u32 n = 0; n < NT / 2; n++) // two tiles at once: rows 0 to 7 and 8 to 15, each of both halves of k
-            ldmatrix4(b[n], g_b[buffer] + (n0 + n * 16 + lane % 8 + lane / 16 * 8) * PITCH + k + lane / 8 % 2 * 8);
+            ldmatrix4(b[n], g_b[stage] + place(n0 + n * 16 + lane % 8 + lane / 16 * 8, k + lane / 8 % 2));
         UNROLL
         for (u32 m = 0; m < MT; m++) {
             UNROLL
-            for (u32 n = 0; n < NT; n++)
-                mma(is_bf16, acc[m * NT + n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
-        }
-    }
-}
-
-INLINE void store_out(u32 MT, u32 NT, u32 WN, const struct job *job, float (*acc)[4])
-{
-    u32 warp = THREAD / 32, lane = THREAD % 32, m0 = warp / WN * MT * 16, n0 = warp % WN * NT * 8;
-
-    UNROLL
-    for (u32 m = 0; m < MT; m++) {
-        UNROLL
-        for (u32 n = 0; n < NT; n++) {
-            UNROLL
-            for (u32 i = 0; i < 4; i++) {
-                u32 token = job->first_token + m0 + m * 16 + lane / 4 + i / 2 * 8;
-                u32 row = job->first_row + n0 + n * 8 + lane % 4 * 2 + i % 2;
-
-                if (token < job->n_tokens && row < job->rows)
-                    job->out[(u64)token * job->out_stride + row] = acc[m * NT + n][i] +
-                                                                   (job->bias ? job->bias[row] : 0);
+            for (u32 n = 0; n < NT; n++) {
+                if (is_bf16)
+                    mma_bf16(acc[m * NT + n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
+                else
+                    mma_f16(acc[m * NT + n], a[m], b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]);
             }
         }
     }
 }
 
-INLINE void gemm(u32 BM, u32 MT, u32 NT, u32 WN, u32 layout, const struct job *job)
+// Two neighbours of a row of the result.
+INLINE void store_pair(const struct job *job, u32 token, u32 row, float low, float high)
 {
-    float acc[16][4];
-    struct staged staged;
-    u32 buffer = 0;
+    float *out = job->out + (u64)token * job->out_stride + row;
 
-    UNROLL
-    for (u32 i = 0; i < 16; i++) {
-        UNROLL
-        for (u32 j = 0; j < 4; j++)
-            acc[i][j] = 0;
+    if (token >= job->n_tokens || row >= job->rows)
+        return;
+    low += job->bias ? job->bias[row] : 0;
+    if (row + 1 < job->rows)
+        high += job->bias ? job->bias[row + 1] : 0;
+    if (row + 1 < job->rows && job->out_stride % 2 == 0) {
+        *(f32x2 *)out = (f32x2){low, high};
+        return;
     }
-    fetch_a(BM, job, 0, &staged);
-    fetch_b(layout, job, 0, &staged);
-    store_a(BM, layout, 0, &staged);
-    store_b(layout, 0, &staged);
-    block_sync();
-    for (u32 k = BK; k < job->cols; k += BK) {
-        fetch_a(BM, job, k, &staged);
-        fetch_b(layout, job, k, &staged);
-        multiply(MT, NT, WN, layout == LAYOUT_BF16, buffer, acc);
-        buffer ^= 1;
-        store_a(BM, layout, buffer, &staged);
-        store_b(layout, buffer, &staged);
-        block_sync();
-    }
-    multiply(MT, NT, WN, layout == LAYOUT_BF16, buffer, acc);
-    store_out(MT, NT, WN, job, acc);
+    out[0] = low;
+    if (row + 1 < job->rows)
+        out[1] = high;
 }
 
-// cols is a multiple of 32 and rows of x are 16-byte aligned. Blocks in x are tiles of tokens, so that those that run
-// side by side share the rows of the matrix.
-#define DEFINE(name, BM, MT, NT, WN, layout) \
-    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales, \
-                const u16 *mins, const float *bias, u32 rows, u32 cols, u32 n_tokens) \
+INLINE void store_out(const struct job *job, float (*acc)[4])
+{
+    u32 warp = THREAD / 32, lane = THREAD % 32, m0 = warp / 2 * MT * 16, n0 = warp % 2 * NT * 8;
+
+    UNROLL
+    for (u32 m = 0; m < MT; m++) {
+        UNROLL
+        for (u32 n = 0; n < NT; n++) {
+            u32 token = job->first_token + m0 + m * 16 + lane / 4, row = job->first_row + n0 + n * 8 + lane % 4 * 2;
+            float *c = acc[m * NT + n];
+
+            store_pair(job, token, row, c[0], c[1]);
+            store_pair(job, token + 8, row, c[2], c[3]);
+        }
+    }
+}
+
+INLINE void gemm(u32 is_bf16, const struct job *job)
+{
+    float acc[MT * NT][4];
+    u32 n_stages = job->cols / BK, stage = 0;
+
+    UNROLL
+    for (u32 i = 0; i < MT * NT * 4; i++)
+        acc[i / 4][i % 4] = 0;
+    UNROLL
+    for (u32 i = 0; i < STAGES - 1; i++) {
+        if (i < n_stages)
+            load_stage(job, i, i * BK);
+        copy_commit();
+    }
+    for (u32 i = 0; i < n_stages; i++) {
+        u32 next = stage ? stage - 1 : STAGES - 1;
+
+        copy_wait(STAGES - 2);
+        block_sync(); // what has come is seen by all, and `next` is no longer read
+        if (i + STAGES - 1 < n_stages)
+            load_stage(job, next, (i + STAGES - 1) * BK);
+        copy_commit();
+        multiply(is_bf16, stage, acc);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+    store_out(job, acc);
+}
+
+// cols is a multiple of 32; rows of x and w follow each other without gaps. Blocks in x are tiles of tokens, so that
+// those that run side by side share the rows of the matrix.
+#define DEFINE(name, is_bf16) \
+    KERNEL name(float *out, u32 out_stride, const u16 *x, const u16 *w, const float *bias, u32 rows, u32 cols, \
+                u32 n_tokens) \
     { \
-        struct job job = {out,      x,    bias, {codes, scales, mins}, out_stride, x_stride, rows, cols, \
-                          n_tokens, BLOCK_X * BM, BLOCK_Y * BN}; \
+        struct job job = {x,    w,        out,          bias,        out_stride, rows, \
+                          cols, n_tokens, BLOCK_X * BM, BLOCK_Y * BN}; \
                                                                                                                        \
-        gemm(BM, MT, NT, WN, layout, &job); \
+        gemm(is_bf16, &job); \
     }
 
-DEFINE(gemm_f16_128, 128, 4, 4, 4, LAYOUT_F16)
-DEFINE(gemm_f16_32, 32, 2, 2, 8, LAYOUT_F16)
-DEFINE(gemm_bf16_128, 128, 4, 4, 4, LAYOUT_BF16)
-DEFINE(gemm_bf16_32, 32, 2, 2, 8, LAYOUT_BF16)
-DEFINE(gemm_i8_128, 128, 4, 4, 4, LAYOUT_I8)
-DEFINE(gemm_i8_32, 32, 2, 2, 8, LAYOUT_I8)
-DEFINE(gemm_u4_128, 128, 4, 4, 4, LAYOUT_U4)
-DEFINE(gemm_u4_32, 32, 2, 2, 8, LAYOUT_U4)
-DEFINE(gemm_u4_min_128, 128, 4, 4, 4, LAYOUT_U4_MIN)
-DEFINE(gemm_u4_min_32, 32, 2, 2, 8, LAYOUT_U4_MIN)
+DEFINE(gemm_f16, 0)
+DEFINE(gemm_bf16, 1)

@@ -1,7 +1,7 @@
 #pragma once
 // Stands under the kernels in place of src/kernel/cuda/ptx/machine.h where they run on the CPU: the same functions,
-// with a fiber for each thread of a block. Warp-wide functions leave what a lane gives in a slot of its warp, wait for the
-// other lanes, and read theirs.
+// with a fiber for each thread of a block. Warp-wide functions leave what a lane gives in a slot of its warp, wait for
+// the other lanes, and read theirs.
 
 #include <stdint.h>
 #include <string.h>

@@ -1,0 +1,124 @@
+#include "kernel/cuda/cuda_prefill.h"
+
+#include "base/assert.h"
+
+#define THREADS 256
+#define TILE 128                            // rows and tokens of a tile
+#define TILE_THREADS 128
+#define STEP 32                             // columns that a product takes at a time
+#define SCRATCH_BYTES ((uint64_t)64 << 20)  // about a large GPU's second cache
+
+#define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
+
+static uint32_t ceil_div(uint64_t n, uint32_t by)
+{
+    return (uint32_t)((n + by - 1) / by);
+}
+
+// Rows of a quantised matrix that are decoded at a time: parts of equal size, so that the last one fills the GPU, too.
+static uint32_t part_rows(uint64_t rows, uint64_t cols)
+{
+    uint64_t fit = EW_MAX(SCRATCH_BYTES / (cols * 2) / TILE * TILE, TILE), parts = (rows + fit - 1) / fit;
+
+    return ceil_div(ceil_div(rows, (uint32_t)parts), TILE) * TILE;
+}
+
+static bool takes(enum ew_cuda_layout layout, uint64_t cols)
+{
+    return layout != EW_CUDA_F32 && cols % STEP == 0;
+}
+
+bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows)
+{
+    return n_rows >= EW_CUDA_PREFILL_TOKENS && takes(matrix->layout, matrix->cols);
+}
+
+void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uint64_t n_rows, uint64_t *x_bytes,
+                           uint64_t *w_bytes)
+{
+    *x_bytes = *w_bytes = 0;
+    for (uint32_t i = 0; i < program->n_ops && n_rows >= EW_CUDA_PREFILL_TOKENS; i++) {
+        const struct ew_weight *weight;
+        enum ew_cuda_layout layout;
+        bool exact;
+
+        if (program->ops[i].kind != EW_OP_LINEAR)
+            continue;
+        weight = &program->weights[program->ops[i].weight];
+        layout = ew_cuda_layout_of(weight->source.dtype, weight->cols, reference, &exact);
+        if (!takes(layout, weight->cols))
+            continue;
+        *x_bytes = EW_MAX(*x_bytes, n_rows * weight->cols * 2);
+        if (ew_cuda_layout_is_quantised(layout))
+            *w_bytes = EW_MAX(*w_bytes, part_rows(weight->rows, weight->cols) * weight->cols * 2);
+    }
+}
+
+void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address)
+{
+    if (backend->work.narrow.of == address)
+        backend->work.narrow.of = 0;
+}
+
+static int narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, bool is_bf16, struct ew_error *err)
+{
+    struct ew_cuda_narrow *to = &backend->work.narrow;
+    uint32_t cols = p->matrix->cols, in_stride = p->in_stride;
+    uint64_t in = p->in;
+    struct ew_cuda_grid grid = {ceil_div(cols / 8, THREADS), p->n_rows, 1, THREADS};
+
+    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->is_bf16 == is_bf16)
+        return 0;
+    *to = (struct ew_cuda_narrow){in, cols, p->n_rows, is_bf16};
+    return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
+                          ARGUMENTS(&backend->work.x16, &in, &in_stride, &cols), err);
+}
+
+static int expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *m, uint32_t first, uint32_t rows,
+                  struct ew_error *err)
+{
+    static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT] = {
+        [EW_CUDA_I8] = EW_CUDA_EXPAND_I8,
+        [EW_CUDA_U4] = EW_CUDA_EXPAND_U4,
+        [EW_CUDA_U4_MIN] = EW_CUDA_EXPAND_U4_MIN,
+    };
+    uint64_t codes = m->codes + first * ew_cuda_code_bytes(m->layout, m->cols);
+    uint64_t scales = m->scales + first * ew_cuda_scale_bytes(m->layout, m->cols);
+    uint64_t mins = m->mins + first * ew_cuda_min_bytes(m->layout, m->cols);
+    uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP;
+
+    return ew_cuda_launch(&backend->device, kernels[m->layout],
+                          (struct ew_cuda_grid){ceil_div(n_groups, THREADS / 4), 1, 1, THREADS},
+                          ARGUMENTS(&backend->work.w16, &codes, &scales, &mins, &n_groups), err);
+}
+
+// `rows` rows of the result, whose matrix lies at `w`.
+static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, bool is_bf16, uint64_t w,
+                    uint32_t first, uint32_t rows, struct ew_error *err)
+{
+    uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
+    uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
+
+    return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_GEMM_BF16 : EW_CUDA_GEMM_F16,
+                          (struct ew_cuda_grid){ceil_div(n_rows, TILE), ceil_div(rows, TILE), 1, TILE_THREADS},
+                          ARGUMENTS(&out, &out_stride, &backend->work.x16, &w, &bias, &rows, &cols, &n_rows), err);
+}
+
+int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
+{
+    const struct ew_cuda_matrix *m = p->matrix;
+    bool is_bf16 = m->layout == EW_CUDA_BF16;
+    uint32_t part = part_rows(m->rows, m->cols);
+    int rc = narrow(backend, p, is_bf16, err);
+
+    if (rc || !ew_cuda_layout_is_quantised(m->layout))
+        return rc ? rc : multiply(backend, p, is_bf16, m->codes, 0, m->rows, err);
+    for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {
+        uint32_t rows = EW_MIN(part, m->rows - first);
+
+        rc = expand(backend, m, first, rows, err);
+        if (rc == 0)
+            rc = multiply(backend, p, is_bf16, backend->work.w16, first, rows, err);
+    }
+    return rc;
+}

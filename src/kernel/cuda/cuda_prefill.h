@@ -1,0 +1,23 @@
+#pragma once
+// Steps with many tokens: products of 16-bit operands on the tensor cores. Activations are narrowed once for all
+// products that take the same rows, quantised matrices are decoded into a scratch matrix, part by part.
+
+#include "kernel/cuda/cuda_backend.h"
+
+#define EW_CUDA_PREFILL_TOKENS 65 // rows from which on these products are used
+
+// A product of a step: rows of f32 at `in`, to `out`; addresses and strides in floats. bias 0: none.
+struct ew_cuda_product {
+    const struct ew_cuda_matrix *matrix;
+    uint64_t in, out, bias;
+    uint32_t in_stride, out_stride, n_rows;
+};
+
+// Bytes of the two 16-bit operands: activations of the widest product, and a part of the largest quantised matrix.
+void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uint64_t n_rows, uint64_t *x_bytes,
+                           uint64_t *w_bytes);
+bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows);
+int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
+                            struct ew_error *err) EW_MUST_CHECK;
+// The buffer at `address` was written: what was narrowed from it is of no use any more.
+void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address);

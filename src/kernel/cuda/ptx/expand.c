@@ -1,0 +1,74 @@
+// Operands of the large products in 16 bits: activations from f32, quantised weights to f16.
+
+#include "kernel/cuda/ptx/gpu.h"
+
+// f16 cannot hold what some families' activations reach: they stop at its largest number.
+INLINE u32 pack_f16(float low, float high)
+{
+    return f16x2_of(max_f32(min_f32(low, 65504), -65504), max_f32(min_f32(high, 65504), -65504));
+}
+
+// Eight columns a thread; rows of `in` are 16-byte aligned, those of `out` follow each other.
+INLINE void narrow(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols)
+{
+    u32 i = (BLOCK_X * N_THREADS + THREAD) * 8;
+    f32x4 a, b;
+
+    if (i >= cols)
+        return;
+    in += (u64)BLOCK_Y * in_stride + i;
+    a = *(const f32x4 *)in;
+    b = *(const f32x4 *)(in + 4);
+    *(u32x4 *)(out + (u64)BLOCK_Y * cols + i) =
+        is_bf16 ? (u32x4){bf16x2_of(a.x, a.y), bf16x2_of(a.z, a.w), bf16x2_of(b.x, b.y), bf16x2_of(b.z, b.w)}
+                : (u32x4){pack_f16(a.x, a.y), pack_f16(a.z, a.w), pack_f16(b.x, b.y), pack_f16(b.z, b.w)};
+}
+
+KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(0, out, in, in_stride, cols); }
+KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(1, out, in, in_stride, cols); }
+
+// Eight of a group's 32 columns a thread, from bytes whose codes are they.
+INLINE void expand(u32 layout, u16 *out, const struct weight *w, u64 n_groups)
+{
+    u64 group = (u64)BLOCK_X * (N_THREADS / 4) + THREAD / 4;
+    u32 part = THREAD % 4, packed[4];
+    float scale, min = 0;
+    u32x2 codes;
+
+    if (group >= n_groups)
+        return;
+    scale = f32_of_f16(w->scales[group]);
+    if (layout == LAYOUT_U4_MIN)
+        min = f32_of_f16(w->mins[group]);
+    if (layout == LAYOUT_I8)
+        codes = *(const u32x2 *)(w->codes + group * 32 + part * 8);
+    else // columns 0 to 15 are low nibbles, the others high ones of the same bytes
+        codes = *(const u32x2 *)(w->codes + group * 16 + part % 2 * 8) >> (part / 2 * 4);
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 pair = codes[i / 2] >> (i % 2 * 16);
+        float low, high;
+
+        if (layout == LAYOUT_I8) {
+            low = (float)(i8)pair;
+            high = (float)(i8)(pair >> 8);
+        } else {
+            low = (float)((i32)(pair & 15) - (layout == LAYOUT_U4 ? 8 : 0));
+            high = (float)((i32)(pair >> 8 & 15) - (layout == LAYOUT_U4 ? 8 : 0));
+        }
+        packed[i] = f16x2_of(low * scale - min, high * scale - min);
+    }
+    *(u32x4 *)(out + group * 32 + part * 8) = (u32x4){packed[0], packed[1], packed[2], packed[3]};
+}
+
+#define DEFINE(name, layout) \
+    KERNEL name(u16 *out, const u8 *codes, const u16 *scales, const u16 *mins, u64 n_groups) \
+    { \
+        struct weight w = {codes, scales, mins}; \
+                                                                                                                       \
+        expand(layout, out, &w, n_groups); \
+    }
+
+DEFINE(expand_i8, LAYOUT_I8)
+DEFINE(expand_u4, LAYOUT_U4)
+DEFINE(expand_u4_min, LAYOUT_U4_MIN)
