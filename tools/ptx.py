@@ -17,15 +17,28 @@ import source
 
 FOLDER = source.ROOT / "src/kernel/cuda/ptx"
 COMPILER = "clang-19"
-VERSION, TARGET, FEATURE = "7.4", "sm_80", "+ptx74"  # the oldest driver and GPU that we serve
-ARCHITECTURES = ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"]
+# Of a tier: the version of PTX, and the architectures that it is assembled for. sm_80 with PTX 7.4 is the oldest GPU and driver that
+# we serve; its files have no suffix, those of the others ".sm_90.ptx" and so on (cuda_device.c chooses). Sources see EW_SM.
+TIERS = {
+    "sm_80": ("7.4", ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"]),
+    "sm_90": ("7.8", ["sm_90", "sm_100", "sm_110", "sm_120"]),
+    "sm_90a": ("8.0", ["sm_90a"]),
+}
+# Modules that exist in more tiers than the first, or in others.
+MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in ("attention", "linear", "rows")}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {"gemm": 128, "gemm_some": 256, "linear": 256, "attention": 128}
 
 
-def compile_module(module):
-    command = [COMPILER, "--target=nvptx64-nvidia-cuda", f"-march={TARGET}", f"--cuda-feature={FEATURE}", "-ffreestanding", "-O3",
-               "-ffp-contract=fast", f"-I{source.ROOT / 'src'}", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-S", "-o", "-", module.name]
+def path_of(module, tier):
+    return module.with_suffix(".ptx" if tier == "sm_80" else f".{tier}.ptx")
+
+
+def compile_module(module, tier):
+    feature = "+ptx" + TIERS[tier][0].replace(".", "")
+    command = [COMPILER, "--target=nvptx64-nvidia-cuda", f"-march={tier}", f"--cuda-feature={feature}", f"-DEW_SM={re.sub('[^0-9]', '', tier)}",
+               "-ffreestanding", "-O3", "-ffp-contract=fast", f"-I{source.ROOT / 'src'}", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
+               "-S", "-o", "-", module.name]
     text = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
     text = re.sub(r"^//.*\n", "", text, flags=re.M)  # the compiler's own name and version
     threads = THREADS.get(module.stem)
@@ -50,34 +63,34 @@ def assemble(program, path, architecture):
     return None
 
 
-def check_module(module):
-    path = module.with_suffix(".ptx")
+def check_module(module, tier):
+    path, (version, architectures) = path_of(module, tier), TIERS[tier]
     text = path.read_text() if path.exists() else ""
-    right = f".version {VERSION}\n" in text and f".target {TARGET}\n" in text
-    print(f"{'pass' if right else 'fail'}: {path.name} is PTX {VERSION} for {TARGET}")
+    right = f".version {version}\n" in text and f".target {tier}\n" in text
+    print(f"{'pass' if right else 'fail'}: {path.name} is PTX {version} for {tier}")
     if not shutil.which(COMPILER):
         print(f"skip: {path.name} from its source: there is no {COMPILER}")
     else:
-        same = compile_module(module) == text
+        same = compile_module(module, tier) == text
         print(f"{'pass' if same else 'fail'}: {path.name} is what {COMPILER} makes of {module.name}"
               + ("" if same else " (python3 tools/ptx.py writes it anew)"))
     if not ptxas():
         print(f"skip: {path.name} on the architectures: there is no ptxas")
         return
-    for architecture in ARCHITECTURES:
+    for architecture in architectures:
         fault = assemble(ptxas(), path, architecture)
         print(f"fail: {path.name} for {architecture}: {fault}" if fault else f"pass: {path.name} assembles for {architecture}")
 
 
 def main():
-    modules = sorted(FOLDER.glob("*.c"))
+    jobs = [(module, tier) for module in sorted(FOLDER.glob("*.c")) for tier in MODULE_TIERS.get(module.stem, ["sm_80"])]
     if sys.argv[1:] == ["--check"]:
-        for module in modules:
-            check_module(module)
+        for module, tier in jobs:
+            check_module(module, tier)
         return
     with ThreadPoolExecutor(2) as pool:
-        for module, text in zip(modules, pool.map(compile_module, modules)):
-            module.with_suffix(".ptx").write_text(text)
+        for (module, tier), text in zip(jobs, pool.map(lambda job: compile_module(*job), jobs)):
+            path_of(module, tier).write_text(text)
 
 
 if __name__ == "__main__":

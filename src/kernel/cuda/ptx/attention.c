@@ -16,6 +16,7 @@ KERNEL append(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block
     u32 token = BLOCK_X, head = BLOCK_Y, index = token_index[token], row = index % block_tokens;
     struct tile tile = cache_tile(&cache, tables[table_at[token_seq[token]] + index / block_tokens], head);
 
+    kernel_begin();
     if (THREAD < 32)
         kv_put_row(kv, tile.k + (u64)row * k_dim * kv_bytes(kv), tile.k_scale + row,
                    k + (u64)token * k_stride + head * k_dim, k_dim);
@@ -186,6 +187,7 @@ INLINE void attend(u32 G, const struct cache *cache, const float *q, u32 kv_head
         struct cache cache = {data, block_bytes, layer_at, head_bytes, block_tokens, kv, k_dim, v_dim}; \
         struct mask mask = {window, chunk, bidirectional}; \
                                                                                                                        \
+        kernel_begin(); \
         visible(&mask, index, seq_total[seq], &begin, &end); \
         share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z; \
         share = (share + 31) / 32 * 32; \
@@ -212,6 +214,7 @@ KERNEL attention_join(float *out, u32 out_stride, u32 v_dim, const float *partia
     u64 step = (u64)g * width;
     float top = sinks ? sinks[head] : NEG_INFINITY, total;
 
+    kernel_begin();
     for (u32 s = 0; s < n_splits; s++)
         top = max_f32(top, first[s * step]);
     total = sinks ? exp_f32(sinks[head] - top) : 0;

@@ -4,6 +4,13 @@
 
 #include "kernel/cuda/ptx/machine.h"
 
+// How a kernel begins that has nothing to do before what it reads is there.
+INLINE void kernel_begin(void)
+{
+    next_may_start();
+    previous_wait();
+}
+
 #define NEG_INFINITY (-__builtin_inff())
 
 INLINE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }

@@ -27,6 +27,7 @@ KERNEL linear_f32(float *out, u32 out_stride, const float *x, u32 x_stride, cons
     const float *w = weight + (u64)row * cols;
     float sum[TOKENS_MAX] = {0};
 
+    kernel_begin();
     if (row >= rows)
         return;
     x += (u64)first * x_stride;
@@ -96,6 +97,7 @@ INLINE void linear_half(u32 N, u32 is_bf16, const struct product *p, u32 row, co
         u32 first = BLOCK_Y * N, row = BLOCK_X * WARPS + THREAD / 32; \
         struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)}; \
                                                                                                                        \
+        kernel_begin(); \
         if (row < rows) \
             linear_half(N, is_bf16, &p, row, x + (u64)first * x_stride, x_stride, weight + (u64)row * cols, cols); \
     }
@@ -213,6 +215,7 @@ INLINE void linear_u4(u32 N, u32 has_min, const struct product *p, u32 row, cons
         struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, N)}; \
         struct q8 x = {x_codes + (u64)first * cols, x_scales + (u64)first * n_groups, x_sums + (u64)first * n_groups}; \
                                                                                                                        \
+        kernel_begin(); \
         if (row < rows) \
             call; \
     }

@@ -47,6 +47,22 @@ INLINE u32 atomic_add(u32 *p, u32 v)
     return old;
 }
 
+// Programmatic dependent launch (PTX ISA, griddepcontrol), where the tier has it: the next kernel of the stream may take
+// its place before this one has ended. It waits before it reads what others wrote, and before it writes.
+INLINE void next_may_start(void)
+{
+#if EW_SM >= 90
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+INLINE void previous_wait(void)
+{
+#if EW_SM >= 90
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- numbers ------------------------------------------------------------------------------------
 
 INLINE float f32_of_f16(u16 h)

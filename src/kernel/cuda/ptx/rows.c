@@ -26,6 +26,7 @@ KERNEL embed(float *out, u32 out_stride, const i32 *token, const u8 *codes, cons
     struct weight w = {codes, scales, mins};
     u64 row = (u64)token[BLOCK_X];
 
+    kernel_begin();
     out += (u64)BLOCK_X * out_stride;
     for (u32 i = THREAD; i < width; i += N_THREADS)
         out[i] = scale * weight_at(layout, &w, row, i, width);
@@ -37,6 +38,7 @@ KERNEL add_position(float *out, u32 out_stride, const float *in, u32 in_stride, 
     struct weight w = {codes, scales, mins};
     u64 row = (u64)(position[BLOCK_X] + first);
 
+    kernel_begin();
     out += (u64)BLOCK_X * out_stride;
     in += (u64)BLOCK_X * in_stride;
     for (u32 i = THREAD; i < width; i += N_THREADS)
@@ -50,6 +52,7 @@ KERNEL norm(float *out, u32 out_stride, const float *in, u32 in_stride, const fl
     u32 at = BLOCK_Y * group, skip = weight_per_group ? at : 0;
     float mean = 0, sum = 0, factor;
 
+    kernel_begin();
     in += (u64)BLOCK_X * in_stride + at;
     out += (u64)BLOCK_X * out_stride + at;
     if (is_layer) {
@@ -89,6 +92,7 @@ KERNEL rope_table(float *out, const i32 *position, u32 n_tokens, const u32 *toke
 {
     u32 token = BLOCK_X, seq = token_seq[token];
 
+    kernel_begin();
     out += (u64)token * 2 * half;
     for (u32 i = THREAD; i < half; i += N_THREADS) {
         u32 d = i < section0 || section0 == 0           ? 0
@@ -109,6 +113,7 @@ KERNEL rope(float *x, u32 stride, const float *table, u32 n_dims, u32 first, u32
 {
     u32 half = n_dims / 2;
 
+    kernel_begin();
     x += (u64)BLOCK_X * stride + first;
     table += (u64)BLOCK_X * n_dims;
     for (u32 i = THREAD; i < n_heads * half; i += N_THREADS) {
@@ -152,6 +157,7 @@ KERNEL act(float *out, u32 out_stride, const float *in, u32 in_stride, u32 width
     u32 i = BLOCK_X * N_THREADS + THREAD;
     float x;
 
+    kernel_begin();
     if (i >= width)
         return;
     x = act_one(in[row * in_stride + i], kind);
@@ -165,6 +171,7 @@ KERNEL glu(float *out, u32 out_stride, const float *gate, u32 gate_stride, const
     u32 i = BLOCK_X * N_THREADS + THREAD;
     float g, u;
 
+    kernel_begin();
     if (i >= width)
         return;
     g = gate[row * gate_stride + i];
@@ -182,6 +189,7 @@ KERNEL add(float *out, u32 out_stride, const float *a, u32 a_stride, const float
     u64 row = BLOCK_Y;
     u32 i = BLOCK_X * N_THREADS + THREAD;
 
+    kernel_begin();
     if (i < width)
         out[row * out_stride + i] = a[row * a_stride + i] + scale * b[row * b_stride + i];
 }
@@ -193,6 +201,7 @@ KERNEL scale(float *out, u32 out_stride, const float *in, u32 in_stride, const f
     u64 row = BLOCK_Y;
     u32 i = BLOCK_X * N_THREADS + THREAD;
 
+    kernel_begin();
     if (i < width)
         out[row * out_stride + i] = in[row * in_stride + i] * (by ? by[row * by_stride + column] : factor);
 }
@@ -202,6 +211,7 @@ KERNEL softcap(float *out, u32 out_stride, const float *in, u32 in_stride, u32 w
     u64 row = BLOCK_Y;
     u32 i = BLOCK_X * N_THREADS + THREAD;
 
+    kernel_begin();
     if (i < width)
         out[row * out_stride + i] = cap * tanh_f32(in[row * in_stride + i] / cap);
 }
@@ -212,6 +222,7 @@ KERNEL gather(float *out, u32 out_stride, const float *in, u32 in_stride, const 
     u64 row = BLOCK_Y, source = from ? from[row] : row;
     u32 i = BLOCK_X * N_THREADS + THREAD;
 
+    kernel_begin();
     if (i < width)
         out[row * out_stride + i] = in[source * in_stride + i];
 }
@@ -224,6 +235,7 @@ KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_s
     u64 row = BLOCK_Y;
     float x, max, code;
 
+    kernel_begin();
     if (group >= n_groups)
         return;
     x = in[row * in_stride + group * 32 + lane];

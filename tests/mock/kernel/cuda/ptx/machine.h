@@ -59,6 +59,9 @@ INLINE void block_sync(void) { emu_block_sync(); }
 INLINE void warp_sync(void) { emu_warp_sync(); }
 INLINE void device_fence(void) {}
 
+INLINE void next_may_start(void) {}
+INLINE void previous_wait(void) {}
+
 INLINE u32 atomic_add(u32 *p, u32 v)
 {
     u32 old = *p;
