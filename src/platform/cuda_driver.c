@@ -57,6 +57,12 @@ static const struct function COMPUTING[] = {
     FUNCTION(cuGraphDestroy),
     FUNCTION(cuModuleLoadDataEx),
     FUNCTION(cuModuleUnload),
+    FUNCTION(cuFuncSetAttribute),
+};
+
+// What newer drivers have; the code that uses one asks for it.
+static const struct function OPTIONAL[] = {
+    FUNCTION(cuLaunchKernelEx),
 };
 
 #undef FUNCTION
@@ -96,6 +102,7 @@ int ew_cuda_driver_open(struct ew_cuda_driver *driver, struct ew_error *err)
     }
     find(driver, PROBING, EW_COUNT_OF(PROBING));
     find(driver, COMPUTING, EW_COUNT_OF(COMPUTING));
+    find(driver, OPTIONAL, EW_COUNT_OF(OPTIONAL));
     rc = check(driver, PROBING, EW_COUNT_OF(PROBING), err);
     if (rc)
         ew_cuda_driver_close(driver);

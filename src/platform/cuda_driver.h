@@ -18,6 +18,7 @@ enum ew_cuda_attribute { // CUdevice_attribute
     EW_CUDA_ATTR_L2_BYTES = 38,
     EW_CUDA_ATTR_CC_MAJOR = 75,
     EW_CUDA_ATTR_CC_MINOR = 76,
+    EW_CUDA_ATTR_SHARED_BYTES_MAX = 97, // of a block, where it asks for more than 48 KiB
 };
 
 #define EW_CUDA_STREAM_NON_BLOCKING 1     // CU_STREAM_NON_BLOCKING
@@ -25,6 +26,25 @@ enum ew_cuda_attribute { // CUdevice_attribute
 #define EW_CUDA_JIT_ERROR_LOG 5           // CU_JIT_ERROR_LOG_BUFFER
 #define EW_CUDA_JIT_ERROR_LOG_BYTES 6     // CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES
 #define EW_CUDA_ERROR_OUT_OF_MEMORY 2
+
+#define EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES 8 // CU_FUNC_ATTRIBUTE_...
+#define EW_CUDA_LAUNCH_PROGRAMMATIC 6 // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+struct ew_cuda_launch_attribute { // CUlaunchAttribute
+    int id;
+    char pad[4];
+    union {
+        int allowed;
+        char size[64];
+    } value;
+};
+
+struct ew_cuda_launch_config { // CUlaunchConfig
+    unsigned grid[3], block[3], shared_bytes;
+    void *stream;
+    struct ew_cuda_launch_attribute *attributes;
+    unsigned n_attributes;
+};
 
 // One member a function, filled by name; a NULL one is missing from this driver.
 struct ew_cuda_driver {
@@ -67,6 +87,9 @@ struct ew_cuda_driver {
     int (*cuLaunchKernel)(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                           unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
                           void **extra);
+    int (*cuFuncSetAttribute)(void *function, int attribute, int value);
+    // Of newer drivers only; may be NULL.
+    int (*cuLaunchKernelEx)(const struct ew_cuda_launch_config *config, void *function, void **arguments, void **extra);
 };
 
 // EW_ERR_DEVICE with the reason and the remedy: no library, a stub, a missing function. Loading makes no driver call.

@@ -11,17 +11,18 @@
 #define CHUNK_BYTES ((uint64_t)64 << 20)
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
+#define CHAIN_VERSION_MIN 12030
 #define LOG_BYTES 400
 
 extern const struct ew_data_file ew_cuda_ptx_files[];
 
 static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
-    [EW_CUDA_ROWS] = "rows.ptx",
-    [EW_CUDA_LINEAR] = "linear.ptx",
-    [EW_CUDA_GEMM_SOME] = "gemm_some.ptx",
-    [EW_CUDA_EXPAND] = "expand.ptx",
-    [EW_CUDA_GEMM] = "gemm.ptx",
-    [EW_CUDA_ATTENTION] = "attention.ptx",
+    [EW_CUDA_ROWS] = "rows",
+    [EW_CUDA_LINEAR] = "linear",
+    [EW_CUDA_GEMM_SOME] = "gemm_some",
+    [EW_CUDA_EXPAND] = "expand",
+    [EW_CUDA_GEMM] = "gemm",
+    [EW_CUDA_ATTENTION] = "attention",
 };
 
 static const struct {
@@ -100,6 +101,7 @@ static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
         {EW_CUDA_ATTR_CC_MAJOR, &device->major},
         {EW_CUDA_ATTR_CC_MINOR, &device->minor},
         {EW_CUDA_ATTR_MULTIPROCESSORS, &device->n_multiprocessors},
+        {EW_CUDA_ATTR_SHARED_BYTES_MAX, &device->shared_bytes_max},
     };
     int rc = ew_cuda_check(device, driver->cuDeviceGetName(device->name, sizeof(device->name), device->device),
                            "reading the GPU's name", err);
@@ -184,11 +186,35 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     ew_cuda_driver_close(&device->driver);
 }
 
-static const char *find_ptx(const char *name)
+// Newest first; of one name, only the first that both GPU and driver know is taken.
+static const struct {
+    const char *suffix;
+    int architecture, driver_version_min; // major * 10 + minor; the CUDA that came with its version of PTX
+} TIERS[] = {
+    {".sm_90.ptx", 90, 11080},
+    {".ptx", 80, DRIVER_VERSION_MIN},
+};
+
+static const char *find_file(const char *name, const char *suffix)
 {
+    size_t length = strlen(name);
+
     for (const struct ew_data_file *file = ew_cuda_ptx_files; file->path; file++) {
-        if (strcmp(file->path, name) == 0)
+        if (strncmp(file->path, name, length) == 0 && strcmp(file->path + length, suffix) == 0)
             return file->text.ptr; // NUL-terminated by tools/embed.py
+    }
+    return NULL;
+}
+
+static const char *find_ptx(const struct ew_cuda_device *device, enum ew_cuda_module module, const char **suffix)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(TIERS); i++) {
+        const char *text = find_file(MODULES[module], TIERS[i].suffix);
+
+        *suffix = TIERS[i].suffix;
+        if (text && device->major * 10 + device->minor >= TIERS[i].architecture &&
+            device->driver_version >= TIERS[i].driver_version_min)
+            return text;
     }
     EW_ASSERT(!"a module that is part of this program");
     return NULL;
@@ -199,16 +225,33 @@ static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module
     char text[LOG_BYTES] = "";
     int options[] = {EW_CUDA_JIT_ERROR_LOG, EW_CUDA_JIT_ERROR_LOG_BYTES}, rc;
     void *values[] = {text, (void *)(uintptr_t)(sizeof(text) - 1)};
+    const char *suffix, *ptx = find_ptx(device, module, &suffix);
     double started_s = ew_clock_s();
 
     rc = ew_cuda_check(device,
-                       device->driver.cuModuleLoadDataEx(&device->modules[module], find_ptx(MODULES[module]),
-                                                         EW_COUNT_OF(options), options, values),
+                       device->driver.cuModuleLoadDataEx(&device->modules[module], ptx, EW_COUNT_OF(options), options,
+                                                         values),
                        "loading a module of kernels", err);
     if (rc)
-        return ew_fail_in(err, rc, "%s (%s)", MODULES[module], text[0] ? text : "no log");
-    ew_log(EW_LOG_INFO, "kernels of %s ready in %.2f s", MODULES[module], ew_clock_s() - started_s);
+        return ew_fail_in(err, rc, "%s%s (%s)", MODULES[module], suffix, text[0] ? text : "no log");
+    ew_log(EW_LOG_INFO, "kernels of %s%s ready in %.2f s", MODULES[module], suffix, ew_clock_s() - started_s);
     return 0;
+}
+
+// A kernel whose text waits for its predecessor may be started before that has ended. Graphs record such launches since
+// CUDA 12.3.
+static bool waits_itself(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel)
+{
+    const char *suffix, *at = find_ptx(device, KERNELS[kernel].module, &suffix), *end, *wait;
+    char entry[96];
+
+    if (!device->driver.cuLaunchKernelEx || device->driver_version < CHAIN_VERSION_MIN)
+        return false;
+    snprintf(entry, sizeof(entry), ".entry %s(", KERNELS[kernel].name);
+    at = strstr(at, entry);
+    end = at ? strstr(at + 1, ".entry ") : NULL;
+    wait = at ? strstr(at, "griddepcontrol.wait") : NULL;
+    return wait && (!end || wait < end);
 }
 
 int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err)
@@ -222,6 +265,8 @@ int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *
                            device->driver.cuModuleGetFunction(&device->functions[i],
                                                               device->modules[KERNELS[i].module], KERNELS[i].name),
                            KERNELS[i].name, err);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++)
+        device->waits_itself[i] = waits_itself(device, i);
     return rc;
 }
 
@@ -237,10 +282,29 @@ int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err)
 {
-    int status = device->driver.cuLaunchKernel(device->functions[kernel], grid.x, grid.y, grid.z, grid.threads, 1, 1, 0,
-                                               device->stream, arguments, NULL);
+    int status;
 
+    if (device->waits_itself[kernel]) {
+        struct ew_cuda_launch_attribute early = {.id = EW_CUDA_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
+        struct ew_cuda_launch_config config = {.grid = {grid.x, grid.y, grid.z}, .block = {grid.threads, 1, 1},
+                                               .shared_bytes = grid.shared_bytes, .stream = device->stream,
+                                               .attributes = &early, .n_attributes = 1};
+
+        status = device->driver.cuLaunchKernelEx(&config, device->functions[kernel], arguments, NULL);
+    } else {
+        status = device->driver.cuLaunchKernel(device->functions[kernel], grid.x, grid.y, grid.z, grid.threads, 1, 1,
+                                               grid.shared_bytes, device->stream, arguments, NULL);
+    }
     return status ? ew_cuda_check(device, status, KERNELS[kernel].name, err) : 0;
+}
+
+int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
+                         struct ew_error *err)
+{
+    return ew_cuda_check(device,
+                         device->driver.cuFuncSetAttribute(device->functions[kernel],
+                                                           EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)bytes),
+                         KERNELS[kernel].name, err);
 }
 
 int ew_cuda_arena_alloc(const struct ew_cuda_device *device, struct ew_cuda_arena *arena, uint64_t bytes,

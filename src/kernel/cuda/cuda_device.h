@@ -34,9 +34,11 @@ struct ew_cuda_device {
     struct ew_cuda_driver driver;
     void *context, *stream;
     int device, major, minor, driver_version, n_multiprocessors;
+    int shared_bytes_max; // of a block that asks for it
     char name[64];
     void *modules[EW_CUDA_MODULE_COUNT];
     void *functions[EW_CUDA_KERNEL_COUNT];
+    bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
 };
 
 int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
@@ -51,9 +53,13 @@ int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes
 
 struct ew_cuda_grid {
     uint32_t x, y, z, threads;
+    uint32_t shared_bytes; // beyond the kernel's own arrays; over 48 KiB after ew_cuda_allow_shared
 };
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err) EW_MUST_CHECK;
+
+int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
+                         struct ew_error *err) EW_MUST_CHECK;
 
 // Memory of the GPU in chunks, freed all at once; pieces are 256-byte aligned and never cross a chunk.
 struct ew_cuda_arena {
