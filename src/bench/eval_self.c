@@ -278,8 +278,8 @@ static void judge(struct ew_self *out)
     out->pass = out->logits_rel <= out->logits_tolerance;
     for (uint32_t i = 0; i < out->n_rows; i++) {
         enum ew_op_kind kind = out->rows[i].kind;
-        bool is_product = kind == EW_OP_LINEAR || kind == EW_OP_EXPERTS || kind == EW_OP_ATTENTION ||
-                          kind == EW_OP_EMBED;
+        bool is_product = kind == EW_OP_LINEAR || kind == EW_OP_HEADS || kind == EW_OP_EXPERTS ||
+                          kind == EW_OP_ATTENTION || kind == EW_OP_EMBED;
 
         out->rows[i].tolerance = ew_arith_tolerance(is_product ? out->arith : EW_ARITH_REFERENCE);
         out->pass = out->pass && out->rows[i].rel <= out->rows[i].tolerance;

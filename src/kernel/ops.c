@@ -9,6 +9,7 @@ const char *ew_op_name(enum ew_op_kind kind)
         [EW_OP_POSITION] = "position",
         [EW_OP_NORM] = "norm",
         [EW_OP_LINEAR] = "linear",
+        [EW_OP_HEADS] = "heads",
         [EW_OP_ROPE] = "rope",
         [EW_OP_ATTENTION] = "attention",
         [EW_OP_ACT] = "act",
@@ -69,6 +70,19 @@ static void check_linear(const struct ew_program *program, const struct ew_op *o
     EW_ASSERT(op->in != op->out);
 }
 
+static void check_heads(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_weight *weight = weight_of(program, op->weight, true);
+    uint32_t n = op->heads.n_heads, rows;
+
+    EW_ASSERT(ew_dtype_info(weight->source.dtype)->block_elements == 1);
+    EW_ASSERT(n > 0 && weight->n_heads == n && weight->rows % n == 0 && op->in != op->out);
+    rows = (uint32_t)(weight->rows / n);
+    EW_ASSERT(width_of(program, op->in) == n * op->heads.in_dim && width_of(program, op->out) == n * op->heads.out_dim);
+    EW_ASSERT(weight->cols <= op->heads.in_dim && rows <= op->heads.out_dim);
+    EW_ASSERT(op->heads.in_dim - weight->cols == op->heads.out_dim - rows);
+}
+
 static void check_route(const struct ew_program *program, const struct ew_op *op)
 {
     uint32_t n = op->route.n_experts, groups = op->route.n_groups;
@@ -104,31 +118,30 @@ static void check_rope(const struct ew_program *program, const struct ew_op *op)
     rope = &program->ropes[op->rope.table];
     EW_ASSERT(width_of(program, op->in) == op->rope.n_heads * op->rope.head_dim);
     EW_ASSERT(rope->n_dims % 2 == 0 && rope->n_dims > 0 && rope->freq_short);
-    EW_ASSERT(rope->first + rope->n_dims <= op->rope.head_dim);
+    EW_ASSERT(op->rope.first + rope->n_dims <= op->rope.head_dim);
 }
 
 static void check_attention(const struct ew_program *program, const struct ew_op *op)
 {
-    uint32_t kv = op->attention.n_kv_heads, heads = op->attention.n_heads;
+    uint32_t kv = op->attention.n_kv_heads, heads = op->attention.n_heads, k_dim = op->attention.head_dim;
+    const struct ew_cache_group *group = program->n_groups ? &program->groups[op->attention.group] : NULL;
 
     EW_ASSERT(kv > 0 && heads % kv == 0);
     EW_ASSERT(width_of(program, op->in) == heads * op->attention.head_dim);
     EW_ASSERT(width_of(program, op->out) == heads * op->attention.v_dim);
     EW_ASSERT((op->in2 == EW_SLOT_NONE) == (op->in3 == EW_SLOT_NONE));
+    if (group) { // an encoder needs none
+        EW_ASSERT(op->attention.group < program->n_groups);
+        EW_ASSERT(op->attention.cache_layer < group->n_layers);
+        if (group->kind == EW_CACHE_LATENT)
+            k_dim -= op->attention.v_dim;
+        EW_ASSERT(group->n_kv_heads == kv && group->k_dim == k_dim && group->v_dim == op->attention.v_dim);
+    }
     if (op->in2 != EW_SLOT_NONE) {
-        EW_ASSERT(width_of(program, op->in2) == kv * op->attention.head_dim);
+        EW_ASSERT(width_of(program, op->in2) == kv * k_dim);
         EW_ASSERT(width_of(program, op->in3) == kv * op->attention.v_dim);
     }
     check_vector(program, op->attention.sinks, heads);
-    if (program->n_groups) { // an encoder needs none
-        const struct ew_cache_group *group;
-
-        EW_ASSERT(op->attention.group < program->n_groups);
-        group = &program->groups[op->attention.group];
-        EW_ASSERT(op->attention.cache_layer < group->n_layers);
-        EW_ASSERT(group->n_kv_heads == kv && group->k_dim == op->attention.head_dim &&
-                  group->v_dim == op->attention.v_dim);
-    }
 }
 
 static void check_op(const struct ew_program *program, const struct ew_op *op)
@@ -148,6 +161,9 @@ static void check_op(const struct ew_program *program, const struct ew_op *op)
         break;
     case EW_OP_LINEAR:
         check_linear(program, op);
+        break;
+    case EW_OP_HEADS:
+        check_heads(program, op);
         break;
     case EW_OP_ROPE:
         check_rope(program, op);

@@ -42,10 +42,16 @@ struct ew_weight {
     // a vector is [1, cols]; experts are stacked: rows = n_experts * rows of one, their vectors [n_experts, cols]
     uint64_t rows, cols;
     uint32_t n_experts; // 0: not an expert stack
+    uint32_t n_heads;   // 0: not a stack of matrices of heads, of which each token uses all
     bool is_matrix;     // used by LINEAR/EMBED/EXPERTS (may be repacked); otherwise a vector, kept as f32
     enum ew_shard shard;
     struct ew_weight_source source;
 };
+
+static inline uint32_t ew_weight_parts(const struct ew_weight *weight) // matrices of the stack, or 1
+{
+    return weight->n_experts ? weight->n_experts : weight->n_heads ? weight->n_heads : 1;
+}
 
 // ---- operations ---------------------------------------------------------------------------------
 
@@ -54,6 +60,9 @@ enum ew_op_kind {
     EW_OP_POSITION,  // out = in + weight[position + first]: learned absolute positions
     EW_OP_NORM,      // out = norm(in) * (weight + weight_offset) + bias, over groups of `group` elements
     EW_OP_LINEAR,    // out = in * weight^T + bias
+    // Each head by its own matrix: of a head of `in` the first `cols` elements give the first `rows` of that head of
+    // `out`, and what follows them is copied. Matrices of f32, f16 or bf16.
+    EW_OP_HEADS,
     EW_OP_ROPE,      // rotates the heads of `in` (in == out)
     EW_OP_ATTENTION, // appends k, v to the cache, out = softmax(q k^T) v
     EW_OP_ACT,       // out = act(in)
@@ -86,8 +95,7 @@ enum ew_rope_kind { EW_ROPE_HALVES, EW_ROPE_PAIRS };
 // the frequencies are recomputed for the sequence's rope_span (dynamic NTK).
 struct ew_rope {
     enum ew_rope_kind kind;
-    uint32_t n_dims;          // rotated elements of each head, from `first`
-    uint32_t first;
+    uint32_t n_dims;          // rotated elements of each head
     const float *freq_short;  // [n_dims / 2], radians a position
     const float *freq_long;   // NULL: freq_short serves all
     float scale_short, scale_long; // on cos and sin (attention factor of yarn and longrope); 1 where unused
@@ -111,7 +119,7 @@ struct ew_op {
     enum ew_op_kind kind;
     uint16_t layer;           // for traces; UINT16_MAX outside layers
     // slots; EW_SLOT_NONE where unused. ATTENTION: q, k, v; k and v NONE: reads what an earlier op of the same cache
-    // layer appended
+    // layer appended; with a LATENT cache a key is its v and, after it, its k
     uint32_t in, in2, in3;
     uint32_t out;
     uint32_t weight, bias;    // indices into the program's weights
@@ -137,7 +145,9 @@ struct ew_op {
             uint32_t n_groups, n_groups_active;
         } route;                   // bias: [n_experts], added to the scores for the choice alone
         struct { uint32_t n_active; bool is_plain; } combine; // plain: an unweighted sum
-        struct { uint32_t n_heads, head_dim; uint32_t table; } rope; // table: index into program.ropes
+        // table: index into program.ropes; first: of a head's elements that it rotates
+        struct { uint32_t n_heads, head_dim, first; uint32_t table; } rope;
+        struct { uint32_t n_heads, in_dim, out_dim; } heads; // dims of a head of `in` and of `out`
         struct {
             uint32_t n_heads, n_kv_heads, head_dim, v_dim;
             float scale, softcap;       // softcap 0: none
@@ -168,7 +178,9 @@ struct ew_cache_group {
     enum ew_cache_kind kind;
     uint32_t n_layers;
     uint32_t window;           // WINDOW: tokens seen; blocks wholly before it may be given back
-    uint32_t n_kv_heads, k_dim, v_dim; // of one head (LATENT: 1 head, k_dim the latent width, v_dim 0)
+    // of one head. LATENT: one head, v_dim the width of the latent, which is the value and begins the key, k_dim that
+    // of the rest of the key
+    uint32_t n_kv_heads, k_dim, v_dim;
     uint64_t state_bytes;      // STATE: of one layer
 };
 

@@ -23,6 +23,11 @@ enum role {
     ROLE_Q,
     ROLE_K,
     ROLE_V,
+    ROLE_Q_LATENT,
+    ROLE_KV_LATENT,
+    ROLE_KV_NORMED,
+    ROLE_Q_ABSORBED,
+    ROLE_MIXED_LATENT,
     ROLE_Q_NORMED,
     ROLE_K_NORMED,
     ROLE_MIXED,
@@ -130,6 +135,7 @@ static uint32_t add_weight(struct builder *b, const struct ew_weight_want *want,
         .rows = want->rows,
         .cols = want->cols,
         .n_experts = want->n_experts,
+        .n_heads = want->is_matrix ? want->n_heads : 0,
         .is_matrix = want->is_matrix,
         .shard = shard,
     };
@@ -243,7 +249,8 @@ static void build_clip(struct builder *b, uint32_t slot, float limit)
     op->act.limit = limit;
 }
 
-static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads)
+// Rotates the elements of each head from `first` on.
+static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads, uint32_t first)
 {
     const struct ew_layer_shape *layer = &b->shape->layers[b->layer];
     struct ew_op *op;
@@ -252,7 +259,8 @@ static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads)
         return;
     op = emit(b, EW_OP_ROPE, slot, slot);
     op->rope.n_heads = n_heads;
-    op->rope.head_dim = b->shape->common.head_dim;
+    op->rope.head_dim = b->program->slot_width[slot] / n_heads;
+    op->rope.first = first;
     op->rope.table = b->rope_tables[layer->mixer];
 }
 
@@ -273,31 +281,25 @@ static uint32_t find_group(struct builder *b, const struct ew_cache_group *wante
     return program->n_groups++;
 }
 
-static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t v)
+// What the heads of q see of a cache group like `wanted`.
+static uint32_t build_cached(struct builder *b, const struct ew_cache_group *wanted, uint32_t q, uint32_t k, uint32_t v,
+                             enum role role)
 {
     const struct ew_shape *shape = b->shape;
     const struct ew_model_shape *c = &shape->common;
-    bool windowed = shape->layers[b->layer].mixer == EW_MIXER_WINDOW;
-    struct ew_cache_group group = {
-        .kind = windowed ? EW_CACHE_WINDOW : EW_CACHE_FULL,
-        .window = windowed ? shape->window : 0,
-        .n_kv_heads = c->n_kv_heads,
-        .k_dim = c->head_dim,
-        .v_dim = shape->v_dim,
-    };
-    uint32_t out = slot_of(b, ROLE_MIXED, c->n_heads * shape->v_dim);
+    uint32_t out = slot_of(b, role, c->n_heads * wanted->v_dim);
     struct ew_op *op = emit(b, EW_OP_ATTENTION, q, out);
 
     op->in2 = k;
     op->in3 = v;
     op->attention.n_heads = c->n_heads;
-    op->attention.n_kv_heads = c->n_kv_heads;
-    op->attention.head_dim = c->head_dim;
-    op->attention.v_dim = shape->v_dim;
+    op->attention.n_kv_heads = wanted->n_kv_heads;
+    op->attention.head_dim = b->program->slot_width[q] / c->n_heads;
+    op->attention.v_dim = wanted->v_dim;
     op->attention.scale = shape->attention_scale;
     op->attention.softcap = shape->attention_softcap;
-    op->attention.window = group.window;
-    op->attention.group = find_group(b, &group);
+    op->attention.window = wanted->window;
+    op->attention.group = find_group(b, wanted);
     op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
     op->attention.mask = EW_MASK_CAUSAL;
     op->attention.sinks = shape->attention_sinks ? add_vector(b, "attn_sinks", "", c->n_heads, 0) : EW_WEIGHT_NONE;
@@ -313,7 +315,95 @@ static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t 
     return out;
 }
 
-static uint32_t build_attention(struct builder *b, uint32_t in)
+static uint32_t build_mixer(struct builder *b, uint32_t q, uint32_t k, uint32_t v)
+{
+    const struct ew_shape *shape = b->shape;
+    bool windowed = shape->layers[b->layer].mixer == EW_MIXER_WINDOW;
+    struct ew_cache_group group = {
+        .kind = windowed ? EW_CACHE_WINDOW : EW_CACHE_FULL,
+        .window = windowed ? shape->window : 0,
+        .n_kv_heads = shape->common.n_kv_heads,
+        .k_dim = shape->common.head_dim,
+        .v_dim = shape->v_dim,
+    };
+
+    return build_cached(b, &group, q, k, v, ROLE_MIXED);
+}
+
+// ---- attention over latents (DeepSeek 2, arXiv:2405.04434, section 2.1) --------------------------------------------
+//
+// A token's keys and values are products of its latent, and the cache holds the latent alone, with the rotated part of
+// the keys that all heads share. The matrix that makes a head's keys is applied to the head's query instead, and that
+// which makes its values to the sum of latents: the same sums in another order, and the same order for prompts and
+// single tokens.
+
+// A matrix for each head, part of attn_kv_b where a file has them together.
+static uint32_t build_heads(struct builder *b, const struct linear *linear, bool is_transposed, uint32_t in,
+                            enum role role)
+{
+    uint32_t n = b->shape->common.n_heads, in_dim = b->program->slot_width[in] / n,
+             out_dim = linear->rows + in_dim - linear->cols, out = slot_of(b, role, n * out_dim);
+    struct ew_weight_want want = {.name = full_name(b, linear->name, ""),
+                                  .whole = full_name(b, linear->whole, ""),
+                                  .rows = (uint64_t)n * linear->rows,
+                                  .cols = linear->cols,
+                                  .n_heads = n,
+                                  .is_matrix = true,
+                                  .is_transposed = is_transposed};
+    struct ew_op *op = emit(b, EW_OP_HEADS, in, out);
+
+    place_in_whole(&want, linear);
+    op->heads.n_heads = n;
+    op->heads.in_dim = in_dim;
+    op->heads.out_dim = out_dim;
+    op->weight = add_weight(b, &want, linear->shard);
+    return out;
+}
+
+// The queries, from the input or from a latent of their own.
+static uint32_t build_latent_q(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t n = shape->common.n_heads * shape->common.head_dim;
+    struct linear whole = {"attn_q", n, shape->common.width, false, EW_SHARD_ROW};
+    struct linear down = {"attn_q_a", shape->q_latent, shape->common.width, shape->bias_qkv};
+    struct linear up = {"attn_q_b", n, shape->q_latent, false, EW_SHARD_ROW};
+
+    if (!shape->q_latent)
+        return build_linear(b, &whole, in, ROLE_Q);
+    in = build_norm(b, "attn_q_a_norm", build_linear(b, &down, in, ROLE_Q_LATENT), ROLE_Q_NORMED);
+    return build_linear(b, &up, in, ROLE_Q);
+}
+
+static uint32_t build_latent_attention(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    const struct ew_model_shape *c = &shape->common;
+    uint32_t latent = shape->kv_latent, rotated = shape->ropes[EW_MIXER_FULL].n_dims, plain = c->head_dim - rotated,
+             both = plain + shape->v_dim, kv_rows = latent + rotated;
+    struct linear latent_linear = {"attn_kv_a", latent, c->width, shape->bias_qkv, EW_SHARD_NONE, "attn_kv_a_mqa", 0,
+                                   kv_rows};
+    struct linear rotated_linear = {"attn_k_rope", rotated, c->width, shape->bias_qkv, EW_SHARD_NONE, "attn_kv_a_mqa",
+                                    latent,        kv_rows};
+    struct linear k_linear = {"attn_k_b", latent,           plain,      false, EW_SHARD_ROW, "attn_kv_b", 0,
+                              c->n_heads * both, c->n_heads, plain, 0};
+    struct linear v_linear = {"attn_v_b", shape->v_dim,     latent,     false, EW_SHARD_ROW, "attn_kv_b", 0,
+                              c->n_heads * both, c->n_heads, shape->v_dim, plain};
+    struct linear out_linear = {"attn_output", c->width, c->n_heads * shape->v_dim, shape->bias_attn_output,
+                                EW_SHARD_COLUMN};
+    struct ew_cache_group group = {.kind = EW_CACHE_LATENT, .n_kv_heads = 1, .k_dim = rotated, .v_dim = latent};
+    uint32_t q = build_latent_q(b, in), v = build_linear(b, &latent_linear, in, ROLE_KV_LATENT),
+             k = build_linear(b, &rotated_linear, in, ROLE_K), out;
+
+    v = build_norm(b, "attn_kv_a_norm", v, ROLE_KV_NORMED);
+    q = build_heads(b, &k_linear, true, q, ROLE_Q_ABSORBED);
+    build_rope(b, q, c->n_heads, latent);
+    build_rope(b, k, 1, 0);
+    out = build_cached(b, &group, q, k, v, ROLE_MIXED_LATENT);
+    return build_linear(b, &out_linear, build_heads(b, &v_linear, false, out, ROLE_MIXED), ROLE_ATTN_OUT);
+}
+
+static uint32_t build_plain_attention(struct builder *b, uint32_t in)
 {
     const struct ew_shape *shape = b->shape;
     const struct ew_model_shape *c = &shape->common;
@@ -336,9 +426,14 @@ static uint32_t build_attention(struct builder *b, uint32_t in)
     build_clip(b, v, shape->clip_qkv);
     q = build_qk_norm(b, "attn_q_norm", q, ROLE_Q_NORMED, c->n_heads);
     k = build_qk_norm(b, "attn_k_norm", k, ROLE_K_NORMED, c->n_kv_heads);
-    build_rope(b, q, c->n_heads);
-    build_rope(b, k, c->n_kv_heads);
+    build_rope(b, q, c->n_heads, 0);
+    build_rope(b, k, c->n_kv_heads, 0);
     return build_linear(b, &out_linear, build_mixer(b, q, k, v), ROLE_ATTN_OUT);
+}
+
+static uint32_t build_attention(struct builder *b, uint32_t in)
+{
+    return b->shape->kv_latent ? build_latent_attention(b, in) : build_plain_attention(b, in);
 }
 
 static uint32_t build_dense(struct builder *b, uint32_t in)

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include "base/assert.h"
 
@@ -14,7 +15,7 @@ static const char *const g_acts[] = {
     "relu", "relu2=relu_squared", "sigmoid",          "tanh",
     NULL};
 static const char *const g_rope_kinds[] = {"halves", "pairs", NULL};
-static const char *const g_route_scores[] = {"softmax", "sigmoid", "sparsemixer", NULL};
+static const char *const g_route_scores[] = {"softmax=1", "sigmoid=2", "sparsemixer", NULL}; // the numbers are GGUF's
 static const char *const g_mixers[] = {"full_attention", "sliding_attention", NULL};
 static const char *const g_has_rope[] = {"0", "1", NULL};
 
@@ -30,6 +31,9 @@ const struct ew_field ew_fields[] = {
     {"n_kv_heads", EW_FIELD_UINT, COMMON(n_kv_heads), 1, EW_HEADS_MAX},
     {"head_dim", EW_FIELD_UINT, COMMON(head_dim), 1, EW_HEAD_DIM_MAX},
     {"v_dim", EW_FIELD_UINT, SHAPE(v_dim), 1, EW_HEAD_DIM_MAX},
+    {"kv_latent", EW_FIELD_UINT, SHAPE(kv_latent), 0, EW_HEAD_DIM_MAX},
+    {"q_latent", EW_FIELD_UINT, SHAPE(q_latent), 0, EW_WIDTH_MAX},
+    {"plain_dim", EW_FIELD_UINT, SHAPE(plain_dim), 0, EW_HEAD_DIM_MAX},
     {"context_trained", EW_FIELD_UINT, COMMON(context_trained), 1, EW_CONTEXT_MAX},
     {"tied_head", EW_FIELD_BOOL, COMMON(tied_head)},
     {"norm", EW_FIELD_ENUM, SHAPE(norm), .names = g_norms},
@@ -68,6 +72,7 @@ const struct ew_field ew_fields[] = {
     {"rope_theta", EW_FIELD_DOUBLE, SHAPE(rope_theta), 1.001, 1e15},
     {"rope_long_off", EW_FIELD_BOOL, SHAPE(rope_long_off)},
     {"rope_theta_ratio", EW_FIELD_DOUBLE, SHAPE(rope_theta_ratio), 1e-3, 1e9},
+    {"rope_mscale_ratio", EW_FIELD_DOUBLE, SHAPE(rope_mscale_ratio), 1e-3, 1e3},
     {"rope_theta_window", EW_FIELD_DOUBLE, SHAPE(rope_theta_window), 1.001, 1e15},
     {"rope_partial", EW_FIELD_DOUBLE, SHAPE(rope_partial), 1e-3, 1},
     {"rope_dims", EW_FIELD_UINT, SHAPE(rope_dims), 2, EW_HEAD_DIM_MAX},
@@ -202,17 +207,24 @@ static bool is_alias(const char *names, struct ew_str text)
 static int set_enum(int *out, const struct ew_field *field, const struct ew_value *value, const char *where,
                     struct ew_error *err)
 {
+    struct ew_str text = value->text;
+    char digits[24];
+
     if (value->kind == EW_VALUE_NULL)
         return 0;
-    if (value->kind != EW_VALUE_TEXT)
+    if (value->kind == EW_VALUE_INT) {
+        snprintf(digits, sizeof(digits), "%lld", (long long)value->integer);
+        text = ew_str_of(digits);
+    } else if (value->kind != EW_VALUE_TEXT) {
         return fail_kind(value, where, "a text", err);
+    }
     for (int i = 0; field->names[i]; i++)
-        if (is_alias(field->names[i], value->text)) {
+        if (is_alias(field->names[i], text)) {
             *out = i;
             return 0;
         }
     return ew_fail(err, EW_ERR_UNSUPPORTED, "%s is \"" EW_STR_FMT "\", which edgewise does not know", where,
-                   EW_STR_ARG(value->text));
+                   EW_STR_ARG(text));
 }
 
 // One layer's mixer (a text) or whether it has positions (0, 1, true or false).

@@ -199,7 +199,7 @@ int ew_model_size(const struct ew_model *model, struct ew_backend *backend, cons
             __builtin_add_overflow(out->cache_bytes, bytes, &out->cache_bytes))
             return ew_fail(err, EW_ERR_LIMIT, "%u cache blocks of %llu bytes are more than any machine has",
                            limits->n_blocks[i], (unsigned long long)sizes.block_bytes[i]);
-        if (program->groups[i].kind == EW_CACHE_FULL)
+        if (program->groups[i].kind == EW_CACHE_FULL || program->groups[i].kind == EW_CACHE_LATENT)
             out->kv_token_bytes += sizes.block_bytes[i] / limits->block_tokens;
     }
     out->total_bytes = out->weight_bytes + out->workspace_bytes + out->cache_bytes;

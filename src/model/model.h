@@ -50,7 +50,7 @@ void ew_model_close(struct ew_model *model);
 // The one sizing function: what it costs to run `model` on `backend` within limits; plan and the engine both call it.
 struct ew_model_need {
     uint64_t weight_bytes, workspace_bytes, cache_bytes, total_bytes;
-    uint64_t kv_token_bytes; // of one token, all FULL groups together
+    uint64_t kv_token_bytes; // of one token, all FULL and LATENT groups together
 };
 int ew_model_size(const struct ew_model *model, struct ew_backend *backend, const struct ew_limits *limits,
                   struct ew_model_need *out, struct ew_error *err) EW_MUST_CHECK;

@@ -55,6 +55,15 @@ static double mscale(double factor, double by)
     return factor <= 1 ? 1 : 0.1 * by * log(factor) + 1;
 }
 
+float ew_rope_latent_factor(const struct ew_rope_shape *shape)
+{
+    double factor = 1;
+
+    if (shape->scaling == EW_ROPE_SCALING_YARN && shape->mscale_all_dim > 0)
+        factor = mscale(scale_factor(shape), shape->mscale_all_dim);
+    return (float)(factor * factor);
+}
+
 double ew_rope_attention_factor(const struct ew_rope_shape *shape)
 {
     double factor = scale_factor(shape), result = 1;

@@ -20,5 +20,7 @@ int ew_rope_finish(struct ew_shape *shape, struct ew_error *err) EW_MUST_CHECK;
 // Frequencies into the arena. The shape must be finished.
 int ew_rope_build(struct ew_arena *arena, const struct ew_rope_shape *shape, enum ew_rope_kind kind,
                   struct ew_rope *out, struct ew_error *err) EW_MUST_CHECK;
+// What YaRN multiplies the scores of attention over latents with (DeepSeek's mscale_all_dim, for queries and keys).
+float ew_rope_latent_factor(const struct ew_rope_shape *shape);
 // What cos and sin are multiplied by.
 double ew_rope_attention_factor(const struct ew_rope_shape *shape);

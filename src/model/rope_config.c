@@ -277,8 +277,9 @@ int ew_rope_from_gguf(struct ew_shape *shape, const struct ew_gguf *gguf, struct
         rc = read_gguf_members(shape, rope, gguf, err);
     if (!rc)
         rc = read_gguf_factors(rope, gguf, err);
-    if (rope->mscale_all_dim > 0)
-        rope->mscale = 1; // what yarn_log_multiplier stands for
+    rope->mscale_all_dim *= shape->rope_mscale_ratio;
+    if (rope->mscale_all_dim > 0) // what yarn_log_multiplier stands for; with latents it is in the scores alone
+        rope->mscale = shape->kv_latent ? rope->mscale_all_dim : 1;
     if (rope->scaling == EW_ROPE_SCALING_LONGROPE && rope->attention_multiplier > 0)
         rope->attention_factor = rope->attention_multiplier; // there it is the whole factor
     if (!shape->rope_scaled_full_only)

@@ -27,7 +27,7 @@ void ew_shape_init(struct ew_shape *shape)
     shape->act = EW_ACT_SILU;
     shape->rope_theta = 10000; // RoFormer's
     shape->rope_partial = 1;
-    shape->rope_theta_ratio = 1;
+    shape->rope_theta_ratio = shape->rope_mscale_ratio = 1;
     shape->alibi_bias_max = 8; // the paper's
     shape->embed_scale = shape->residual_scale = shape->logit_scale = shape->route_scale = 1;
     shape->moe_period = 1;
@@ -337,6 +337,26 @@ static int check_heads(const struct ew_shape *shape, struct ew_error *err)
     return 0;
 }
 
+// Keys and values that are made from latents: every head has its own, whatever a file calls their number.
+static int finish_latent(struct ew_shape *shape, struct ew_error *err)
+{
+    struct ew_model_shape *c = &shape->common;
+
+    if (!shape->kv_latent)
+        return 0;
+    if (shape->plain_dim && shape->rope_dims)
+        c->head_dim = shape->plain_dim + shape->rope_dims;
+    if (!shape->rope_dims || shape->rope_dims >= c->head_dim || !shape->v_dim)
+        return ew_fail(err, EW_ERR_FORMAT, "heads of %u elements, %u of them rotated, and values of %u cannot be made "
+                       "from latents", c->head_dim, shape->rope_dims, shape->v_dim);
+    if (shape->kv_latent + shape->rope_dims > EW_HEAD_DIM_MAX ||
+        (uint64_t)c->n_heads * (shape->kv_latent + shape->rope_dims) > EW_WIDTH_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "latents of %u elements for %u heads are too large", shape->kv_latent,
+                       c->n_heads);
+    c->n_kv_heads = c->n_heads;
+    return 0;
+}
+
 static int finish_experts(struct ew_shape *shape, struct ew_error *err)
 {
     uint32_t n = shape->n_experts, groups = shape->route_groups;
@@ -383,7 +403,8 @@ static void forget_reading(struct ew_shape *shape)
     shape->rope_dims = shape->context_original = shape->ffn_ratio = 0;
     shape->multi_query = shape->multi_query_off = false;
     shape->moe_first_layer = shape->moe_period = shape->n_shared = 0;
-    shape->rope_theta_window = shape->rope_theta_ratio = 0;
+    shape->rope_theta_window = shape->rope_theta_ratio = shape->rope_mscale_ratio = 0;
+    shape->plain_dim = 0;
     shape->rope_theta = shape->rope_partial = 0;
     shape->rope_scaled_full_only = shape->rope_long_off = false;
 }
@@ -396,6 +417,9 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
     if (!c->ffn_width && shape->ffn_ratio && c->width <= EW_FFN_WIDTH_MAX / shape->ffn_ratio)
         c->ffn_width = shape->ffn_ratio * c->width;
     rc = check_given(c, err);
+    if (rc)
+        return rc;
+    rc = finish_latent(shape, err);
     if (rc)
         return rc;
     if (shape->multi_query && !shape->multi_query_off)
@@ -424,6 +448,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
     if (shape->qk_norm_off)
         shape->qk_norm = EW_QK_NORM_NONE;
     rc = ew_rope_finish(shape, err);
+    if (!rc && shape->kv_latent)
+        shape->attention_scale *= ew_rope_latent_factor(&shape->ropes[EW_MIXER_FULL]);
     stretch_context(shape);
     forget_reading(shape);
     return rc;

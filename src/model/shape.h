@@ -89,6 +89,9 @@ struct ew_shape {
 
     // Attention.
     uint32_t v_dim; // of a head's value; 0: head_dim
+    uint32_t kv_latent;          // width of what keys and values are made from, which is cached in their place; 0: not so
+    uint32_t q_latent;           // of what queries are made from then; 0: the input
+    uint32_t plain_dim;          // of a head's elements those that do not rotate, where head_dim is not given
     bool bias_qkv, bias_attn_output;
     bool multi_query;            // one head of keys and values serves all queries ...
     bool multi_query_off;        // ... unless the model groups them
@@ -119,6 +122,7 @@ struct ew_shape {
     bool rope_long_off;              // longrope's short factors serve all lengths
     double rope_theta_ratio;         // rope_theta is multiplied by it
     double rope_theta_window;        // of window layers; 0: rope_theta
+    double rope_mscale_ratio;        // what GGUF's yarn_log_multiplier is to be multiplied by
     struct ew_rope_shape ropes[2];   // by ew_mixer
 
     // Feed-forward.

@@ -68,6 +68,74 @@ static int read_grouped(const struct ew_weight_source *source, uint64_t row, uin
     return 0;
 }
 
+// The matrices of heads, out of a whole that holds rows of them: of each head `n` rows from `first` on, and in the
+// whole `stride` rows lie between two heads. What lies in blocks is decoded.
+struct heads {
+    struct ew_weight_source whole;
+    uint64_t whole_cols, stride, first, rows; // rows: of one head as wanted
+    uint64_t cols;
+    bool is_transposed;
+};
+
+// Element or row `at` of row `row` of the whole goes to its place among the wanted ones.
+static void put_head_row(const struct heads *heads, enum ew_dtype dtype, const float *values, uint64_t row,
+                         uint64_t n_rows, uint64_t column, unsigned char *out)
+{
+    const struct ew_dtype_info *info = ew_dtype_info(dtype);
+
+    if (!heads->is_transposed) {
+        info->encode(values, NULL, out, heads->cols);
+        return;
+    }
+    for (uint64_t i = 0; i < n_rows; i++)
+        info->encode(values + row + i, NULL, out + (i * heads->cols + column) * info->block_bytes, 1);
+}
+
+// Rows [row, row + n_rows) of one head.
+static int read_head(const struct ew_weight_source *source, uint64_t head, uint64_t row, uint64_t n_rows,
+                     unsigned char *rows, float *values, unsigned char *out, struct ew_error *err)
+{
+    const struct heads *heads = source->ctx;
+    uint64_t first = head * heads->stride + heads->first, row_bytes = ew_dtype_row_bytes(source->dtype, heads->cols);
+    uint64_t n = heads->is_transposed ? heads->cols : n_rows;
+    int rc = 0;
+
+    for (uint64_t i = 0; i < n && rc == 0; i++) {
+        uint64_t from = first + (heads->is_transposed ? i : row + i);
+
+        rc = heads->whole.read(&heads->whole, from, 1, rows, err);
+        if (rc)
+            break;
+        ew_dtype_info(heads->whole.dtype)->decode(rows, values, heads->whole_cols);
+        put_head_row(heads, source->dtype, values, row, n_rows, i, heads->is_transposed ? out : out + i * row_bytes);
+    }
+    return rc;
+}
+
+static int read_heads(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                      struct ew_error *err)
+{
+    const struct heads *heads = source->ctx;
+    uint64_t whole_bytes = ew_dtype_row_bytes(heads->whole.dtype, heads->whole_cols);
+    unsigned char *rows = ew_alloc(whole_bytes + heads->whole_cols * sizeof(float) + sizeof(float)), *out = dst;
+    float *values;
+    int rc = 0;
+
+    if (!rows)
+        return ew_fail_memory(err, whole_bytes, "the rows being loaded");
+    values = (float *)(rows + (whole_bytes + sizeof(float) - 1) / sizeof(float) * sizeof(float));
+    while (n_rows && rc == 0) {
+        uint64_t n = EW_MIN(n_rows, heads->rows - row % heads->rows);
+
+        rc = read_head(source, row / heads->rows, row % heads->rows, n, rows, values, out, err);
+        out += n * ew_dtype_row_bytes(source->dtype, heads->cols);
+        row += n;
+        n_rows -= n;
+    }
+    ew_free(rows);
+    return rc;
+}
+
 // Elements at regular distances, all in bytes: of each part (expert) some rows, of each row `cols` elements.
 struct strided {
     const unsigned char *first;
@@ -522,13 +590,64 @@ static int fail_missing(const struct ew_binder *binder, const struct ew_weight_w
     return ew_fail(err, EW_ERR_FORMAT, "tensor %s is missing", has_own ? own : has_whole ? whole : want->name);
 }
 
+static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out,
+                       struct ew_error *err);
+
+static bool is_plain(enum ew_dtype dtype)
+{
+    return dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16;
+}
+
+// A matrix of each head: a stack in the file, or rows of a matrix that holds several of them.
+static int bind_head_matrices(struct ew_binder *binder, const struct ew_weight_want *want,
+                              struct ew_weight_source *out, struct ew_error *err)
+{
+    const struct ew_tensor *tensor = find_tensor(binder, want->name, 0);
+    struct heads *heads = ew_arena_alloc(binder->arena, sizeof(*heads));
+    int rc;
+
+    if (!heads)
+        return ew_fail_memory(err, sizeof(*heads), "the place of a weight");
+    *heads = (struct heads){.rows = want->rows / want->n_heads, .cols = want->cols};
+    if (tensor) {
+        struct ew_weight_want stack = {.name = want->name,
+                                       .rows = want->rows,
+                                       .cols = want->cols,
+                                       .n_experts = want->n_heads,
+                                       .is_matrix = true};
+
+        heads->stride = heads->rows;
+        heads->whole_cols = heads->cols;
+        rc = bind_stack(binder, &stack, tensor, false, &heads->whole, err);
+    } else {
+        struct ew_weight_want whole = {.name = want->whole, .rows = want->whole_rows, .is_matrix = true};
+
+        heads->is_transposed = want->is_transposed;
+        heads->stride = want->whole_rows / want->n_heads;
+        heads->first = want->group_first;
+        whole.cols = heads->whole_cols = want->is_transposed ? heads->rows : heads->cols;
+        rc = find_weight(binder, &whole, &heads->whole, err);
+    }
+    if (rc)
+        return rc;
+    *out = (struct ew_weight_source){.dtype = EW_DTYPE_F16, .read = read_heads, .ctx = heads};
+    if (is_plain(heads->whole.dtype))
+        out->dtype = heads->whole.dtype;
+    if (tensor && is_plain(heads->whole.dtype)) // the bytes as they are
+        *out = heads->whole;
+    return 0;
+}
+
 static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err)
 {
     struct ew_binder *binder = ctx;
     const struct ew_tensor *tensor;
     bool found;
-    int rc = bind_quantised(binder, want, &found, out, err);
+    int rc;
 
+    if (want->is_matrix && want->n_heads)
+        return bind_head_matrices(binder, want, out, err);
+    rc = bind_quantised(binder, want, &found, out, err);
     if (found || rc)
         return rc;
     // The fused tensor first: GGUF calls Phi-3's gate and up together what elsewhere is up alone.

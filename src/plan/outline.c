@@ -121,7 +121,9 @@ static int find_nothing(void *ctx, const struct ew_weight_want *want, struct ew_
 
     (void)err;
     *out = (struct ew_weight_source){.dtype = declared->dtype};
-    if (in_layer)
+    if (in_layer && want->n_heads && declared->quantised.method != EW_QUANTISED_NOT)
+        out->dtype = EW_DTYPE_F16; // as the binder reads them
+    else if (in_layer)
         out->dtype = ew_quantised_type(&declared->quantised, want->n_experts > 0, declared->dtype);
     return EW_OK;
 }

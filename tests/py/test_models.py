@@ -8,7 +8,7 @@ import support
 FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3", "qwen3_v5cfg", "phi3_*", "granite", "olmo2",
             "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma*", "nemotron", "gpt*", "bloom", "mpt*",
             "falcon*", "phi2", "glm*", "chatglm*", "qwen2_5_vl", "qwen3_vl",
-            "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_*"]
+            "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "deepseek_*", "quant_*"]
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
 KERNELS = ["reference", "auto"]
@@ -65,8 +65,9 @@ def test_gguf(name, kernels):
 
 
 @pytest.mark.parametrize("kv,tolerance", [("f32", 1e-3), ("f16", 1e-3), ("fp8", 0.2), ("int8", 0.05)])
-def test_types_of_the_caches(kv, tolerance):
-    model = support.need("fixtures/models/llama_default")
+@pytest.mark.parametrize("name", ["llama_default", "deepseek_v3_yarn"])
+def test_types_of_the_caches(name, kv, tolerance):
+    model = support.need(f"fixtures/models/{name}")
     result = support.run_json("eval", "logits", "-m", model, "--ref", model / "ref.safetensors", "--logits-only", "--kv", kv,
                               "--tol", tolerance, "--kernels", "reference")
     assert result["rel"] > 0

@@ -159,9 +159,10 @@ static void a_batch_answers_as_each_request_alone(void **state)
     ew_model_close(model);
 }
 
+// state: the fixture, for caches of keys and values and for those of latents.
 static void turns_compute_only_what_is_new(void **state)
 {
-    struct ew_model *model = open_model("models/llama_default");
+    struct ew_model *model = open_model(*state);
     struct ew_engine_config config = small_config();
     struct ew_engine *engine;
     struct ew_engine_stats before, after;
@@ -169,7 +170,6 @@ static void turns_compute_only_what_is_new(void **state)
     struct answer first, second, fresh;
     int32_t ids[64];
 
-    (void)state;
     config.reuse = true;
     engine = create(model, &config);
     random_ids(1, ids, 64);
@@ -587,7 +587,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_batch_answers_as_each_request_alone),
-        cmocka_unit_test(turns_compute_only_what_is_new),
+        cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/llama_default"),
+        cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/deepseek_v3"),
         cmocka_unit_test(prefixes_make_room),
         cmocka_unit_test(cancelling_takes_effect_at_once),
         cmocka_unit_test(a_step_waits_until_events_are_taken),

@@ -79,6 +79,10 @@ static const char *const g_checkpoints[] = {
     "qwen3_moe",
     "gpt_oss_bf16",
     "llama4_text",
+    "deepseek_v2_group",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "deepseek_v3_yarn",
 };
 
 static void fixture_path(char *out, size_t size, const char *name)

@@ -15,6 +15,7 @@ struct job {
     const struct ew_cpu_backend *backend;
     const struct ew_op *op;
     const struct ew_cpu_cache *cache; // NULL where the program has none
+    uint32_t k_own;                   // elements of a key past those that it shares with its value (LATENT)
     const float *q, *k, *v, *sinks;
     float *out;
     uint32_t q_stride, k_stride, v_stride, out_stride;
@@ -85,24 +86,45 @@ static void adjust(const struct job *job, float *score, uint32_t n, uint32_t beg
 
 // ---- the reference: one token and head at a time, two passes, sums in double --------------------
 
-// Row of K or V of key `index`, decoded into row where it is in a cache.
-static const float *key_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head,
-                            bool of_v, float *row)
+// What K or V holds of key `index`, written to row.
+static void read_stored(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head, bool of_v,
+                        float *row)
 {
     const struct ew_cpu_cache *cache = job->cache;
-    uint32_t dim = of_v ? job->op->attention.v_dim : job->op->attention.head_dim, in_block;
+    uint32_t dim = of_v ? job->op->attention.v_dim : job->k_own, in_block;
     struct ew_cpu_kv_tile tile;
     uint64_t offset;
 
-    if (seq->no_cache)
-        return (of_v ? job->v : job->k) + (uint64_t)(seq->first + index) * (of_v ? job->v_stride : job->k_stride) +
-               head * dim;
+    if (seq->no_cache) {
+        memcpy(row,
+               (of_v ? job->v : job->k) + (uint64_t)(seq->first + index) * (of_v ? job->v_stride : job->k_stride) +
+                   head * dim,
+               dim * sizeof(*row));
+        return;
+    }
     in_block = index % cache->block_tokens;
     offset = (uint64_t)in_block * dim * ew_cpu_kv_bytes(cache->dtype);
     tile = ew_cpu_cache_tile(cache, seq->blocks[job->op->attention.group][index / cache->block_tokens],
                              job->op->attention.cache_layer, head);
     job->backend->ops.kv_decode(cache->dtype, (of_v ? tile.v : tile.k) + offset,
                                 (of_v ? tile.v_scale : tile.k_scale) + in_block, 1, dim, row, dim);
+}
+
+static const float *value_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head,
+                              float *row)
+{
+    read_stored(job, seq, index, head, true, row);
+    return row;
+}
+
+static const float *key_row(const struct job *job, const struct ew_batch_seq *seq, uint32_t index, uint32_t head,
+                            float *row)
+{
+    uint32_t shared = job->op->attention.head_dim - job->k_own;
+
+    if (shared)
+        read_stored(job, seq, index, head, true, row);
+    read_stored(job, seq, index, head, false, row + shared);
     return row;
 }
 
@@ -122,7 +144,7 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     double sum = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.scores(score + i, 1, q, 1, key_row(job, seq, keys.begin + i, kv_head, false, row), 1,
+        backend->ops.scores(score + i, 1, q, 1, key_row(job, seq, keys.begin + i, kv_head, row), 1,
                             op->attention.head_dim);
     backend->ops.scale(score, score, n, scale);
     adjust(job, score, n, keys.begin, token.index, head);
@@ -134,25 +156,26 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
         sum += score[i] = (float)exp((double)score[i] - max);
     memset(out, 0, v_dim * sizeof(*out));
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.values(out, &one, score + i, 1, 1, key_row(job, seq, keys.begin + i, kv_head, true, row), 1,
+        backend->ops.values(out, &one, score + i, 1, 1, value_row(job, seq, keys.begin + i, kv_head, row), 1,
                             v_dim);
     backend->ops.scale(out, out, v_dim, (float)(1 / sum));
 }
 
-// ---- tiles: some tokens of a sequence and the heads of one KV head, keys TILE_KEYS at a time, softmax on the way
+// ---- tiles: some tokens of a sequence and heads of one KV head, keys TILE_KEYS at a time, softmax on the way
 //
 // Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees:
 // its result depends on nothing but its keys. Keys and values are decoded to f32 once for all queries of the
-// item.
+// item. Where many heads share one KV head, an item has ITEM_HEADS of them, so that threads find work in one token, too.
 
 #define TILE_KEYS 32
+#define ITEM_HEADS 16
 
 struct tile_item {
-    uint32_t n_queries, heads_per_kv, kv_head, k_dim, v_dim; // dims padded
-    float *q, *acc;                                          // [n_queries * heads_per_kv, k_dim], [..., v_dim]
-    float *max, *sum;                                        // [n_queries * heads_per_kv]
-    float *k, *v;                                            // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim]
-    float *score, *factor; // [n_queries * heads_per_kv, TILE_KEYS], [n_queries * heads_per_kv]
+    uint32_t n_queries, first_head, n_heads, kv_head, k_dim, v_dim; // dims padded
+    float *q, *acc;                                                 // [n_queries * n_heads, k_dim], [..., v_dim]
+    float *max, *sum;                                               // [n_queries * n_heads]
+    float *k, *v;                                                   // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim]
+    float *score, *factor; // [n_queries * n_heads, TILE_KEYS], [n_queries * n_heads]
     struct range keys[EW_CPU_QUERY_TOKENS];
 };
 
@@ -161,9 +184,20 @@ static uint32_t padded(uint32_t dim)
     return (dim + EW_CPU_DIM - 1) & ~(uint32_t)(EW_CPU_DIM - 1);
 }
 
+static uint32_t heads_per_kv(const struct ew_op *op)
+{
+    return op->attention.n_heads / op->attention.n_kv_heads;
+}
+
+// Items that the heads of one KV head make.
+static uint32_t slices_per_kv(const struct ew_op *op)
+{
+    return (heads_per_kv(op) + ITEM_HEADS - 1) / ITEM_HEADS;
+}
+
 static uint64_t tile_scratch(const struct ew_op *op)
 {
-    uint64_t rows = (uint64_t)EW_CPU_QUERY_TOKENS * (op->attention.n_heads / op->attention.n_kv_heads);
+    uint64_t rows = (uint64_t)EW_CPU_QUERY_TOKENS * EW_MIN(heads_per_kv(op), ITEM_HEADS);
     uint64_t k_dim = padded(op->attention.head_dim), v_dim = padded(op->attention.v_dim);
 
     return rows * (k_dim + v_dim + TILE_KEYS) + 3 * padded((uint32_t)rows) + TILE_KEYS * (k_dim + v_dim);
@@ -171,7 +205,7 @@ static uint64_t tile_scratch(const struct ew_op *op)
 
 static void carve_item(const struct ew_op *op, struct tile_item *item, float *scratch)
 {
-    uint32_t rows = item->n_queries * item->heads_per_kv;
+    uint32_t rows = item->n_queries * item->n_heads;
 
     item->q = scratch;
     item->acc = item->q + (uint64_t)rows * item->k_dim;
@@ -193,7 +227,7 @@ static void carve_item(const struct ew_op *op, struct tile_item *item, float *sc
 static void begin_item(const struct job *job, const struct ew_cpu_query *query, struct tile_item *item)
 {
     const struct ew_op *op = job->op;
-    uint32_t dim = op->attention.head_dim, first_head = item->kv_head * item->heads_per_kv;
+    uint32_t dim = op->attention.head_dim, first_head = item->first_head;
 
     for (uint32_t i = 0; i < item->n_queries; i++) {
         const float *q = job->q + (uint64_t)(query->first + i) * job->q_stride + first_head * dim;
@@ -201,8 +235,8 @@ static void begin_item(const struct job *job, const struct ew_cpu_query *query, 
         float scale = query_scale(op, job->backend->batch, query->first + i);
 
         item->keys[i] = visible(op, job->backend->batch, job->backend->work.tokens[query->first + i], query->first + i);
-        for (uint32_t h = 0; h < item->heads_per_kv; h++) {
-            uint32_t row = i * item->heads_per_kv + h;
+        for (uint32_t h = 0; h < item->n_heads; h++) {
+            uint32_t row = i * item->n_heads + h;
 
             job->backend->ops.scale(item->q + (uint64_t)row * item->k_dim, q + h * dim, dim, scale);
             item->max[row] = job->sinks ? job->sinks[first_head + h] : -INFINITY;
@@ -211,20 +245,28 @@ static void begin_item(const struct job *job, const struct ew_cpu_query *query, 
     }
 }
 
+// The beginnings of keys, which are their values.
+static void share_values(const struct tile_item *item, const float *v, float *k, uint32_t n_keys, uint32_t n)
+{
+    for (uint32_t i = 0; i < n_keys && n; i++)
+        memcpy(k + (uint64_t)i * item->k_dim, v + (uint64_t)i * item->v_dim, n * sizeof(*k));
+}
+
 // Decodes keys [begin, end) of a tile, which lie in one or more blocks.
 static void load_tile(const struct job *job, const struct ew_batch_seq *seq, const struct tile_item *item,
                       uint32_t begin, uint32_t end)
 {
     const struct ew_cpu_cache *cache = job->cache;
     const struct ew_op *op = job->op;
+    uint32_t shared = op->attention.head_dim - job->k_own;
 
     while (begin < end) {
         uint32_t row = begin % TILE_KEYS, n = 1;
         float *k = item->k + (uint64_t)row * item->k_dim, *v = item->v + (uint64_t)row * item->v_dim;
 
         if (seq->no_cache) {
-            memcpy(k, job->k + (uint64_t)(seq->first + begin) * job->k_stride + item->kv_head * op->attention.head_dim,
-                   op->attention.head_dim * sizeof(*k));
+            memcpy(k + shared, job->k + (uint64_t)(seq->first + begin) * job->k_stride + item->kv_head * job->k_own,
+                   job->k_own * sizeof(*k));
             memcpy(v, job->v + (uint64_t)(seq->first + begin) * job->v_stride + item->kv_head * op->attention.v_dim,
                    op->attention.v_dim * sizeof(*v));
         } else {
@@ -235,10 +277,11 @@ static void load_tile(const struct job *job, const struct ew_batch_seq *seq, con
 
             n = EW_MIN(end - begin, cache->block_tokens - in_block);
             job->backend->ops.kv_decode(cache->dtype, tile.k + (uint64_t)in_block * cache->k_dim * element,
-                                        tile.k_scale + in_block, n, cache->k_dim, k, item->k_dim);
+                                        tile.k_scale + in_block, n, cache->k_dim, k + shared, item->k_dim);
             job->backend->ops.kv_decode(cache->dtype, tile.v + (uint64_t)in_block * cache->v_dim * element,
                                         tile.v_scale + in_block, n, cache->v_dim, v, item->v_dim);
         }
+        share_values(item, v, k, n, shared);
         begin += n;
     }
 }
@@ -275,7 +318,7 @@ static void weigh_row(const struct job *job, const struct tile_item *item, uint3
     float *score = item->score + (uint64_t)row * TILE_KEYS, max = item->max[row], factor;
 
     adjust(job, score, n, begin, job->backend->work.tokens[t].index,
-           item->kv_head * item->heads_per_kv + row % item->heads_per_kv);
+           item->first_head + row % item->n_heads);
     for (uint32_t i = 0; i < n; i++)
         max = score[i] > max ? score[i] : max;
     factor = item->max[row] == max ? 1 : expf(item->max[row] - max); // nothing is scaled where the maximum stays
@@ -289,14 +332,14 @@ static void attend_tile(const struct job *job, const struct tile_item *item, con
                         uint32_t i, uint32_t end, struct range keys)
 {
     const struct ew_cpu_ops *ops = &job->backend->ops;
-    uint32_t row = i * item->heads_per_kv, n_rows = (end - i) * item->heads_per_kv;
+    uint32_t row = i * item->n_heads, n_rows = (end - i) * item->n_heads;
     uint32_t first = keys.begin % TILE_KEYS, n = keys.end - keys.begin;
     float *score = item->score + (uint64_t)row * TILE_KEYS;
 
     ops->scores(score, TILE_KEYS, item->q + (uint64_t)row * item->k_dim, n_rows,
                 item->k + (uint64_t)first * item->k_dim, n, item->k_dim);
     for (uint32_t r = row; r < row + n_rows; r++)
-        weigh_row(job, item, query->first + r / item->heads_per_kv, r, keys.begin, n);
+        weigh_row(job, item, query->first + r / item->n_heads, r, keys.begin, n);
     ops->values(item->acc + (uint64_t)row * item->v_dim, item->factor + row, score, TILE_KEYS, n_rows,
                 item->v + (uint64_t)first * item->v_dim, n, item->v_dim);
 }
@@ -327,21 +370,22 @@ static void end_item(const struct job *job, const struct ew_cpu_query *query, co
 {
     uint32_t dim = job->op->attention.v_dim;
 
-    for (uint32_t row = 0; row < item->n_queries * item->heads_per_kv; row++) {
-        uint32_t t = query->first + row / item->heads_per_kv,
-                 head = item->kv_head * item->heads_per_kv + row % item->heads_per_kv;
+    for (uint32_t row = 0; row < item->n_queries * item->n_heads; row++) {
+        uint32_t t = query->first + row / item->n_heads, head = item->first_head + row % item->n_heads;
 
         job->backend->ops.scale(job->out + (uint64_t)t * job->out_stride + head * dim,
                                 item->acc + (uint64_t)row * item->v_dim, dim, 1 / item->sum[row]);
     }
 }
 
-static void attend_item(const struct job *job, const struct ew_cpu_query *query, uint32_t kv_head, float *scratch)
+static void attend_item(const struct job *job, const struct ew_cpu_query *query, uint32_t slice, float *scratch)
 {
     const struct ew_op *op = job->op;
+    uint32_t kv_head = slice / slices_per_kv(op), in_kv = slice % slices_per_kv(op) * ITEM_HEADS;
     const struct ew_batch_seq *seq = &job->backend->batch->seqs[job->backend->work.tokens[query->first].seq];
     struct tile_item item = {.n_queries = query->n_tokens,
-                             .heads_per_kv = op->attention.n_heads / op->attention.n_kv_heads,
+                             .first_head = kv_head * heads_per_kv(op) + in_kv,
+                             .n_heads = EW_MIN(ITEM_HEADS, heads_per_kv(op) - in_kv),
                              .kv_head = kv_head,
                              .k_dim = padded(op->attention.head_dim),
                              .v_dim = padded(op->attention.v_dim)};
@@ -380,7 +424,7 @@ uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct
     return floats;
 }
 
-// The reference takes one token and head at a time, the others a run of tokens and the heads of one KV head.
+// The reference takes one token and head at a time, the others a run of tokens and some heads of one KV head.
 static bool is_plain(const struct ew_cpu_backend *backend)
 {
     return backend->config.kernels == EW_KERNELS_REFERENCE;
@@ -391,7 +435,12 @@ uint32_t ew_cpu_attention_items(const struct ew_cpu_backend *backend, const stru
     const struct ew_op *op = &backend->program->ops[step->op];
 
     return is_plain(backend) ? backend->batch->n_tokens * op->attention.n_heads
-                             : backend->n_queries * op->attention.n_kv_heads;
+                             : backend->n_queries * op->attention.n_kv_heads * slices_per_kv(op);
+}
+
+static bool is_latent(const struct ew_program *program, const struct ew_op *op)
+{
+    return program->n_groups && program->groups[op->attention.group].kind == EW_CACHE_LATENT;
 }
 
 static struct job job_of(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
@@ -406,6 +455,7 @@ static struct job job_of(const struct ew_cpu_backend *backend, const struct ew_c
         .q_stride = buffers[step->in].width,
         .out = backend->work.buffers[step->out],
         .out_stride = buffers[step->out].width,
+        .k_own = op->attention.head_dim - (is_latent(backend->program, op) ? op->attention.v_dim : 0),
         .sinks = op->attention.sinks == EW_WEIGHT_NONE ? NULL : backend->vectors[op->attention.sinks],
     };
 
@@ -420,12 +470,12 @@ void ew_cpu_attention_run(const struct ew_cpu_backend *backend, const struct ew_
                           uint32_t to, float *scratch)
 {
     struct job job = job_of(backend, step);
-    uint32_t n_heads = is_plain(backend) ? job.op->attention.n_heads : job.op->attention.n_kv_heads;
+    uint32_t n = is_plain(backend) ? job.op->attention.n_heads : job.op->attention.n_kv_heads * slices_per_kv(job.op);
 
     for (uint32_t item = from; item < to; item++) {
         if (is_plain(backend))
-            attend_plainly(&job, item / n_heads, item % n_heads, scratch);
+            attend_plainly(&job, item / n, item % n, scratch);
         else
-            attend_item(&job, &backend->work.queries[item / n_heads], item % n_heads, scratch);
+            attend_item(&job, &backend->work.queries[item / n], item % n, scratch);
     }
 }

@@ -19,7 +19,7 @@ int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *
     uint64_t row = ((uint64_t)group->k_dim + group->v_dim) * ew_cpu_kv_bytes(limits->kv) +
                    (has_scales(limits->kv) ? 4 : 0);
 
-    if (group->kind != EW_CACHE_FULL && group->kind != EW_CACHE_WINDOW)
+    if (group->kind != EW_CACHE_FULL && group->kind != EW_CACHE_WINDOW && group->kind != EW_CACHE_LATENT)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CPU backend has no caches of kind %d yet", (int)group->kind);
     *cache = (struct ew_cpu_cache){
         .dtype = limits->kv,

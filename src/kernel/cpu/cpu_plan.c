@@ -210,6 +210,7 @@ static enum ew_cpu_stage_kind stage_kind(const struct ew_program *program, const
     if (step->kind != EW_CPU_STEP_OP)
         return EW_CPU_STAGE_CHAIN;
     return kind == EW_OP_LINEAR      ? EW_CPU_STAGE_LINEAR
+           : kind == EW_OP_HEADS     ? EW_CPU_STAGE_HEADS
            : kind == EW_OP_EXPERTS   ? EW_CPU_STAGE_EXPERTS
            : kind == EW_OP_ATTENTION ? EW_CPU_STAGE_ATTENTION
                                      : EW_CPU_STAGE_CHAIN;

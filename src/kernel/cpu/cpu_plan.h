@@ -40,7 +40,13 @@ struct ew_cpu_step {
     uint32_t in, in2, in3, out; // buffers
 };
 
-enum ew_cpu_stage_kind { EW_CPU_STAGE_CHAIN, EW_CPU_STAGE_LINEAR, EW_CPU_STAGE_EXPERTS, EW_CPU_STAGE_ATTENTION };
+enum ew_cpu_stage_kind {
+    EW_CPU_STAGE_CHAIN,
+    EW_CPU_STAGE_LINEAR,
+    EW_CPU_STAGE_HEADS,
+    EW_CPU_STAGE_EXPERTS,
+    EW_CPU_STAGE_ATTENTION,
+};
 
 struct ew_cpu_stage {
     enum ew_cpu_stage_kind kind;

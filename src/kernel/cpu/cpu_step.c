@@ -121,7 +121,7 @@ static void rope_row(const struct ew_cpu_backend *backend, const struct ew_op *o
 {
     const struct ew_rope *rope = &backend->program->ropes[op->rope.table];
 
-    backend->ops.rope(x + rope->first, backend->work.rope_rows[op->rope.table] + (uint64_t)t * rope->n_dims,
+    backend->ops.rope(x + op->rope.first, backend->work.rope_rows[op->rope.table] + (uint64_t)t * rope->n_dims,
                       rope->n_dims, op->rope.n_heads, op->rope.head_dim, rope->kind);
 }
 
@@ -214,6 +214,7 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
             memcpy(out, in, width * sizeof(*out));
         break;
     case EW_OP_LINEAR:
+    case EW_OP_HEADS:
     case EW_OP_EXPERTS:
     case EW_OP_ATTENTION:
     case EW_OP_COUNT:
@@ -401,6 +402,32 @@ static void run_expert_tiles(const struct ew_cpu_backend *backend, const struct 
     }
 }
 
+// Tiles of every head's matrix. Whoever has the first tile of a head also copies what its product leaves out.
+static void run_head_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage, uint32_t from,
+                           uint32_t to, float *scratch)
+{
+    const struct ew_cpu_step *step = &backend->plan.steps[stage->first];
+    const struct ew_op *op = &backend->program->ops[step->op];
+    uint32_t tiles = step_tiles(backend, step), n_rows = stage_rows(backend, stage);
+
+    while (from < to) {
+        uint32_t head = from / tiles, begin = head * tiles, stop = EW_MIN(begin + tiles, to);
+        struct ew_cpu_linear job = linear_job(backend, step, n_rows, scratch);
+        struct ew_cpu_matrix matrix = *job.matrix;
+        uint32_t rest = op->heads.in_dim - matrix.cols;
+
+        matrix.data += head * matrix.expert_bytes;
+        job.matrix = &matrix;
+        job.x += head * op->heads.in_dim;
+        job.out += head * op->heads.out_dim;
+        backend->ops.linear[matrix.layout](&job, from - begin, stop - begin);
+        for (uint32_t row = 0; row < n_rows && from == begin && rest; row++)
+            memcpy(job.out + (uint64_t)row * job.out_stride + matrix.rows,
+                   job.x + (uint64_t)row * job.x_stride + matrix.cols, rest * sizeof(float));
+        from = stop;
+    }
+}
+
 static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct ew_cpu_stage *stage)
 {
     switch (stage->kind) {
@@ -408,6 +435,9 @@ static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct e
         return stage_rows(backend, stage);
     case EW_CPU_STAGE_LINEAR:
         return stage_rows(backend, stage) ? stage_tiles(backend, stage) : 0;
+    case EW_CPU_STAGE_HEADS:
+        return stage_tiles(backend, stage) *
+               backend->program->ops[backend->plan.steps[stage->first].op].heads.n_heads;
     case EW_CPU_STAGE_EXPERTS:
         return stage_tiles(backend, stage) * experts_most(backend);
     case EW_CPU_STAGE_ATTENTION:
@@ -425,6 +455,9 @@ static void run_units(const struct ew_cpu_backend *backend, const struct ew_cpu_
         break;
     case EW_CPU_STAGE_LINEAR:
         run_tiles(backend, stage, from, to, scratch);
+        break;
+    case EW_CPU_STAGE_HEADS:
+        run_head_tiles(backend, stage, from, to, scratch);
         break;
     case EW_CPU_STAGE_EXPERTS:
         run_expert_tiles(backend, stage, from, to, scratch);

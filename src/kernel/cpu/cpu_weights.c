@@ -81,12 +81,15 @@ static enum ew_cpu_layout tiled_layout(enum ew_cpu_layout layout)
 static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, const struct ew_program *program,
                                         uint32_t weight, bool *exact)
 {
+    bool of_heads = program->weights[weight].n_heads > 0;
     enum ew_cpu_layout layout;
 
     *exact = true;
-    if (backend->config.kernels == EW_KERNELS_REFERENCE || !is_in_linear(program, weight))
+    if (backend->config.kernels == EW_KERNELS_REFERENCE || (!of_heads && !is_in_linear(program, weight)))
         return EW_CPU_FILE;
     layout = ew_cpu_layout_of(program->weights[weight].source.dtype, exact);
+    if (of_heads) // of activations in f32, parts can be taken anywhere
+        return layout;
     return fits_matrix_unit(backend, program, weight) ? tiled_layout(layout) : layout;
 }
 
@@ -98,7 +101,7 @@ static bool file_has_layout(enum ew_cpu_layout layout, bool exact)
 // Of a stack of experts, each is a matrix by itself.
 static uint32_t rows_of_one(const struct ew_weight *weight)
 {
-    return (uint32_t)(weight->rows / EW_MAX(1, weight->n_experts));
+    return (uint32_t)(weight->rows / ew_weight_parts(weight));
 }
 
 static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t index,
@@ -123,7 +126,7 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_p
     *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact};
     out->is_mapped = file_has_layout(matrix.layout, exact) && weight->source.mapped;
     out->bytes = weight->rows > INT32_MAX || weight->cols > INT32_MAX ? 0 : ew_cpu_matrix_shape(&matrix);
-    if (__builtin_mul_overflow(out->bytes, (uint64_t)EW_MAX(1, weight->n_experts), &out->bytes) || out->bytes == 0)
+    if (__builtin_mul_overflow(out->bytes, (uint64_t)ew_weight_parts(weight), &out->bytes) || out->bytes == 0)
         return ew_fail(err, EW_ERR_LIMIT, "weight %s is empty or too large", weight->name);
     return 0;
 }
@@ -250,7 +253,7 @@ static void pack_tile(void *ctx, uint32_t task, uint32_t thread)
 
 static int pack_matrix(struct ew_cpu_backend *backend, struct packing *packing, struct progress *progress)
 {
-    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows) * EW_MAX(1, packing->weight->n_experts),
+    uint32_t n_tiles = ew_cpu_tiles(packing->matrix->rows) * ew_weight_parts(packing->weight),
              step = (uint32_t)EW_MAX(1, SLAB_BYTES / packing->rows_bytes);
     int rc = 0;
 

@@ -94,7 +94,7 @@ static int launch_rope(struct launch *l)
 {
     const struct ew_rope *rope = &l->backend->program->ropes[l->op->rope.table];
     uint64_t table = l->backend->work.ropes[l->op->rope.table].table;
-    uint32_t n_dims = rope->n_dims, first = rope->first, pairs = rope->kind == EW_ROPE_PAIRS;
+    uint32_t n_dims = rope->n_dims, first = l->op->rope.first, pairs = rope->kind == EW_ROPE_PAIRS;
     uint32_t n_heads = l->op->rope.n_heads, head_dim = l->op->rope.head_dim;
 
     return run(l, EW_CUDA_ROPE, (struct ew_cuda_grid){l->n_rows, 1, 1, WIDE},
