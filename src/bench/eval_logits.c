@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/assert.h"
+#include "bench/eval_vectors.h"
 #include "bench/refs.h"
 #include "engine/core.h"
 
@@ -233,13 +234,13 @@ int ew_eval_logits(const struct ew_model *model, const struct ew_engine_config *
     int rc;
 
     *out = (struct ew_eval_logits){0};
-    rc = ew_refs_open(&refs, options->ref, model->program.n_vocab, err);
+    rc = ew_refs_open(&refs, options->ref, model, err);
     if (rc < 0)
         return rc;
     adapted = config_for(config, &refs);
     rc = ew_core_init(&core, model, &adapted, adapted.max_num_tokens, err);
     if (rc == 0) {
-        rc = run_modes(&core, &refs, options, out, err);
+        rc = (refs.width ? ew_eval_vectors : run_modes)(&core, &refs, options, out, err);
         ew_core_fini(&core);
     }
     ew_refs_close(&refs);

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/core.h"
+#include "model/pooling.h"
 
 #define LOGITS_BYTES_MAX (64u << 20) // of one step
 #define LOGITS_ROWS_MIN 16u
@@ -103,6 +104,10 @@ static struct ew_engine_config config_for(const struct ew_engine_config *config,
 static int check(const struct ew_model *model, const int32_t *ids, uint64_t n_ids, const struct ew_perplexity *out,
                  struct ew_error *err)
 {
+    int rc = ew_pooling_needs_text(model, err);
+
+    if (rc < 0)
+        return rc;
     if (n_ids < 2)
         return ew_fail(err, EW_ERR_USAGE, "the text has %llu tokens and perplexity needs two",
                        (unsigned long long)n_ids);

@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/rng.h"
 #include "engine/core.h"
+#include "model/pooling.h"
 
 #define SEED 20261121
 #define PROMPT_TOKENS 24u // of the longer of two prompts: enough for matrix kernels' tiles, and not a multiple of 16
@@ -327,6 +328,9 @@ int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *co
     int rc;
 
     *out = (struct ew_self){.n_tokens = tokens_of(n_prompt)};
+    rc = ew_pooling_needs_text(model, err);
+    if (rc < 0)
+        return rc;
     if (n_prompt == 0)
         return ew_fail(err, EW_ERR_LIMIT, "%s computes too much a token to keep it for comparison", model->path);
     rc = alloc_recording(&recording, &model->program, n_prompt, floats_per_token, err);

@@ -51,6 +51,24 @@ static int read_f32(struct ew_refs *refs, const struct ew_tensor *tensor, uint64
     return 0;
 }
 
+static int read_vectors(struct ew_refs *refs, const struct ew_safetensors *st, uint32_t index, struct ew_error *err)
+{
+    const struct ew_tensor *ids = find(st, "input_ids", index), *hidden = find(st, "last_hidden_state", index),
+                           *vector = find(st, "embedding", index);
+    struct ew_ref *ref = &refs->list[index];
+    int rc;
+
+    if (!ids || !vector)
+        return ew_fail(err, EW_ERR_FORMAT, "last_hidden_state_%u has no input_ids_%u or embedding_%u", index, index,
+                       index);
+    rc = read_i64(refs, ids, &ref->ids, &ref->n_ids, err);
+    if (rc == 0)
+        rc = read_f32(refs, hidden, ref->n_ids, refs->width, &ref->hidden, err);
+    if (rc == 0)
+        rc = read_f32(refs, vector, 1, refs->n_vector, &ref->vector, err);
+    return rc;
+}
+
 static int read_ref(struct ew_refs *refs, const struct ew_safetensors *st, uint32_t index, struct ew_error *err)
 {
     const struct ew_tensor *ids = find(st, "input_ids", index), *logits = find(st, "logits", index);
@@ -70,21 +88,27 @@ static int read_ref(struct ew_refs *refs, const struct ew_safetensors *st, uint3
     return rc;
 }
 
-int ew_refs_open(struct ew_refs *refs, const char *path, uint32_t n_vocab, struct ew_error *err)
+int ew_refs_open(struct ew_refs *refs, const char *path, const struct ew_model *model, struct ew_error *err)
 {
+    bool pools = model->pooling.kind != EW_POOLING_NONE;
+    const char *stem = pools ? "last_hidden_state" : "logits";
     struct ew_safetensors st;
     int rc;
 
-    *refs = (struct ew_refs){.n_vocab = n_vocab};
+    *refs = (struct ew_refs){.n_vocab = model->program.n_vocab};
+    if (pools) {
+        refs->width = model->program.width;
+        refs->n_vector = model->pooling.width;
+    }
     ew_arena_init(&refs->arena, REFS_BYTES_MAX);
     rc = ew_safetensors_open(&st, path, err);
     if (rc < 0)
         return rc;
-    for (; rc == 0 && refs->count < EW_REFS_MAX && find(&st, "logits", refs->count); refs->count += rc == 0)
-        rc = read_ref(refs, &st, refs->count, err);
+    for (; rc == 0 && refs->count < EW_REFS_MAX && find(&st, stem, refs->count); refs->count += rc == 0)
+        rc = (pools ? read_vectors : read_ref)(refs, &st, refs->count, err);
     if (rc == 0 && refs->count == 0)
         rc = ew_fail(err, EW_ERR_UNSUPPORTED,
-                     "%s holds no logits_0, and other references are not compared for this kind of model", path);
+                     "%s holds no %s_0, and other references are not compared for this kind of model", path, stem);
     else if (rc < 0)
         ew_fail_in(err, rc, "%s", path);
     ew_safetensors_close(&st);

@@ -3,6 +3,7 @@
 // continuations.
 
 #include "format/safetensors.h"
+#include "model/model.h"
 
 #define EW_REFS_MAX 8
 
@@ -12,14 +13,19 @@ struct ew_ref {               // of one sequence; the arrays live in the set's a
     float *logits;            // [n_ids, n_vocab]
     int32_t *greedy;          // [n_greedy]
     float *margin;            // [n_greedy] how far the best logit was above the second
+    float *hidden;            // [n_ids, width] of models that make vectors, which have no logits ...
+    float *vector;            // [n_vector] ... and what is pooled of it
 };
 
 struct ew_refs {
     uint32_t count, n_vocab;
+    uint32_t width, n_vector; // 0: the references are logits
     struct ew_ref list[EW_REFS_MAX];
     struct ew_arena arena;
 };
 
-// EW_ERR_UNSUPPORTED where the file has no logits, EW_ERR_FORMAT where shapes or ids do not fit each other or n_vocab.
-int ew_refs_open(struct ew_refs *refs, const char *path, uint32_t n_vocab, struct ew_error *err) EW_MUST_CHECK;
+// EW_ERR_UNSUPPORTED where the file has not what this model computes, EW_ERR_FORMAT where shapes or ids do not fit each
+// other or the model.
+int ew_refs_open(struct ew_refs *refs, const char *path, const struct ew_model *model,
+                 struct ew_error *err) EW_MUST_CHECK;
 void ew_refs_close(struct ew_refs *refs);

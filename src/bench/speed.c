@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "bench/bandwidth.h"
+#include "model/pooling.h"
 #include "platform/cpu.h"
 #include "platform/energy.h"
 #include "platform/memory.h"
@@ -274,7 +275,9 @@ int ew_bench_speed(const struct ew_model *model, const struct ew_engine_config *
 
     EW_ASSERT(options->repeats > 0 && options->repeats <= EW_SPEED_REPEATS_MAX && options->batch > 0);
     *out = (struct ew_speed){0};
-    rc = ew_engine_create(model, NULL, &adapted, &s.engine, err);
+    rc = ew_pooling_needs_text(model, err);
+    if (rc == 0)
+        rc = ew_engine_create(model, NULL, &adapted, &s.engine, err);
     if (rc == 0)
         rc = alloc(&s, err);
     if (rc == 0)

@@ -6,6 +6,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
+#include "model/pooling.h"
 
 const struct ew_opt ew_opts_sampling[] = {
     {"n-predict", 'n', EW_OPT_INT, "N", "new tokens at most; default until the answer or the context ends", NULL, 1,
@@ -116,10 +117,11 @@ int ew_runtime_open(struct ew_runtime *runtime, const struct ew_args *args, stru
         code = ew_model_open(path, &runtime->model, err);
     if (code != EW_OK)
         return code;
-    if (!runtime->model->shape.has_weights) {
+    code = ew_pooling_needs_text(runtime->model, err);
+    if (code == EW_OK && !runtime->model->shape.has_weights)
         code = ew_fail(err, EW_ERR_UNSUPPORTED, "%s holds a vocabulary and no weights", path);
+    if (code != EW_OK)
         goto close;
-    }
     if (runtime->model->is_synthetic)
         ew_fail(&runtime->tok_error, EW_ERR_UNSUPPORTED, "%s has no tokenizer", path);
     else if (ew_tokenizer_load(&runtime->model->file, &runtime->tok, &runtime->tok_error) == EW_OK &&

@@ -18,7 +18,7 @@ struct ew_core {
     double load_s;
 };
 
-// n_logits_max 0: one row a sequence. The model must outlive it.
+// n_logits_max 0: one row a sequence, or what pooling takes. The model must outlive it.
 int ew_core_init(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
                  uint32_t n_logits_max, struct ew_error *err) EW_MUST_CHECK;
 void ew_core_fini(struct ew_core *core);

@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "engine/prefix.h"
 #include "engine/schedule.h"
+#include "engine/texts.h"
 
 int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *tok_or_null,
                      const struct ew_engine_config *config, struct ew_engine **out, struct ew_error *err)
@@ -31,7 +32,8 @@ int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *to
     engine->running = ew_alloc_array(n_seqs, sizeof(*engine->running));
     engine->work = ew_alloc_array(n_batch, sizeof(*engine->work));
     engine->work_jobs = ew_alloc_array(n_batch, sizeof(*engine->work_jobs));
-    if (!engine->seq_jobs || !engine->running || !engine->work || !engine->work_jobs) {
+    engine->texts = ew_alloc_array(n_batch, sizeof(*engine->texts));
+    if (!engine->seq_jobs || !engine->running || !engine->work || !engine->work_jobs || !engine->texts) {
         rc = ew_fail_memory(err, n_batch * sizeof(*engine->work), "the scheduler");
         goto destroy;
     }
@@ -59,6 +61,7 @@ void ew_engine_destroy(struct ew_engine *engine)
     ew_free(engine->running);
     ew_free(engine->work);
     ew_free(engine->work_jobs);
+    ew_free(engine->texts);
     ew_sampler_fini(&engine->sampler);
     ew_core_fini(&engine->core);
     ew_free(engine);
@@ -76,8 +79,8 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
     out->blocks_used = ew_cache_blocks_used(&core->cache);
     out->blocks_cached = ew_cache_blocks_reusable(&core->cache);
     for (const struct ew_job *job = engine->jobs; job; job = job->next) {
-        out->n_waiting += !job->seq && !job->is_finished;
-        out->n_prefilling += job->seq && job->n_new == 0;
+        out->n_waiting += !job->seq && !job->is_finished && !job->is_planned;
+        out->n_prefilling += job->is_planned || (job->seq && job->n_new == 0);
         out->n_decoding += job->seq && job->n_new > 0;
     }
     out->n_running_max = core->fit.n_resident;
@@ -99,6 +102,8 @@ static int plan_length(const struct ew_engine *engine, struct ew_job *job, struc
 {
     uint32_t context = engine->core.fit.limits.context_max, n_ids = job->request.n_ids;
 
+    if (ew_texts_made(engine))
+        return ew_texts_check(engine, n_ids, err);
     if (n_ids >= context) {
         ew_fail(err, EW_ERR_LIMIT, "the prompt has %u tokens and the context %u, which leaves no room for an answer",
                 n_ids, context);
@@ -131,7 +136,7 @@ int ew_engine_make_job(const struct ew_engine *engine, const struct ew_request *
     int rc;
 
     // Before anything is copied: a prompt may be far longer than any context.
-    if (request->n_ids >= engine->core.fit.limits.context_max)
+    if (request->n_ids > engine->core.fit.limits.context_max)
         return plan_length(engine, &(struct ew_job){.request = *request}, err);
     rc = ew_job_create(request, engine->core.model, engine->tok, out, err);
     if (rc < 0)
@@ -155,7 +160,7 @@ int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request,
     return 0;
 }
 
-static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish why)
+void ew_engine_finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish why)
 {
     if (job->seq)
         ew_schedule_release(engine, job, why != EW_FINISH_ERROR);
@@ -163,6 +168,7 @@ static void finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish 
     job->rest = ew_answer_end(&job->answer);
     job->finish = why;
     job->is_finished = true;
+    job->is_planned = false;
     job->ended_s = ew_clock_s();
     engine->stats.n_finished[why]++;
 }
@@ -174,7 +180,7 @@ void ew_engine_abort(struct ew_engine *engine, uint64_t id, const struct ew_erro
             continue;
         if (why)
             job->error = *why;
-        finish(engine, job, why ? EW_FINISH_ERROR : EW_FINISH_CANCELLED);
+        ew_engine_finish(engine, job, why ? EW_FINISH_ERROR : EW_FINISH_CANCELLED);
     }
 }
 
@@ -189,7 +195,7 @@ static void end_late_ones(struct ew_engine *engine)
 
     for (struct ew_job *job = engine->jobs; job; job = job->next)
         if (job->request.deadline_s > 0 && !job->is_finished && now_s - job->submitted_s > job->request.deadline_s)
-            finish(engine, job, EW_FINISH_DEADLINE);
+            ew_engine_finish(engine, job, EW_FINISH_DEADLINE);
 }
 
 // ---- a step --------------------------------------------------------------------------------------------------------
@@ -248,7 +254,7 @@ static void sample(struct ew_engine *engine, struct ew_job *job, const float *lo
     if (rc == 0)
         rc = extend_answer(engine, job, token, &ends, &why, &job->error);
     if (ends)
-        finish(engine, job, rc < 0 ? EW_FINISH_ERROR : why);
+        ew_engine_finish(engine, job, rc < 0 ? EW_FINISH_ERROR : why);
 }
 
 // A mixed step's time is divided by tokens: a little unfair to the prompt, whose tokens cost less.
@@ -282,11 +288,11 @@ static void settle(struct ew_engine *engine)
     }
 }
 
-static int fail_all(struct ew_engine *engine, const struct ew_error *why, struct ew_error *err)
+int ew_engine_fail_step(struct ew_engine *engine, const struct ew_error *why, struct ew_error *err)
 {
     for (uint32_t w = 0; w < engine->n_work; w++) {
         engine->work_jobs[w]->error = *why;
-        finish(engine, engine->work_jobs[w], EW_FINISH_ERROR);
+        ew_engine_finish(engine, engine->work_jobs[w], EW_FINISH_ERROR);
     }
     if (err)
         *err = *why;
@@ -324,25 +330,34 @@ int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err)
 
     free_taken(engine);
     end_late_ones(engine);
+    if (ew_texts_made(engine)) {
+        ew_texts_begin(engine);
+        *idle = engine->n_work == 0;
+        return 0;
+    }
     ew_schedule_admit(engine);
     ew_schedule_plan(engine);
     *idle = engine->n_work == 0;
     if (*idle)
         return 0;
     rc = ew_step_build(&engine->core.step, engine->work, engine->n_work, &failure);
-    return rc < 0 ? fail_all(engine, &failure, err) : 0;
+    return rc < 0 ? ew_engine_fail_step(engine, &failure, err) : 0;
 }
 
 int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
 {
     struct ew_error failure = {0};
     double started_s = ew_clock_s();
-    int rc = ew_step_submit(&engine->core.step, engine->work, engine->n_work, &failure);
+    int rc;
+
+    if (ew_texts_made(engine))
+        return ew_texts_complete(engine, err);
+    rc = ew_step_submit(&engine->core.step, engine->work, engine->n_work, &failure);
 
     if (rc == 0)
         rc = ew_step_wait(&engine->core.step, &failure);
     if (rc < 0)
-        return fail_all(engine, &failure, err);
+        return ew_engine_fail_step(engine, &failure, err);
     count(engine, ew_clock_s() - started_s);
     settle(engine);
     for (uint32_t w = 0; w < engine->n_work; w++)
@@ -374,8 +389,12 @@ static void take_token(struct ew_job *job, struct ew_event *event)
     job->has_token = false;
 }
 
-static void take_finished(struct ew_job *job, struct ew_event *event)
+static void take_finished(struct ew_job *job, uint32_t n_vector, struct ew_event *event)
 {
+    if (job->finish == EW_FINISH_STOP) {
+        event->vector = job->vector;
+        event->n_vector = n_vector;
+    }
     event->kind = EW_EVENT_FINISHED;
     event->text = job->rest;
     event->finish = job->finish;
@@ -408,6 +427,6 @@ bool ew_engine_next_event(struct ew_engine *engine, struct ew_event *event)
     if (job->has_token)
         take_token(job, event);
     else
-        take_finished(job, event);
+        take_finished(job, engine->core.model->pooling.width, event);
     return true;
 }

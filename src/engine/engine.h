@@ -80,6 +80,7 @@ uint32_t ew_batch_bucket_max(uint32_t bucket); // 1, 2, 4, ... 256, UINT32_MAX
 
 struct ew_request {
     const int32_t *ids; // the whole prompt, copied; the engine reuses what the prefix tree has of it
+    const uint8_t *segments; // [n_ids] token types for models that make vectors, copied too; NULL: all 0
     uint32_t n_ids;
     uint32_t n_max;              // new tokens at most; 0: until the context is full
     struct ew_sampling sampling; // copied, stop strings too
@@ -117,6 +118,8 @@ struct ew_event {
     enum ew_finish finish; // FINISHED
     uint32_t n_prompt, n_reused, n_new, n_preempted;
     double queue_s, prefill_s, decode_s; // of this request: waiting, to the first token, from there on
+    const float *vector; // FINISHED with STOP, of a model that makes vectors: [n_vector], valid until the next step
+    uint32_t n_vector;
     struct ew_error error;      // FINISHED with ERROR
 };
 

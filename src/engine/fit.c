@@ -6,9 +6,23 @@
 #include "platform/memory.h"
 
 #define CONTEXT_UNKNOWN 4096u // for models whose file does not say what context they were trained with
+#define TEXT_TOKENS_USUAL 8192u // models that read longer texts do so where a longer context is asked for
 #define CONTEXT_LEAST 256u    // a shorter one is only taken where it is asked for
 
-struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config)
+// Texts are computed whole: a step takes the longest one.
+static void complete_for_texts(struct ew_engine_config *c, const struct ew_model *model)
+{
+    uint32_t trained = model->shape.context_trained;
+
+    if (!c->context_max)
+        c->context_max = EW_MIN(trained ? trained : CONTEXT_UNKNOWN, TEXT_TOKENS_USUAL);
+    c->max_num_tokens = EW_MAX(c->max_num_tokens, c->context_max);
+    c->max_sessions = c->max_batch_size;
+    c->whole_prompts = true;
+    c->reuse = false;
+}
+
+struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config, const struct ew_model *model)
 {
     struct ew_engine_config c = *config;
 
@@ -18,6 +32,8 @@ struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config 
     c.max_sessions = EW_MAX(c.max_sessions, c.max_batch_size); // every sequence of a step is resident
     c.max_num_tokens = c.max_num_tokens ? c.max_num_tokens : EW_MAX(512u, c.chunk);
     c.max_num_tokens = EW_MAX(c.max_num_tokens, c.max_batch_size);
+    if (model->pooling.kind != EW_POOLING_NONE)
+        complete_for_texts(&c, model);
     c.chunk = c.chunk && !c.whole_prompts ? EW_MIN(c.chunk, c.max_num_tokens) : c.max_num_tokens;
     c.cache_fraction = c.cache_fraction > 0 ? c.cache_fraction : 1;
     return c;
@@ -70,7 +86,7 @@ static uint32_t context_hard_max(const struct ew_program *program)
     for (uint32_t i = 0; i < program->n_ops; i++) {
         const struct ew_op *op = &program->ops[i];
 
-        if (op->kind == EW_OP_POSITION)
+        if (op->kind == EW_OP_POSITION && !op->position.by_segment)
             max = EW_MIN(max, program->weights[op->weight].rows - (uint64_t)EW_MAX(op->position.first, 0));
     }
     return (uint32_t)max;
@@ -210,6 +226,12 @@ static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backen
                      : refuse(model, config, fit, err);
 }
 
+// Rows of results of a step: one a sequence, or all of which a mean is made.
+static uint32_t rows_max(const struct ew_model *model, const struct ew_engine_config *config)
+{
+    return model->pooling.kind == EW_POOLING_MEAN ? config->max_num_tokens : config->max_batch_size;
+}
+
 int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,
            uint32_t n_logits_max, struct ew_fit *fit, struct ew_error *err)
 {
@@ -222,7 +244,7 @@ int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struc
             {
                 .n_tokens_max = config->max_num_tokens,
                 .n_seqs_max = config->max_batch_size,
-                .n_logits_max = n_logits_max,
+                .n_logits_max = n_logits_max ? n_logits_max : rows_max(model, config),
                 .block_tokens = config->block_tokens,
                 .kv = config->kv,
             },

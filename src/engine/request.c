@@ -53,6 +53,8 @@ static bool copy(struct ew_job *job)
     request->sampling.bias = copy_array(&job->arena, request->sampling.bias, request->sampling.n_bias,
                                         sizeof(*request->sampling.bias));
     job->logprobs = ew_arena_array(&job->arena, EW_MAX(request->n_logprobs, 1u), sizeof(*job->logprobs));
+    if (request->segments)
+        request->segments = copy_array(&job->arena, request->segments, request->n_ids, 1);
     return request->ids && request->sampling.bias && job->logprobs && copy_stops(job);
 }
 
@@ -70,7 +72,9 @@ int ew_job_create(const struct ew_request *request, const struct ew_model *model
     job->request = *request;
     job->submitted_s = ew_clock_s();
     ew_arena_init(&job->arena, ARENA_BYTES_MAX);
-    if (copy(job))
+    if (model->pooling.width)
+        job->vector = ew_arena_array(&job->arena, model->pooling.width, sizeof(*job->vector));
+    if (copy(job) && !job->vector == !model->pooling.width && !job->request.segments == !request->segments)
         rc = ew_answer_init(&job->answer, tok_or_null, job->request.sampling.stop, job->request.sampling.n_stop, err);
     else
         rc = ew_fail_memory(err, request->n_ids * sizeof(*request->ids), "a request");

@@ -22,9 +22,11 @@ struct ew_job {
     double submitted_s, started_s, first_s, ended_s; // then admission, first token, end; 0: not yet
     struct ew_answer answer;
     struct ew_logprob *logprobs; // [request.n_logprobs]
+    float *vector;               // [pooling.width] of models that make vectors, else NULL
     // Events not yet taken.
     int32_t token;
     bool has_token, is_finished, is_taken;
+    bool is_planned; // a text that is in the step being built or run
     enum ew_finish finish;
     struct ew_str rest; // of the text, released by the end
     struct ew_error error;

@@ -172,12 +172,12 @@ static bool goes_before(const struct ew_engine *engine, const struct ew_job *a, 
     return engine->shares.list[a->share].served < engine->shares.list[b->share].served; // else as submitted
 }
 
-static struct ew_job *next_waiting(const struct ew_engine *engine)
+struct ew_job *ew_schedule_next(const struct ew_engine *engine)
 {
     struct ew_job *best = NULL;
 
     for (struct ew_job *job = engine->jobs; job; job = job->next)
-        if (!job->seq && !job->is_finished && (!best || goes_before(engine, job, best)))
+        if (!job->seq && !job->is_finished && !job->is_planned && (!best || goes_before(engine, job, best)))
             best = job;
     return best;
 }
@@ -278,7 +278,7 @@ void ew_schedule_admit(struct ew_engine *engine)
             plan_pending(engine, engine->running[i], true);
     // Whoever is first in order and does not fit holds up the others: else it might never fit.
     while (went_on) {
-        struct ew_job *paused = next_paused(engine), *waiting = next_waiting(engine);
+        struct ew_job *paused = next_paused(engine), *waiting = ew_schedule_next(engine);
         bool is_urgent = waiting && (!paused || waiting->request.priority > paused->request.priority);
 
         if (is_urgent && free_sequence(engine))

@@ -31,6 +31,7 @@ struct ew_engine {
     // The newest step: the decoding sequences first.
     struct ew_work *work;      // [max_batch_size]
     struct ew_job **work_jobs; // [max_batch_size]
+    struct ew_text *texts;       // [max_batch_size] the same, of models that make vectors
     uint32_t n_work, n_decoding;
     uint32_t planned[EW_CACHE_GROUPS_MAX]; // blocks that the work takes
     struct ew_engine_stats stats;          // the counters
@@ -51,6 +52,11 @@ void ew_engine_enqueue(struct ew_engine *engine, struct ew_job *job);
 // Ends a request with this error; NULL: as cancelled. An unknown or finished id does nothing.
 void ew_engine_abort(struct ew_engine *engine, uint64_t id, const struct ew_error *why);
 
+// Ends a request, whatever became of it.
+void ew_engine_finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish why);
+// Ends all requests of the step; returns why's code.
+int ew_engine_fail_step(struct ew_engine *engine, const struct ew_error *why, struct ew_error *err);
+
 // ---- scheduling ----------------------------------------------------------------------------------------------------
 
 // Blocks of each group that a sequence of n_tokens may come to hold. false where a pool has less in all.
@@ -59,5 +65,7 @@ bool ew_schedule_reserve(const struct ew_engine *engine, uint32_t n_tokens, uint
 void ew_schedule_admit(struct ew_engine *engine);
 // Fills work.
 void ew_schedule_plan(struct ew_engine *engine);
+// The waiting request that goes first, or NULL.
+struct ew_job *ew_schedule_next(const struct ew_engine *engine);
 // Takes a running request off its sequence. keep: what it computed may be reused.
 void ew_schedule_release(struct ew_engine *engine, struct ew_job *job, bool keep);

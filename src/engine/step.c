@@ -14,10 +14,11 @@ int ew_step_init(struct ew_step *step, struct ew_backend *backend, const struct 
     step->token = ew_alloc_array(n, sizeof(*step->token));
     step->position = ew_alloc_array(n * program->n_position_dims, sizeof(*step->position));
     step->want_logits = ew_alloc_array(n, sizeof(*step->want_logits));
+    step->segment = ew_alloc_array(n, sizeof(*step->segment));
     step->seqs = ew_alloc_array(limits->n_seqs_max, sizeof(*step->seqs));
-    if (!step->token || !step->position || !step->want_logits || !step->seqs) {
+    if (!step->token || !step->position || !step->want_logits || !step->segment || !step->seqs) {
         ew_step_fini(step);
-        return ew_fail_memory(err, n * (sizeof(*step->token) + sizeof(*step->position) + 1), "a step's batch");
+        return ew_fail_memory(err, n * (sizeof(*step->token) + sizeof(*step->position) + 2), "a step's batch");
     }
     return 0;
 }
@@ -27,6 +28,7 @@ void ew_step_fini(struct ew_step *step)
     ew_free(step->token);
     ew_free(step->position);
     ew_free(step->want_logits);
+    ew_free(step->segment);
     ew_free(step->seqs);
     *step = (struct ew_step){0};
 }
@@ -85,7 +87,7 @@ static void fill_positions(struct ew_step *step)
     }
 }
 
-int ew_step_build(struct ew_step *step, struct ew_work *work, uint32_t n_work, struct ew_error *err)
+static void begin_batch(struct ew_step *step)
 {
     step->logits = NULL;
     step->batch = (struct ew_batch){
@@ -94,6 +96,11 @@ int ew_step_build(struct ew_step *step, struct ew_work *work, uint32_t n_work, s
         .want_logits = step->want_logits,
         .seqs = step->seqs,
     };
+}
+
+int ew_step_build(struct ew_step *step, struct ew_work *work, uint32_t n_work, struct ew_error *err)
+{
+    begin_batch(step);
     for (uint32_t w = 0; w < n_work; w++) {
         int rc;
 
@@ -134,4 +141,57 @@ const float *ew_step_logits(const struct ew_step *step, const struct ew_work *wo
 {
     EW_ASSERT(step->logits && i < work->n_logits);
     return step->logits + (size_t)(work->first_logit + i) * step->program->n_vocab;
+}
+
+// ---- texts --------------------------------------------------------------------------------------------------------
+
+static bool wants_row(enum ew_rows rows, uint32_t i, uint32_t n)
+{
+    return rows == EW_ROWS_ALL || i == (rows == EW_ROWS_FIRST ? 0 : n - 1);
+}
+
+static void add_text(struct ew_step *step, struct ew_text *text, enum ew_rows rows)
+{
+    struct ew_batch *batch = &step->batch;
+    uint32_t at = batch->n_tokens;
+
+    EW_ASSERT(batch->n_seqs < step->limits.n_seqs_max && text->n_ids > 0);
+    EW_ASSERT(text->n_ids <= step->limits.n_tokens_max - at);
+    step->seqs[batch->n_seqs++] = (struct ew_batch_seq){
+        .first = at, .n_tokens = text->n_ids, .rope_span = text->n_ids, .no_cache = true};
+    memcpy(step->token + at, text->ids, text->n_ids * sizeof(*step->token));
+    memset(step->segment + at, 0, text->n_ids);
+    if (text->segments) {
+        memcpy(step->segment + at, text->segments, text->n_ids);
+        batch->segment = step->segment;
+    }
+    text->first_row = batch->n_logits;
+    for (uint32_t i = 0; i < text->n_ids; i++) {
+        step->want_logits[at + i] = wants_row(rows, i, text->n_ids);
+        batch->n_logits += step->want_logits[at + i];
+    }
+    text->n_rows = batch->n_logits - text->first_row;
+    EW_ASSERT(batch->n_logits <= step->limits.n_logits_max);
+    batch->n_tokens += text->n_ids;
+}
+
+void ew_step_build_texts(struct ew_step *step, struct ew_text *texts, uint32_t n_texts, enum ew_rows rows)
+{
+    begin_batch(step);
+    for (uint32_t i = 0; i < n_texts; i++)
+        add_text(step, &texts[i], rows);
+    fill_positions(step);
+}
+
+int ew_step_run_texts(struct ew_step *step, struct ew_error *err)
+{
+    int rc = step->backend->ops->submit(step->backend, &step->batch, err);
+
+    return rc ? rc : ew_step_wait(step, err);
+}
+
+const float *ew_step_rows(const struct ew_step *step, const struct ew_text *text)
+{
+    EW_ASSERT(step->logits);
+    return step->logits + (size_t)text->first_row * step->program->slot_width[step->program->logits];
 }

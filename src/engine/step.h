@@ -28,7 +28,8 @@ struct ew_step {
     int32_t *position;         // [n_position_dims, n_tokens_max]
     uint8_t *want_logits;      // [n_tokens_max]
     struct ew_batch_seq *seqs; // [n_seqs_max]
-    const float *logits;       // of the last wait, [n_logits, n_vocab]
+    uint8_t *segment;          // [n_tokens_max]
+    const float *logits;       // of the last wait, [n_logits, width of the program's result]
 };
 
 int ew_step_init(struct ew_step *step, struct ew_backend *backend, const struct ew_program *program,
@@ -47,3 +48,19 @@ int ew_step_wait(struct ew_step *step, struct ew_error *err) EW_MUST_CHECK;
 int ew_step_run(struct ew_step *step, struct ew_work *work, uint32_t n_work, struct ew_error *err) EW_MUST_CHECK;
 // Row i of the work's logits, [n_vocab]; valid until the next submit.
 const float *ew_step_logits(const struct ew_step *step, const struct ew_work *work, uint32_t i);
+
+// ---- texts that are computed whole, without caches ----
+
+enum ew_rows { EW_ROWS_FIRST, EW_ROWS_LAST, EW_ROWS_ALL };
+
+struct ew_text {
+    const int32_t *ids;      // [n_ids]
+    const uint8_t *segments; // [n_ids] token types, or NULL: all 0
+    uint32_t n_ids;
+    uint32_t first_row, n_rows; // set by build
+};
+
+// Fills the batch; the limits must hold. Submit and wait are the backend's and ew_step_wait.
+void ew_step_build_texts(struct ew_step *step, struct ew_text *texts, uint32_t n_texts, enum ew_rows rows);
+int ew_step_run_texts(struct ew_step *step, struct ew_error *err) EW_MUST_CHECK; // submits and waits
+const float *ew_step_rows(const struct ew_step *step, const struct ew_text *text); // its rows, as logits above

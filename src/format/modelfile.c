@@ -229,6 +229,42 @@ static int read_templates(struct ew_modelfile *file, const char *dir, struct ew_
     return code;
 }
 
+// The path of a module inside the model's directory; "" where modules.json has none, or one that leads elsewhere.
+static struct ew_str module_path(const struct ew_json *modules, const char *type)
+{
+    for (const struct ew_json *module = modules->child; module; module = module->next) {
+        struct ew_str path = ew_json_str(ew_json_get(module, "path"), "");
+
+        if (ew_str_ends(ew_json_str(ew_json_get(module, "type"), ""), type) && path.ptr[0] != '/' &&
+            ew_str_find(path, EW_STR(".."), 0) < 0)
+            return path;
+    }
+    return EW_STR("");
+}
+
+static int read_modules(struct ew_modelfile *file, const char *dir, struct ew_error *err)
+{
+    char path[PATH_BYTES_MAX], name[256];
+    struct ew_str pooling;
+    int code = join(path, dir, "modules.json", err);
+
+    if (code != EW_OK || access(path, F_OK) != 0)
+        return code;
+    code = ew_json_parse_file(&file->arena, path, CONFIG_BYTES_MAX, &file->modules, err);
+    if (code == EW_OK && file->modules->type != EW_JSON_T_ARRAY)
+        code = ew_fail(err, EW_ERR_FORMAT, "%s holds no JSON array", path);
+    if (code == EW_OK)
+        code = read_tree(&file->arena, dir, "config_sentence_transformers.json", CONFIG_BYTES_MAX,
+                         &file->sentence_config, err);
+    if (code != EW_OK)
+        return code;
+    pooling = module_path(file->modules, ".Pooling");
+    if (pooling.len == 0 || pooling.len >= sizeof(name) - sizeof("/config.json"))
+        return EW_OK;
+    snprintf(name, sizeof(name), EW_STR_FMT "/config.json", EW_STR_ARG(pooling));
+    return read_tree(&file->arena, dir, name, CONFIG_BYTES_MAX, &file->pooling, err);
+}
+
 static int open_hf(struct ew_modelfile *file, const char *dir, bool need_weights, struct ew_error *err)
 {
     int code = read_tree(&file->arena, dir, "config.json", CONFIG_BYTES_MAX, &file->config, err);
@@ -241,6 +277,8 @@ static int open_hf(struct ew_modelfile *file, const char *dir, bool need_weights
         code = read_tree(&file->arena, dir, "tokenizer_config.json", CONFIG_BYTES_MAX, &file->tokenizer_config, err);
     if (code == EW_OK)
         code = read_templates(file, dir, err);
+    if (code == EW_OK)
+        code = read_modules(file, dir, err);
     if (code == EW_OK && need_weights) // before the vocabulary: a missing shard should not take long to be told
         code = open_weights(file, dir, err);
     if (code == EW_OK)

@@ -57,7 +57,7 @@ static inline uint32_t ew_weight_parts(const struct ew_weight *weight) // matric
 
 enum ew_op_kind {
     EW_OP_EMBED,     // out = scale * weight[token], or the batch's embedding row where the token is negative
-    EW_OP_POSITION,  // out = in + weight[position + first]: learned absolute positions
+    EW_OP_POSITION,  // out = in + weight[position + first]: learned absolute positions, or token types
     EW_OP_NORM,      // out = norm(in) * (weight + weight_offset) + bias, over groups of `group` elements
     EW_OP_LINEAR,    // out = in * weight^T + bias
     // Each head by its own matrix: of a head of `in` the first `cols` elements give the first `rows` of that head of
@@ -125,7 +125,7 @@ struct ew_op {
     uint32_t weight, bias;    // indices into the program's weights
     union {
         struct { float scale; } embed, add, mul;      // EMBED, ADD, SCALE
-        struct { int32_t first; } position;
+        struct { int32_t first; bool by_segment; } position; // by_segment: the row is the token's segment
         struct { enum ew_norm_kind kind; uint32_t group; float eps, weight_offset; bool weight_per_group; } norm;
         // norm.group: elements normalised together (0: the whole row). weight has `group` elements, or the whole row's
         // when weight_per_group.
@@ -194,7 +194,8 @@ struct ew_program {
     struct ew_weight *weights;
     struct ew_rope *ropes;
     struct ew_cache_group *groups;
-    uint32_t logits;           // slot of the result [n_logits, n_vocab] (or the final hidden state of an encoder)
+    // slot of the result: [n_logits, n_vocab], or of programs that pool [n_logits, slot_width[logits]]
+    uint32_t logits;
     uint32_t n_vocab, width;   // width of the residual stream, of embedding rows
     uint32_t n_position_dims;  // 1, or 3 for mrope
 };
@@ -224,6 +225,7 @@ struct ew_batch {
     const float *embedding;     // [*, width] or NULL
     const int32_t *position;    // [n_position_dims, n_tokens]
     const uint8_t *want_logits; // [n_tokens]; n_logits of them are set
+    const uint8_t *segment;     // [n_tokens] token types of encoders, or NULL: all 0
     const uint8_t *span;        // [n_tokens] image span number of the token, 0: none; or NULL
     const struct ew_batch_seq *seqs; // [n_seqs], in the order of their tokens
 };

@@ -7,7 +7,7 @@
 #include "model/rope.h"
 
 // Upper bounds of what build_* emit; asserted there.
-#define OPS_OUTSIDE_LAYERS 8
+#define OPS_OUTSIDE_LAYERS 12
 #define OPS_PER_LAYER 48
 #define WEIGHTS_OUTSIDE_LAYERS 8
 #define WEIGHTS_PER_LAYER 32
@@ -46,6 +46,7 @@ enum role {
     ROLE_POST_NORMED,
     ROLE_SELECTED,
     ROLE_FINAL,
+    ROLE_CLASS,
     ROLE_LOGITS
 };
 
@@ -299,9 +300,11 @@ static uint32_t build_cached(struct builder *b, const struct ew_cache_group *wan
     op->attention.scale = shape->attention_scale;
     op->attention.softcap = shape->attention_softcap;
     op->attention.window = wanted->window;
-    op->attention.group = find_group(b, wanted);
-    op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
-    op->attention.mask = EW_MASK_CAUSAL;
+    if (!shape->uncached) {
+        op->attention.group = find_group(b, wanted);
+        op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
+    }
+    op->attention.mask = shape->encoder ? EW_MASK_BIDIRECTIONAL : EW_MASK_CAUSAL;
     op->attention.sinks = shape->attention_sinks ? add_vector(b, "attn_sinks", "", c->n_heads, 0) : EW_WEIGHT_NONE;
     op->attention.alibi = b->alibi;
     if (!shape->layers[b->layer].no_rope)
@@ -615,11 +618,23 @@ static void build_parallel_layer(struct builder *b, uint32_t x)
 static void build_sequential_layer(struct builder *b, uint32_t x)
 {
     bool pre = b->shape->norm_place != EW_NORM_PLACE_POST, post = b->shape->norm_place != EW_NORM_PLACE_PRE;
-    uint32_t part = build_attention(b, pre ? build_norm(b, "attn_norm", x, ROLE_NORMED) : x);
+    bool plain = !pre || (b->shape->first_norm_none && b->layer == 0);
+    uint32_t part = build_attention(b, plain ? x : build_norm(b, "attn_norm", x, ROLE_NORMED));
 
     build_residual(b, x, post ? build_norm(b, "post_attention_norm", part, ROLE_POST_NORMED) : part);
     part = build_ffn(b, pre ? build_norm(b, "ffn_norm", x, ROLE_NORMED) : x);
     build_residual(b, x, post ? build_norm(b, "post_ffw_norm", part, ROLE_POST_NORMED) : part);
+}
+
+// Both norms stand behind the sums: bert.
+static uint32_t build_around_layer(struct builder *b, uint32_t x)
+{
+    uint32_t normed;
+
+    build_residual(b, x, build_attention(b, x));
+    normed = build_norm(b, "attn_output_norm", x, ROLE_NORMED);
+    build_residual(b, normed, build_ffn(b, normed));
+    return build_norm(b, "layer_output_norm", normed, ROLE_X_NORMED);
 }
 
 static uint32_t build_embedding(struct builder *b, uint32_t *weight)
@@ -632,11 +647,38 @@ static uint32_t build_embedding(struct builder *b, uint32_t *weight)
     op->embed.scale = b->shape->embed_scale;
     op->weight = *weight = add_matrix(b, &embed);
     if (b->shape->position_learned) {
-        struct linear positions = {"position_embd", c->context_trained, c->width};
+        struct linear positions = {"position_embd", c->context_trained + b->shape->position_first, c->width};
 
-        emit(b, EW_OP_POSITION, x, x)->weight = add_matrix(b, &positions);
+        op = emit(b, EW_OP_POSITION, x, x);
+        op->position.first = (int32_t)b->shape->position_first;
+        op->weight = add_matrix(b, &positions);
+    }
+    if (b->shape->n_segments) {
+        struct linear segments = {"token_types", b->shape->n_segments, c->width};
+
+        op = emit(b, EW_OP_POSITION, x, x);
+        op->position.by_segment = true;
+        op->weight = add_matrix(b, &segments);
     }
     return b->shape->embed_norm ? build_norm(b, "token_embd_norm", x, ROLE_X_NORMED) : x;
+}
+
+// The hidden state of the wanted tokens, and a classifier's scores of it.
+static void build_hidden(struct builder *b, uint32_t x)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width, hidden = slot_of(b, ROLE_SELECTED, width);
+    struct linear dense = {"cls", width, width, true}, output = {"cls.output", shape->n_labels, width, true};
+
+    emit(b, EW_OP_SELECT, x, hidden);
+    if (shape->norm_place != EW_NORM_PLACE_AROUND)
+        hidden = build_norm(b, "output_norm", hidden, ROLE_FINAL);
+    if (shape->head == EW_HEAD_SCORES) {
+        hidden = build_linear(b, &dense, hidden, ROLE_CLASS);
+        emit(b, EW_OP_ACT, hidden, hidden)->act.act = EW_ACT_TANH;
+        hidden = build_linear(b, &output, hidden, ROLE_LOGITS);
+    }
+    b->program->logits = hidden;
 }
 
 static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
@@ -727,16 +769,20 @@ static int allocate(struct builder *b)
     return 0;
 }
 
-static void build_layers(struct builder *b, uint32_t x)
+// Returns the slot of what the last layer leaves.
+static uint32_t build_layers(struct builder *b, uint32_t x)
 {
     for (uint32_t i = 0; i < b->shape->common.n_layers && !b->rc; i++) {
         b->layer = (uint16_t)i;
         if (b->shape->parallel)
             build_parallel_layer(b, x);
+        else if (b->shape->norm_place == EW_NORM_PLACE_AROUND)
+            x = build_around_layer(b, x);
         else
             build_sequential_layer(b, x);
     }
     b->layer = UINT16_MAX;
+    return x;
 }
 
 int ew_program_build(struct ew_program *program, const struct ew_shape *shape, const struct ew_weight_finder *finder,
@@ -758,9 +804,11 @@ int ew_program_build(struct ew_program *program, const struct ew_shape *shape, c
     if (b.rc)
         return b.rc;
     x = build_embedding(&b, &embedding);
-    build_layers(&b, x);
-    if (!b.rc)
+    x = build_layers(&b, x);
+    if (!b.rc && shape->head == EW_HEAD_LOGITS)
         build_head(&b, x, embedding);
+    else if (!b.rc)
+        build_hidden(&b, x);
     if (!b.rc)
         ew_program_check(program);
     return b.rc;

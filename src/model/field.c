@@ -8,7 +8,7 @@
 
 // Names of enumerated values: "name" or "name=alias=alias", in the order of the enumeration.
 static const char *const g_norms[] = {"rms", "layer", NULL};
-static const char *const g_norm_places[] = {"pre", "post", "sandwich", NULL};
+static const char *const g_norm_places[] = {"pre", "post", "sandwich", "around", NULL};
 static const char *const g_qk_norms[] = {"none", "head", "head_own", "row", "plain", NULL};
 static const char *const g_acts[] = {
     "none", "silu=swish",         "gelu=gelu_python", "gelu_tanh=gelu_pytorch_tanh=gelu_new=gelu_fast",
@@ -40,6 +40,7 @@ const struct ew_field ew_fields[] = {
     {"norm_place", EW_FIELD_ENUM, SHAPE(norm_place), .names = g_norm_places},
     {"norm_bias", EW_FIELD_BOOL, SHAPE(norm_bias)},
     {"norm_eps", EW_FIELD_FLOAT, SHAPE(norm_eps), 0, 1},
+    {"first_norm_none", EW_FIELD_BOOL, SHAPE(first_norm_none)},
     {"norm_weight_offset", EW_FIELD_FLOAT, SHAPE(norm_weight_offset), -10, 10},
     {"qk_norm", EW_FIELD_ENUM, SHAPE(qk_norm), .names = g_qk_norms},
     {"qk_norm_on", EW_FIELD_NOT, SHAPE(qk_norm_off)},
@@ -66,6 +67,7 @@ const struct ew_field ew_fields[] = {
     {"window_on", EW_FIELD_NOT, SHAPE(window_off)},
     {"window_first_layer", EW_FIELD_UINT, SHAPE(window_first_layer), 0, EW_CONTEXT_MAX},
     {"window_period", EW_FIELD_UINT, SHAPE(window_period), 0, EW_LAYERS_MAX},
+    {"window_full_first", EW_FIELD_BOOL, SHAPE(window_full_first)},
     {"no_rope_full", EW_FIELD_BOOL, SHAPE(no_rope_full)},
     {"no_rope_period", EW_FIELD_UINT, SHAPE(no_rope_period), 0, EW_LAYERS_MAX},
     {"rope_kind", EW_FIELD_ENUM, SHAPE(rope_kind), .names = g_rope_kinds},
@@ -108,6 +110,10 @@ const struct ew_field ew_fields[] = {
     {"embed_sqrt_width", EW_FIELD_BOOL, SHAPE(embed_sqrt_width)},
     {"embed_norm", EW_FIELD_BOOL, SHAPE(embed_norm)},
     {"position_learned", EW_FIELD_BOOL, SHAPE(position_learned)},
+    {"position_after", EW_FIELD_UINT, SHAPE(position_after), 0, EW_VOCAB_MAX},
+    {"n_segments", EW_FIELD_UINT, SHAPE(n_segments), 0, 256},
+    {"encoder", EW_FIELD_BOOL, SHAPE(encoder)},
+    {"classifier", EW_FIELD_BOOL, SHAPE(classifier)},
     {"embed_scale", EW_FIELD_FLOAT, SHAPE(embed_scale), -1e6, 1e6},
     {"residual_scale", EW_FIELD_FLOAT, SHAPE(residual_scale), -1e6, 1e6},
     {"logit_scale", EW_FIELD_FLOAT, SHAPE(logit_scale), 1e-6, 1e6},

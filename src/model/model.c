@@ -6,6 +6,7 @@
 #include "base/assert.h"
 #include "model/builder.h"
 #include "model/family.h"
+#include "model/pooling.h"
 #include "model/synthetic.h"
 #include "model/tokens.h"
 #include "model/weights.h"
@@ -119,7 +120,10 @@ static int open_file(struct ew_model *model, struct ew_shape *shape, struct ew_e
         rc = ew_shape_from_config(shape, families, model->file.config, model->file.tensors, &family, err);
     if (!rc) {
         shape->common.has_weights = true;
+        rc = ew_pooling_read(&model->file, shape, &model->pooling, err);
         model->shape = shape->common;
+    }
+    if (!rc) {
         rc = bind_and_build(model, shape, family, err);
     }
     ew_families_free(families);

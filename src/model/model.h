@@ -9,12 +9,30 @@
 #include "kernel/ops.h"
 
 #define EW_LAYERS_MAX 1024
+#define EW_PROMPTS_MAX 16
 
 struct ew_model_shape {
     char arch[64]; // "llama", "qwen3": the family's name
     uint32_t n_layers, n_vocab, width, ffn_width, n_heads, n_kv_heads, head_dim, context_trained;
     bool tied_head, has_weights;
     // ... what the builder needs besides is in model/shape.h
+};
+
+// What makes one vector of a text, for models that write none: an encoder, or a decoder that was trained for it.
+enum ew_pooling_kind { EW_POOLING_NONE, EW_POOLING_CLS, EW_POOLING_MEAN, EW_POOLING_LAST };
+
+struct ew_prompt { // an instruction that goes before a text, by what the text is for
+    struct ew_str name, text;
+};
+
+struct ew_pooling {
+    enum ew_pooling_kind kind; // NONE: the model writes text
+    bool is_score;     // the vector is a classifier's scores
+    bool normalise;    // to length 1
+    uint32_t width;    // of the vector
+    uint32_t n_prompts;
+    struct ew_prompt prompts[EW_PROMPTS_MAX]; // as config_sentence_transformers.json has them
+    struct ew_str prompt_default;             // name of the one that is used where none is asked for; may be empty
 };
 
 struct ew_model_tokens { // from generation_config, then config, then the tokenizer's metadata
@@ -36,6 +54,7 @@ struct ew_model {
     struct ew_model_shape shape;
     struct ew_model_tokens tokens;
     struct ew_sampling_defaults sampling;
+    struct ew_pooling pooling;     // texts live as long as the file
     struct ew_program program;     // weights carry their sources
     struct ew_arena arena;         // program and names
     uint64_t n_params, file_bytes; // weight bytes as stored, each tensor once

@@ -155,7 +155,8 @@ static void derive_layers(struct ew_shape *shape)
         struct ew_layer_shape *layer = &shape->layers[i];
 
         if (!shape->layers_given) {
-            bool full = i < shape->window_first_layer || (shape->window_period && (i + 1) % shape->window_period == 0);
+            bool full = i < shape->window_first_layer ||
+                        (shape->window_period && (i + !shape->window_full_first) % shape->window_period == 0);
 
             layer->mixer = full ? EW_MIXER_FULL : EW_MIXER_WINDOW;
         }
@@ -228,6 +229,22 @@ static int find_hf_family(const struct ew_families *families, const struct ew_js
     return ew_remedy(err, EW_ERR_UNSUPPORTED, "docs/families.md lists what is supported and how to add a family");
 }
 
+// How many labels a classifier has, its matrix knows best.
+static void find_labels(struct ew_shape *shape, const struct source *source)
+{
+    const struct ew_tensor *tensor = NULL;
+    char name[192];
+
+    for (uint32_t i = 0; shape->classifier && source->tensors && !tensor &&
+                         ew_family_tensor(source->family, source->format, "cls.output", 0, i, name, sizeof(name) - 8);
+         i++) {
+        memcpy(name + strlen(name), ".weight", sizeof(".weight"));
+        tensor = ew_family_find_rooted(source->root, source->tensors, ew_str_of(name));
+    }
+    if (tensor && tensor->n_dims == 2 && tensor->shape[0] <= EW_WIDTH_MAX)
+        shape->n_labels = (uint32_t)tensor->shape[0];
+}
+
 const struct ew_json *ew_config_of_text(const struct ew_json *config)
 {
     static const char *const names[] = {"thinker_config", "text_config"};
@@ -260,6 +277,7 @@ int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *famil
     rc = read_shape(shape, &source, err);
     if (!rc)
         rc = ew_rope_from_config(shape, source.config, err);
+    find_labels(shape, &source);
     return rc ? rc : ew_shape_finish(shape, err);
 }
 
@@ -296,6 +314,7 @@ int ew_shape_from_gguf(struct ew_shape *shape, const struct ew_families *familie
     if (!rc)
         rc = ew_rope_from_gguf(shape, gguf, err);
     find_gguf_vocab(shape, gguf);
+    find_labels(shape, &source);
     set_arch(shape, ew_str_of(source.family->name));
     return rc ? rc : ew_shape_finish(shape, err);
 }
@@ -399,7 +418,8 @@ static void stretch_context(struct ew_shape *shape)
 static void forget_reading(struct ew_shape *shape)
 {
     shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = shape->q_scale_off = false;
-    shape->window_first_layer = shape->window_period = shape->no_rope_period = 0;
+    shape->window_first_layer = shape->window_period = shape->no_rope_period = shape->position_after = 0;
+    shape->window_full_first = false;
     shape->rope_dims = shape->context_original = shape->ffn_ratio = 0;
     shape->multi_query = shape->multi_query_off = false;
     shape->moe_first_layer = shape->moe_period = shape->n_shared = 0;
@@ -407,6 +427,25 @@ static void forget_reading(struct ew_shape *shape)
     shape->plain_dim = 0;
     shape->rope_theta = shape->rope_partial = 0;
     shape->rope_scaled_full_only = shape->rope_long_off = false;
+}
+
+static int finish_encoder(struct ew_shape *shape, struct ew_error *err)
+{
+    struct ew_model_shape *c = &shape->common;
+
+    if (shape->position_learned && shape->position_after)
+        shape->position_first = shape->position_after + 1;
+    if (shape->position_first >= c->context_trained)
+        return ew_fail(err, EW_ERR_FORMAT, "%u learned positions leave none behind the %u that padding takes",
+                       c->context_trained, shape->position_first);
+    c->context_trained -= shape->position_first;
+    if (!shape->encoder)
+        return 0;
+    shape->head = shape->classifier ? EW_HEAD_SCORES : EW_HEAD_HIDDEN;
+    shape->uncached = true;
+    if (shape->classifier && !shape->n_labels)
+        return ew_fail(err, EW_ERR_FORMAT, "the classifier's matrix does not say how many labels it has");
+    return 0;
 }
 
 int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
@@ -431,6 +470,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
     if (!shape->v_dim)
         shape->v_dim = c->head_dim;
     rc = check_heads(shape, err);
+    if (!rc)
+        rc = finish_encoder(shape, err);
     if (!rc)
         rc = finish_experts(shape, err);
     if (rc)

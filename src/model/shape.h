@@ -26,6 +26,7 @@ enum ew_norm_place {
     EW_NORM_PLACE_PRE,      // x + f(norm(x)): llama
     EW_NORM_PLACE_POST,     // x + norm(f(x)): olmo2
     EW_NORM_PLACE_SANDWICH, // x + norm(f(norm(x))): gemma2
+    EW_NORM_PLACE_AROUND,   // norm(x + f(x)): bert
 };
 
 enum ew_qk_norm {
@@ -34,6 +35,13 @@ enum ew_qk_norm {
     EW_QK_NORM_HEAD_OWN, // each head alone, with its own weight: stablelm 2 12b
     EW_QK_NORM_ROW,      // all heads together: olmo2
     EW_QK_NORM_PLAIN,    // each head alone, without a weight, where positions enter: llama 4
+};
+
+// What stands behind the last layer.
+enum ew_head {
+    EW_HEAD_LOGITS,
+    EW_HEAD_HIDDEN, // nothing: the result is the final hidden state
+    EW_HEAD_SCORES, // a classifier: a dense layer, tanh, and the scores of n_labels
 };
 
 enum ew_mixer { EW_MIXER_FULL, EW_MIXER_WINDOW }; // what mixes tokens in a layer
@@ -77,6 +85,11 @@ struct ew_layer_shape {
 
 struct ew_shape {
     struct ew_model_shape common;
+    enum ew_head head;
+    bool encoder;      // every token sees all others
+    bool uncached;     // texts are computed whole, in one step: encoders, and decoders that only make vectors
+    bool classifier;   // an encoder with the classifier of EW_HEAD_SCORES
+    uint32_t n_labels; // of it
 
     // Norms.
     enum ew_norm_kind norm;
@@ -84,6 +97,7 @@ struct ew_shape {
     bool norm_bias;
     float norm_eps;
     float norm_weight_offset; // gemma: 1
+    bool first_norm_none;     // the first layer's attention reads its input as it is: modernbert
     enum ew_qk_norm qk_norm;
     bool qk_norm_off; // this member of the family has none
 
@@ -112,6 +126,7 @@ struct ew_shape {
     bool window_off;             // the configured window is not in use
     uint32_t window_first_layer; // layers before it are full
     uint32_t window_period;      // every n-th layer is full; 0: none is
+    bool window_full_first;      // ... beginning with the first layer, not ending with the n-th
     bool no_rope_full;           // full layers have no positions, window layers have
     uint32_t no_rope_period;     // every n-th layer has no positions; 0: all have
     enum ew_rope_kind rope_kind;
@@ -156,6 +171,9 @@ struct ew_shape {
     bool embed_sqrt_width;            // embed_scale is the width's square root
     bool embed_norm;                  // embeddings pass a norm: bloom
     bool position_learned;            // absolute positions are rows of a matrix: gpt2
+    uint32_t position_after;          // the first position's row is the one after this padding's; 0: row 0 (roberta)
+    uint32_t position_first;          // derived: the first position's row
+    uint32_t n_segments;              // token types, whose embeddings are added too; 0: none
     bool bias_head;                   // the logits have a bias: gptj
     float logit_scale, logit_softcap; // softcap 0: none
 

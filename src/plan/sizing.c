@@ -40,11 +40,11 @@ int ew_outline_size(const char *model_path, const struct ew_outline_load *load, 
     if (rc == 0)
         rc = configure(model, load, &config, err);
     if (rc == 0) {
-        config = ew_engine_config_complete(&config);
+        config = ew_engine_config_complete(&config, model);
         rc = ew_backend_create(config.backend, &config.device, &backend, err);
     }
     if (rc == 0)
-        rc = ew_fit(model, backend, &config, config.max_batch_size, &fit, err);
+        rc = ew_fit(model, backend, &config, 0, &fit, err);
     if (rc == 0)
         *out = (struct ew_outline_sizes){
             .known = true,

@@ -10,6 +10,7 @@ FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3"
             "falcon*", "phi2", "glm*", "chatglm*", "qwen2_5_vl", "qwen3_vl",
             "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "deepseek_*", "quant_*"]
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
+VECTORS = ["bert_*", "xlmr_*", "modernbert_*", "qwen3_embedding_*"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
 KERNELS = ["reference", "auto"]
 MODES = {"whole", "chunk5", "token", "batch"}
@@ -47,6 +48,30 @@ def test_checkpoint_with_the_newer_config(name, tmp_path):
     (tmp_path / "config.json").symlink_to(model / "config.v5.json")
     (tmp_path / "model.safetensors").symlink_to(model / "model.safetensors")
     check(tmp_path, model / "ref.safetensors", "reference", *(["--logits-only"] if name in LOGITS_ONLY else []))
+
+
+@pytest.mark.parametrize("config", ["config.json", "config.v5.json"])
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", fixtures("models", VECTORS))
+def test_vectors(name, kernels, config, tmp_path):
+    """Final hidden states and pooled vectors, each text alone and both in one step."""
+    model = support.need(f"fixtures/models/{name}")
+    for entry in model.iterdir():
+        if entry.name not in ("config.json", "config.v5.json"):
+            (tmp_path / entry.name).symlink_to(entry)
+    (tmp_path / "config.json").symlink_to(model / config)
+    result = support.run_json("eval", "logits", "-m", tmp_path, "--ref", model / "ref.safetensors", "--kernels", kernels)
+    assert result["pass"]
+    assert {case["name"].split("/")[1] for case in result["cases"]} == {"whole", "batch", "vector", "vector-batch"}
+    if kernels == "reference":
+        assert result["class"] == "reference" and result["rel"] <= 1e-3
+
+
+def test_what_writes_text_refuses_models_that_make_vectors():
+    model = support.need("fixtures/models/bert_minilm_mean")
+    for command in (["run", "-p", "a", "--raw"], ["bench", "speed"], ["eval", "self"]):
+        result = support.run(*command, "-m", model)
+        assert result.returncode == 1 and b"makes vectors of texts and writes no text" in result.stderr
 
 
 @pytest.mark.parametrize("cap", ["reference", "avx2", "avx512", "avx512-vnni", "amx", "neon", "dotprod", "i8mm"])

@@ -363,13 +363,16 @@ static int check_seq(const struct ew_cpu_backend *backend, const struct ew_batch
 static int check_token(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, struct ew_error *err)
 {
     const struct ew_batch *batch = backend->batch;
-    int64_t row = op->kind == EW_OP_EMBED ? batch->token[t] : (int64_t)batch->position[t] + op->position.first;
+    bool by_segment = op->kind == EW_OP_POSITION && op->position.by_segment;
+    int64_t row = op->kind == EW_OP_EMBED ? batch->token[t]
+                  : by_segment            ? (batch->segment ? batch->segment[t] : 0)
+                                          : (int64_t)batch->position[t] + op->position.first;
 
     if (op->kind == EW_OP_EMBED && row < 0 && batch->embedding)
         return 0;
     if (row < 0 || row >= backend->matrices[op->weight].rows)
         return ew_fail(err, EW_ERR_LIMIT, "%s %lld is outside the %u that the model has",
-                       op->kind == EW_OP_EMBED ? "token id" : "position", (long long)row,
+                       op->kind == EW_OP_EMBED ? "token id" : by_segment ? "token type" : "position", (long long)row,
                        backend->matrices[op->weight].rows);
     return 0;
 }

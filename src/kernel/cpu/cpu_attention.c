@@ -297,7 +297,7 @@ static void ask_for_tile(const struct job *job, const struct ew_batch_seq *seq, 
                          uint32_t begin, uint32_t end)
 {
     const struct ew_cpu_cache *cache = job->cache;
-    uint64_t element = ew_cpu_kv_bytes(cache->dtype);
+    uint64_t element = seq->no_cache ? 0 : ew_cpu_kv_bytes(cache->dtype);
 
     while (begin < end && !seq->no_cache) {
         uint32_t in_block = begin % cache->block_tokens, n = EW_MIN(end - begin, cache->block_tokens - in_block);

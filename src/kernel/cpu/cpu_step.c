@@ -98,7 +98,9 @@ static void embed_row(const struct ew_cpu_backend *backend, const struct ew_op *
 static void position_row(const struct ew_cpu_backend *backend, const struct ew_op *op, uint32_t t, const float *in,
                          float *out, float *scratch)
 {
-    uint32_t row = (uint32_t)(backend->batch->position[t] + op->position.first);
+    const struct ew_batch *batch = backend->batch;
+    uint32_t row = op->position.by_segment ? (batch->segment ? batch->segment[t] : 0)
+                                           : (uint32_t)(batch->position[t] + op->position.first);
 
     ew_cpu_matrix_row(&backend->matrices[op->weight], row, scratch);
     backend->ops.add(out, in, scratch, backend->program->slot_width[op->out], 1);
