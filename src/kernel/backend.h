@@ -67,7 +67,8 @@ struct ew_backend_ops {
     // [n_logits, n_vocab], valid until the next submit
     int (*wait)(struct ew_backend *backend, const float **logits, struct ew_error *err);
     // Cache blocks: copy inside a group's pool (copy on write), and canonical export and import (f32 K then V:
-    // [n_layers, n_tokens, heads, dim]).
+    // [n_layers, n_tokens, heads, dim]; of a state
+    // [n_layers, its elements], whatever n_tokens is).
     int (*copy_block)(struct ew_backend *backend, uint32_t group, int32_t from, int32_t to, struct ew_error *err);
     int (*export_block)(struct ew_backend *backend, uint32_t group, int32_t block, uint32_t n_tokens, float *out,
                         struct ew_error *err);

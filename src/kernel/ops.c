@@ -18,6 +18,9 @@ const char *ew_op_name(enum ew_op_kind kind)
         [EW_OP_SCALE] = "scale",
         [EW_OP_SOFTCAP] = "softcap",
         [EW_OP_SCALE_BY] = "scale_by",
+        [EW_OP_PICK] = "pick",
+        [EW_OP_CONV] = "conv",
+        [EW_OP_SCAN] = "scan",
         [EW_OP_ROUTE] = "route",
         [EW_OP_DISPATCH] = "dispatch",
         [EW_OP_EXPERTS] = "experts",
@@ -27,6 +30,16 @@ const char *ew_op_name(enum ew_op_kind kind)
     };
 
     return kind < EW_OP_COUNT ? names[kind] : "unknown";
+}
+
+const char *ew_cache_kind_name(enum ew_cache_kind kind)
+{
+    static const char *const names[] = {
+        [EW_CACHE_FULL] = "full",   [EW_CACHE_WINDOW] = "window", [EW_CACHE_LATENT] = "latent",
+        [EW_CACHE_STATE] = "state", [EW_CACHE_CROSS] = "cross",
+    };
+
+    return (size_t)kind < EW_COUNT_OF(names) ? names[kind] : "unknown";
 }
 
 static uint32_t width_of(const struct ew_program *program, uint32_t slot)
@@ -144,6 +157,59 @@ static void check_attention(const struct ew_program *program, const struct ew_op
     check_vector(program, op->attention.sinks, heads);
 }
 
+static void check_pick(const struct ew_program *program, const struct ew_op *op)
+{
+    uint32_t width = 0;
+
+    EW_ASSERT(op->in != op->out && op->pick.n_pieces <= EW_COUNT_OF(op->pick.first));
+    for (uint32_t i = 0; i < op->pick.n_pieces; i++) {
+        EW_ASSERT(op->pick.first[i] + op->pick.width[i] <= op->pick.stride);
+        width += op->pick.width[i];
+    }
+    EW_ASSERT(width_of(program, op->in) == op->pick.n_groups * op->pick.stride);
+    EW_ASSERT(width_of(program, op->out) == op->pick.n_groups * width);
+}
+
+static const struct ew_cache_group *state_of(const struct ew_program *program, uint32_t group, uint32_t layer)
+{
+    EW_ASSERT(group < program->n_groups && program->groups[group].kind == EW_CACHE_STATE);
+    EW_ASSERT(layer < program->groups[group].n_layers);
+    return &program->groups[group];
+}
+
+static void check_conv(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_cache_group *group = state_of(program, op->conv.group, op->conv.cache_layer);
+    uint32_t width = width_of(program, op->out);
+
+    EW_ASSERT(op->conv.n_taps > 0 && op->conv.n_taps <= EW_CONV_TAPS_MAX);
+    EW_ASSERT(width_of(program, op->in) == width && op->in != op->out);
+    EW_ASSERT((uint64_t)(op->conv.n_taps - 1) * width * sizeof(float) <= group->state_bytes);
+    EW_ASSERT(op->weight != EW_WEIGHT_NONE);
+    check_vector(program, op->weight, (uint64_t)width * op->conv.n_taps);
+    check_vector(program, op->bias, width);
+}
+
+static void check_scan(const struct ew_program *program, const struct ew_op *op)
+{
+    const struct ew_cache_group *group = state_of(program, op->scan.group, op->scan.cache_layer);
+    uint32_t heads = op->scan.n_heads, groups = op->scan.n_groups, width = width_of(program, op->in);
+    uint64_t state = (uint64_t)heads * op->scan.k_dim * op->scan.v_dim;
+
+    EW_ASSERT(groups > 0 && heads % groups == 0);
+    EW_ASSERT(op->scan.q_first + groups * op->scan.k_dim <= width);
+    EW_ASSERT(op->scan.k_first + groups * op->scan.k_dim <= width);
+    EW_ASSERT(op->scan.v_first + heads * op->scan.v_dim <= width);
+    EW_ASSERT(width_of(program, op->in2) == heads);
+    EW_ASSERT(!op->scan.is_delta || width_of(program, op->in3) == heads);
+    EW_ASSERT(width_of(program, op->out) == heads * op->scan.v_dim && op->out != op->in);
+    EW_ASSERT((op->scan.state_first + state) * sizeof(float) <= group->state_bytes);
+    EW_ASSERT(op->weight != EW_WEIGHT_NONE && op->bias != EW_WEIGHT_NONE);
+    check_vector(program, op->weight, heads);
+    check_vector(program, op->bias, heads);
+    check_vector(program, op->scan.skip, heads);
+}
+
 static void check_op(const struct ew_program *program, const struct ew_op *op)
 {
     uint32_t out = width_of(program, op->out);
@@ -183,6 +249,15 @@ static void check_op(const struct ew_program *program, const struct ew_op *op)
     case EW_OP_COMBINE:
         EW_ASSERT(width_of(program, op->in) == out && op->in != op->out);
         EW_ASSERT(width_of(program, op->in2) == 2 * op->combine.n_active);
+        break;
+    case EW_OP_PICK:
+        check_pick(program, op);
+        break;
+    case EW_OP_CONV:
+        check_conv(program, op);
+        break;
+    case EW_OP_SCAN:
+        check_scan(program, op);
         break;
     case EW_OP_SCALE_BY:
         EW_ASSERT(width_of(program, op->in) == out && op->scale_by.column < width_of(program, op->in2));

@@ -17,6 +17,7 @@
 #define EW_WEIGHT_NONE UINT32_MAX
 #define EW_EXPERTS_MAX 4096      // of one layer
 #define EW_EXPERTS_ACTIVE_MAX 64 // for one token
+#define EW_CONV_TAPS_MAX 16
 
 // ---- weights ------------------------------------------------------------------------------------
 
@@ -71,6 +72,10 @@ enum ew_op_kind {
     EW_OP_SCALE,     // out = scale * in
     EW_OP_SOFTCAP,   // out = cap * tanh(in / cap)
     EW_OP_SCALE_BY,  // out = in2[column] * in: a gate of the whole row
+    EW_OP_PICK,      // out = some columns of in
+    // Mixers whose past is a state of fixed size in a cache group of kind STATE.
+    EW_OP_CONV,      // out = act(sum over the last n_taps tokens of weight[channel][tap] * in + bias)
+    EW_OP_SCAN,      // a linear recurrence over tokens in each head, see op.scan
     // Mixtures of experts. DISPATCH makes a row of every pair of a token and one of its experts, in an order that is
     // the backend's own: [n_tokens, w] -> [n_tokens * n_active, w]; COMBINE leads back.
     EW_OP_ROUTE,     // in: logits [n_tokens, n_experts]; out [n_tokens, 2 * n_active]: experts, then their weights
@@ -134,6 +139,26 @@ struct ew_op {
         struct { enum ew_act act; float limit, alpha; } act;
         struct { float cap; } softcap;
         struct { uint32_t column; } scale_by;
+        // `in` is n_groups groups of `stride` columns; out has, of piece after piece, its columns of each group.
+        struct { uint32_t n_groups, stride, n_pieces, first[3], width[3]; } pick;
+        // The state of a layer begins with the last n_taps - 1 rows of CONV's input, oldest first; SCAN's
+        // [n_heads, k_dim, v_dim] follow at `state_first`.
+        struct { uint32_t n_taps; enum ew_act act; uint32_t group, cache_layer; } conv;
+        // Of each head, with q, k and v in columns of `in` and row vectors throughout:
+        //   step = softplus(in2 + bias), decay = exp(weight * step)
+        //   S = decay S + k^T u,  out = q S + skip v
+        // SSD (Mamba-2, arXiv:2405.21060): u = step v. The gated delta rule (arXiv:2412.06464):
+        // u = sigmoid(in3) (v - k decay S), with q and k of length 1 and q / sqrt(k_dim).
+        struct {
+            uint32_t n_heads, n_groups;         // a group of heads shares q and k
+            uint32_t k_dim, v_dim;              // of a head
+            uint32_t q_first, k_first, v_first; // columns of `in`
+            bool is_delta;
+            bool is_tiled;                      // head i is of group i % n_groups, not i / (n_heads / n_groups)
+            uint32_t skip;                      // weight [n_heads], or EW_WEIGHT_NONE
+            uint32_t state_first;               // element of the layer's state
+            uint32_t group, cache_layer;
+        } scan;                                 // weight, bias: [n_heads]
         struct {
             uint32_t n_experts, n_active;
             enum ew_route_score score;
@@ -169,6 +194,7 @@ const char *ew_op_name(enum ew_op_kind kind);
 // ---- caches -------------------------------------------------------------------------------------
 
 enum ew_cache_kind { EW_CACHE_FULL, EW_CACHE_WINDOW, EW_CACHE_LATENT, EW_CACHE_STATE, EW_CACHE_CROSS };
+const char *ew_cache_kind_name(enum ew_cache_kind kind);
 // F8 (e4m3) and I8: one f16 scale a token and KV head, K and V each
 enum ew_kv_dtype { EW_KV_F32, EW_KV_F16, EW_KV_F8, EW_KV_I8 };
 
@@ -215,7 +241,9 @@ struct ew_batch_seq {
     // tokens this sequence was admitted for: chooses long or dynamic rotary frequencies, once
     uint32_t rope_span;
     bool no_cache;              // encoders: attends only inside the step, appends nothing
-    // [n_groups] block tables; table[i] is the pool block of tokens [i * block_tokens, ...), -1: given back
+    // [n_groups] block tables; table[i] is the pool block of tokens [i * block_tokens, ...), -1: given back. A state's
+    // has one block, which holds the state after n_past tokens and is changed by the step; whatever it holds
+    // counts for nothing where n_past is 0.
     const int32_t *const *blocks;
 };
 

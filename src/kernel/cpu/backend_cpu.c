@@ -103,7 +103,7 @@ static void carve_pairs(struct ew_cpu_pairs *pairs, struct ew_cpu_carver *carver
 
 static uint64_t scratch_floats(const struct ew_program *program, const struct ew_limits *limits)
 {
-    uint64_t floats = ew_cpu_attention_scratch(program, limits);
+    uint64_t floats = EW_MAX(ew_cpu_attention_scratch(program, limits), ew_cpu_state_scratch(program));
 
     for (uint32_t i = 0; i < program->n_weights; i++) {
         if (program->weights[i].is_matrix)
@@ -325,7 +325,7 @@ static int check_blocks(const struct ew_cpu_backend *backend, const struct ew_ba
 {
     const struct ew_cpu_cache *cache = &backend->caches[group];
     const struct ew_cache_group *shape = &backend->program->groups[group];
-    uint32_t end = seq->n_past + seq->n_tokens, first = 0;
+    uint32_t end = shape->kind == EW_CACHE_STATE ? 1 : seq->n_past + seq->n_tokens, first = 0;
 
     if (shape->kind == EW_CACHE_WINDOW && seq->n_past + 1 > shape->window)
         first = (seq->n_past + 1 - shape->window) / cache->block_tokens;

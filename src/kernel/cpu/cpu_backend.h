@@ -124,3 +124,10 @@ uint64_t ew_cpu_attention_scratch(const struct ew_program *program, const struct
 uint32_t ew_cpu_attention_items(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step);
 void ew_cpu_attention_run(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t from,
                           uint32_t to, float *scratch);
+
+// cpu_state.c: CONV and SCAN. A unit is a part of the channels, or a head, of one sequence and walks its tokens in
+// order: nobody else touches its part of the state.
+uint64_t ew_cpu_state_scratch(const struct ew_program *program); // floats a thread
+uint32_t ew_cpu_state_items(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step);
+void ew_cpu_state_run(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t from, uint32_t to,
+                      float *scratch);

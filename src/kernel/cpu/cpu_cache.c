@@ -1,5 +1,7 @@
 #include "kernel/cpu/cpu_cache.h"
 
+#include <string.h>
+
 #include "base/alloc.h"
 #include "base/assert.h"
 
@@ -13,14 +15,38 @@ static bool has_scales(enum ew_kv_dtype dtype)
     return dtype == EW_KV_F8 || dtype == EW_KV_I8;
 }
 
+// A block is the state of every layer, each from a line's beginning on.
+static int shape_states(struct ew_cpu_cache *cache, const struct ew_cache_group *group, const struct ew_limits *limits,
+                        struct ew_error *err)
+{
+    *cache = (struct ew_cpu_cache){
+        .dtype = EW_KV_F32,
+        .block_tokens = limits->block_tokens,
+        .n_layers = group->n_layers,
+        .layer_bytes = (group->state_bytes + 63) & ~(uint64_t)63,
+        .state_bytes = group->state_bytes,
+    };
+    if (!ew_mul_size(cache->layer_bytes, group->n_layers, &cache->block_bytes))
+        return ew_fail(err, EW_ERR_LIMIT, "a state of %u layers is too large", group->n_layers);
+    return 0;
+}
+
+float *ew_cpu_cache_state(const struct ew_cpu_cache *cache, int32_t block, uint32_t layer)
+{
+    return (float *)(cache->data + (uint64_t)block * cache->block_bytes + layer * cache->layer_bytes);
+}
+
 int ew_cpu_cache_shape(struct ew_cpu_cache *cache, const struct ew_cache_group *group, const struct ew_limits *limits,
                        struct ew_error *err)
 {
     uint64_t row = ((uint64_t)group->k_dim + group->v_dim) * ew_cpu_kv_bytes(limits->kv) +
                    (has_scales(limits->kv) ? 4 : 0);
 
+    if (group->kind == EW_CACHE_STATE)
+        return shape_states(cache, group, limits, err);
     if (group->kind != EW_CACHE_FULL && group->kind != EW_CACHE_WINDOW && group->kind != EW_CACHE_LATENT)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CPU backend has no caches of kind %d yet", (int)group->kind);
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CPU backend has no caches of kind \"%s\" yet",
+                       ew_cache_kind_name(group->kind));
     *cache = (struct ew_cpu_cache){
         .dtype = limits->kv,
         .block_tokens = limits->block_tokens,
@@ -77,6 +103,10 @@ void ew_cpu_cache_export(const struct ew_cpu_ops *ops, const struct ew_cpu_cache
 {
     float *v_out = out + (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * cache->k_dim;
 
+    for (uint32_t layer = 0; layer < cache->n_layers && cache->state_bytes; layer++)
+        memcpy((uint8_t *)out + layer * cache->state_bytes, ew_cpu_cache_state(cache, block, layer),
+               cache->state_bytes);
+
     for (uint32_t layer = 0; layer < cache->n_layers; layer++) {
         for (uint32_t head = 0; head < cache->n_kv_heads; head++) {
             struct ew_cpu_kv_tile tile = ew_cpu_cache_tile(cache, block, layer, head);
@@ -95,6 +125,10 @@ void ew_cpu_cache_import(const struct ew_cpu_ops *ops, const struct ew_cpu_cache
                          uint32_t n_tokens, const float *in)
 {
     const float *v_in = in + (uint64_t)cache->n_layers * n_tokens * cache->n_kv_heads * cache->k_dim;
+
+    for (uint32_t layer = 0; layer < cache->n_layers && cache->state_bytes; layer++)
+        memcpy(ew_cpu_cache_state(cache, block, layer), (const uint8_t *)in + layer * cache->state_bytes,
+               cache->state_bytes);
 
     for (uint32_t layer = 0; layer < cache->n_layers; layer++) {
         const float *k = in + canonical(cache, layer, n_tokens, 0, cache->k_dim);

@@ -33,6 +33,20 @@ struct ew_cpu_linear {
     float *scratch; // of this thread, [cols]
 };
 
+// Tokens of one sequence and one head through EW_OP_SCAN's recurrence; rows of q and k follow each other. out is none
+// of what is read.
+struct ew_cpu_scan {
+    float *state;       // [k_dim, v_dim]
+    const float *q, *k; // [n_tokens, k_dim]
+    const float *v;     // [n_tokens, v_stride]
+    const float *decay; // [n_tokens] of the state
+    const float *gain;  // [n_tokens] on v, or on what the delta rule makes of it
+    float *out;         // [n_tokens, out_stride]
+    uint32_t n_tokens, k_dim, v_dim, v_stride, out_stride;
+    bool is_delta;
+    float skip;
+};
+
 typedef void (*ew_cpu_linear_fn)(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
 typedef void (*ew_cpu_norm_fn)(float *out, const float *in, const float *weight, const float *bias, uint32_t n,
                                float eps, float weight_offset);
@@ -54,6 +68,10 @@ struct ew_cpu_ops {
     // Rotates n_dims elements of each head; cos_sin holds n_dims / 2 cosines, then as many sines.
     void (*rope)(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n_heads, uint32_t head_dim,
                  enum ew_rope_kind kind);
+    // out = bias + sum over n_taps rows of weight[tap] * row; weight [n_taps, w_stride], bias may be NULL.
+    void (*conv)(float *out, const float *const *rows, const float *weight, uint32_t w_stride, const float *bias,
+                 uint32_t n_taps, uint32_t n);
+    void (*scan)(const struct ew_cpu_scan *job);
     // Cache rows: one token and head. Scales are f16 and only used by the 8-bit types.
     void (*kv_encode)(enum ew_kv_dtype dtype, const float *in, uint32_t n, void *out, uint16_t *scale);
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.

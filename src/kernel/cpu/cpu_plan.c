@@ -44,8 +44,9 @@ static enum ew_cpu_rows rows_of(const struct lowering *low, const struct ew_op *
     enum ew_cpu_rows of_input = in == NO_RANGE ? EW_CPU_ROWS_TOKENS : low->ranges[in].rows;
 
     EW_ASSERT(of_input == EW_CPU_ROWS_TOKENS ||
-              (op->kind != EW_OP_SELECT && op->kind != EW_OP_ATTENTION && op->kind != EW_OP_ROPE &&
-               op->kind != EW_OP_POSITION && op->kind != EW_OP_ROUTE && op->kind != EW_OP_DISPATCH));
+              (op->kind != EW_OP_SELECT && op->kind != EW_OP_ATTENTION && op->kind != EW_OP_CONV &&
+               op->kind != EW_OP_SCAN && op->kind != EW_OP_ROPE && op->kind != EW_OP_POSITION &&
+               op->kind != EW_OP_ROUTE && op->kind != EW_OP_DISPATCH));
     EW_ASSERT((of_input == EW_CPU_ROWS_PAIRS) || (op->kind != EW_OP_EXPERTS && op->kind != EW_OP_COMBINE));
     return op->kind == EW_OP_SELECT     ? EW_CPU_ROWS_LOGITS
            : op->kind == EW_OP_DISPATCH ? EW_CPU_ROWS_PAIRS
@@ -209,11 +210,12 @@ static enum ew_cpu_stage_kind stage_kind(const struct ew_program *program, const
 
     if (step->kind != EW_CPU_STEP_OP)
         return EW_CPU_STAGE_CHAIN;
-    return kind == EW_OP_LINEAR      ? EW_CPU_STAGE_LINEAR
-           : kind == EW_OP_HEADS     ? EW_CPU_STAGE_HEADS
-           : kind == EW_OP_EXPERTS   ? EW_CPU_STAGE_EXPERTS
-           : kind == EW_OP_ATTENTION ? EW_CPU_STAGE_ATTENTION
-                                     : EW_CPU_STAGE_CHAIN;
+    return kind == EW_OP_LINEAR                       ? EW_CPU_STAGE_LINEAR
+           : kind == EW_OP_HEADS                      ? EW_CPU_STAGE_HEADS
+           : kind == EW_OP_EXPERTS                    ? EW_CPU_STAGE_EXPERTS
+           : kind == EW_OP_ATTENTION                  ? EW_CPU_STAGE_ATTENTION
+           : kind == EW_OP_CONV || kind == EW_OP_SCAN ? EW_CPU_STAGE_STATE
+                                                      : EW_CPU_STAGE_CHAIN;
 }
 
 // Which rows a step walks: those of its output, but for steps that only read.

@@ -46,6 +46,7 @@ enum ew_cpu_stage_kind {
     EW_CPU_STAGE_HEADS,
     EW_CPU_STAGE_EXPERTS,
     EW_CPU_STAGE_ATTENTION,
+    EW_CPU_STAGE_STATE, // CONV or SCAN
 };
 
 struct ew_cpu_stage {

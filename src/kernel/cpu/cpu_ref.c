@@ -180,6 +180,44 @@ static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n
     }
 }
 
+// ---- states -------------------------------------------------------------------------------------
+
+static void conv(float *out, const float *const *rows, const float *weight, uint32_t w_stride, const float *bias,
+                 uint32_t n_taps, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        out[i] = bias ? bias[i] : 0;
+        for (uint32_t tap = 0; tap < n_taps; tap++)
+            out[i] += weight[(uint64_t)tap * w_stride + i] * rows[tap][i];
+    }
+}
+
+// Column j of the state, which no other column depends on, through one token.
+static float scan_column(const struct ew_cpu_scan *job, uint32_t t, uint32_t j)
+{
+    const float *q = job->q + (uint64_t)t * job->k_dim, *k = job->k + (uint64_t)t * job->k_dim;
+    float v = job->v[(uint64_t)t * job->v_stride + j], *s = job->state + j;
+    double known = 0, out = 0;
+    float u;
+
+    for (uint32_t i = 0; i < job->k_dim && job->is_delta; i++)
+        known += (double)k[i] * s[(uint64_t)i * job->v_dim];
+    u = (float)(job->gain[t] * (v - job->decay[t] * known));
+    for (uint32_t i = 0; i < job->k_dim; i++, s += job->v_dim) {
+        *s = job->decay[t] * *s + k[i] * u;
+        out += (double)q[i] * *s;
+    }
+    return (float)(out + job->skip * v);
+}
+
+static void scan(const struct ew_cpu_scan *job)
+{
+    for (uint32_t t = 0; t < job->n_tokens; t++) {
+        for (uint32_t j = 0; j < job->v_dim; j++)
+            job->out[(uint64_t)t * job->out_stride + j] = scan_column(job, t, j);
+    }
+}
+
 // ---- caches -------------------------------------------------------------------------------------
 
 static float largest(const float *in, uint32_t n)
@@ -371,6 +409,8 @@ void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
         .scale = scale_row,
         .softcap = softcap_row,
         .rope = rope_row,
+        .conv = conv,
+        .scan = scan,
         .kv_encode = ew_cpu_ref_kv_encode,
         .kv_decode = ew_cpu_ref_kv_decode,
         .scores = scores,

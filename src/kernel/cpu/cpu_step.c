@@ -156,6 +156,16 @@ static void sort_pairs(const struct ew_cpu_backend *backend, const struct ew_cpu
                       backend->plan.buffers[step->out].width, backend->batch->n_tokens);
 }
 
+static void pick_row(const struct ew_op *op, const float *in, float *out)
+{
+    for (uint32_t piece = 0; piece < op->pick.n_pieces; piece++) {
+        uint32_t width = op->pick.width[piece];
+
+        for (uint32_t g = 0; g < op->pick.n_groups; g++, out += width)
+            memcpy(out, in + (uint64_t)g * op->pick.stride + op->pick.first[piece], width * sizeof(*out));
+    }
+}
+
 static void clip_row(float *x, uint32_t n, float limit)
 {
     for (uint32_t i = 0; i < n && limit > 0; i++)
@@ -203,6 +213,9 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     case EW_OP_SCALE_BY:
         ops->scale(out, in, width, in2[op->scale_by.column]);
         break;
+    case EW_OP_PICK:
+        pick_row(op, in, out);
+        break;
     case EW_OP_ROUTE:
         ew_cpu_route(op, in, vector_of(backend, op->bias), out, scratch);
         break;
@@ -219,6 +232,8 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     case EW_OP_HEADS:
     case EW_OP_EXPERTS:
     case EW_OP_ATTENTION:
+    case EW_OP_CONV:
+    case EW_OP_SCAN:
     case EW_OP_COUNT:
     default:
         EW_ASSERT(!"an op on single rows");
@@ -442,6 +457,8 @@ static uint32_t stage_units(const struct ew_cpu_backend *backend, const struct e
                backend->program->ops[backend->plan.steps[stage->first].op].heads.n_heads;
     case EW_CPU_STAGE_EXPERTS:
         return stage_tiles(backend, stage) * experts_most(backend);
+    case EW_CPU_STAGE_STATE:
+        return ew_cpu_state_items(backend, &backend->plan.steps[stage->first]);
     case EW_CPU_STAGE_ATTENTION:
         break;
     }
@@ -466,6 +483,9 @@ static void run_units(const struct ew_cpu_backend *backend, const struct ew_cpu_
         break;
     case EW_CPU_STAGE_ATTENTION:
         ew_cpu_attention_run(backend, &backend->plan.steps[stage->first], from, to, scratch);
+        break;
+    case EW_CPU_STAGE_STATE:
+        ew_cpu_state_run(backend, &backend->plan.steps[stage->first], from, to, scratch);
         break;
     }
 }

@@ -234,6 +234,69 @@ static void rope_row(float *x, const float *cos_sin, uint32_t n_dims, uint32_t n
     }
 }
 
+// ---- states -------------------------------------------------------------------------------------
+
+static void conv(float *out, const float *const *rows, const float *weight, uint32_t w_stride, const float *bias,
+                 uint32_t n_taps, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += VF) {
+        vf sum = bias ? load_some(bias + i, n - i, 0) : vf_zero();
+
+        for (uint32_t tap = 0; tap < n_taps; tap++)
+            sum = vf_fma(load_some(weight + (uint64_t)tap * w_stride + i, n - i, 0), load_some(rows[tap] + i, n - i, 0),
+                         sum);
+        store_some(out + i, n - i, sum);
+    }
+}
+
+#define SCAN_VECTORS 4 // columns of the state that are worked on together: as many sums hide most of the latency
+
+// One token through columns [c, c + n) of the state, n_vectors vectors of them.
+VEC_INLINE void scan_token(const struct ew_cpu_scan *job, uint32_t t, uint32_t c, uint32_t n, uint32_t n_vectors)
+{
+    const float *q = job->q + (uint64_t)t * job->k_dim, *k = job->k + (uint64_t)t * job->k_dim,
+                *v = job->v + (uint64_t)t * job->v_stride + c;
+    float *out = job->out + (uint64_t)t * job->out_stride + c, *s = job->state + c;
+    vf decay = vf_set1(job->decay[t]), gain = vf_set1(job->gain[t]), skip = vf_set1(job->skip);
+    vf u[SCAN_VECTORS], sum[SCAN_VECTORS];
+
+    for (uint32_t j = 0; j < n_vectors; j++)
+        sum[j] = vf_zero();
+    for (uint32_t i = 0; i < job->k_dim && job->is_delta; i++) {
+        for (uint32_t j = 0; j < n_vectors; j++)
+            sum[j] = vf_fma(vf_set1(k[i]), load_some(s + (uint64_t)i * job->v_dim + j * VF, n - j * VF, 0), sum[j]);
+    }
+    for (uint32_t j = 0; j < n_vectors; j++) {
+        u[j] = vf_mul(gain, vf_fnma(decay, sum[j], load_some(v + j * VF, n - j * VF, 0)));
+        sum[j] = vf_mul(skip, load_some(v + j * VF, n - j * VF, 0));
+    }
+    for (uint32_t i = 0; i < job->k_dim; i++, s += job->v_dim) {
+        for (uint32_t j = 0; j < n_vectors; j++) {
+            vf x = vf_fma(vf_set1(k[i]), u[j], vf_mul(decay, load_some(s + j * VF, n - j * VF, 0)));
+
+            store_some(s + j * VF, n - j * VF, x);
+            sum[j] = vf_fma(vf_set1(q[i]), x, sum[j]);
+        }
+    }
+    for (uint32_t j = 0; j < n_vectors; j++)
+        store_some(out + j * VF, n - j * VF, sum[j]);
+}
+
+// All tokens go through some columns before the next ones: these stay in the innermost cache.
+static void scan(const struct ew_cpu_scan *job)
+{
+    uint32_t c = 0;
+
+    for (; c + SCAN_VECTORS * VF <= job->v_dim; c += SCAN_VECTORS * VF) {
+        for (uint32_t t = 0; t < job->n_tokens; t++)
+            scan_token(job, t, c, SCAN_VECTORS * VF, SCAN_VECTORS);
+    }
+    for (; c < job->v_dim; c += VF) {
+        for (uint32_t t = 0; t < job->n_tokens; t++)
+            scan_token(job, t, c, job->v_dim - c, 1);
+    }
+}
+
 // ---- 8-bit activations --------------------------------------------------------------------------
 
 VEC_INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum)
@@ -305,4 +368,6 @@ static void init_rows(struct ew_cpu_ops *ops)
     ops->scale = scale_row;
     ops->softcap = softcap_row;
     ops->rope = rope_row;
+    ops->conv = conv;
+    ops->scan = scan;
 }

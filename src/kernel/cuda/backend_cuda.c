@@ -102,8 +102,8 @@ static int check_program(const struct ew_program *program, struct ew_error *err)
                        EW_CUDA_GROUPS_MAX, program->n_groups);
     for (uint32_t i = 0; i < program->n_groups; i++) {
         if (program->groups[i].kind != EW_CACHE_FULL && program->groups[i].kind != EW_CACHE_WINDOW)
-            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind %d yet",
-                           (int)program->groups[i].kind);
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind \"%s\" yet",
+                           ew_cache_kind_name(program->groups[i].kind));
     }
     for (uint32_t i = 0; i < program->n_ropes; i++) {
         if (program->ropes[i].n_dims > EW_CUDA_HEAD_DIM_MAX)
