@@ -32,6 +32,17 @@ enum role {
     ROLE_K_NORMED,
     ROLE_MIXED,
     ROLE_ATTN_OUT,
+    ROLE_Q_WHOLE,
+    ROLE_Q_GATE,
+    ROLE_STATE_IN,
+    ROLE_STATE_GATES,
+    ROLE_STATE_MIXED,
+    ROLE_STATE_Z,
+    ROLE_STATE_STEP,
+    ROLE_STATE_GAIN,
+    ROLE_STATE_CONVOLVED,
+    ROLE_STATE_OUT,
+    ROLE_STATE_NORMED,
     ROLE_GATE,
     ROLE_UP,
     ROLE_FFN_OUT,
@@ -274,10 +285,10 @@ static uint32_t find_group(struct builder *b, const struct ew_cache_group *wante
         const struct ew_cache_group *group = &program->groups[i];
 
         if (group->kind == wanted->kind && group->window == wanted->window && group->n_kv_heads == wanted->n_kv_heads &&
-            group->k_dim == wanted->k_dim && group->v_dim == wanted->v_dim)
+            group->k_dim == wanted->k_dim && group->v_dim == wanted->v_dim && group->state_bytes == wanted->state_bytes)
             return i;
     }
-    EW_ASSERT(program->n_groups < GROUPS_MAX); // a shape has two kinds of layer at most
+    EW_ASSERT(program->n_groups < GROUPS_MAX); // a shape has three kinds of cache at most
     program->groups[program->n_groups] = *wanted;
     return program->n_groups++;
 }
@@ -406,6 +417,51 @@ static uint32_t build_latent_attention(struct builder *b, uint32_t in)
     return build_linear(b, &out_linear, build_heads(b, &v_linear, false, out, ROLE_MIXED), ROLE_ATTN_OUT);
 }
 
+// Columns of a slot that come in n_groups groups of `stride`: of each group, pieces.
+struct piece {
+    uint32_t first, width;
+};
+
+static uint32_t build_pick(struct builder *b, uint32_t in, enum role role, uint32_t n_groups,
+                           const struct piece *pieces, uint32_t n_pieces)
+{
+    uint32_t width = 0;
+    struct ew_op *op;
+
+    for (uint32_t i = 0; i < n_pieces; i++)
+        width += pieces[i].width;
+    op = emit(b, EW_OP_PICK, in, slot_of(b, role, n_groups * width));
+    op->pick.n_groups = n_groups;
+    op->pick.stride = b->program->slot_width[in] / n_groups;
+    op->pick.n_pieces = n_pieces;
+    for (uint32_t i = 0; i < n_pieces; i++)
+        op->pick.first[i] = pieces[i].first, op->pick.width[i] = pieces[i].width;
+    return op->out;
+}
+
+static uint32_t build_glu(struct builder *b, uint32_t gate, uint32_t up, enum ew_act act, uint32_t out)
+{
+    struct ew_op *op = emit(b, EW_OP_GLU, gate, out);
+
+    op->in2 = up;
+    op->act.act = act;
+    return out;
+}
+
+// q's matrix has, after each head, as many rows again: the gate of what that head gives.
+static uint32_t build_gated_q(struct builder *b, const struct linear *linear, uint32_t in, uint32_t *gate)
+{
+    uint32_t n_heads = b->shape->common.n_heads, head_dim = b->shape->common.head_dim, whole;
+    struct linear wide = *linear;
+    struct piece first = {0, head_dim}, second = {head_dim, head_dim};
+
+    wide.rows *= 2;
+    wide.whole = NULL;
+    whole = build_linear(b, &wide, in, ROLE_Q_WHOLE);
+    *gate = build_pick(b, whole, ROLE_Q_GATE, n_heads, &second, 1);
+    return build_pick(b, whole, ROLE_Q, n_heads, &first, 1);
+}
+
 static uint32_t build_plain_attention(struct builder *b, uint32_t in)
 {
     const struct ew_shape *shape = b->shape;
@@ -421,8 +477,11 @@ static uint32_t build_plain_attention(struct builder *b, uint32_t in)
                               n_q + n_k, whole, groups,   shape->v_dim,    q_rows + c->head_dim};
     struct linear out_linear = {"attn_output", c->width, c->n_heads * shape->v_dim, shape->bias_attn_output,
                                 EW_SHARD_COLUMN};
-    uint32_t q = build_linear(b, &q_linear, in, ROLE_Q), k = build_linear(b, &k_linear, in, ROLE_K),
-             v = build_linear(b, &v_linear, in, ROLE_V);
+    uint32_t gate = EW_SLOT_NONE, q, k, v, mixed;
+
+    q = shape->attention_gate ? build_gated_q(b, &q_linear, in, &gate) : build_linear(b, &q_linear, in, ROLE_Q);
+    k = build_linear(b, &k_linear, in, ROLE_K);
+    v = build_linear(b, &v_linear, in, ROLE_V);
 
     build_clip(b, q, shape->clip_qkv);
     build_clip(b, k, shape->clip_qkv);
@@ -431,7 +490,154 @@ static uint32_t build_plain_attention(struct builder *b, uint32_t in)
     k = build_qk_norm(b, "attn_k_norm", k, ROLE_K_NORMED, c->n_kv_heads);
     build_rope(b, q, c->n_heads, 0);
     build_rope(b, k, c->n_kv_heads, 0);
-    return build_linear(b, &out_linear, build_mixer(b, q, k, v), ROLE_ATTN_OUT);
+    mixed = build_mixer(b, q, k, v);
+    if (gate != EW_SLOT_NONE)
+        build_glu(b, gate, mixed, EW_ACT_SIGMOID, mixed);
+    return build_linear(b, &out_linear, mixed, ROLE_ATTN_OUT);
+}
+
+// ---- layers with a state ------------------------------------------------------------------------
+
+// What goes into a state and what gates its output.
+struct state_inputs {
+    uint32_t mixed, z, step, gain;      // slots; gain: of the delta rule
+    uint32_t q_first, k_first, v_first; // columns of `mixed`
+};
+
+// Mamba-2: one matrix for the gate, for v, k and q side by side, and for the steps.
+static void build_ssd_inputs(struct builder *b, uint32_t in, struct state_inputs *out)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t inner = shape->state_inner, n_k = shape->state_groups * shape->state_k_dim, n_mixed = inner + 2 * n_k;
+    struct linear linear = {"ssm_in", inner + n_mixed + shape->state_heads, shape->common.width, shape->state_bias,
+                            EW_SHARD_ROW};
+    struct piece z = {0, inner}, mixed = {inner, n_mixed}, step = {inner + n_mixed, shape->state_heads};
+    uint32_t whole = build_linear(b, &linear, in, ROLE_STATE_IN);
+
+    out->z = build_pick(b, whole, ROLE_STATE_Z, 1, &z, 1);
+    out->mixed = build_pick(b, whole, ROLE_STATE_MIXED, 1, &mixed, 1);
+    out->step = build_pick(b, whole, ROLE_STATE_STEP, 1, &step, 1);
+    out->gain = EW_SLOT_NONE;
+    out->v_first = 0, out->k_first = inner, out->q_first = inner + n_k;
+}
+
+static void build_delta_gates(struct builder *b, uint32_t in, struct state_inputs *out)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width, n = shape->state_heads, of_group = n / shape->state_groups, whole;
+    struct linear both = {"ssm_ba", 2 * n, width, .shard = EW_SHARD_ROW};
+    struct linear step = {"ssm_alpha", n, width, .shard = EW_SHARD_ROW};
+    struct linear gain = {"ssm_beta", n, width, .shard = EW_SHARD_ROW};
+    struct piece gain_piece = {0, of_group}, step_piece = {of_group, of_group};
+
+    if (!shape->state_gates_grouped) {
+        out->gain = build_linear(b, &gain, in, ROLE_STATE_GAIN);
+        out->step = build_linear(b, &step, in, ROLE_STATE_STEP);
+        return;
+    }
+    whole = build_linear(b, &both, in, ROLE_STATE_GATES);
+    out->gain = build_pick(b, whole, ROLE_STATE_GAIN, shape->state_groups, &gain_piece, 1);
+    out->step = build_pick(b, whole, ROLE_STATE_STEP, shape->state_groups, &step_piece, 1);
+}
+
+static void build_delta_inputs(struct builder *b, uint32_t in, struct state_inputs *out)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t groups = shape->state_groups, k = shape->state_k_dim, inner = shape->state_inner, v = inner / groups;
+    struct linear whole_linear = {"ssm_in", 2 * (groups * k + inner), shape->common.width, .shard = EW_SHARD_ROW};
+    struct linear mixed_linear = {"attn_qkv", 2 * groups * k + inner, shape->common.width, .shard = EW_SHARD_ROW};
+    struct linear z_linear = {"attn_gate", inner, shape->common.width, .shard = EW_SHARD_ROW};
+    struct piece mixed[] = {{0, k}, {k, k}, {2 * k, v}}, z = {2 * k + v, v};
+
+    if (shape->state_in_grouped) {
+        uint32_t whole = build_linear(b, &whole_linear, in, ROLE_STATE_IN);
+
+        out->mixed = build_pick(b, whole, ROLE_STATE_MIXED, groups, mixed, EW_COUNT_OF(mixed));
+        out->z = build_pick(b, whole, ROLE_STATE_Z, groups, &z, 1);
+    } else {
+        out->mixed = build_linear(b, &mixed_linear, in, ROLE_STATE_MIXED);
+        out->z = build_linear(b, &z_linear, in, ROLE_STATE_Z);
+    }
+    build_delta_gates(b, in, out);
+    out->q_first = 0, out->k_first = groups * k, out->v_first = 2 * groups * k;
+}
+
+static uint32_t build_conv(struct builder *b, uint32_t in, uint32_t group, uint32_t cache_layer)
+{
+    uint32_t width = b->program->slot_width[in];
+    struct ew_op *op = emit(b, EW_OP_CONV, in, slot_of(b, ROLE_STATE_CONVOLVED, width));
+
+    op->weight = add_vector(b, "ssm_conv1d", "", width * b->shape->state_taps, 0);
+    if (b->shape->state_conv_bias)
+        op->bias = add_vector(b, "ssm_conv1d", ".bias", width, 0);
+    op->conv.n_taps = b->shape->state_taps;
+    op->conv.act = EW_ACT_SILU;
+    op->conv.group = group;
+    op->conv.cache_layer = cache_layer;
+    return op->out;
+}
+
+static uint32_t build_recurrence(struct builder *b, const struct state_inputs *in)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t n_heads = shape->state_heads, n_past = (shape->state_taps - 1) * b->program->slot_width[in->mixed];
+    struct ew_cache_group wanted = {.kind = EW_CACHE_STATE,
+                                    .state_bytes = (n_past + (uint64_t)shape->state_inner * shape->state_k_dim) *
+                                                   sizeof(float)};
+    uint32_t group = find_group(b, &wanted), cache_layer = b->program->groups[group].n_layers++;
+    uint32_t mixed = build_conv(b, in->mixed, group, cache_layer);
+    struct ew_op *op = emit(b, EW_OP_SCAN, mixed, slot_of(b, ROLE_STATE_OUT, shape->state_inner));
+
+    op->in2 = in->step;
+    op->in3 = in->gain;
+    op->weight = add_vector(b, "ssm_a", "", n_heads, 0);
+    op->bias = add_vector(b, "ssm_dt", ".bias", n_heads, 0);
+    op->scan.n_heads = n_heads;
+    op->scan.n_groups = shape->state_groups;
+    op->scan.k_dim = shape->state_k_dim;
+    op->scan.v_dim = shape->state_v_dim;
+    op->scan.q_first = in->q_first, op->scan.k_first = in->k_first, op->scan.v_first = in->v_first;
+    op->scan.is_delta = shape->state_rule == EW_STATE_DELTA;
+    op->scan.is_tiled = shape->state_heads_tiled;
+    op->scan.skip = op->scan.is_delta ? EW_WEIGHT_NONE : add_vector(b, "ssm_d", "", n_heads, 0);
+    op->scan.state_first = n_past;
+    op->scan.group = group;
+    op->scan.cache_layer = cache_layer;
+    return op->out;
+}
+
+// Its weights are stored whole also where those of the other norms are not.
+static uint32_t build_state_norm(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    bool by_head = shape->state_rule == EW_STATE_DELTA;
+    struct ew_op *op = emit(b, EW_OP_NORM, in, slot_of(b, ROLE_STATE_NORMED, shape->state_inner));
+
+    op->norm.kind = EW_NORM_RMS;
+    op->norm.eps = shape->norm_eps;
+    op->norm.group = by_head ? shape->state_v_dim : shape->state_inner / shape->state_groups;
+    op->norm.weight_per_group = !by_head;
+    op->weight = add_vector(b, "ssm_norm", "", by_head ? shape->state_v_dim : shape->state_inner, 0);
+    return op->out;
+}
+
+static uint32_t build_state(struct builder *b, uint32_t in)
+{
+    const struct ew_shape *shape = b->shape;
+    struct linear out_linear = {"ssm_out", shape->common.width, shape->state_inner, shape->state_bias, EW_SHARD_COLUMN};
+    struct state_inputs inputs;
+    uint32_t out;
+
+    if (shape->state_rule == EW_STATE_DELTA) {
+        build_delta_inputs(b, in, &inputs);
+        out = build_state_norm(b, build_recurrence(b, &inputs));
+        build_glu(b, inputs.z, out, EW_ACT_SILU, out);
+    } else {
+        build_ssd_inputs(b, in, &inputs);
+        out = build_recurrence(b, &inputs);
+        out = build_state_norm(b, build_glu(b, inputs.z, out, EW_ACT_SILU, out));
+    }
+    return build_linear(b, &out_linear, out, ROLE_ATTN_OUT);
 }
 
 static uint32_t build_attention(struct builder *b, uint32_t in)
@@ -542,9 +748,15 @@ static uint32_t build_routed(struct builder *b, uint32_t in)
         in = op->out;
     }
     emit(b, EW_OP_DISPATCH, in, pairs)->in2 = routes;
-    gate = build_experts(b, &gate_linear, pairs, ROLE_EXPERT_GATE);
-    up = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
-    set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    if (shape->ffn_plain) {
+        up_linear.whole = NULL;
+        gate = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
+        emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
+    } else {
+        gate = build_experts(b, &gate_linear, pairs, ROLE_EXPERT_GATE);
+        up = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
+        set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    }
     out = build_experts(b, &down_linear, gate, ROLE_EXPERT_OUT);
     op = emit(b, EW_OP_COMBINE, out, slot_of(b, ROLE_FFN_OUT, width));
     op->in2 = routes;
@@ -563,9 +775,14 @@ static uint32_t build_shared(struct builder *b, uint32_t in)
     struct linear weight_linear = {"ffn_gate_inp_shexp", 1, width};
     struct ew_op *op;
 
-    gate = build_linear(b, &gate_linear, in, ROLE_GATE);
-    up = build_linear(b, &up_linear, in, ROLE_UP);
-    set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    if (shape->ffn_plain) {
+        gate = build_linear(b, &up_linear, in, ROLE_UP);
+        emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
+    } else {
+        gate = build_linear(b, &gate_linear, in, ROLE_GATE);
+        up = build_linear(b, &up_linear, in, ROLE_UP);
+        set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+    }
     out = build_linear(b, &down_linear, gate, ROLE_EXPERT_SUM);
     if (!shape->shared_gate)
         return out;
@@ -617,12 +834,20 @@ static void build_parallel_layer(struct builder *b, uint32_t x)
 
 static void build_sequential_layer(struct builder *b, uint32_t x)
 {
+    const struct ew_layer_shape *layer = &b->shape->layers[b->layer];
     bool pre = b->shape->norm_place != EW_NORM_PLACE_POST, post = b->shape->norm_place != EW_NORM_PLACE_PRE;
     bool plain = !pre || (b->shape->first_norm_none && b->layer == 0);
-    uint32_t part = build_attention(b, plain ? x : build_norm(b, "attn_norm", x, ROLE_NORMED));
+    uint32_t part, in;
 
-    build_residual(b, x, post ? build_norm(b, "post_attention_norm", part, ROLE_POST_NORMED) : part);
-    part = build_ffn(b, pre ? build_norm(b, "ffn_norm", x, ROLE_NORMED) : x);
+    if (layer->mixer != EW_MIXER_NONE) {
+        in = plain ? x : build_norm(b, "attn_norm", x, ROLE_NORMED);
+        part = layer->mixer == EW_MIXER_STATE ? build_state(b, in) : build_attention(b, in);
+        build_residual(b, x, post ? build_norm(b, "post_attention_norm", part, ROLE_POST_NORMED) : part);
+    }
+    if (layer->no_ffn)
+        return;
+    in = pre ? build_norm(b, b->shape->single_part ? "attn_norm" : "ffn_norm", x, ROLE_NORMED) : x;
+    part = build_ffn(b, in);
     build_residual(b, x, post ? build_norm(b, "post_ffw_norm", part, ROLE_POST_NORMED) : part);
 }
 
@@ -709,7 +934,7 @@ static void build_rope_tables(struct builder *b)
     bool used[2] = {false, false};
 
     for (uint32_t i = 0; i < shape->common.n_layers; i++)
-        if (!shape->layers[i].no_rope)
+        if (!shape->layers[i].no_rope && shape->layers[i].mixer <= EW_MIXER_WINDOW)
             used[shape->layers[i].mixer] = true;
     for (int kind = 0; kind < 2 && !b->rc; kind++) {
         if (!used[kind])

@@ -1,5 +1,6 @@
 #include "model/convert.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,25 +99,36 @@ static struct ew_str without_root(const struct ew_yaml *root, struct ew_str name
     return name;
 }
 
+// The suffix of a canonical name that tables give with it, and then the file's name whole; or NULL.
+static const char *whole_suffix(struct ew_str key)
+{
+    return ew_str_ends(key, ".weight") ? ".weight" : ew_str_ends(key, ".bias") ? ".bias" : NULL;
+}
+
 // From the file's name to the canonical one. Of a family and its ancestors the nearest that knows the name counts.
 static bool find_name(const struct ew_family *family, const struct ew_yaml *root, struct ew_str name, struct named *out)
 {
     char plain[NAME_MAX_BYTES];
-    struct ew_str stem = without_root(root, name, plain, sizeof(plain));
+    struct ew_str whole = without_root(root, name, plain, sizeof(plain)), stem = whole;
 
     *out = (struct named){.suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight"};
-    if (!ew_str_ends(name, out->suffix))
-        return false;
-    stem.len -= strlen(out->suffix);
+    if (ew_str_ends(name, out->suffix))
+        stem.len -= strlen(out->suffix);
     for (; family; family = family->parent) {
         const struct ew_yaml *tensors = family->sides[EW_FAMILY_HF].tensors;
 
         for (const struct ew_yaml *item = tensors ? tensors->child : NULL; item; item = item->next) {
+            const char *suffix = whole_suffix(item->key);
             uint32_t layer = 0, part = UINT32_MAX;
 
-            if (!any_matches(item, stem, &layer, &part, &out->choice))
+            if (!suffix && stem.len == whole.len)
+                continue; // neither a weight nor a bias, nor told whole
+            if (!any_matches(item, suffix ? whole : stem, &layer, &part, &out->choice))
                 continue;
             put_layer(out->stem, item->key, layer);
+            if (suffix)
+                out->stem[strlen(out->stem) - strlen(suffix)] = '\0';
+            out->suffix = suffix ? suffix : out->suffix;
             out->is_stack = part != UINT32_MAX;
             out->part = out->is_stack ? part : 0;
             return true;
@@ -243,7 +255,8 @@ static void set_offset(const struct ew_convert *convert, const struct ew_family 
     const struct ew_yaml *constant = family_constant(target, EW_FAMILY_GGUF, "norm_weight_offset");
     double there = 0;
 
-    if (!ew_str_ends(tensor->name, "_norm.weight") || (constant && !ew_str_to_double(constant->text, &there)))
+    if (!ew_str_ends(tensor->name, "_norm.weight") || ew_str_ends(tensor->name, ".ssm_norm.weight") ||
+        (constant && !ew_str_to_double(constant->text, &there)))
         return;
     tensor->added = convert->shape->norm_weight_offset - (float)there;
 }
@@ -256,6 +269,9 @@ static int set_storage(const struct ew_convert *convert, struct ew_convert_tenso
     uint32_t storage = ew_family_storage(convert->family, EW_FAMILY_HF);
     uint32_t q_rows = c->n_heads / c->n_kv_heads * c->head_dim;
 
+    if ((storage & (EW_FAMILY_TRANSPOSED_EXPERTS | EW_FAMILY_PAIRED_EXPERTS)) && strstr(stem, "_exps"))
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " stacks experts as GGUF does not",
+                       EW_STR_ARG(from->name));
     if ((storage & EW_FAMILY_TRANSPOSED) && tensor->n_dims == 2 && strncmp(stem, "blk.", 4) == 0) {
         tensor->is_transposed = true;
         tensor->rows = tensor->shape[0] = from->shape[1];
@@ -273,19 +289,53 @@ static int set_storage(const struct ew_convert *convert, struct ew_convert_tenso
     return EW_OK;
 }
 
+// What belongs to a state, in the dimensions that GGUF's other readers expect.
+static void set_state(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const char *stem)
+{
+    const struct ew_shape *shape = convert->shape;
+    bool is_ssd = shape->state_rule == EW_STATE_SSD;
+
+    tensor->is_log = is_layer_part(stem, "ssm_a") &&
+                     (ew_family_storage(convert->family, EW_FAMILY_HF) & EW_FAMILY_LOG_DECAY);
+    if (is_layer_part(stem, "ssm_conv1d") && tensor->n_dims == 3 && tensor->shape[1] == 1) {
+        tensor->n_dims = 2;
+        tensor->shape[1] = tensor->shape[2];
+    } else if (is_ssd && is_layer_part(stem, "ssm_norm") && tensor->rows % shape->state_groups == 0) {
+        tensor->n_dims = 2;
+        tensor->shape[0] = shape->state_groups;
+        tensor->shape[1] = tensor->rows / shape->state_groups;
+    } else if (is_ssd && (is_layer_part(stem, "ssm_a") || is_layer_part(stem, "ssm_d"))) {
+        tensor->n_dims = 2;
+        tensor->shape[1] = 1;
+    }
+}
+
+// GGUF's whole name of a tensor.
+static bool target_name(const struct ew_family *target, const struct named *named, char *out, size_t size)
+{
+    char whole[NAME_MAX_BYTES + 8], stem[NAME_MAX_BYTES];
+
+    snprintf(whole, sizeof(whole), "%s%s", named->stem, named->suffix);
+    if (ew_family_tensor(target, EW_FAMILY_GGUF, whole, 0, 0, out, size))
+        return true;
+    // Where both formats have several names for what differs between kinds of a family, they stand in the same order.
+    if (!ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, named->choice, stem, sizeof(stem)) &&
+        !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, 0, stem, sizeof(stem)))
+        return false;
+    snprintf(out, size, "%s%s", stem, named->suffix);
+    return true;
+}
+
 static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
                       uint32_t n_parts, struct ew_error *err)
 {
     struct ew_convert_tensor *tensor = &convert->tensors[convert->n_tensors];
     const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
-    char name[NAME_MAX_BYTES + 8], stem[NAME_MAX_BYTES];
+    char name[NAME_MAX_BYTES + 8];
     int code;
 
-    // Where both formats have several names for what differs between kinds of a family, they stand in the same order.
-    if (!target || (!ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, named->choice, stem, sizeof(stem)) &&
-                    !ew_family_tensor(target, EW_FAMILY_GGUF, named->stem, 0, 0, stem, sizeof(stem))))
+    if (!target || !target_name(target, named, name, sizeof(name)))
         return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF has no name for tensor " EW_STR_FMT, EW_STR_ARG(from->name));
-    snprintf(name, sizeof(name), "%s%s", stem, named->suffix);
     tensor->name = (struct ew_str){ew_arena_copy(&convert->arena, name, strlen(name)), strlen(name)};
     tensor->parts = ew_arena_array(&convert->arena, n_parts, sizeof(struct ew_tensor *));
     if (!tensor->name.ptr || !tensor->parts)
@@ -293,6 +343,7 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     set_shape(tensor, from);
     set_permutation(convert, target, tensor, named->stem);
     set_offset(convert, target, tensor);
+    set_state(convert, tensor, named->stem);
     code = set_storage(convert, tensor, from, named->stem, err);
     if (code != EW_OK)
         return code;
@@ -437,11 +488,17 @@ static int compare_tensors(const void *a, const void *b)
 
 // ---- opening ---------------------------------------------------------------------------------------------
 
-static struct ew_str target_arch(const struct ew_family *family)
+// Of two architectures the second one is that with experts.
+static struct ew_str target_arch(const struct ew_family *family, bool has_experts)
 {
-    for (; family; family = family->parent)
-        if (family->sides[EW_FAMILY_GGUF].architectures)
-            return family->sides[EW_FAMILY_GGUF].architectures->child->text;
+    for (; family; family = family->parent) {
+        const struct ew_yaml *list = family->sides[EW_FAMILY_GGUF].architectures;
+
+        if (list && has_experts && list->child->next && ew_str_ends(list->child->next->text, "_moe"))
+            return list->child->next->text;
+        if (list)
+            return list->child->text;
+    }
     return EW_STR(FALLBACK_ARCH);
 }
 
@@ -472,7 +529,7 @@ static int read_hf(struct ew_convert *convert, struct ew_error *err)
                                     &convert->family, err);
     if (code != EW_OK)
         return code;
-    convert->arch = target_arch(convert->family);
+    convert->arch = target_arch(convert->family, convert->shape->n_experts > 0);
     convert->root = ew_family_root(convert->family, EW_FAMILY_HF, convert->file.tensors);
     for (uint64_t i = 0; i < convert->file.tensors->count && code == EW_OK; i++)
         code = add_hf(convert, &convert->file.tensors->list[i], err);
@@ -605,11 +662,13 @@ void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint6
         read_by_rows(tensor, row, n_rows, out);
     for (size_t i = 0; i < n && tensor->added != 0; i++)
         out[i] += tensor->added;
+    for (size_t i = 0; i < n && tensor->is_log; i++)
+        out[i] = -expf(out[i]);
 }
 
 bool ew_convert_is_verbatim(const struct ew_convert_tensor *tensor)
 {
-    return is_in_order(tensor) && tensor->added == 0;
+    return is_in_order(tensor) && tensor->added == 0 && !tensor->is_log;
 }
 
 // ---- metadata --------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ struct ew_convert_tensor {
     uint32_t n_groups, group_rows[3];
     bool is_transposed; // the source is [cols, rows]
     float added;        // to every value
+    bool is_log;        // the source has ln(-value)
 };
 
 struct ew_convert {

@@ -47,6 +47,32 @@ static bool field_number(const struct ew_shape *shape, const struct ew_field *fi
     return true;
 }
 
+// What a layer counts where it has the part that the field tells of, and 0 where it has not.
+static int write_layer_counts(const struct ew_convert *convert, const struct ew_field *field, const char *key,
+                              struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_shape *shape = convert->shape;
+    bool attends = strcmp(field->name, "layer_attention") == 0;
+    enum ew_mixer mixer = attends ? EW_MIXER_FULL : EW_MIXER_NONE;
+    int32_t counts[EW_LAYERS_MAX];
+
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        counts[i] = shape->layers[i].mixer != mixer ? 0
+                    : attends                       ? (int32_t)shape->common.n_kv_heads
+                                                    : (int32_t)shape->common.ffn_width;
+    return ew_gguf_write_i32s(w, key, counts, shape->common.n_layers, err);
+}
+
+// Whether the target states the field as a list by layers, under another field's name.
+static bool is_listed(const struct ew_family *target, const char *name)
+{
+    const char *list = strcmp(name, "ffn_width") == 0    ? "layer_ffn"
+                       : strcmp(name, "n_kv_heads") == 0 ? "layer_attention"
+                                                         : NULL;
+
+    return list && ew_family_key(target, EW_FAMILY_GGUF, list);
+}
+
 static int write_field(const struct ew_convert *convert, const struct ew_family *target, const struct ew_field *field,
                        struct ew_gguf_writer *w, struct ew_error *err)
 {
@@ -54,6 +80,12 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
     char key[KEY_BYTES];
     double value;
 
+    if (is_listed(target, field->name))
+        return EW_OK;
+    if (node && (strcmp(field->name, "layer_ffn") == 0 || strcmp(field->name, "layer_attention") == 0)) {
+        full_key(convert, node->text, key);
+        return write_layer_counts(convert, field, key, w, err);
+    }
     if (!convert->shape->n_experts && ew_str_starts(ew_str_of(field->name), "route_"))
         return EW_OK; // a dense model has no routes to speak of
     if (node && (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)) {

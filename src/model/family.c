@@ -40,6 +40,7 @@ static const struct {
     {"transposed", EW_FAMILY_TRANSPOSED},
     {"transposed_experts", EW_FAMILY_TRANSPOSED_EXPERTS},
     {"paired_experts", EW_FAMILY_PAIRED_EXPERTS},
+    {"log_decay", EW_FAMILY_LOG_DECAY},
 };
 
 static const struct {

@@ -12,7 +12,7 @@
 #include "model/shape.h"
 
 #define EW_FAMILIES_MAX 128
-#define EW_FAMILY_CHAIN_MAX 4 // of `extends`
+#define EW_FAMILY_CHAIN_MAX 8 // of `extends`
 
 enum ew_family_format { EW_FAMILY_HF, EW_FAMILY_GGUF, EW_FAMILY_FORMATS };
 
@@ -36,6 +36,7 @@ enum ew_family_storage {
     EW_FAMILY_TRANSPOSED = 2,  // matrices of layers are [inputs, outputs]
     EW_FAMILY_TRANSPOSED_EXPERTS = 4, // the same of stacks of experts
     EW_FAMILY_PAIRED_EXPERTS = 8,     // ffn_gate_up_exps has gate and up row beside row, not one after the other
+    EW_FAMILY_LOG_DECAY = 16,         // ssm_a holds ln(-a)
 };
 
 // For what tables cannot say: changes the shape once everything was read and its layers were derived.

@@ -16,7 +16,12 @@ static const char *const g_acts[] = {
     NULL};
 static const char *const g_rope_kinds[] = {"halves", "pairs", NULL};
 static const char *const g_route_scores[] = {"softmax=1", "sigmoid=2", "sparsemixer", NULL}; // the numbers are GGUF's
-static const char *const g_mixers[] = {"full_attention", "sliding_attention", NULL};
+// In the order of ew_mixer, then what else a layer of a single part may be. A pattern has a letter a layer.
+static const char *const g_mixers[] = {
+    "full_attention=attention=*", "sliding_attention", "linear_attention=mamba=M", "mlp=-", "moe=E", NULL};
+static const char *const g_state_rules[] = {"ssd", "delta", NULL};
+static const char *const g_has_ffn[] = {"0", NULL};       // counts of each layer: without, the layer has a state ...
+static const char *const g_has_attention[] = {"0", NULL}; // ... unless it attends
 static const char *const g_has_rope[] = {"0", "1", NULL};
 
 #define COMMON(member) offsetof(struct ew_shape, common.member)
@@ -119,6 +124,24 @@ const struct ew_field ew_fields[] = {
     {"logit_scale", EW_FIELD_FLOAT, SHAPE(logit_scale), 1e-6, 1e6},
     {"logit_divisor", EW_FIELD_RECIPROCAL, SHAPE(logit_scale), 1e-6, 1e6},
     {"logit_softcap", EW_FIELD_FLOAT, SHAPE(logit_softcap), 0, 1e9},
+    {"attention_gate", EW_FIELD_BOOL, SHAPE(attention_gate)},
+    {"state_rule", EW_FIELD_ENUM, SHAPE(state_rule), .names = g_state_rules},
+    {"state_heads", EW_FIELD_UINT, SHAPE(state_heads), 1, EW_HEADS_MAX},
+    {"state_groups", EW_FIELD_UINT, SHAPE(state_groups), 1, EW_HEADS_MAX},
+    {"state_k_dim", EW_FIELD_UINT, SHAPE(state_k_dim), 1, EW_HEAD_DIM_MAX},
+    {"state_v_dim", EW_FIELD_UINT, SHAPE(state_v_dim), 1, EW_HEAD_DIM_MAX},
+    {"state_inner", EW_FIELD_UINT, SHAPE(state_inner), 1, EW_WIDTH_MAX},
+    {"state_taps", EW_FIELD_UINT, SHAPE(state_taps), 1, EW_CONV_TAPS_MAX},
+    {"state_period", EW_FIELD_UINT, SHAPE(state_period), 1, EW_LAYERS_MAX},
+    {"state_conv_bias", EW_FIELD_BOOL, SHAPE(state_conv_bias)},
+    {"state_bias", EW_FIELD_BOOL, SHAPE(state_bias)},
+    {"state_in_grouped", EW_FIELD_BOOL, SHAPE(state_in_grouped)},
+    {"state_gates_grouped", EW_FIELD_BOOL, SHAPE(state_gates_grouped)},
+    {"state_heads_tiled", EW_FIELD_BOOL, SHAPE(state_heads_tiled)},
+    {"single_part", EW_FIELD_BOOL, SHAPE(single_part)},
+    {"layer_ffn", EW_FIELD_LAYERS, SHAPE(layers[0].mixer), .names = g_has_ffn, .given_offset = SHAPE(layers_given)},
+    {"layer_attention", EW_FIELD_LAYERS, SHAPE(layers[0].mixer), .names = g_has_attention,
+     .given_offset = SHAPE(layers_given)},
     {"layer_types", EW_FIELD_LAYERS, SHAPE(layers[0].mixer), .names = g_mixers, .given_offset = SHAPE(layers_given)},
     {"layer_has_rope", EW_FIELD_LAYERS, SHAPE(layers[0].no_rope), .names = g_has_rope,
      .given_offset = SHAPE(no_rope_given)},
@@ -139,6 +162,34 @@ static int fail_kind(const struct ew_value *value, const char *where, const char
                    expected);
 }
 
+// A list of texts: as many as it has. Or GGUF's list with a number for each layer, some of which may be 0 for layers
+// that lack what is counted: the number of all others.
+static int set_uint_of_layers(uint32_t *out, const struct ew_field *field, const struct ew_value *list,
+                              const char *where, struct ew_error *err)
+{
+    double number = 0;
+
+    if (list->count > EW_LAYERS_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "%s has %llu entries where %d layers are possible", where,
+                       (unsigned long long)list->count, EW_LAYERS_MAX);
+    for (uint64_t i = 0; i < list->count; i++) {
+        struct ew_value value = ew_value_at(list, i);
+
+        if (value.kind == EW_VALUE_TEXT)
+            value = (struct ew_value){.kind = EW_VALUE_INT, .number = (double)list->count};
+        if (value.kind != EW_VALUE_INT)
+            return fail_kind(&value, where, "a whole number", err);
+        if (number != 0 && value.number != 0 && value.number != number)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "%s differs between layers, which edgewise cannot compute", where);
+        number = value.number != 0 ? value.number : number;
+    }
+    if (number != 0 && !(number >= field->min && number <= field->max))
+        return ew_fail(err, EW_ERR_FORMAT, "%s holds %.15g where %.0f to %.0f is possible", where, number, field->min,
+                       field->max);
+    *out = (uint32_t)number;
+    return 0;
+}
+
 static int set_uint(uint32_t *out, const struct ew_field *field, const struct ew_value *value, const char *where,
                     struct ew_error *err)
 {
@@ -148,6 +199,8 @@ static int set_uint(uint32_t *out, const struct ew_field *field, const struct ew
         *out = 0;
         return 0;
     }
+    if (value->kind == EW_VALUE_LIST)
+        return set_uint_of_layers(out, field, value, where, err);
     if (value->kind != EW_VALUE_INT && (value->kind != EW_VALUE_NUMBER || number != floor(number)))
         return fail_kind(value, where, "a whole number", err);
     if (!(number >= field->min && number <= field->max))
@@ -233,15 +286,26 @@ static int set_enum(int *out, const struct ew_field *field, const struct ew_valu
                    EW_STR_ARG(text));
 }
 
-// One layer's mixer (a text) or whether it has positions (0, 1, true or false).
+// One layer's mixer (a text), a count that tells it, or whether it has positions (0, 1, true or false).
 static int set_layer(struct ew_layer_shape *layer, const struct ew_field *field, const struct ew_value *value,
                      const char *where, struct ew_error *err)
 {
     if (field->names == g_mixers) {
         int mixer = 0, rc = set_enum(&mixer, field, value, where, err);
 
-        layer->mixer = (enum ew_mixer)mixer;
+        layer->mixer = (enum ew_mixer)EW_MIN(mixer, (int)EW_MIXER_NONE);
+        if (mixer >= EW_MIXER_NONE)
+            layer->dense = mixer == EW_MIXER_NONE; // which the next one is not
         return rc;
+    }
+    if (field->names != g_has_rope) {
+        if (value->kind != EW_VALUE_INT)
+            return fail_kind(value, where, "a whole number", err);
+        if (field->names == g_has_ffn)
+            layer->mixer = value->integer ? EW_MIXER_NONE : EW_MIXER_STATE;
+        else if (value->integer)
+            layer->mixer = EW_MIXER_FULL;
+        return 0;
     }
     if (value->kind == EW_VALUE_INT || value->kind == EW_VALUE_BOOL) {
         layer->no_rope = value->kind == EW_VALUE_INT ? value->integer == 0 : !value->boolean;
@@ -253,18 +317,26 @@ static int set_layer(struct ew_layer_shape *layer, const struct ew_field *field,
 static int set_layers(struct ew_shape *shape, const struct ew_field *field, const struct ew_value *value,
                       const char *where, struct ew_error *err)
 {
+    bool is_text = value->kind == EW_VALUE_TEXT && field->names == g_mixers;
     uint32_t n_layers = shape->common.n_layers;
+    uint64_t count;
     int rc = 0;
 
     if (value->kind == EW_VALUE_NULL)
         return 0;
-    if (value->kind != EW_VALUE_LIST)
+    if (value->kind != EW_VALUE_LIST && !is_text)
         return fail_kind(value, where, "a list with an entry for each layer", err);
-    if (value->count < n_layers)
-        return ew_fail(err, EW_ERR_FORMAT, "%s has %llu entries for %u layers", where, (unsigned long long)value->count,
+    count = is_text ? value->text.len : value->count;
+    if (count < n_layers)
+        return ew_fail(err, EW_ERR_FORMAT, "%s has %llu entries for %u layers", where, (unsigned long long)count,
                        n_layers);
     for (uint32_t i = 0; i < n_layers && !rc; i++) {
-        struct ew_value element = ew_value_at(value, i);
+        struct ew_value element = {.kind = EW_VALUE_TEXT};
+
+        if (is_text)
+            element.text = (struct ew_str){value->text.ptr + i, 1};
+        else
+            element = ew_value_at(value, i);
 
         rc = set_layer(&shape->layers[i], field, &element, where, err);
     }

@@ -159,9 +159,12 @@ static void derive_layers(struct ew_shape *shape)
                         (shape->window_period && (i + !shape->window_full_first) % shape->window_period == 0);
 
             layer->mixer = full ? EW_MIXER_FULL : EW_MIXER_WINDOW;
+            if (shape->state_period)
+                layer->mixer = (i + 1) % shape->state_period == 0 ? EW_MIXER_FULL : EW_MIXER_STATE;
         }
-        if (!windows)
+        if (!windows && layer->mixer == EW_MIXER_WINDOW)
             layer->mixer = EW_MIXER_FULL;
+        layer->no_ffn = shape->single_part && layer->mixer != EW_MIXER_NONE;
         if (!shape->no_rope_given)
             layer->no_rope = shape->alibi || shape->position_learned ||
                              (shape->no_rope_period && (i + 1) % shape->no_rope_period == 0) ||
@@ -169,9 +172,15 @@ static void derive_layers(struct ew_shape *shape)
     }
 }
 
-// Which layers have experts: `dense` was read where a file lists the exceptions.
+// Which layers have experts: `dense` was read where a file lists the exceptions. A configuration may speak of experts
+// that no layer has.
 static void derive_experts(struct ew_shape *shape)
 {
+    bool any = !shape->single_part;
+
+    for (uint32_t i = 0; i < shape->common.n_layers && !any; i++)
+        any = shape->layers[i].mixer == EW_MIXER_NONE && !shape->layers[i].dense;
+    shape->n_experts = any ? shape->n_experts : 0;
     for (uint32_t i = 0; i < EW_LAYERS_MAX; i++) {
         bool inside = i < shape->common.n_layers;
 
@@ -381,8 +390,10 @@ static int finish_experts(struct ew_shape *shape, struct ew_error *err)
     uint32_t n = shape->n_experts, groups = shape->route_groups;
 
     if (!n) { // whatever the family says of experts does not matter: equal models have equal shapes
-        shape->route_normalise = false;
+        shape->route_normalise = shape->route_choice_bias = false;
         shape->route_scale = 1;
+        shape->n_experts_active = shape->expert_width = shape->shared_width = shape->n_shared = 0;
+        shape->route_groups = shape->route_groups_active = 0;
         return 0;
     }
     if (!shape->expert_width)
@@ -403,6 +414,33 @@ static int finish_experts(struct ew_shape *shape, struct ew_error *err)
     return 0;
 }
 
+static bool has_states(const struct ew_shape *shape)
+{
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        if (shape->layers[i].mixer == EW_MIXER_STATE)
+            return true;
+    return false;
+}
+
+static int finish_states(struct ew_shape *shape, struct ew_error *err)
+{
+    if (!has_states(shape))
+        return 0;
+    if (!shape->state_heads || !shape->state_groups || !shape->state_k_dim || !shape->state_taps ||
+        (!shape->state_v_dim && !shape->state_inner))
+        return ew_fail(err, EW_ERR_FORMAT, "the model's configuration does not give the sizes of its layers' states");
+    if (!shape->state_v_dim && shape->state_inner % shape->state_heads == 0)
+        shape->state_v_dim = shape->state_inner / shape->state_heads;
+    if (shape->state_heads % shape->state_groups || !shape->state_v_dim || shape->state_v_dim > EW_HEAD_DIM_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "%u heads of a state cannot share %u elements and %u groups evenly",
+                       shape->state_heads, shape->state_inner, shape->state_groups);
+    if ((uint64_t)shape->state_heads * EW_MAX(shape->state_k_dim, shape->state_v_dim) > EW_WIDTH_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "%u heads of a state are more than the %u elements that a model may have",
+                       shape->state_heads, EW_WIDTH_MAX);
+    shape->state_inner = shape->state_heads * shape->state_v_dim;
+    return 0;
+}
+
 // YaRN's configuration may leave the context at what the model was trained with before.
 static void stretch_context(struct ew_shape *shape)
 {
@@ -420,6 +458,7 @@ static void forget_reading(struct ew_shape *shape)
     shape->layers_given = shape->no_rope_given = shape->window_off = shape->qk_norm_off = shape->q_scale_off = false;
     shape->window_first_layer = shape->window_period = shape->no_rope_period = shape->position_after = 0;
     shape->window_full_first = false;
+    shape->state_period = 0;
     shape->rope_dims = shape->context_original = shape->ffn_ratio = 0;
     shape->multi_query = shape->multi_query_off = false;
     shape->moe_first_layer = shape->moe_period = shape->n_shared = 0;
@@ -474,6 +513,8 @@ int ew_shape_finish(struct ew_shape *shape, struct ew_error *err)
         rc = finish_encoder(shape, err);
     if (!rc)
         rc = finish_experts(shape, err);
+    if (!rc)
+        rc = finish_states(shape, err);
     if (rc)
         return rc;
     if (!(shape->attention_scale > 0))

@@ -44,7 +44,14 @@ enum ew_head {
     EW_HEAD_SCORES, // a classifier: a dense layer, tanh, and the scores of n_labels
 };
 
-enum ew_mixer { EW_MIXER_FULL, EW_MIXER_WINDOW }; // what mixes tokens in a layer
+// What mixes tokens in a layer; the first two rotate by tables of their own.
+enum ew_mixer { EW_MIXER_FULL, EW_MIXER_WINDOW, EW_MIXER_STATE, EW_MIXER_NONE };
+
+// How a state takes a token up, see struct ew_op: scan.
+enum ew_state_rule {
+    EW_STATE_SSD,   // Mamba-2's: its output is gated, then normed
+    EW_STATE_DELTA, // the gated delta rule's: normed, then gated
+};
 
 enum ew_rope_scaling {
     EW_ROPE_SCALING_NONE,
@@ -80,6 +87,7 @@ struct ew_layer_shape {
     enum ew_mixer mixer;
     bool no_rope;       // positions do not enter this layer
     bool dense;         // no experts, whatever the other layers have
+    bool no_ffn;        // the mixer is all there is
     uint32_t ffn_width; // 0: the model's
 };
 
@@ -139,6 +147,20 @@ struct ew_shape {
     double rope_theta_window;        // of window layers; 0: rope_theta
     double rope_mscale_ratio;        // what GGUF's yarn_log_multiplier is to be multiplied by
     struct ew_rope_shape ropes[2];   // by ew_mixer
+    bool attention_gate; // sigmoids of further outputs of q's matrix, beside each head's, weigh what attention gives
+
+    // Layers with a state.
+    enum ew_state_rule state_rule;
+    uint32_t state_heads, state_groups; // a group of heads shares what a state is read and written with
+    uint32_t state_k_dim, state_v_dim;  // of a head
+    uint32_t state_inner;               // all heads' v_dim
+    uint32_t state_taps;                // tokens that the convolution before it sees
+    uint32_t state_period;              // every n-th layer has full attention, the others have states; 0: no rule
+    bool state_conv_bias, state_bias;   // state_bias: of the matrices in and out
+    bool state_in_grouped;    // inputs and gates of a group stand together in ssm_in, not in attn_qkv and attn_gate
+    bool state_gates_grouped; // ssm_ba has a group's two gates together; else ssm_beta and ssm_alpha are apart
+    bool state_heads_tiled;   // head i is of group i % state_groups
+    bool single_part;         // a layer is a mixer or a feed-forward: nemotron h
 
     // Feed-forward.
     uint32_t ffn_ratio; // ffn_width in widths, where the file gives no ffn_width

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/assert.h"
@@ -161,6 +162,21 @@ static int read_strided(const struct ew_weight_source *source, uint64_t row, uin
         for (uint64_t c = 0; c < s->cols; c++)
             memcpy(out + c * s->size, from + c * s->col_stride, s->size);
     }
+    return 0;
+}
+
+// Rates of decay whose logarithms the file has: arg holds the elements of a row, and ctx where they are.
+static int read_log_decay(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                          struct ew_error *err)
+{
+    const struct ew_tensor *tensor = source->ctx;
+    uint64_t n = source->arg[0], size = ew_dtype_row_bytes(tensor->dtype, 1);
+    float *out = dst;
+
+    (void)err;
+    ew_dtype_info(tensor->dtype)->decode(tensor->data + row * n * size, out, n_rows * n);
+    for (uint64_t i = 0; i < n_rows * n; i++)
+        out[i] = -expf(out[i]);
     return 0;
 }
 
@@ -357,6 +373,7 @@ static int bind(struct ew_binder *binder, const struct ew_weight_want *want, con
 {
     uint64_t first = is_part ? want->first_row : 0, rows = want->is_matrix ? want->rows : want->cols;
     bool in_layer = ew_str_starts(ew_str_of(want->name), "blk.");
+    int rc;
 
     if (is_part)
         rows = want->whole_rows;
@@ -364,7 +381,11 @@ static int bind(struct ew_binder *binder, const struct ew_weight_want *want, con
         return bind_grouped(binder, want, tensor, out, err);
     if (want->is_matrix && in_layer && (binder->storage & EW_FAMILY_TRANSPOSED))
         return bind_transposed(binder, want, tensor, first, rows, out, err);
-    return bind_slice(binder, want, tensor, first, rows, out, err);
+    rc = bind_slice(binder, want, tensor, first, rows, out, err);
+    if (!rc && (binder->storage & EW_FAMILY_LOG_DECAY) && ew_str_ends(ew_str_of(want->name), ".ssm_a"))
+        *out = (struct ew_weight_source){
+            .dtype = EW_DTYPE_F32, .read = read_log_decay, .ctx = tensor, .arg = {want->cols}};
+    return rc;
 }
 
 // One head's part of a vector whose heads are tensors of their own.

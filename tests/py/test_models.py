@@ -6,9 +6,10 @@ import pytest
 import support
 
 FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3", "qwen3_v5cfg", "phi3_*", "granite", "olmo2",
-            "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma*", "nemotron", "gpt*", "bloom", "mpt*",
+            "olmo3", "smollm3", "stablelm*", "starcoder2", "cohere*", "gemma*", "nemotron*", "gpt*", "bloom", "mpt*",
             "falcon*", "phi2", "glm*", "chatglm*", "qwen2_5_vl", "qwen3_vl",
-            "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "deepseek_*", "quant_*"]
+            "mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_text", "qwen3_omni_thinker_text", "gpt_oss_bf16",
+            "llama4_text", "deepseek_*", "quant_*"]
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
 VECTORS = ["bert_*", "xlmr_*", "modernbert_*", "qwen3_embedding_*"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot

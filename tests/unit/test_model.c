@@ -88,6 +88,10 @@ static const char *const g_checkpoints[] = {
     "xlmr_e5_mean",
     "modernbert_cls",
     "qwen3_embedding_last",
+    "qwen3_next",
+    "qwen3_5_text",
+    "nemotron_h",
+    "nemotron_h_moe",
 };
 
 static void fixture_path(char *out, size_t size, const char *name)
