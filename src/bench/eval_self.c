@@ -219,6 +219,8 @@ static int init_core(struct ew_core *core, const struct ew_model *model, const s
     int rc;
 
     c.device.kernels = kernels;
+    if (kernels == EW_KERNELS_REFERENCE)
+        c.backend = "cpu"; // plain C is what every backend is measured by
     c.context_max = n_prompt + 1 + DECODE_STEPS;
     c.max_num_tokens = c.chunk = EW_MAX(n_prompt, 2u);
     c.max_batch_size = c.max_sessions = 2;

@@ -32,7 +32,7 @@ struct ew_limits {
 };
 
 // Called after each op with its output rows (f32), in program order; it may change them (eval self compares each op on
-// equal inputs that way). Only the CPU backend offers it; it disables fusion.
+// equal inputs that way). It disables fusion. Rows of pairs of a token and an expert come in the backend's own order.
 typedef void (*ew_trace_fn)(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
                             uint32_t width);
 

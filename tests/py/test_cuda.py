@@ -66,6 +66,12 @@ def test_answers_as_the_cpu_does(cuda):
     assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
 
 
+@pytest.mark.parametrize("model", ["fixtures/gguf/llama-q4_k_m.gguf", "fixtures/models/gemma3_text"])
+def test_every_op_against_the_cpu(cuda, model):
+    """Each op on the inputs that plain C on the CPU computed, then whole steps."""
+    assert support.run_json("eval", "self", "-m", support.need(model), "--backend", "cuda", "--json", env=cuda)["pass"]
+
+
 # ---- faults: emulated only ------------------------------------------------------------------------
 
 emulated = pytest.mark.skipif(IS_REAL, reason="a real driver fails when it wants to")

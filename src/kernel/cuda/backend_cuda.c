@@ -32,6 +32,7 @@ static void cuda_destroy(struct ew_backend *base)
         ew_cuda_arena_fini(&backend->device, &backend->weights);
     }
     ew_cuda_device_close(&backend->device);
+    ew_free(backend->trace_rows);
     ew_arena_fini(&backend->plan_arena);
     ew_arena_fini(&backend->arena);
     ew_free(backend);
@@ -395,7 +396,7 @@ static int run_step(struct ew_cuda_backend *backend, const struct ew_batch *batc
     const struct ew_cuda_device *device = &backend->device;
     int rc = 0;
 
-    if (!is_decode(batch))
+    if (!is_decode(batch) || backend->trace)
         return ew_cuda_step_launch(backend, batch, err);
     if (!backend->graphs[batch->n_tokens])
         rc = record_graph(backend, batch, err);
@@ -427,6 +428,11 @@ static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, st
                                                                device->stream),
                            "copying logits", err);
     return rc;
+}
+
+static void cuda_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
+{
+    ew_cuda_trace_set(of(base), fn, ctx);
 }
 
 static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_error *err)
@@ -569,6 +575,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .sizes = cuda_sizes,
     .load = cuda_load,
     .prepare = cuda_prepare,
+    .trace = cuda_trace,
     .submit = cuda_submit,
     .wait = cuda_wait,
     .copy_block = cuda_copy_block,

@@ -81,6 +81,10 @@ struct ew_cuda_backend {
     bool is_prepared;
 
     const struct ew_batch *step; // between submit and wait
+
+    ew_trace_fn trace; // NULL: off. Where there is one, nothing is fused and nothing is a graph
+    void *trace_ctx;
+    float *trace_rows;
 };
 
 // cuda_weights.c
@@ -96,6 +100,11 @@ int ew_cuda_batch_check(const struct ew_cuda_backend *backend, const struct ew_b
 // Starts the copy, after the rotary frequencies of sequences of another kind than before.
 int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
     EW_MUST_CHECK;
+
+// cuda_trace.c
+void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared
+int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
+                     struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_step.c
 uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint32_t n_tokens_max,

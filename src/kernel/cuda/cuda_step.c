@@ -388,6 +388,8 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
         EW_ASSERT(OPS[op->kind]); // cuda_supports refused the program otherwise
         rc = l.n_rows ? OPS[op->kind](&l) : 0;
         ew_cuda_prefill_wrote(backend, l.out);
+        if (rc == 0 && backend->trace)
+            rc = ew_cuda_trace_op(backend, step, l.n_rows, err);
         return rc;
     case EW_CPU_STEP_SORT:
     default:
