@@ -10,13 +10,13 @@ struct ew_weight_want {
     uint64_t rows,
         cols;           // a vector is [1, cols]; of a stack, rows of all experts, and its vectors are [n_experts, cols]
     uint32_t n_experts; // 0: no stack
-    uint32_t n_heads;   // of a vector that holds a part for each head, or a matrix that stacks one for each; 0 otherwise
+    uint32_t n_heads;   // of a vector that has a part for each head, or a matrix that stacks one for each; 0 otherwise
     bool is_matrix;
     bool is_transposed; // of a stack of heads: each head's matrix is [cols, rows] in the whole
-    const char *whole; // "blk.3.attn_qkv", or NULL
+    const char *whole;  // "blk.3.attn_qkv", or NULL
     uint64_t first_row, whole_rows;
-    // Where the whole is stored in groups (EW_FAMILY_GROUPED_QKV, and that of a stack of heads): n_groups times group_rows of these rows, of which
-    // the first one stands at group_first of each group.
+    // Where the whole is stored in groups (EW_FAMILY_GROUPED_QKV, and that of a stack of heads): n_groups times
+    // group_rows of these rows, of which the first one stands at group_first of each group.
     uint32_t n_groups, group_rows, group_first;
 };
 

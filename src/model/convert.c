@@ -11,6 +11,7 @@
 #define ARENA_BYTES_MAX ((size_t)1 << 30) // a vocabulary of a quarter million tokens with its merges takes some 30 MB
 #define NAME_MAX_BYTES 256
 #define ROPE_TENSORS_MAX 2
+#define SPLIT_PARTS 2 // tensors that one of the input becomes at most
 #define FALLBACK_ARCH "llama" // for families that GGUF knows under no name of their own, as Mistral's
 
 // ---- names -----------------------------------------------------------------------------------------------
@@ -99,36 +100,34 @@ static struct ew_str without_root(const struct ew_yaml *root, struct ew_str name
     return name;
 }
 
-// The suffix of a canonical name that tables give with it, and then the file's name whole; or NULL.
-static const char *whole_suffix(struct ew_str key)
+// The end of a weight's name, or NULL.
+static const char *suffix_of(struct ew_str name)
 {
-    return ew_str_ends(key, ".weight") ? ".weight" : ew_str_ends(key, ".bias") ? ".bias" : NULL;
+    return ew_str_ends(name, ".bias") ? ".bias" : ew_str_ends(name, ".weight") ? ".weight" : NULL;
 }
 
 // From the file's name to the canonical one. Of a family and its ancestors the nearest that knows the name counts.
+// Tables give names with their suffix where a file's have another, or none.
 static bool find_name(const struct ew_family *family, const struct ew_yaml *root, struct ew_str name, struct named *out)
 {
     char plain[NAME_MAX_BYTES];
     struct ew_str whole = without_root(root, name, plain, sizeof(plain)), stem = whole;
+    const char *suffix = suffix_of(name);
 
-    *out = (struct named){.suffix = ew_str_ends(name, ".bias") ? ".bias" : ".weight"};
-    if (ew_str_ends(name, out->suffix))
-        stem.len -= strlen(out->suffix);
+    *out = (struct named){0};
+    stem.len -= suffix ? strlen(suffix) : 0;
     for (; family; family = family->parent) {
         const struct ew_yaml *tensors = family->sides[EW_FAMILY_HF].tensors;
 
         for (const struct ew_yaml *item = tensors ? tensors->child : NULL; item; item = item->next) {
-            const char *suffix = whole_suffix(item->key);
             uint32_t layer = 0, part = UINT32_MAX;
+            const char *own = suffix_of(item->key);
+            struct ew_str key = {item->key.ptr, item->key.len - (own ? strlen(own) : 0)};
 
-            if (!suffix && stem.len == whole.len)
-                continue; // neither a weight nor a bias, nor told whole
-            if (!any_matches(item, suffix ? whole : stem, &layer, &part, &out->choice))
+            if ((!own && !suffix) || !any_matches(item, own ? whole : stem, &layer, &part, &out->choice))
                 continue;
-            put_layer(out->stem, item->key, layer);
-            if (suffix)
-                out->stem[strlen(out->stem) - strlen(suffix)] = '\0';
-            out->suffix = suffix ? suffix : out->suffix;
+            put_layer(out->stem, key, layer);
+            out->suffix = own ? own : suffix;
             out->is_stack = part != UINT32_MAX;
             out->part = out->is_stack ? part : 0;
             return true;
@@ -204,24 +203,9 @@ static struct ew_convert_tensor *find_output(struct ew_convert *convert, struct 
     return NULL;
 }
 
-// What a family says that a field is in one format, whatever the model; NULL where it says nothing.
-static const struct ew_yaml *family_constant(const struct ew_family *family, enum ew_family_format format,
-                                             const char *field)
-{
-    for (; family; family = family->parent) {
-        const struct ew_yaml *node = ew_yaml_get(family->sides[format].shape, field);
-
-        if (!node)
-            node = ew_yaml_get(family->shape, field);
-        if (node)
-            return node;
-    }
-    return NULL;
-}
-
 static bool rotates_pairs(const struct ew_family *family, enum ew_family_format format)
 {
-    const struct ew_yaml *kind = family_constant(family, format, "rope_kind");
+    const struct ew_yaml *kind = ew_family_constant(family, format, "rope_kind");
 
     return kind && ew_str_is(kind->text, "pairs");
 }
@@ -252,13 +236,28 @@ static void set_permutation(const struct ew_convert *convert, const struct ew_fa
 static void set_offset(const struct ew_convert *convert, const struct ew_family *target,
                        struct ew_convert_tensor *tensor)
 {
-    const struct ew_yaml *constant = family_constant(target, EW_FAMILY_GGUF, "norm_weight_offset");
+    const struct ew_yaml *constant = ew_family_constant(target, EW_FAMILY_GGUF, "norm_weight_offset");
     double there = 0;
 
     if (!ew_str_ends(tensor->name, "_norm.weight") || ew_str_ends(tensor->name, ".ssm_norm.weight") ||
         (constant && !ew_str_to_double(constant->text, &there)))
         return;
     tensor->added = convert->shape->norm_weight_offset - (float)there;
+}
+
+// Of a matrix, or of each matrix of a stack.
+static void transpose(struct ew_convert_tensor *tensor, const struct ew_tensor *from)
+{
+    uint64_t rows = from->shape[from->n_dims - 1], cols = from->shape[from->n_dims - 2];
+
+    tensor->shape[from->n_dims - 2] = rows;
+    tensor->shape[from->n_dims - 1] = cols;
+    tensor->rows = tensor->rows / cols * rows;
+    tensor->cols = cols;
+    tensor->part_rows = rows;
+    tensor->part_stride = rows * cols;
+    tensor->row_stride = 1;
+    tensor->col_stride = rows;
 }
 
 // Matrices of layers that the checkpoint stores otherwise than one row an output, in order.
@@ -269,14 +268,10 @@ static int set_storage(const struct ew_convert *convert, struct ew_convert_tenso
     uint32_t storage = ew_family_storage(convert->family, EW_FAMILY_HF);
     uint32_t q_rows = c->n_heads / c->n_kv_heads * c->head_dim;
 
-    if ((storage & (EW_FAMILY_TRANSPOSED_EXPERTS | EW_FAMILY_PAIRED_EXPERTS)) && strstr(stem, "_exps"))
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " stacks experts as GGUF does not",
-                       EW_STR_ARG(from->name));
-    if ((storage & EW_FAMILY_TRANSPOSED) && tensor->n_dims == 2 && strncmp(stem, "blk.", 4) == 0) {
-        tensor->is_transposed = true;
-        tensor->rows = tensor->shape[0] = from->shape[1];
-        tensor->cols = tensor->shape[1] = from->shape[0];
-    }
+    if ((storage & EW_FAMILY_TRANSPOSED) && tensor->n_dims == 2 && strncmp(stem, "blk.", 4) == 0)
+        transpose(tensor, from);
+    if ((storage & EW_FAMILY_TRANSPOSED_EXPERTS) && tensor->n_dims == 3)
+        transpose(tensor, from);
     if ((storage & EW_FAMILY_GROUPED_QKV) && is_layer_part(stem, "attn_qkv")) {
         tensor->n_groups = c->n_kv_heads;
         tensor->group_rows[0] = q_rows;
@@ -405,6 +400,97 @@ static int add_part(struct ew_convert *convert, const struct ew_tensor *from, co
     return EW_OK;
 }
 
+// ---- tensors that GGUF has in two parts ----------------------------------------------------------------------------
+
+// Half of the rows of each expert: those of the gate or of what it multiplies.
+static void place_expert_half(const struct ew_convert *convert, struct ew_convert_tensor *tensor,
+                              const struct ew_tensor *from, uint32_t part)
+{
+    uint32_t storage = ew_family_storage(convert->family, EW_FAMILY_HF);
+    bool is_matrix = from->n_dims == 3, transposed = is_matrix && (storage & EW_FAMILY_TRANSPOSED_EXPERTS);
+    uint64_t whole = from->shape[transposed ? 2 : 1], n = whole / 2, step = storage & EW_FAMILY_PAIRED_EXPERTS ? 2 : 1;
+    uint64_t cols = is_matrix ? from->shape[transposed ? 1 : 2] : 1, first = step == 2 ? part : part * n;
+
+    tensor->shape[0] = from->shape[0];
+    tensor->shape[1] = n;
+    tensor->shape[2] = cols;
+    tensor->rows = from->shape[0] * (is_matrix ? n : 1);
+    tensor->cols = is_matrix ? cols : n;
+    tensor->part_rows = is_matrix ? n : 1;
+    tensor->part_stride = whole * cols;
+    tensor->first = first * (transposed ? 1 : cols);
+    tensor->row_stride = step * (transposed ? 1 : cols);
+    tensor->col_stride = transposed ? whole : is_matrix ? 1 : step;
+}
+
+// Of the rows that make a head's keys and values from the latent those of the keys, transposed, or those of the values.
+static void place_head_part(const struct ew_convert *convert, struct ew_convert_tensor *tensor,
+                            const struct ew_tensor *from, uint32_t part)
+{
+    const struct ew_shape *shape = convert->shape;
+    uint64_t n_heads = shape->common.n_heads, latent = shape->kv_latent, values = shape->v_dim;
+    uint64_t plain = from->shape[0] / n_heads - values;
+
+    tensor->n_dims = 3;
+    tensor->shape[0] = n_heads;
+    tensor->shape[1] = part ? values : latent;
+    tensor->shape[2] = part ? latent : plain;
+    tensor->rows = n_heads * tensor->shape[1];
+    tensor->cols = tensor->shape[2];
+    tensor->part_rows = tensor->shape[1];
+    tensor->part_stride = (plain + values) * latent;
+    tensor->first = part ? plain * latent : 0;
+    tensor->row_stride = part ? latent : 1;
+    tensor->col_stride = part ? 1 : latent;
+}
+
+static const struct split {
+    const char *whole, *parts[SPLIT_PARTS];
+    void (*place)(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const struct ew_tensor *from,
+                  uint32_t part);
+} g_splits[] = {
+    {"ffn_gate_up_exps", {"ffn_gate_exps", "ffn_up_exps"}, place_expert_half},
+    {"attn_kv_b", {"attn_k_b", "attn_v_b"}, place_head_part},
+};
+
+static const struct split *split_of(const char *stem)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_splits); i++)
+        if (is_layer_part(stem, g_splits[i].whole))
+            return &g_splits[i];
+    return NULL;
+}
+
+static int add_single(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
+                      struct ew_error *err)
+{
+    int code = new_tensor(convert, from, named, 1, err);
+
+    if (code != EW_OK)
+        return code;
+    convert->tensors[convert->n_tensors - 1].n_parts = 1;
+    convert->tensors[convert->n_tensors - 1].parts[0] = from;
+    return EW_OK;
+}
+
+// The model was opened before: its tensors have the shapes that the configuration asks for.
+static int add_split(struct ew_convert *convert, const struct ew_tensor *from, const struct named *named,
+                     const struct split *split, struct ew_error *err)
+{
+    size_t prefix = strlen(named->stem) - strlen(split->whole);
+    int code = EW_OK;
+
+    for (uint32_t i = 0; i < SPLIT_PARTS && code == EW_OK; i++) {
+        struct named part = *named;
+
+        snprintf(part.stem + prefix, sizeof(part.stem) - prefix, "%s", split->parts[i]);
+        code = add_single(convert, from, &part, err);
+        if (code == EW_OK)
+            split->place(convert, &convert->tensors[convert->n_tensors - 1], from, i);
+    }
+    return code;
+}
+
 static int add_hf(struct ew_convert *convert, const struct ew_tensor *from, struct ew_error *err)
 {
     struct named named;
@@ -424,12 +510,8 @@ static int add_hf(struct ew_convert *convert, const struct ew_tensor *from, stru
         return code;
     if (named.is_stack)
         return add_part(convert, from, &named, err);
-    code = new_tensor(convert, from, &named, 1, err);
-    if (code != EW_OK)
-        return code;
-    convert->tensors[convert->n_tensors - 1].n_parts = 1;
-    convert->tensors[convert->n_tensors - 1].parts[0] = from;
-    return EW_OK;
+    return split_of(named.stem) ? add_split(convert, from, &named, split_of(named.stem), err)
+                                : add_single(convert, from, &named, err);
 }
 
 static int check_stacks(const struct ew_convert *convert, struct ew_error *err)
@@ -567,7 +649,7 @@ int ew_convert_open(struct ew_convert *convert, const char *model, struct ew_err
                        tensors->refused[0].why);
         goto out;
     }
-    convert->tensors = ew_alloc_array(tensors->count + ROPE_TENSORS_MAX, sizeof(*convert->tensors));
+    convert->tensors = ew_alloc_array(SPLIT_PARTS * tensors->count + ROPE_TENSORS_MAX, sizeof(*convert->tensors));
     if (!convert->tensors) {
         code = ew_fail_memory(err, tensors->count * sizeof(*convert->tensors), "the list of tensors");
         goto out;
@@ -618,19 +700,23 @@ static uint64_t source_row(const struct ew_convert_tensor *tensor, uint64_t row)
     return row - in_head + in_head / 2 + in_head % 2 * (tensor->rope_rows / 2);
 }
 
-static void read_columns(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
+static void read_elements(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
 {
     const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
     uint64_t size = ew_dtype_row_bytes(tensor->dtype, 1);
 
-    for (uint64_t i = 0; i < n_rows; i++)
-        for (uint64_t c = 0; c < tensor->cols; c++)
-            info->decode(tensor->parts[0]->data + (c * tensor->rows + row + i) * size, out + i * tensor->cols + c, 1);
+    for (uint64_t i = row; i < row + n_rows; i++) {
+        uint64_t at = tensor->first + i / tensor->part_rows * tensor->part_stride +
+                      i % tensor->part_rows * tensor->row_stride;
+
+        for (uint64_t c = 0; c < tensor->cols; c++, at += tensor->col_stride)
+            info->decode(tensor->parts[0]->data + at * size, out++, 1);
+    }
 }
 
 static bool is_in_order(const struct ew_convert_tensor *tensor)
 {
-    return tensor->n_parts == 1 && !tensor->head_rows && tensor->n_groups <= 1 && !tensor->is_transposed;
+    return tensor->n_parts == 1 && !tensor->head_rows && tensor->n_groups <= 1 && !tensor->part_rows;
 }
 
 static void read_by_rows(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
@@ -654,8 +740,8 @@ void ew_convert_read(const struct ew_convert_tensor *tensor, uint64_t row, uint6
     EW_ASSERT(row + n_rows <= tensor->rows && row_bytes > 0);
     if (!tensor->n_parts)
         memcpy(out, tensor->values + row * tensor->cols, n * sizeof(*out));
-    else if (tensor->is_transposed)
-        read_columns(tensor, row, n_rows, out);
+    else if (tensor->part_rows)
+        read_elements(tensor, row, n_rows, out);
     else if (is_in_order(tensor))
         ew_dtype_info(tensor->dtype)->decode(tensor->parts[0]->data + row * row_bytes, out, n);
     else

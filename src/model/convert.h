@@ -26,9 +26,11 @@ struct ew_convert_tensor {
     uint32_t head_rows, rope_rows;
     // n_groups > 1: the source has the rows of queries, key and value group by group; GGUF has all queries first.
     uint32_t n_groups, group_rows[3];
-    bool is_transposed; // the source is [cols, rows]
-    float added;        // to every value
-    bool is_log;        // the source has ln(-value)
+    // part_rows > 0: elements lie otherwise in the source. Distances, in elements, from part to part, from one of a
+    // part's part_rows rows to the next, and within a row; the first one's place.
+    uint64_t part_rows, part_stride, row_stride, col_stride, first;
+    float added; // to every value
+    bool is_log; // the source has ln(-value)
 };
 
 struct ew_convert {

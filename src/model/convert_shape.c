@@ -22,17 +22,86 @@ static void full_key(const struct ew_convert *convert, struct ew_str key, char *
              convert->arch.ptr, EW_STR_ARG(key));
 }
 
-// The number that a field has, as files state it; false for other kinds. The rope's own fields were moved to the ropes
-// when the shape was finished.
+static uint32_t count_first_dense(const struct ew_shape *shape)
+{
+    uint32_t n = 0;
+
+    while (shape->n_experts && n < shape->common.n_layers && shape->layers[n].dense)
+        n++;
+    return n;
+}
+
+// Every how manieth layer has experts; 0 where that says less than the number of dense ones at the beginning.
+static uint32_t find_expert_period(const struct ew_shape *shape)
+{
+    uint32_t period = count_first_dense(shape) + 1;
+
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        if (!shape->n_experts || shape->layers[i].dense != ((i + 1) % period != 0))
+            return 0;
+    return period;
+}
+
+// Every how manieth layer is full, where the others have a window; 0: not so.
+static uint32_t find_window_period(const struct ew_shape *shape)
+{
+    uint32_t period = 1;
+
+    while (period <= shape->common.n_layers && shape->layers[period - 1].mixer == EW_MIXER_WINDOW)
+        period++;
+    for (uint32_t i = 0; i < shape->common.n_layers; i++)
+        if ((shape->layers[i].mixer == EW_MIXER_FULL) != ((i + 1) % period == 0))
+            return 0;
+    return period;
+}
+
+// Fields that were moved or forgotten when the shape was finished. Of latents there is one for all heads.
+static bool derived_number(const struct ew_shape *shape, const char *name, double *out)
+{
+    const struct ew_rope_shape *rope = &shape->ropes[EW_MIXER_FULL];
+    const struct {
+        const char *name;
+        double value;
+    } derived[] = {
+        {"rope_theta", rope->theta},
+        {"rope_dims", rope->n_dims},
+        {"window_period", find_window_period(shape)},
+        {"moe_period", find_expert_period(shape)},
+        {"moe_first_layer", count_first_dense(shape)},
+        {"n_shared", shape->expert_width ? shape->shared_width / shape->expert_width : 0},
+        {"n_kv_heads", shape->kv_latent ? 1 : shape->common.n_kv_heads},
+    };
+
+    for (size_t i = 0; i < EW_COUNT_OF(derived); i++)
+        if (strcmp(name, derived[i].name) == 0) {
+            *out = derived[i].value;
+            return true;
+        }
+    return false;
+}
+
+// The number that GGUF has for an enumerated value; false where it has none.
+static bool enum_number(const struct ew_field *field, int value, double *out)
+{
+    const char *alias = strchr(field->names[value], '=');
+    uint64_t number;
+
+    if (!alias || !ew_str_to_u64(ew_str_of(alias + 1), &number))
+        return false;
+    *out = (double)number;
+    return true;
+}
+
+// The number that a field has, as files state it; false for other kinds.
 static bool field_number(const struct ew_shape *shape, const struct ew_field *field, double *out)
 {
     const void *member = (const char *)shape + field->offset;
 
-    if (strcmp(field->name, "rope_theta") == 0)
-        *out = shape->ropes[EW_MIXER_FULL].theta;
-    else if (strcmp(field->name, "rope_dims") == 0)
-        *out = shape->ropes[EW_MIXER_FULL].n_dims;
-    else if (field->kind == EW_FIELD_UINT)
+    if (derived_number(shape, field->name, out))
+        return true;
+    if (field->kind == EW_FIELD_ENUM)
+        return enum_number(field, *(const int *)member, out);
+    if (field->kind == EW_FIELD_UINT)
         *out = *(const uint32_t *)member;
     else if (field->kind == EW_FIELD_FLOAT)
         *out = (double)*(const float *)member;
@@ -79,6 +148,7 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
     const struct ew_yaml *node = ew_family_key(target, EW_FAMILY_GGUF, field->name);
     char key[KEY_BYTES];
     double value;
+    bool is_whole;
 
     if (is_listed(target, field->name))
         return EW_OK;
@@ -93,11 +163,11 @@ static int write_field(const struct ew_convert *convert, const struct ew_family 
         return ew_gguf_write_bool(
             w, key, *((const bool *)convert->shape + field->offset) != (field->kind == EW_FIELD_NOT), err);
     }
-    if (!node || !field_number(convert->shape, field, &value) || (field->kind == EW_FIELD_UINT && value == 0))
+    is_whole = field->kind == EW_FIELD_UINT || field->kind == EW_FIELD_ENUM;
+    if (!node || !field_number(convert->shape, field, &value) || (is_whole && value == 0))
         return EW_OK;
     full_key(convert, node->type == EW_YAML_LIST ? node->child->text : node->text, key);
-    return field->kind == EW_FIELD_UINT ? ew_gguf_write_u32(w, key, (uint32_t)value, err)
-                                        : ew_gguf_write_f32(w, key, (float)value, err);
+    return is_whole ? ew_gguf_write_u32(w, key, (uint32_t)value, err) : ew_gguf_write_f32(w, key, (float)value, err);
 }
 
 // ---- rope ------------------------------------------------------------------------------------------------
@@ -131,15 +201,44 @@ static int write_rope_type(const struct ew_convert *convert, const char *type, s
     return code == EW_OK ? write_rope_number(convert, ".rope.scaling.factor", factor_of(rope), w, err) : code;
 }
 
+// What other readers ask of a model with latents besides: the shape of its cache.
+static int write_latent(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    const struct ew_shape *shape = convert->shape;
+    char key[KEY_BYTES];
+    int code;
+
+    if (!shape->kv_latent)
+        return EW_OK;
+    full_key(convert, EW_STR(".attention.key_length"), key);
+    code = ew_gguf_write_u32(w, key, shape->kv_latent + shape->ropes[EW_MIXER_FULL].n_dims, err);
+    full_key(convert, EW_STR(".attention.value_length"), key);
+    return code == EW_OK ? ew_gguf_write_u32(w, key, shape->kv_latent, err) : code;
+}
+
+// What readers multiply yarn_log_multiplier with.
+static double mscale_ratio(const struct ew_convert *convert)
+{
+    const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
+    const struct ew_yaml *constant = ew_family_constant(target, EW_FAMILY_GGUF, "rope_mscale_ratio");
+    double ratio = 1;
+
+    return constant && ew_str_to_double(constant->text, &ratio) ? ratio : 1;
+}
+
 // YaRN's factor on cos and sin follows from the scaling; GGUF has what stands on top of that.
 static int write_yarn(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
 {
     const struct ew_rope_shape *rope = &convert->shape->ropes[EW_MIXER_FULL];
-    double own = factor_of(rope) > 1 ? 0.1 * log(factor_of(rope)) + 1 : 1;
+    bool in_scores = convert->shape->kv_latent && rope->mscale_all_dim > 0;
+    double own = factor_of(rope) > 1 && !in_scores ? 0.1 * log(factor_of(rope)) + 1 : 1;
     int code = write_rope_type(convert, "yarn", w, err);
 
     if (code == EW_OK)
         code = write_rope_number(convert, ".rope.scaling.attn_factor", ew_rope_attention_factor(rope) / own, w, err);
+    if (code == EW_OK && in_scores)
+        code = write_rope_number(convert, ".rope.scaling.yarn_log_multiplier",
+                                 rope->mscale_all_dim / mscale_ratio(convert), w, err);
     if (code == EW_OK)
         code = write_rope_number(convert, ".rope.scaling.yarn_beta_fast", rope->beta_fast, w, err);
     return code == EW_OK ? write_rope_number(convert, ".rope.scaling.yarn_beta_slow", rope->beta_slow, w, err) : code;
@@ -264,6 +363,8 @@ int ew_convert_write_shape(const struct ew_convert *convert, struct ew_gguf_writ
         code = write_sampling(convert, w, err);
     for (const struct ew_field *field = ew_fields; field->name && code == EW_OK; field++)
         code = write_field(convert, target, field, w, err);
+    if (code == EW_OK)
+        code = write_latent(convert, w, err);
     return code == EW_OK ? write_rope(convert, w, err) : code;
 }
 
@@ -313,13 +414,21 @@ static bool uses(const struct ew_shape *shape, enum ew_mixer mixer)
     return false;
 }
 
+static bool is_of_layers(const char *field)
+{
+    return strcmp(field, "moe_period") == 0 || strcmp(field, "moe_first_layer") == 0 ||
+           strcmp(field, "window_period") == 0;
+}
+
 static bool same_field(const struct ew_shape *a, const struct ew_shape *b, const struct ew_field *field)
 {
     const char *in_a = (const char *)a + field->offset, *in_b = (const char *)b + field->offset;
     double x, y;
 
-    if (field->kind == EW_FIELD_LAYERS || field->kind == EW_FIELD_LAYER_SET || strcmp(field->name, "rope_kind") == 0)
-        return true; // compared elsewhere; what the permutation of q and k is for
+    if (field->kind == EW_FIELD_LAYERS || field->kind == EW_FIELD_LAYER_SET || is_of_layers(field->name))
+        return true; // compared layer by layer
+    if (strcmp(field->name, "rope_kind") == 0)
+        return true; // what the permutation of q and k is for
     if (field->kind == EW_FIELD_BOOL || field->kind == EW_FIELD_NOT)
         return *(const bool *)in_a == *(const bool *)in_b;
     if (field->kind == EW_FIELD_ENUM)

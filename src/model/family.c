@@ -356,6 +356,20 @@ const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_fami
     return NULL;
 }
 
+const struct ew_yaml *ew_family_constant(const struct ew_family *family, enum ew_family_format format,
+                                         const char *field)
+{
+    for (; family; family = family->parent) {
+        const struct ew_yaml *node = ew_yaml_get(family->sides[format].shape, field);
+
+        if (!node)
+            node = ew_yaml_get(family->shape, field);
+        if (node)
+            return node;
+    }
+    return NULL;
+}
+
 // "blk.12.attn_q" -> "blk.N.attn_q" and 12; names without a layer stay as they are.
 static void generic_name(const char *canonical, char *out, size_t size, unsigned *layer)
 {

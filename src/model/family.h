@@ -76,6 +76,9 @@ bool ew_family_has_architecture(const struct ew_family *family, enum ew_family_f
 
 // What the family or the nearest ancestor maps `field` to (a scalar or list), or NULL.
 const struct ew_yaml *ew_family_key(const struct ew_family *family, enum ew_family_format format, const char *field);
+// What it says that `field` is in one format, whatever the model; NULL where it says nothing.
+const struct ew_yaml *ew_family_constant(const struct ew_family *family, enum ew_family_format format,
+                                         const char *field);
 // The file's name of a canonical tensor name without suffix ("blk.3.attn_q" -> "model.layers.3.self_attn.q_proj").
 // Components N, H and X of the table stand for layer, head and expert numbers; `part` is only used where the name has
 // an H or X.

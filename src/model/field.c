@@ -80,6 +80,7 @@ const struct ew_field ew_fields[] = {
     {"rope_long_off", EW_FIELD_BOOL, SHAPE(rope_long_off)},
     {"rope_theta_ratio", EW_FIELD_DOUBLE, SHAPE(rope_theta_ratio), 1e-3, 1e9},
     {"rope_mscale_ratio", EW_FIELD_DOUBLE, SHAPE(rope_mscale_ratio), 1e-3, 1e3},
+    {"rope_truncate", EW_FIELD_NOT, SHAPE(rope_truncate_off)},
     {"rope_theta_window", EW_FIELD_DOUBLE, SHAPE(rope_theta_window), 1.001, 1e15},
     {"rope_partial", EW_FIELD_DOUBLE, SHAPE(rope_partial), 1e-3, 1},
     {"rope_dims", EW_FIELD_UINT, SHAPE(rope_dims), 2, EW_HEAD_DIM_MAX},

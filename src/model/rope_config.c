@@ -155,7 +155,7 @@ static void set_defaults(struct ew_shape *shape)
             rope->theta = shape->rope_theta_window;
         rope->partial = shape->rope_partial;
         rope->context_trained = shape->common.context_trained;
-        rope->truncate = true;
+        rope->truncate = !shape->rope_truncate_off;
         rope->beta_fast = 32; // YaRN's recommendation for Llama
         rope->beta_slow = 1;
         rope->low_freq_factor = 1; // Llama 3.1's

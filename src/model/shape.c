@@ -465,7 +465,7 @@ static void forget_reading(struct ew_shape *shape)
     shape->rope_theta_window = shape->rope_theta_ratio = shape->rope_mscale_ratio = 0;
     shape->plain_dim = 0;
     shape->rope_theta = shape->rope_partial = 0;
-    shape->rope_scaled_full_only = shape->rope_long_off = false;
+    shape->rope_scaled_full_only = shape->rope_long_off = shape->rope_truncate_off = false;
 }
 
 static int finish_encoder(struct ew_shape *shape, struct ew_error *err)

@@ -111,7 +111,7 @@ struct ew_shape {
 
     // Attention.
     uint32_t v_dim; // of a head's value; 0: head_dim
-    uint32_t kv_latent;          // width of what keys and values are made from, which is cached in their place; 0: not so
+    uint32_t kv_latent;          // width of what keys and values are made from, cached in their place; 0: not so
     uint32_t q_latent;           // of what queries are made from then; 0: the input
     uint32_t plain_dim;          // of a head's elements those that do not rotate, where head_dim is not given
     bool bias_qkv, bias_attn_output;
@@ -145,6 +145,7 @@ struct ew_shape {
     bool rope_long_off;              // longrope's short factors serve all lengths
     double rope_theta_ratio;         // rope_theta is multiplied by it
     double rope_theta_window;        // of window layers; 0: rope_theta
+    bool rope_truncate_off;          // yarn's ramp ends between dimensions, where a file does not say
     double rope_mscale_ratio;        // what GGUF's yarn_log_multiplier is to be multiplied by
     struct ew_rope_shape ropes[2];   // by ew_mixer
     bool attention_gate; // sigmoids of further outputs of q's matrix, beside each head's, weigh what attention gives

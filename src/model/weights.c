@@ -69,16 +69,16 @@ static int read_grouped(const struct ew_weight_source *source, uint64_t row, uin
     return 0;
 }
 
-// The matrices of heads, out of a whole that holds rows of them: of each head `n` rows from `first` on, and in the
-// whole `stride` rows lie between two heads. What lies in blocks is decoded.
+// The matrices of heads, out of a whole where those of a head begin at row `first` of each `stride` rows. What lies in
+// blocks is decoded.
 struct heads {
     struct ew_weight_source whole;
-    uint64_t whole_cols, stride, first, rows; // rows: of one head as wanted
-    uint64_t cols;
-    bool is_transposed;
+    uint64_t whole_cols, stride, first;
+    uint64_t rows, cols; // of one head as wanted
+    bool is_transposed;  // in the whole
 };
 
-// Element or row `at` of row `row` of the whole goes to its place among the wanted ones.
+// A row of the whole goes to its place among the wanted ones: as row, or as `column` of rows [row, row + n_rows).
 static void put_head_row(const struct heads *heads, enum ew_dtype dtype, const float *values, uint64_t row,
                          uint64_t n_rows, uint64_t column, unsigned char *out)
 {

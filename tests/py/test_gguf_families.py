@@ -202,3 +202,85 @@ def test_converted(name, tmp_path):
     result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors",
                               "--kernels", "reference", "--kv", "f32")
     assert result["pass"] and result["rel"] < 1e-4
+
+
+# ---- DeepSeek: experts stacked, and keys and values made from latents by one tensor or by two
+
+LATENT_NAMES = {
+    "self_attn.q_a_proj": "attn_q_a", "self_attn.q_a_layernorm": "attn_q_a_norm", "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa", "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b", "mlp.gate": "ffn_gate_inp", "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps", "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_experts.gate_proj": "ffn_gate_shexp", "mlp.shared_experts.up_proj": "ffn_up_shexp",
+    "mlp.shared_experts.down_proj": "ffn_down_shexp",
+}
+
+
+def stack_experts(tensors, count):
+    for first in [name for name in tensors if ".experts.0." in name]:
+        tensors[first.replace(".experts.0.", ".experts.")] = np.stack(
+            [tensors.pop(first.replace(".experts.0.", f".experts.{i}.")) for i in range(count)])
+
+
+def deepseek_name(name):
+    layer, rest = name.removeprefix("model.layers.").split(".", 1) if name.startswith("model.layers.") else ("", name)
+    if rest == "mlp.gate.e_score_correction_bias":
+        return f"blk.{layer}.exp_probs_b.bias"
+    stem, suffix = rest.rsplit(".", 1)
+    own = LATENT_NAMES.get(stem) or NAMES[stem]
+    return f"blk.{layer}.{own}.{suffix}" if layer else f"{own}.{suffix}"
+
+
+def split_kv(tensors, config):
+    plain, values, heads = config["qk_nope_head_dim"], config["v_head_dim"], config["num_attention_heads"]
+    for name in [name for name in tensors if "attn_kv_b" in name]:
+        both = tensors.pop(name).reshape(heads, plain + values, -1)
+        tensors[name.replace("kv_b", "k_b")] = both[:, :plain].swapaxes(1, 2)
+        tensors[name.replace("kv_b", "v_b")] = both[:, plain:]
+
+
+def deepseek_metadata(config, is_split):
+    head, rotated, latent = config["qk_nope_head_dim"] + config["qk_rope_head_dim"], config["qk_rope_head_dim"], config["kv_lora_rank"]
+    keys = {
+        "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"], "attention.kv_lora_rank": latent,
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"], "rope.dimension_count": rotated,
+        "rope.freq_base": float(config["rope_theta"]), "vocab_size": config["vocab_size"],
+        "expert_count": config["n_routed_experts"], "expert_used_count": config["num_experts_per_tok"],
+        "expert_feed_forward_length": config["moe_intermediate_size"], "expert_shared_count": config["n_shared_experts"],
+        "expert_weights_scale": float(config["routed_scaling_factor"]), "leading_dense_block_count": 1,
+        "expert_weights_norm": config["norm_topk_prob"], "expert_group_count": config["n_group"],
+        "expert_group_used_count": config["topk_group"],
+    }
+    if config["scoring_func"] == "sigmoid":
+        keys["expert_gating_func"] = 2
+    if config["q_lora_rank"]:
+        keys["attention.q_lora_rank"] = config["q_lora_rank"]
+    if is_split:
+        keys |= {"attention.head_count_kv": 1, "attention.key_length": latent + rotated, "attention.value_length": latent,
+                 "attention.key_length_mla": head, "attention.value_length_mla": config["v_head_dim"]}
+    else:
+        keys |= {"attention.head_count_kv": config["num_attention_heads"], "attention.key_length": head,
+                 "attention.value_length": config["v_head_dim"]}
+    if config["rope_scaling"]:
+        keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(config["rope_scaling"]["factor"]),
+                 "rope.scaling.original_context_length": config["rope_scaling"]["original_max_position_embeddings"],
+                 "rope.scaling.yarn_log_multiplier": 0.1 * config["rope_scaling"]["mscale_all_dim"]}
+    return {"general.architecture": "deepseek2", **{f"deepseek2.{key}": value for key, value in keys.items()}}
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("name", ["deepseek_v2_group", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_yarn"])
+def test_latents_in_one_tensor_or_two(name, is_split, tmp_path):
+    model = support.need(f"fixtures/models/{name}")
+    config = json.loads((model / "config.json").read_text())
+    source = load_safetensors(model / "model.safetensors")
+    stack_experts(source, config["n_routed_experts"])
+    tensors = {deepseek_name(key): array for key, array in source.items()}
+    if is_split:
+        split_kv(tensors, config)
+    write_gguf(tmp_path / "model.gguf", deepseek_metadata(config, is_split), tensors)
+    result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors",
+                              "--kernels", "reference", "--kv", "f32")
+    assert result["pass"] and result["rel"] < 1e-4

@@ -165,7 +165,8 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
 //
 // Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees:
 // its result depends on nothing but its keys. Keys and values are decoded to f32 once for all queries of the
-// item. Where many heads share one KV head, an item has ITEM_HEADS of them, so that threads find work in one token, too.
+// item. Where many heads share one KV head, an item has ITEM_HEADS of them, so that threads find work in one token,
+// too.
 
 #define TILE_KEYS 32
 #define ITEM_HEADS 16
