@@ -310,6 +310,7 @@ static void run_begun(struct ew_service *service, bool idle)
 {
     struct ew_error err = {0};
     bool any;
+    int rc;
 
     pthread_mutex_lock(&service->lock);
     any = publish(service);
@@ -321,9 +322,14 @@ static void run_begun(struct ew_service *service, bool idle)
         service->config.wake(service->config.wake_ctx);
     if (idle)
         return;
-    if (ew_engine_complete(service->engine, &err) < 0)
+    rc = ew_engine_complete(service->engine, &err);
+    if (rc < 0)
         ew_log_error(&err);
     pthread_mutex_lock(&service->lock);
+    if (rc == EW_ERR_DEVICE)
+        service->stats.failure = err;
+    else if (rc == 0)
+        service->stats.failure.code = 0;
     service->stats.busy = false;
     service->stats.last_step_s = ew_clock_s();
     pthread_mutex_unlock(&service->lock);

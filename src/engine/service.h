@@ -60,6 +60,7 @@ struct ew_service_stats {
     bool busy;            // a step is running, since busy_since_s
     double busy_since_s;  // ew_clock_s
     double last_step_s;   // when the last one ended; the service's start where there was none
+    struct ew_error failure; // of the device in the last step; code 0: that went well
 };
 
 // A consistent snapshot, as of the last step's end; any thread.

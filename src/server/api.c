@@ -136,6 +136,11 @@ bool ew_api_is_ready(const struct ew_api *api, struct ew_buf *why_not_or_null)
     bool has_work;
 
     ew_service_stats(api->service, &stats);
+    if (stats.failure.code) {
+        if (why_not_or_null)
+            ew_buf_append_str(why_not_or_null, ew_str_of(stats.failure.message));
+        return false;
+    }
     has_work = stats.n_queued + stats.engine.n_prefilling + stats.engine.n_decoding > 0;
     if (stats.busy)
         age_s = now_s - stats.busy_since_s;
@@ -323,8 +328,19 @@ void ew_api_detokenize(struct ew_api *api, struct ew_exchange *x)
 
 // ---- health -------------------------------------------------------------------------------------------------------
 
+// The process answers; only a device that failed its last step makes it unwell.
 void ew_api_health(struct ew_api *api, struct ew_exchange *x)
 {
+    struct ew_service_stats stats;
+    struct ew_fault fault;
+
+    ew_service_stats(api->service, &stats);
+    if (stats.failure.code) {
+        ew_fault_of(&fault, &stats.failure);
+        fault.status = 503;
+        ew_api_refuse(x, &fault);
+        return;
+    }
     ew_exchange_reply(x, 200, "application/json", EW_STR("{\"status\":\"ok\"}"));
 }
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+import served
 import support
 import test_models
 
@@ -115,3 +116,19 @@ def test_every_call_may_fail(cuda, calls, error):
 def test_boxes_that_will_not_do(cuda, env, expected):
     result = small_run(cuda, **env)
     assert result.returncode == 1 and expected in result.stderr.decode()
+
+
+@emulated
+def test_a_server_outlives_its_gpu(cuda):
+    """The GPU is lost in the middle of an answer: this one and all later ones fail with the reason, and /health says it."""
+    server = served.Server("--backend", "cuda", "--ctx", "256", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:6:719"})
+    body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+    try:
+        assert server.get("/health") == {"status": "ok"}
+        for _ in range(2):
+            message = server.post("/v1/completions", body, 500)["error"]["message"]
+            assert "CUDA_ERROR_LAUNCH_FAILED (719)" in message and "Restart edgewise" in message
+            assert "719" in server.get("/health", 503)["error"]["message"]
+        assert server.get("/v1/models")["data"][0]["id"] == "demo"
+    finally:
+        assert server.stop() == 0

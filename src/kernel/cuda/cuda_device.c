@@ -71,21 +71,6 @@ static const struct {
     [EW_CUDA_ATTENTION_JOIN] = {EW_CUDA_ATTENTION, "attention_join"},
 };
 
-int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
-{
-    char name[96];
-
-    if (status == EW_CUDA_SUCCESS)
-        return 0;
-    ew_cuda_error_name(&device->driver, status, name, sizeof(name));
-    if (status == EW_CUDA_ERROR_OUT_OF_MEMORY) {
-        ew_fail(err, EW_ERR_MEMORY, "%s failed: the GPU has too little memory left (%s)", what, name);
-        return ew_remedy(err, EW_ERR_MEMORY, "Use a smaller --ctx or --memory-budget, or end what else uses the GPU");
-    }
-    ew_fail(err, EW_ERR_DEVICE, "%s failed: the NVIDIA driver says %s", what, name);
-    return ew_remedy(err, EW_ERR_DEVICE, "Run edgewise doctor, or use --backend cpu");
-}
-
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)
 {
     return ew_cuda_check(device, device->driver.cuCtxSetCurrent(device->context), "using the GPU", err);
