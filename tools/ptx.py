@@ -27,7 +27,7 @@ TIERS = {
 # Modules that exist in more tiers than the first, or in others.
 MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in ("attention", "linear", "rows")}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
-THREADS = {"gemm": 128, "gemm_some": 256, "linear": 256, "attention": 128}
+THREADS = {"gemm": 128, "gemm_some": 256, "linear": 256, "attention": 128, "flash": 128}
 
 
 def path_of(module, tier):

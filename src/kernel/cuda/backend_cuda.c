@@ -277,6 +277,8 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
     rc = ew_cuda_enter(&backend->device, err);
     if (rc == 0)
         rc = ew_cuda_device_load_kernels(&backend->device, err);
+    if (rc == 0)
+        rc = ew_cuda_flash_init(backend, err);
     return rc ? rc : ew_cuda_weights_load(backend, progress, ctx, err);
 }
 

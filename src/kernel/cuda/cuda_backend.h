@@ -24,7 +24,7 @@ struct ew_cuda_batch {
     uint8_t *host;       // pinned
     uint64_t device;
     uint64_t bytes;      // room
-    uint64_t token, position, token_seq, token_index, token_scale, selected, seq_total; // offsets
+    uint64_t token, position, token_seq, token_index, token_scale, selected, seq_total, seq_first; // offsets
     uint64_t table_at;   // u32 [n_groups, n_seqs_max]: where in `tables` a sequence's begins
     uint64_t tables;     // i32, of every group and sequence in turn
     uint64_t tables_max; // entries

@@ -28,6 +28,7 @@ void ew_cuda_batch_shape(struct ew_cuda_batch *batch, const struct ew_program *p
     batch->token_scale = reserve(&used, n);
     batch->selected = reserve(&used, limits->n_logits_max);
     batch->seq_total = reserve(&used, limits->n_seqs_max);
+    batch->seq_first = reserve(&used, (uint64_t)limits->n_seqs_max + 1);
     batch->table_at = reserve(&used, (uint64_t)program->n_groups * limits->n_seqs_max);
     batch->tables_max = program->n_groups * limits->n_seqs_max * blocks;
     batch->tables = reserve(&used, batch->tables_max);
@@ -232,6 +233,7 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
 {
     const struct ew_cuda_batch *to = &backend->work.batch;
     uint32_t *total = (uint32_t *)(to->host + to->seq_total), *at = (uint32_t *)(to->host + to->table_at), used = 0;
+    uint32_t *first = (uint32_t *)(to->host + to->seq_first);
     int32_t *tables = (int32_t *)(to->host + to->tables);
 
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
@@ -239,6 +241,7 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
         uint32_t n_blocks = blocks_of(backend, seq);
 
         total[s] = seq->n_past + seq->n_tokens;
+        first[s] = seq->first;
         for (uint32_t g = 0; g < backend->program->n_groups; g++) {
             EW_ASSERT(used + n_blocks <= to->tables_max);
             at[g * backend->limits.n_seqs_max + s] = used;
@@ -246,6 +249,7 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
             used += n_blocks;
         }
     }
+    first[batch->n_seqs] = batch->n_tokens;
     return to->tables + (uint64_t)used * sizeof(*tables);
 }
 

@@ -23,6 +23,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_EXPAND] = "expand",
     [EW_CUDA_GEMM] = "gemm",
     [EW_CUDA_ATTENTION] = "attention",
+    [EW_CUDA_FLASH] = "flash",
 };
 
 static const struct {
@@ -69,6 +70,18 @@ static const struct {
     [EW_CUDA_ATTENTION_4] = {EW_CUDA_ATTENTION, "attention_4"},
     [EW_CUDA_ATTENTION_8] = {EW_CUDA_ATTENTION, "attention_8"},
     [EW_CUDA_ATTENTION_JOIN] = {EW_CUDA_ATTENTION, "attention_join"},
+    [EW_CUDA_FLASH_F16_64] = {EW_CUDA_FLASH, "flash_f16_64"},
+    [EW_CUDA_FLASH_F16_96] = {EW_CUDA_FLASH, "flash_f16_96"},
+    [EW_CUDA_FLASH_F16_128] = {EW_CUDA_FLASH, "flash_f16_128"},
+    [EW_CUDA_FLASH_F16_256] = {EW_CUDA_FLASH, "flash_f16_256"},
+    [EW_CUDA_FLASH_F8_64] = {EW_CUDA_FLASH, "flash_f8_64"},
+    [EW_CUDA_FLASH_F8_96] = {EW_CUDA_FLASH, "flash_f8_96"},
+    [EW_CUDA_FLASH_F8_128] = {EW_CUDA_FLASH, "flash_f8_128"},
+    [EW_CUDA_FLASH_F8_256] = {EW_CUDA_FLASH, "flash_f8_256"},
+    [EW_CUDA_FLASH_I8_64] = {EW_CUDA_FLASH, "flash_i8_64"},
+    [EW_CUDA_FLASH_I8_96] = {EW_CUDA_FLASH, "flash_i8_96"},
+    [EW_CUDA_FLASH_I8_128] = {EW_CUDA_FLASH, "flash_i8_128"},
+    [EW_CUDA_FLASH_I8_256] = {EW_CUDA_FLASH, "flash_i8_256"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

@@ -21,3 +21,17 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
                             struct ew_error *err) EW_MUST_CHECK;
 // The buffer at `address` was written: what was narrowed from it is of no use any more.
 void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address);
+
+// Whether a step's attention goes to the kernels for prompts.
+bool ew_cuda_flash_takes(const struct ew_cuda_backend *backend, const struct ew_op *op, const struct ew_batch *batch,
+                         uint32_t q_stride, uint32_t out_stride);
+// Rows of queries and of the result; `op` is the index of the program's op.
+struct ew_cuda_queries {
+    uint32_t op;
+    uint64_t q, out;
+    uint32_t q_stride, out_stride;
+};
+int ew_cuda_flash(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_queries *queries,
+                  struct ew_error *err) EW_MUST_CHECK;
+// Once the kernels are loaded.
+int ew_cuda_flash_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;

@@ -20,6 +20,7 @@ struct launch {
     struct ew_cuda_backend *backend;
     const struct ew_op *op;
     const struct ew_cpu_step *step;
+    const struct ew_batch *batch;
     uint32_t n_rows, n_tokens;
     uint32_t width;                                     // of the output
     uint64_t in, in2, in3, out;                         // addresses
@@ -345,11 +346,20 @@ static int launch_attention(struct launch *l)
     return rc || !joined ? rc : launch_join(l, &s, n_splits, partial);
 }
 
+static int launch_any_attention(struct launch *l)
+{
+    struct ew_cuda_queries queries = {l->step->op, l->in, l->out, l->in_stride, l->out_stride};
+
+    if (ew_cuda_flash_takes(l->backend, l->op, l->batch, l->in_stride, l->out_stride))
+        return ew_cuda_flash(l->backend, l->batch, &queries, l->err);
+    return launch_attention(l);
+}
+
 // ---- all ----------------------------------------------------------------------------------------
 
 static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
     [EW_OP_EMBED] = launch_embed,     [EW_OP_POSITION] = launch_position, [EW_OP_NORM] = launch_norm,
-    [EW_OP_LINEAR] = launch_linear,   [EW_OP_ROPE] = launch_rope,         [EW_OP_ATTENTION] = launch_attention,
+    [EW_OP_LINEAR] = launch_linear,   [EW_OP_ROPE] = launch_rope,         [EW_OP_ATTENTION] = launch_any_attention,
     [EW_OP_ACT] = launch_act,         [EW_OP_GLU] = launch_act,           [EW_OP_ADD] = launch_add,
     [EW_OP_SCALE] = launch_scale,     [EW_OP_SOFTCAP] = launch_softcap,   [EW_OP_SCALE_BY] = launch_scale,
     [EW_OP_SELECT] = launch_gather,   [EW_OP_ALL_REDUCE] = launch_gather,
@@ -366,7 +376,8 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
 {
     const struct ew_op *op = &backend->program->ops[step->op];
     uint32_t rows_of = step->kind == EW_CPU_STEP_OP ? step->out : step->in;
-    struct launch l = {.backend = backend, .op = op, .step = step, .n_tokens = batch->n_tokens, .err = err};
+    struct launch l = {.backend = backend, .op = op, .step = step, .batch = batch,
+                       .n_tokens = batch->n_tokens, .err = err};
     int rc;
 
     l.width = backend->program->slot_width[op->out];

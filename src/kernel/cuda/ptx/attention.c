@@ -1,6 +1,7 @@
 // Attention over paged caches, and appending to them.
 
 #include "kernel/cuda/ptx/kv.h"
+#include "kernel/cuda/ptx/mask.h"
 
 #define WARPS 4   // of a block, which share the keys of one token, KV head and split
 #define DIMS_MAX 256
@@ -23,25 +24,6 @@ KERNEL append(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block
     else
         kv_put_row(kv, tile.v + (u64)row * v_dim * kv_bytes(kv), tile.v_scale + row,
                    v + (u64)token * v_stride + head * v_dim, v_dim);
-}
-
-struct mask {
-    u32 window, chunk, bidirectional;
-};
-
-INLINE void visible(const struct mask *mask, u32 index, u32 total, u32 *begin, u32 *end)
-{
-    *begin = 0;
-    *end = index + 1;
-    if (mask->bidirectional) {
-        *end = mask->window ? min_u32(total, index + mask->window / 2 + 1) : total;
-        *begin = mask->window && index > mask->window / 2 ? index - mask->window / 2 : 0;
-        return;
-    }
-    if (mask->window && index >= mask->window)
-        *begin = index + 1 - mask->window;
-    if (mask->chunk)
-        *begin = max_u32(*begin, index / mask->chunk * mask->chunk);
 }
 
 static SHARED float g_q[8 * DIMS_MAX] __attribute__((aligned(16)));

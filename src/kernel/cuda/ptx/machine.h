@@ -98,6 +98,23 @@ INLINE u32 bf16x2_of(float low, float high)
     return r;
 }
 
+// Of two pairs of f16.
+INLINE u32 mul_f16x2(u32 a, u32 b)
+{
+    u32 r;
+
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
+INLINE u32 add_f16x2(u32 a, u32 b)
+{
+    u32 r;
+
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
 INLINE int dp4a(u32 a, u32 b, int sum)
 {
     int r;

@@ -77,6 +77,16 @@ INLINE u16 f16_of_f32(float f) { return ew_f16_of_f32(f); }
 INLINE u32 f16x2_of(float low, float high) { return ew_f16_of_f32(low) | (u32)ew_f16_of_f32(high) << 16; }
 INLINE u32 bf16x2_of(float low, float high) { return ew_bf16_of_f32(low) | (u32)ew_bf16_of_f32(high) << 16; }
 
+INLINE u32 mul_f16x2(u32 a, u32 b)
+{
+    return f16x2_of(f32_of_f16((u16)a) * f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) * f32_of_f16((u16)(b >> 16)));
+}
+
+INLINE u32 add_f16x2(u32 a, u32 b)
+{
+    return f16x2_of(f32_of_f16((u16)a) + f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) + f32_of_f16((u16)(b >> 16)));
+}
+
 INLINE int dp4a(u32 a, u32 b, int sum)
 {
     for (u32 i = 0; i < 32; i += 8)
