@@ -63,6 +63,7 @@ static const struct function COMPUTING[] = {
 // What newer drivers have; the code that uses one asks for it.
 static const struct function OPTIONAL[] = {
     FUNCTION(cuLaunchKernelEx),
+    FUNCTION(cuTensorMapEncodeTiled),
 };
 
 #undef FUNCTION

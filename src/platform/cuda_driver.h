@@ -46,6 +46,14 @@ struct ew_cuda_launch_config { // CUlaunchConfig
     unsigned n_attributes;
 };
 
+#define EW_CUDA_TENSOR_U16 1         // CU_TENSOR_MAP_DATA_TYPE_UINT16
+#define EW_CUDA_TENSOR_SWIZZLE_128 3 // CU_TENSOR_MAP_SWIZZLE_128B
+#define EW_CUDA_TENSOR_PROMOTE_256 3 // CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+
+struct ew_cuda_tensor_map { // CUtensorMap
+    _Alignas(64) uint64_t opaque[16];
+};
+
 // One member a function, filled by name; a NULL one is missing from this driver.
 struct ew_cuda_driver {
     void *library;
@@ -90,6 +98,10 @@ struct ew_cuda_driver {
     int (*cuFuncSetAttribute)(void *function, int attribute, int value);
     // Of newer drivers only; may be NULL.
     int (*cuLaunchKernelEx)(const struct ew_cuda_launch_config *config, void *function, void **arguments, void **extra);
+    int (*cuTensorMapEncodeTiled)(struct ew_cuda_tensor_map *map, int type, uint32_t rank, uint64_t address,
+                                  const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
+                                  const uint32_t *element_strides, int interleave, int swizzle, int promotion,
+                                  int fill);
 };
 
 // EW_ERR_DEVICE with the reason and the remedy: no library, a stub, a missing function. Loading makes no driver call.

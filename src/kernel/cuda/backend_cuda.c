@@ -177,6 +177,7 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     ew_cuda_prefill_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE, n_rows, &x_bytes, &w_bytes);
     work->x16 = carve(carver, x_bytes);
     work->w16 = carve(carver, w_bytes);
+    work->maps = carve(carver, ew_cuda_wgmma_maps_bytes(program));
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));
     ew_cuda_batch_shape(&work->batch, program, limits);
@@ -331,6 +332,9 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
         return rc;
     carver.used = 0;
     carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, true);
+    rc = ew_cuda_wgmma_init(backend, err);
+    if (rc)
+        return rc;
     rc = pin(backend, work->batch.bytes, &host, err);
     work->batch.host = host;
     if (rc == 0)

@@ -51,6 +51,8 @@ struct ew_cuda_work {
     uint64_t q8_codes, q8_scales, q8_sums;
     uint64_t x16, w16;  // 16-bit operands of large products: activations, a part of a decoded matrix
     struct ew_cuda_narrow narrow;
+    uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
+    bool has_maps;
     uint64_t partial;   // of split attention
     struct ew_cuda_batch batch;
 };

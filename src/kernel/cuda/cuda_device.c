@@ -24,6 +24,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_GEMM] = "gemm",
     [EW_CUDA_ATTENTION] = "attention",
     [EW_CUDA_FLASH] = "flash",
+    [EW_CUDA_WGMMA] = "wgmma",
 };
 
 static const struct {
@@ -82,6 +83,10 @@ static const struct {
     [EW_CUDA_FLASH_I8_96] = {EW_CUDA_FLASH, "flash_i8_96"},
     [EW_CUDA_FLASH_I8_128] = {EW_CUDA_FLASH, "flash_i8_128"},
     [EW_CUDA_FLASH_I8_256] = {EW_CUDA_FLASH, "flash_i8_256"},
+    [EW_CUDA_WGMMA_F16_256] = {EW_CUDA_WGMMA, "wgmma_f16_256"},
+    [EW_CUDA_WGMMA_F16_128] = {EW_CUDA_WGMMA, "wgmma_f16_128"},
+    [EW_CUDA_WGMMA_BF16_256] = {EW_CUDA_WGMMA, "wgmma_bf16_256"},
+    [EW_CUDA_WGMMA_BF16_128] = {EW_CUDA_WGMMA, "wgmma_bf16_128"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)
@@ -188,9 +193,11 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
 static const struct {
     const char *suffix;
     int architecture, driver_version_min; // major * 10 + minor; the CUDA that came with its version of PTX
+    bool is_alone;                        // no later architecture has its instructions
 } TIERS[] = {
-    {".sm_90.ptx", 90, 11080},
-    {".ptx", 80, DRIVER_VERSION_MIN},
+    {".sm_90a.ptx", 90, 12000, true},
+    {".sm_90.ptx", 90, 11080, false},
+    {".ptx", 80, DRIVER_VERSION_MIN, false},
 };
 
 static const char *find_file(const char *name, const char *suffix)
@@ -204,17 +211,19 @@ static const char *find_file(const char *name, const char *suffix)
     return NULL;
 }
 
+// NULL: a module that only others have.
 static const char *find_ptx(const struct ew_cuda_device *device, enum ew_cuda_module module, const char **suffix)
 {
+    int architecture = device->major * 10 + device->minor;
+
     for (size_t i = 0; i < EW_COUNT_OF(TIERS); i++) {
         const char *text = find_file(MODULES[module], TIERS[i].suffix);
 
         *suffix = TIERS[i].suffix;
-        if (text && device->major * 10 + device->minor >= TIERS[i].architecture &&
-            device->driver_version >= TIERS[i].driver_version_min)
+        if (text && architecture >= TIERS[i].architecture && device->driver_version >= TIERS[i].driver_version_min &&
+            (!TIERS[i].is_alone || architecture == TIERS[i].architecture))
             return text;
     }
-    EW_ASSERT(!"a module that is part of this program");
     return NULL;
 }
 
@@ -226,10 +235,17 @@ static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module
     const char *suffix, *ptx = find_ptx(device, module, &suffix);
     double started_s = ew_clock_s();
 
+    if (!ptx)
+        return 0;
     rc = ew_cuda_check(device,
                        device->driver.cuModuleLoadDataEx(&device->modules[module], ptx, EW_COUNT_OF(options), options,
                                                          values),
                        "loading a module of kernels", err);
+    if (rc && module == EW_CUDA_WGMMA) { // the base tier does its work, too
+        ew_log(EW_LOG_WARN, "kernels of %s%s are not used: %s", MODULES[module], suffix, text[0] ? text : "no log");
+        device->modules[module] = NULL;
+        return 0;
+    }
     if (rc)
         return ew_fail_in(err, rc, "%s%s (%s)", MODULES[module], suffix, text[0] ? text : "no log");
     ew_log(EW_LOG_INFO, "kernels of %s%s ready in %.2f s", MODULES[module], suffix, ew_clock_s() - started_s);
@@ -243,7 +259,7 @@ static bool waits_itself(const struct ew_cuda_device *device, enum ew_cuda_kerne
     const char *suffix, *at = find_ptx(device, KERNELS[kernel].module, &suffix), *end, *wait;
     char entry[96];
 
-    if (!device->driver.cuLaunchKernelEx || device->driver_version < CHAIN_VERSION_MIN)
+    if (!device->functions[kernel] || !device->driver.cuLaunchKernelEx || device->driver_version < CHAIN_VERSION_MIN)
         return false;
     snprintf(entry, sizeof(entry), ".entry %s(", KERNELS[kernel].name);
     at = strstr(at, entry);
@@ -258,11 +274,14 @@ int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *
 
     for (int i = 0; i < EW_CUDA_MODULE_COUNT && rc == 0; i++)
         rc = load_module(device, i, err);
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++)
-        rc = ew_cuda_check(device,
-                           device->driver.cuModuleGetFunction(&device->functions[i],
-                                                              device->modules[KERNELS[i].module], KERNELS[i].name),
-                           KERNELS[i].name, err);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
+        void *module = device->modules[KERNELS[i].module];
+
+        if (module)
+            rc = ew_cuda_check(device,
+                               device->driver.cuModuleGetFunction(&device->functions[i], module, KERNELS[i].name),
+                               KERNELS[i].name, err);
+    }
     for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++)
         device->waits_itself[i] = waits_itself(device, i);
     return rc;

@@ -25,12 +25,13 @@ enum ew_cuda_kernel {
     EW_CUDA_FLASH_F16_64, EW_CUDA_FLASH_F16_96, EW_CUDA_FLASH_F16_128, EW_CUDA_FLASH_F16_256,
     EW_CUDA_FLASH_F8_64, EW_CUDA_FLASH_F8_96, EW_CUDA_FLASH_F8_128, EW_CUDA_FLASH_F8_256,
     EW_CUDA_FLASH_I8_64, EW_CUDA_FLASH_I8_96, EW_CUDA_FLASH_I8_128, EW_CUDA_FLASH_I8_256,
+    EW_CUDA_WGMMA_F16_256, EW_CUDA_WGMMA_F16_128, EW_CUDA_WGMMA_BF16_256, EW_CUDA_WGMMA_BF16_128,
     EW_CUDA_KERNEL_COUNT
 };
 
 enum ew_cuda_module {
     EW_CUDA_ROWS, EW_CUDA_LINEAR, EW_CUDA_GEMM_SOME, EW_CUDA_EXPAND, EW_CUDA_GEMM, EW_CUDA_ATTENTION,
-    EW_CUDA_FLASH, EW_CUDA_MODULE_COUNT
+    EW_CUDA_FLASH, EW_CUDA_WGMMA, EW_CUDA_MODULE_COUNT
 };
 
 struct ew_cuda_device {
@@ -40,7 +41,7 @@ struct ew_cuda_device {
     int shared_bytes_max; // of a block that asks for it
     char name[64];
     void *modules[EW_CUDA_MODULE_COUNT];
-    void *functions[EW_CUDA_KERNEL_COUNT];
+    void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: of a module that this GPU or driver has not
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
 };
 

@@ -5,6 +5,7 @@
 #define THREADS 256
 #define TILE 128                            // rows and tokens of a tile
 #define TILE_THREADS 128
+#define PART_STEP 256                       // rows of the largest tile of any tier
 #define STEP 32                             // columns that a product takes at a time
 #define SCRATCH_BYTES ((uint64_t)64 << 20)  // about a large GPU's second cache
 
@@ -15,12 +16,13 @@ static uint32_t ceil_div(uint64_t n, uint32_t by)
     return (uint32_t)((n + by - 1) / by);
 }
 
-// Rows of a quantised matrix that are decoded at a time: parts of equal size, so that the last one fills the GPU, too.
-static uint32_t part_rows(uint64_t rows, uint64_t cols)
+// Parts of equal size, so that the last one fills the GPU, too.
+uint32_t ew_cuda_prefill_part(uint64_t rows, uint64_t cols)
 {
-    uint64_t fit = EW_MAX(SCRATCH_BYTES / (cols * 2) / TILE * TILE, TILE), parts = (rows + fit - 1) / fit;
+    uint64_t fit = EW_MAX(SCRATCH_BYTES / (cols * 2) / PART_STEP * PART_STEP, PART_STEP);
+    uint64_t parts = (rows + fit - 1) / fit;
 
-    return ceil_div(ceil_div(rows, (uint32_t)parts), TILE) * TILE;
+    return ceil_div(ceil_div(rows, (uint32_t)parts), PART_STEP) * PART_STEP;
 }
 
 static bool takes(enum ew_cuda_layout layout, uint64_t cols)
@@ -50,7 +52,7 @@ void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uin
             continue;
         *x_bytes = EW_MAX(*x_bytes, n_rows * weight->cols * 2);
         if (ew_cuda_layout_is_quantised(layout))
-            *w_bytes = EW_MAX(*w_bytes, part_rows(weight->rows, weight->cols) * weight->cols * 2);
+            *w_bytes = EW_MAX(*w_bytes, ew_cuda_prefill_part(weight->rows, weight->cols) * weight->cols * 2);
     }
 }
 
@@ -99,6 +101,8 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
     uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
 
+    if (ew_cuda_wgmma_takes(backend, p->matrix))
+        return ew_cuda_wgmma_multiply(backend, p, first, rows, err);
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_GEMM_BF16 : EW_CUDA_GEMM_F16,
                           (struct ew_cuda_grid){ceil_div(n_rows, TILE), ceil_div(rows, TILE), 1, TILE_THREADS},
                           ARGUMENTS(&out, &out_stride, &backend->work.x16, &w, &bias, &rows, &cols, &n_rows), err);
@@ -108,7 +112,7 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
 {
     const struct ew_cuda_matrix *m = p->matrix;
     bool is_bf16 = m->layout == EW_CUDA_BF16;
-    uint32_t part = part_rows(m->rows, m->cols);
+    uint32_t part = ew_cuda_prefill_part(m->rows, m->cols);
     int rc = narrow(backend, p, is_bf16, err);
 
     if (rc || !ew_cuda_layout_is_quantised(m->layout))

@@ -22,6 +22,17 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
 // The buffer at `address` was written: what was narrowed from it is of no use any more.
 void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address);
 
+// Rows of a matrix that are decoded at a time.
+uint32_t ew_cuda_prefill_part(uint64_t rows, uint64_t cols);
+
+// The tier of sm_90a: maps are made once the workspace has its place.
+uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program);
+int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+bool ew_cuda_wgmma_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
+// As `multiply` of the base tier: `rows` rows of the matrix from `first` on, of narrowed activations.
+int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda_product *product, uint32_t first,
+                           uint32_t rows, struct ew_error *err) EW_MUST_CHECK;
+
 // Whether a step's attention goes to the kernels for prompts.
 bool ew_cuda_flash_takes(const struct ew_cuda_backend *backend, const struct ew_op *op, const struct ew_batch *batch,
                          uint32_t q_stride, uint32_t out_stride);

@@ -1,0 +1,128 @@
+// Products on the tensor cores of sm_90a (ptx/wgmma.c): maps for the tensor copy engine, the choice of tiles, launches.
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "kernel/cuda/cuda_prefill.h"
+
+#define THREADS 288
+#define TOKENS 128               // of a tile
+#define STEP 64                  // columns that a product takes at a time
+#define BOX_ROWS 128             // of one copy
+#define SHARED_BYTES (4 * (128 + 256) * STEP * 2 + 1024) // four stages of the large tile, or six
+#define SMALL_COST 1.15          // of the small tile's products against the large one's, measured
+
+#define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
+
+// Of a weight: of its activations, and of itself.
+struct maps {
+    struct ew_cuda_tensor_map x, w;
+};
+
+uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program)
+{
+    return program->n_weights * sizeof(struct maps);
+}
+
+bool ew_cuda_wgmma_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return backend->work.has_maps && matrix->cols % STEP == 0;
+}
+
+static int encode(struct ew_cuda_backend *backend, struct ew_cuda_tensor_map *map, uint64_t address, uint64_t rows,
+                  uint64_t cols, struct ew_error *err)
+{
+    const uint64_t dims[] = {cols, rows}, strides[] = {cols * 2};
+    const uint32_t box[] = {STEP, BOX_ROWS}, element_strides[] = {1, 1};
+
+    return ew_cuda_check(&backend->device,
+                         backend->device.driver.cuTensorMapEncodeTiled(map, EW_CUDA_TENSOR_U16, 2, address, dims,
+                                                                       strides, box, element_strides, 0,
+                                                                       EW_CUDA_TENSOR_SWIZZLE_128,
+                                                                       EW_CUDA_TENSOR_PROMOTE_256, 0),
+                         "describing a matrix", err);
+}
+
+static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct ew_error *err)
+{
+    const struct ew_program *program = backend->program;
+    uint64_t n_rows = EW_MAX(backend->limits.n_tokens_max, backend->limits.n_logits_max);
+    int rc = 0;
+
+    for (uint32_t i = 0; i < program->n_ops && rc == 0; i++) {
+        uint32_t weight = program->ops[i].weight;
+        const struct ew_cuda_matrix *m;
+        bool is_quantised;
+
+        if (program->ops[i].kind != EW_OP_LINEAR)
+            continue;
+        m = &backend->matrices[weight];
+        is_quantised = ew_cuda_layout_is_quantised(m->layout);
+        if (!ew_cuda_prefill_takes(m, (uint32_t)n_rows) || m->cols % STEP != 0)
+            continue;
+        rc = encode(backend, &maps[weight].x, backend->work.x16, n_rows, m->cols, err);
+        if (rc == 0)
+            rc = encode(backend, &maps[weight].w, is_quantised ? backend->work.w16 : m->codes,
+                        is_quantised ? ew_cuda_prefill_part(m->rows, m->cols) : m->rows, m->cols, err);
+    }
+    return rc;
+}
+
+int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    struct ew_cuda_device *device = &backend->device;
+    uint64_t bytes = ew_cuda_wgmma_maps_bytes(backend->program);
+    struct maps *maps;
+    int rc = 0;
+
+    if (!device->functions[EW_CUDA_WGMMA_F16_256] || !device->driver.cuTensorMapEncodeTiled ||
+        device->shared_bytes_max < SHARED_BYTES)
+        return 0;
+    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_128 && rc == 0; kernel++)
+        rc = ew_cuda_allow_shared(device, kernel, SHARED_BYTES, err);
+    if (rc)
+        return rc;
+    maps = ew_alloc_aligned(bytes);
+    if (!maps)
+        return ew_fail_memory(err, bytes, "the maps of matrices");
+    memset(maps, 0, bytes);
+    rc = encode_all(backend, maps, err);
+    if (rc == 0)
+        rc = ew_cuda_check(device, device->driver.cuMemcpyHtoD_v2(backend->work.maps, maps, bytes), "copying maps",
+                           err);
+    backend->work.has_maps = rc == 0;
+    ew_free(maps);
+    return rc;
+}
+
+static uint32_t ceil_div(uint32_t n, uint32_t by)
+{
+    return n / by + (n % by != 0);
+}
+
+// Tiles of 256 rows are faster, those of 128 leave less of the GPU idle at the end.
+static bool wants_large(uint32_t n_multiprocessors, uint32_t token_tiles, uint32_t rows)
+{
+    uint32_t large = ceil_div(token_tiles * ceil_div(rows, 256), n_multiprocessors);
+    uint32_t small = ceil_div(token_tiles * ceil_div(rows, 128), n_multiprocessors);
+
+    return large * 2 <= small * SMALL_COST;
+}
+
+int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t first,
+                           uint32_t rows, struct ew_error *err)
+{
+    static const enum ew_cuda_kernel kernels[2][2] = {{EW_CUDA_WGMMA_F16_128, EW_CUDA_WGMMA_F16_256},
+                                                      {EW_CUDA_WGMMA_BF16_128, EW_CUDA_WGMMA_BF16_256}};
+    uint32_t n_multiprocessors = (uint32_t)backend->device.n_multiprocessors, token_tiles = ceil_div(p->n_rows, TOKENS);
+    bool large = wants_large(n_multiprocessors, token_tiles, rows), is_bf16 = p->matrix->layout == EW_CUDA_BF16;
+    uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128);
+    uint64_t at = backend->work.maps + (uint64_t)(p->matrix - backend->matrices) * sizeof(struct maps);
+    uint64_t x_map = at + offsetof(struct maps, x), w_map = at + offsetof(struct maps, w);
+    uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
+    uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
+
+    return ew_cuda_launch(&backend->device, kernels[is_bf16][large],
+                          (struct ew_cuda_grid){EW_MIN(n_tiles, n_multiprocessors), 1, 1, THREADS, SHARED_BYTES},
+                          ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows), err);
+}

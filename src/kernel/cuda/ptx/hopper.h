@@ -1,0 +1,123 @@
+#pragma once
+// Instructions of sm_90a (PTX ISA 8.0): products of a warpgroup, copies of tiles by the tensor copy engine, barriers in
+// shared memory that count bytes. The emulator does not have them: it says that it is an older GPU.
+
+#include "kernel/cuda/ptx/machine.h"
+
+typedef u64 barrier;
+
+INLINE u32 shared_address(SHARED const void *p) { return (u32)(u64)p; }
+
+INLINE void barrier_init(SHARED barrier *b, u32 arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(b)), "r"(arrivals) : "memory");
+}
+
+// Makes the barriers known to the copy engine.
+INLINE void barrier_init_done(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+INLINE void barrier_arrive(SHARED barrier *b)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+
+// Arrives, and lets the phase end only when so many bytes have come, too.
+INLINE void barrier_expect(SHARED barrier *b, u32 bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(b)), "r"(bytes)
+                 : "memory");
+}
+
+// Until the phase of this parity has ended; of a new barrier, the phase before the first one has parity 1.
+INLINE void barrier_wait(SHARED barrier *b, u32 parity)
+{
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(shared_address(b)), "r"(parity)
+                 : "memory");
+}
+
+// A tile of a matrix that `map` (a CUtensorMap in global memory) describes; column and row of its first element.
+INLINE void copy_tile(SHARED void *to, const void *map, u32 column, u32 row, SHARED barrier *b)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)), "l"(map), "r"(shared_address(b)), "r"(column), "r"(row)
+                 : "memory");
+}
+
+// What describes a tile in shared memory to the tensor cores: rows of 128 bytes, 16-byte chunks exchanged by the
+// 128-byte pattern, so that eight rows (1,024 bytes) repeat.
+INLINE u64 tile_descriptor(SHARED const void *p)
+{
+    return (u64)(shared_address(p) & 0x3FFFF) >> 4 | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+#define ACC8(c, i) \
+    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
+        "+f"(c[i + 7])
+#define ACC64(c, i) \
+    ACC8(c, i), ACC8(c, i + 8), ACC8(c, i + 16), ACC8(c, i + 24), ACC8(c, i + 32), ACC8(c, i + 40), ACC8(c, i + 48), \
+        ACC8(c, i + 56)
+#define LIST64 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
+    "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
+    "%57,%58,%59,%60,%61,%62,%63"
+#define LIST128 \
+    LIST64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89," \
+    "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113," \
+    "%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+
+// 64 columns of the tiles of `a` and `b`: four products of 16 columns (32 bytes: 2 in a descriptor), committed as one
+// group. Without `add` the first one begins anew.
+#define WARPGROUP_PRODUCTS(shape, type, list, a, b, add) \
+    "{\n" \
+    ".reg .pred p;\n" \
+    ".reg .b64 x, y;\n" \
+    "setp.ne.b32 p, " add ", 0;\n" \
+    "wgmma.fence.sync.aligned;\n" \
+    "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, " a ", " b ", p, 1, 1, 0, 0;\n" \
+    "add.s64 x, " a ", 2;\nadd.s64 y, " b ", 2;\n" \
+    "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, x, y, 1, 1, 1, 0, 0;\n" \
+    "add.s64 x, " a ", 4;\nadd.s64 y, " b ", 4;\n" \
+    "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, x, y, 1, 1, 1, 0, 0;\n" \
+    "add.s64 x, " a ", 6;\nadd.s64 y, " b ", 6;\n" \
+    "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" list "}, x, y, 1, 1, 1, 0, 0;\n" \
+    "wgmma.commit_group.sync.aligned;\n" \
+    "}"
+
+INLINE void warpgroup_256(u32 is_bf16, float *c, u64 a, u64 b, u32 add)
+{
+    if (is_bf16)
+        asm volatile(WARPGROUP_PRODUCTS("m64n256k16", "bf16", LIST128, "%128", "%129", "%130")
+                     : ACC64(c, 0), ACC64(c, 64)
+                     : "l"(a), "l"(b), "r"(add)
+                     : "memory");
+    else
+        asm volatile(WARPGROUP_PRODUCTS("m64n256k16", "f16", LIST128, "%128", "%129", "%130")
+                     : ACC64(c, 0), ACC64(c, 64)
+                     : "l"(a), "l"(b), "r"(add)
+                     : "memory");
+}
+
+INLINE void warpgroup_128(u32 is_bf16, float *c, u64 a, u64 b, u32 add)
+{
+    if (is_bf16)
+        asm volatile(WARPGROUP_PRODUCTS("m64n128k16", "bf16", LIST64, "%64", "%65", "%66")
+                     : ACC64(c, 0)
+                     : "l"(a), "l"(b), "r"(add)
+                     : "memory");
+    else
+        asm volatile(WARPGROUP_PRODUCTS("m64n128k16", "f16", LIST64, "%64", "%65", "%66")
+                     : ACC64(c, 0)
+                     : "l"(a), "l"(b), "r"(add)
+                     : "memory");
+}
+
+// Until at most `pending` groups of this warpgroup are under way; a constant.
+#define warpgroup_wait(pending) asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory")

@@ -1,0 +1,160 @@
+// Products of a matrix with many rows of activations on sm_90a: tiles of 128 tokens and 128 or 256 rows, 64 columns at
+// a time. One thread has the tensor copy engine fill stages of shared memory; two warpgroups take 64 tokens each.
+// Blocks stay and take tile after tile, so that the copies of the next one begin while results are written.
+
+#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/hopper.h"
+
+#define BM 128          // tokens
+#define BK 64           // columns: 128 bytes, the widest pattern of the copy engine
+#define BOX 128         // rows of one copy
+#define BOX_BYTES (BOX * BK * 2)
+#define STAGES_MAX 6
+#define CONSUMERS 256   // threads; one more warp copies
+
+static SHARED barrier g_full[STAGES_MAX], g_empty[STAGES_MAX];
+
+struct job {
+    const void *x_map, *w_map;
+    float *out;
+    const float *bias;
+    u32 out_stride, rows, cols, n_tokens;
+    u32 token_tiles, n_tiles;
+};
+
+// Patterns repeat every 1,024 bytes of the address.
+INLINE SHARED u8 *stage_at(u32 stage, u32 stage_bytes)
+{
+    u32 base = (shared_address(g_dynamic) + 1023) & ~1023u;
+
+    return g_dynamic + (base - shared_address(g_dynamic)) + stage * stage_bytes;
+}
+
+INLINE void produce(u32 BN, u32 STAGES, const struct job *job)
+{
+    u32 stage = 0, parity = 1, stage_bytes = (BM + BN) * BK * 2;
+
+    for (u32 tile = BLOCK_X; tile < job->n_tiles; tile += N_BLOCKS_X) {
+        u32 token = tile % job->token_tiles * BM, row = tile / job->token_tiles * BN;
+
+        for (u32 k = 0; k < job->cols; k += BK) {
+            SHARED u8 *to = stage_at(stage, stage_bytes);
+
+            barrier_wait(&g_empty[stage], parity);
+            barrier_expect(&g_full[stage], stage_bytes);
+            copy_tile(to, job->x_map, k, token, &g_full[stage]);
+            UNROLL
+            for (u32 i = 0; i < BN / BOX; i++)
+                copy_tile(to + (i + 1) * BOX_BYTES, job->w_map, k, row + i * BOX, &g_full[stage]);
+            if (++stage == STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+    }
+}
+
+// Two neighbours of a row of the result.
+INLINE void store_pair(const struct job *job, float *out, u32 row, float low, float high)
+{
+    if (row >= job->rows)
+        return;
+    low += job->bias ? job->bias[row] : 0;
+    if (row + 1 < job->rows)
+        high += job->bias ? job->bias[row + 1] : 0;
+    if (row + 1 < job->rows && job->out_stride % 2 == 0) {
+        *(f32x2 *)(out + row) = (f32x2){low, high};
+        return;
+    }
+    out[row] = low;
+    if (row + 1 < job->rows)
+        out[row + 1] = high;
+}
+
+// A warpgroup's accumulators: warp w has tokens 16 w on, of them a lane has lane / 4 and 8 more; of each 8 rows it has
+// 2 (lane % 4) and the next.
+INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
+{
+    u32 lane = THREAD % 32, first_row = tile / job->token_tiles * BN + lane % 4 * 2;
+    u32 token = tile % job->token_tiles * BM + THREAD / 32 * 16 + lane / 4;
+
+    UNROLL
+    for (u32 half = 0; half < 2; half++) {
+        float *out = job->out + (u64)(token + half * 8) * job->out_stride;
+
+        if (token + half * 8 < job->n_tokens) {
+            UNROLL
+            for (u32 n = 0; n < BN / 8; n++)
+                store_pair(job, out, first_row + n * 8, acc[n * 4 + half * 2], acc[n * 4 + half * 2 + 1]);
+        }
+    }
+}
+
+INLINE void consume(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
+{
+    u32 stage = 0, parity = 0, stage_bytes = (BM + BN) * BK * 2, group = THREAD / 128;
+    float acc[128];
+
+    for (u32 tile = BLOCK_X; tile < job->n_tiles; tile += N_BLOCKS_X) {
+        u32 before = 0;
+
+        for (u32 k = 0; k < job->cols; k += BK) {
+            SHARED u8 *at = stage_at(stage, stage_bytes);
+            u64 a = tile_descriptor(at + group * 64 * BK * 2), b = tile_descriptor(at + BOX_BYTES);
+
+            barrier_wait(&g_full[stage], parity);
+            if (BN == 256)
+                warpgroup_256(is_bf16, acc, a, b, k);
+            else
+                warpgroup_128(is_bf16, acc, a, b, k);
+            warpgroup_wait(1);
+            if (k && THREAD % 128 == 0)
+                barrier_arrive(&g_empty[before]);
+            before = stage;
+            if (++stage == STAGES) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        warpgroup_wait(0);
+        if (THREAD % 128 == 0)
+            barrier_arrive(&g_empty[before]);
+        store_out(BN, job, tile, acc);
+    }
+}
+
+INLINE void multiply(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
+{
+    if (THREAD == 0) {
+        for (u32 i = 0; i < STAGES; i++) {
+            barrier_init(&g_full[i], 1);
+            barrier_init(&g_empty[i], 2); // a thread of each warpgroup
+        }
+        barrier_init_done();
+    }
+    block_sync();
+    if (THREAD >= CONSUMERS) {
+        if (THREAD == CONSUMERS)
+            produce(BN, STAGES, job);
+    } else {
+        consume(is_bf16, BN, STAGES, job);
+    }
+}
+
+// x_map, w_map: maps of the activations and of the matrix, boxes of 64 columns and 128 rows. cols is a multiple of 64.
+// Tiles next to each other share rows of the matrix.
+#define DEFINE(name, is_bf16, BN, STAGES) \
+    KERNEL name(float *out, u32 out_stride, const void *x_map, const void *w_map, const float *bias, u32 rows, \
+                u32 cols, u32 n_tokens) \
+    { \
+        u32 token_tiles = (n_tokens + BM - 1) / BM; \
+        struct job job = {x_map, w_map, out,      bias,        out_stride, rows, \
+                          cols,  n_tokens, token_tiles, token_tiles * ((rows + BN - 1) / BN)}; \
+                                                                                                                       \
+        multiply(is_bf16, BN, STAGES, &job); \
+    }
+
+DEFINE(wgmma_f16_256, 0, 256, 4)
+DEFINE(wgmma_f16_128, 0, 128, 6)
+DEFINE(wgmma_bf16_256, 1, 256, 4)
+DEFINE(wgmma_bf16_128, 1, 128, 6)
