@@ -5,9 +5,10 @@
 #include "engine/prefix.h"
 #include "platform/memory.h"
 
-#define CONTEXT_UNKNOWN 4096u // for models whose file does not say what context they were trained with
+#define CONTEXT_UNKNOWN 4096u   // for models whose file does not say what context they were trained with
 #define TEXT_TOKENS_USUAL 8192u // models that read longer texts do so where a longer context is asked for
-#define CONTEXT_LEAST 256u    // a shorter one is only taken where it is asked for
+#define STATES_KEPT 2u     // by the prefix tree, for each context that there is room for: of a prompt and of an end
+#define CONTEXT_LEAST 256u // a shorter one is only taken where it is asked for
 
 // Texts are computed whole: a step takes the longest one.
 static void complete_for_texts(struct ew_engine_config *c, const struct ew_model *model)
@@ -145,6 +146,8 @@ static int size_for(const struct ew_model *model, struct ew_backend *backend, co
         if (kind == EW_CACHE_FULL || kind == EW_CACHE_LATENT || kind == EW_CACHE_CROSS)
             some = (each * percent + 99) / 100;
         some = EW_MIN(some, all);
+        if (kind == EW_CACHE_STATE && config->reuse)
+            some += STATES_KEPT * ((percent + 99) / 100);
         if (some > INT32_MAX)
             return ew_fail(err, EW_ERR_LIMIT,
                            "a context of %u for %u sequences needs more cache blocks than can be counted", context,
@@ -223,7 +226,7 @@ static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backen
     if (rc < 0)
         return rc;
     return fits(config, fit) ? search(model, backend, config, true, context, least, context, fit, err)
-                     : refuse(model, config, fit, err);
+                             : refuse(model, config, fit, err);
 }
 
 // Rows of results of a step: one a sequence, or all of which a mean is made.

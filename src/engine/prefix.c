@@ -7,6 +7,10 @@
 #include "base/map.h"
 
 #define SIBLINGS_MAX 64 // looked at for a prefix that ends inside a node, the newest first
+// Tokens between two states of one prompt that are kept: a state weighs as much as the keys of some thousand tokens, and
+// keeping one while its sequence goes on is a copy.
+#define STATE_DISTANCE 256
+#define STATE_BLOCKS_LEAST 4 // blocks of new tokens that are worth a step's end for a state
 
 // ---- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ void ew_prefix_evict(struct ew_prefix *prefix, uint32_t group)
     const struct ew_cache_pool *pool = &prefix->cache->pools[group];
     uint32_t node = pool->node[pool->oldest];
 
-    if (pool->group.kind != EW_CACHE_WINDOW) {
+    if (pool->group.kind != EW_CACHE_WINDOW && pool->group.kind != EW_CACHE_STATE) {
         remove_node(prefix, node);
         return;
     }
@@ -153,9 +157,25 @@ void ew_prefix_evict(struct ew_prefix *prefix, uint32_t group)
 
 // ---- creation ------------------------------------------------------------------------------------------------------
 
-static bool can_reuse(enum ew_cache_kind kind)
+static bool is_whole_group(enum ew_cache_kind kind)
 {
-    return kind == EW_CACHE_FULL || kind == EW_CACHE_LATENT || kind == EW_CACHE_WINDOW;
+    return kind == EW_CACHE_FULL || kind == EW_CACHE_LATENT;
+}
+
+// States alone would leave nodes that nobody gives up.
+static bool can_reuse(const struct ew_cache *cache)
+{
+    bool has_whole = false, has_states = false;
+
+    for (uint32_t g = 0; g < cache->n_groups; g++) {
+        enum ew_cache_kind kind = cache->pools[g].group.kind;
+
+        has_whole = has_whole || is_whole_group(kind);
+        has_states = has_states || kind == EW_CACHE_STATE;
+        if (!is_whole_group(kind) && kind != EW_CACHE_WINDOW && kind != EW_CACHE_STATE)
+            return false;
+    }
+    return cache->n_groups > 0 && (has_whole || !has_states);
 }
 
 // A node has a block in each full group. Where all groups are windows, most nodes of a long path have none: four times
@@ -163,15 +183,12 @@ static bool can_reuse(enum ew_cache_kind kind)
 static uint32_t nodes_for(const struct ew_cache_group *groups, uint32_t n_groups, const uint32_t *n_blocks)
 {
     uint64_t most = 0;
-    bool only_windows = true;
 
     for (uint32_t g = 0; g < n_groups; g++) {
-        most += groups[g].kind == EW_CACHE_WINDOW ? 4 * (uint64_t)n_blocks[g] : 0;
-        only_windows = only_windows && groups[g].kind == EW_CACHE_WINDOW;
-    }
-    for (uint32_t g = 0; g < n_groups && !only_windows; g++)
-        if (groups[g].kind != EW_CACHE_WINDOW)
+        if (is_whole_group(groups[g].kind))
             return n_blocks[g];
+        most += groups[g].kind == EW_CACHE_WINDOW ? 4 * (uint64_t)n_blocks[g] : 0;
+    }
     return (uint32_t)EW_MIN(most, (uint64_t)INT32_MAX);
 }
 
@@ -222,10 +239,8 @@ int ew_prefix_create(struct ew_cache *cache, uint32_t context_max, struct ew_pre
     for (uint32_t g = 0; g < cache->n_groups; g++) {
         groups[g] = cache->pools[g].group;
         n_blocks[g] = cache->pools[g].n_blocks;
-        if (!can_reuse(groups[g].kind))
-            return 0;
     }
-    if (cache->n_groups == 0)
+    if (!can_reuse(cache))
         return 0;
     prefix = ew_alloc(sizeof(*prefix));
     if (!prefix)
@@ -236,6 +251,8 @@ int ew_prefix_create(struct ew_cache *cache, uint32_t context_max, struct ew_pre
         .root_child = EW_NODE_NONE,
         .path_max = context_max / cache->block_tokens + 1,
     };
+    for (uint32_t g = 0; g < cache->n_groups; g++)
+        prefix->has_states = prefix->has_states || groups[g].kind == EW_CACHE_STATE;
     prefix->n_buckets = buckets_for(prefix->n_nodes);
     rc = alloc_arrays(prefix, err);
     if (rc < 0) {
@@ -306,7 +323,9 @@ static bool can_go_on(const struct ew_prefix *prefix, const uint32_t *runs, uint
     const struct ew_cache *cache = prefix->cache;
 
     for (uint32_t g = 0; g < cache->n_groups; g++)
-        if (n_nodes - runs[g] > first_seen(&cache->pools[g].group, n) / cache->block_tokens)
+        if (cache->pools[g].group.kind == EW_CACHE_STATE
+                ? runs[g] == 0
+                : n_nodes - runs[g] > first_seen(&cache->pools[g].group, n) / cache->block_tokens)
             return false;
     return true;
 }
@@ -320,7 +339,15 @@ static uint32_t common(const int32_t *a, const int32_t *b, uint32_t n)
     return i;
 }
 
-// The child that goes the longest way along with the next n tokens.
+static bool has_state(const struct ew_prefix *prefix, uint32_t node)
+{
+    for (uint32_t g = 0; g < prefix->cache->n_groups; g++)
+        if (prefix->cache->pools[g].group.kind == EW_CACHE_STATE && blocks_of(prefix, node)[g] == EW_BLOCK_NONE)
+            return false;
+    return true;
+}
+
+// The child that goes the longest way along with the next n tokens. A state is of a node's end and of no other place.
 static uint32_t find_partial(struct ew_prefix *prefix, uint64_t key, uint32_t parent, const int32_t *tokens, uint32_t n,
                              uint32_t *n_common)
 {
@@ -332,15 +359,32 @@ static uint32_t find_partial(struct ew_prefix *prefix, uint64_t key, uint32_t pa
 
         if (prefix->nodes[node].root != key || same <= *n_common)
             continue;
+        if (prefix->has_states && (same < prefix->nodes[node].n_tokens || !has_state(prefix, node)))
+            continue;
         best = node;
         *n_common = same;
     }
     return best;
 }
 
+// Goes on into a child of the last of `depth` nodes, where that leads further than *best.
+static void find_inside(struct ew_prefix *prefix, uint64_t key, uint32_t parent, const int32_t *tokens, uint32_t n,
+                        uint32_t depth, const uint32_t *runs, struct match *best)
+{
+    uint32_t own_runs[EW_CACHE_GROUPS_MAX], begin = depth * prefix->cache->block_tokens, n_common;
+    uint32_t partial = find_partial(prefix, key, parent, tokens + begin, n - begin, &n_common);
+
+    if (partial == EW_NODE_NONE)
+        return;
+    memcpy(own_runs, runs, sizeof(own_runs));
+    count_runs(prefix, partial, own_runs);
+    if (can_go_on(prefix, own_runs, depth + 1, begin + n_common))
+        *best = (struct match){depth, partial, begin + n_common};
+}
+
 static struct match find(struct ew_prefix *prefix, uint64_t key, const int32_t *tokens, uint32_t n)
 {
-    uint32_t block_tokens = prefix->cache->block_tokens, depth = 0, n_common, partial, parent = EW_NODE_NONE;
+    uint32_t block_tokens = prefix->cache->block_tokens, depth = 0, parent = EW_NODE_NONE;
     uint32_t runs[EW_CACHE_GROUPS_MAX] = {0};
     struct match best = {.partial = EW_NODE_NONE};
 
@@ -349,17 +393,14 @@ static struct match find(struct ew_prefix *prefix, uint64_t key, const int32_t *
 
         if (node == EW_NODE_NONE)
             break;
+        if (prefix->has_states) // which further nodes may lack
+            find_inside(prefix, key, parent, tokens, n, depth, runs, &best);
         prefix->path[depth] = parent = node;
         count_runs(prefix, node, runs);
         if (can_go_on(prefix, runs, depth + 1, (depth + 1) * block_tokens))
             best = (struct match){depth + 1, EW_NODE_NONE, (depth + 1) * block_tokens};
     }
-    partial = find_partial(prefix, key, parent, tokens + depth * block_tokens, n - depth * block_tokens, &n_common);
-    if (partial == EW_NODE_NONE)
-        return best;
-    count_runs(prefix, partial, runs);
-    if (can_go_on(prefix, runs, depth + 1, depth * block_tokens + n_common))
-        best = (struct match){depth, partial, depth * block_tokens + n_common};
+    find_inside(prefix, key, parent, tokens, n, depth, runs, &best);
     return best;
 }
 
@@ -370,6 +411,16 @@ static uint32_t own_partial(struct ew_sequence *seq, struct ew_backend *backend,
     if (match->partial == EW_NODE_NONE || ew_sequence_extend(seq, backend, 0, NULL) == 0)
         return match->n_tokens;
     return ew_sequence_rewind(seq, match->n_whole * seq->cache->block_tokens);
+}
+
+// The last of the path's nodes has the state; the sequence gets its own when it extends.
+static void adopt_state(struct ew_prefix *prefix, uint32_t group, uint32_t n_nodes, struct ew_sequence *seq)
+{
+    seq->n_blocks[group] = n_nodes > 0;
+    if (n_nodes == 0)
+        return;
+    seq->tables[group][0] = blocks_of(prefix, prefix->path[n_nodes - 1])[group];
+    ew_cache_ref(prefix->cache, group, seq->tables[group][0]);
 }
 
 uint32_t ew_prefix_adopt(struct ew_prefix *prefix, uint64_t key, struct ew_sequence *seq, struct ew_backend *backend)
@@ -383,6 +434,10 @@ uint32_t ew_prefix_adopt(struct ew_prefix *prefix, uint64_t key, struct ew_seque
     for (uint32_t g = 0; g < prefix->cache->n_groups; g++) {
         uint32_t first = first_seen(&prefix->cache->pools[g].group, match.n_tokens) / prefix->cache->block_tokens;
 
+        if (prefix->cache->pools[g].group.kind == EW_CACHE_STATE) {
+            adopt_state(prefix, g, n_nodes, seq);
+            continue;
+        }
         seq->first[g] = EW_MIN(first, n_nodes);
         seq->n_blocks[g] = n_nodes;
         for (uint32_t i = seq->first[g]; i < n_nodes; i++) {
@@ -390,7 +445,7 @@ uint32_t ew_prefix_adopt(struct ew_prefix *prefix, uint64_t key, struct ew_seque
             ew_cache_ref(prefix->cache, g, seq->tables[g][i]);
         }
     }
-    seq->n_cached = match.n_tokens;
+    seq->n_cached = seq->n_state = match.n_tokens;
     seq->n_kept = match.n_whole;
     seq->node = match.n_whole ? prefix->path[match.n_whole - 1] : EW_NODE_NONE;
     return own_partial(seq, backend, &match);
@@ -399,22 +454,36 @@ uint32_t ew_prefix_adopt(struct ew_prefix *prefix, uint64_t key, struct ew_seque
 // ---- keeping -------------------------------------------------------------------------------------------------------
 
 // From here on node and sequence hold the same block, where the sequence has one: the tree's if there are two.
-static void merge_blocks(struct ew_prefix *prefix, uint32_t node, struct ew_sequence *seq, uint32_t index)
+static void merge_block(struct ew_prefix *prefix, uint32_t node, uint32_t group, int32_t *own)
 {
-    for (uint32_t g = 0; g < prefix->cache->n_groups; g++) {
-        int32_t *kept = &blocks_of(prefix, node)[g], *own = &seq->tables[g][index];
+    int32_t *kept = &blocks_of(prefix, node)[group];
 
-        if (*own == EW_BLOCK_NONE || *own == *kept)
-            continue;
-        if (*kept == EW_BLOCK_NONE) {
-            *kept = *own;
-            ew_cache_keep(prefix->cache, g, *own, node);
-            continue;
-        }
-        ew_cache_ref(prefix->cache, g, *kept);
-        ew_cache_unref(prefix->cache, g, *own);
-        *own = *kept;
+    if (*own == EW_BLOCK_NONE || *own == *kept)
+        return;
+    if (*kept == EW_BLOCK_NONE) {
+        *kept = *own;
+        ew_cache_keep(prefix->cache, group, *own, node);
+        return;
     }
+    ew_cache_ref(prefix->cache, group, *kept);
+    ew_cache_unref(prefix->cache, group, *own);
+    *own = *kept;
+}
+
+static void merge_tokens(struct ew_prefix *prefix, uint32_t node, struct ew_sequence *seq, uint32_t index)
+{
+    for (uint32_t g = 0; g < prefix->cache->n_groups; g++)
+        if (prefix->cache->pools[g].group.kind != EW_CACHE_STATE)
+            merge_block(prefix, node, g, &seq->tables[g][index]);
+}
+
+// The node ends where the sequence is.
+static void merge_states(struct ew_prefix *prefix, uint32_t node, struct ew_sequence *seq)
+{
+    for (uint32_t g = 0; g < prefix->cache->n_groups; g++)
+        if (prefix->cache->pools[g].group.kind == EW_CACHE_STATE)
+            merge_block(prefix, node, g, &seq->tables[g][0]);
+    seq->n_state = seq->n_cached;
 }
 
 // The begun block, unless some node has all of its tokens.
@@ -429,8 +498,37 @@ static void keep_tail(struct ew_prefix *prefix, uint64_t key, struct ew_sequence
     if (n_common == n)
         return;
     node = add_node(prefix, key, seq->node, tokens, n);
-    if (node != EW_NODE_NONE)
-        merge_blocks(prefix, node, seq, seq->n_kept);
+    if (node == EW_NODE_NONE)
+        return;
+    merge_tokens(prefix, node, seq, seq->n_kept);
+    merge_states(prefix, node, seq);
+}
+
+// Whether the state that the sequence has now is worth a block and, where it goes on, a copy: at its end, near
+// that of a prompt, where the next turn of a conversation departs, and every so often on a long way there.
+static bool wants_state(const struct ew_prefix *prefix, const struct ew_sequence *seq, bool with_tail)
+{
+    uint32_t pending = seq->n_tokens - seq->n_cached;
+
+    if (!prefix->has_states || with_tail)
+        return with_tail;
+    return pending > 0 &&
+           (pending <= 2 * prefix->cache->block_tokens || seq->n_cached - seq->n_state >= STATE_DISTANCE);
+}
+
+uint32_t ew_prefix_chunk(const struct ew_prefix *prefix, const struct ew_sequence *seq, uint32_t n)
+{
+    uint32_t block_tokens = prefix->cache->block_tokens, end = seq->n_cached + n;
+
+    if (!prefix->has_states)
+        return n;
+    if (end == seq->n_tokens) { // prompts end with words of the chat template that the next turn may not have
+        if (n < STATE_BLOCKS_LEAST * block_tokens)
+            return n;
+        end -= block_tokens + 1;
+    }
+    end -= end % block_tokens;
+    return end > seq->n_cached ? end - seq->n_cached : n;
 }
 
 void ew_prefix_keep(struct ew_prefix *prefix, uint64_t key, struct ew_sequence *seq, bool with_tail)
@@ -445,9 +543,11 @@ void ew_prefix_keep(struct ew_prefix *prefix, uint64_t key, struct ew_sequence *
             node = add_node(prefix, key, seq->node, tokens, block_tokens);
         if (node == EW_NODE_NONE)
             return; // the tree is full: again later
-        merge_blocks(prefix, node, seq, seq->n_kept);
+        merge_tokens(prefix, node, seq, seq->n_kept);
         seq->node = node;
     }
+    if (seq->n_kept && seq->n_cached == seq->n_kept * block_tokens && wants_state(prefix, seq, with_tail))
+        merge_states(prefix, seq->node, seq);
     if (with_tail)
         keep_tail(prefix, key, seq);
 }

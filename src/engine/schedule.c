@@ -405,6 +405,8 @@ static void plan_prompts(struct ew_engine *engine)
         n = EW_MIN(EW_MIN(tokens_pending(job), config->whole_prompts ? UINT32_MAX : config->chunk), left);
         if (config->whole_prompts && n < tokens_pending(job) && job->n_preempted == 0)
             continue; // a later step has room for all of it
+        if (engine->core.prefix && !config->whole_prompts)
+            n = ew_prefix_chunk(engine->core.prefix, job->seq, n);
         if (add_work(engine, job, n))
             left -= n;
     }

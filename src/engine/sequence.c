@@ -94,6 +94,7 @@ uint32_t ew_sequence_rewind(struct ew_sequence *seq, uint32_t n)
         cut_table(seq, g, n == 0 ? 0 : ew_cache_table_length(group, n, seq->cache->block_tokens));
     }
     seq->n_cached = n;
+    seq->n_state = EW_MIN(seq->n_state, n);
     return n;
 }
 

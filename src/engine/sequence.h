@@ -18,6 +18,7 @@ struct ew_sequence {
     uint32_t first[EW_CACHE_GROUPS_MAX], n_blocks[EW_CACHE_GROUPS_MAX];
     uint32_t n_kept; // of its whole blocks, those that are in the prefix tree
     uint32_t node;   // the last of these; EW_NODE_NONE: there is none
+    uint32_t n_state; // cached tokens when the tree last had the state of this sequence
 };
 
 int ew_sequence_init(struct ew_sequence *seq, struct ew_cache *cache, uint32_t capacity,

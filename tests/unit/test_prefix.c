@@ -17,12 +17,18 @@
 #define CONTEXT 64
 #define N_SEQS 3
 
+#define STATE_GROUP 1 // where there is one
+#define STATES_MAX 16
+
 static uint32_t g_n_copied;
+static uint64_t g_states[STATES_MAX]; // what blocks of states hold: a hash of all tokens so far
 
 static int copy_block(struct ew_backend *backend, uint32_t group, int32_t from, int32_t to, struct ew_error *err)
 {
-    (void)backend, (void)group, (void)err;
+    (void)backend, (void)err;
     g_n_copied += from != to;
+    if (group == STATE_GROUP && from < STATES_MAX && to < STATES_MAX)
+        g_states[to] = g_states[from];
     return 0;
 }
 
@@ -63,6 +69,15 @@ static struct fixture *build_mixed(uint32_t n_full, uint32_t n_window)
     return build(groups, 2, (uint32_t[]){n_full, n_window});
 }
 
+static struct fixture *build_states(uint32_t n_full, uint32_t n_states)
+{
+    struct ew_cache_group groups[] = {{.kind = EW_CACHE_FULL, .n_layers = 1},
+                                      {.kind = EW_CACHE_STATE, .n_layers = 1, .state_bytes = 64}};
+
+    assert_true(n_states <= STATES_MAX);
+    return build(groups, 2, (uint32_t[]){n_full, n_states});
+}
+
 static void destroy(struct fixture *f)
 {
     for (uint32_t i = 0; i < N_SEQS; i++)
@@ -81,17 +96,44 @@ static uint32_t begin(struct fixture *f, struct ew_sequence *seq, int32_t base, 
     return ew_prefix_adopt(f->prefix, 0, seq, &g_backend);
 }
 
-// As steps do: the rest is computed, a few tokens at a time, and kept.
+static uint64_t hash_of(const int32_t *tokens, uint32_t n)
+{
+    uint64_t hash = 1;
+
+    for (uint32_t i = 0; i < n; i++)
+        hash = hash * 0x9E3779B97F4A7C15u + (uint64_t)tokens[i];
+    return hash;
+}
+
+// A state that a sequence goes on from must be that of its tokens, and nobody else may hold the block.
+static void compute_state(const struct ew_sequence *seq, uint32_t n)
+{
+    int32_t block = seq->tables[STATE_GROUP][0];
+
+    if (seq->n_cached > 0)
+        assert_true(g_states[block] == hash_of(seq->tokens, seq->n_cached));
+    assert_int_equal(seq->cache->pools[STATE_GROUP].n_refs[block], 1);
+    g_states[block] = hash_of(seq->tokens, seq->n_cached + n);
+}
+
+// As a step does; false where there is no room.
+static bool step(struct fixture *f, struct ew_sequence *seq, uint32_t n)
+{
+    ew_sequence_release_passed(seq);
+    if (ew_sequence_extend(seq, &g_backend, n, NULL))
+        return false;
+    if (f->prefix->has_states)
+        compute_state(seq, n);
+    seq->n_cached += n;
+    ew_prefix_keep(f->prefix, 0, seq, false);
+    return true;
+}
+
+// The rest is computed, a few tokens at a time, and kept.
 static void compute(struct fixture *f, struct ew_sequence *seq)
 {
-    while (seq->n_cached < seq->n_tokens) {
-        uint32_t n = EW_MIN(3u, seq->n_tokens - seq->n_cached);
-
-        ew_sequence_release_passed(seq);
-        assert_int_equal(ew_sequence_extend(seq, &g_backend, n, NULL), 0);
-        seq->n_cached += n;
-        ew_prefix_keep(f->prefix, 0, seq, false);
-    }
+    while (seq->n_cached < seq->n_tokens)
+        assert_true(step(f, seq, EW_MIN(3u, seq->n_tokens - seq->n_cached)));
 }
 
 static void end(struct fixture *f, struct ew_sequence *seq)
@@ -117,7 +159,7 @@ static void prefixes_are_shared_by_block_and_by_token(void **state)
     assert_int_equal(run(f, 0, 10), 0);
     assert_int_equal(f->prefix->n_used, 3); // two whole blocks and a begun one
     assert_int_equal(begin(f, &f->seqs[0], 0, 20), 10);
-    assert_int_equal(g_n_copied, 1); // the begun block: the tree's own stays as it is
+    assert_int_equal(g_n_copied, 1);                  // the begun block: the tree's own stays as it is
     assert_int_equal(begin(f, &f->seqs[1], 0, 8), 7); // the last token is computed for its logits
     assert_int_equal(f->seqs[0].tables[0][0], f->seqs[1].tables[0][0]);
     assert_int_not_equal(f->seqs[0].tables[0][1], f->seqs[1].tables[0][1]);
@@ -219,9 +261,64 @@ static void windows_refuse_what_they_no_longer_have(void **state)
     destroy(f);
 }
 
+// As the scheduler does, in chunks of up to n tokens.
+static void compute_chunks(struct fixture *f, struct ew_sequence *seq, uint32_t n)
+{
+    while (seq->n_cached < seq->n_tokens)
+        assert_true(step(f, seq, ew_prefix_chunk(f->prefix, seq, EW_MIN(n, seq->n_tokens - seq->n_cached))));
+}
+
+static void states_are_taken_up_only_where_they_were_kept(void **state)
+{
+    struct fixture *f = build_states(24, N_SEQS + 3);
+    struct ew_sequence *a = &f->seqs[0], *b = &f->seqs[1];
+
+    (void)state;
+    assert_int_equal(begin(f, a, 0, 31), 0);
+    compute_chunks(f, a, 64); // ends at 24 first: the last edge with a block and a token behind it
+    assert_int_equal(begin(f, b, 0, 30), 24);
+    compute_chunks(f, b, 64);
+    ew_sequence_reset(b);
+    assert_int_equal(begin(f, b, 0, 20), 0); // keys are there, a state is not
+    ew_sequence_reset(b);
+    for (int32_t token = 31; token < 38; token++) { // an answer
+        ew_sequence_push(a, token);
+        compute(f, a);
+    }
+    end(f, a);
+    g_n_copied = 0;
+    assert_int_equal(begin(f, a, 0, 50), 38); // the next turn, from the end of the answer
+    assert_int_equal(g_n_copied, 2);          // of keys and of the state: the tree's own stay
+    assert_int_equal(begin(f, b, 0, 37), 24); // the same prompt with another answer
+    compute_chunks(f, b, 64);
+    compute_chunks(f, a, 64);
+    end(f, a);
+    assert_int_equal(run(f, 0, 45), 38); // twelve tokens more were not worth another state
+    destroy(f);
+}
+
+static void states_are_given_up_before_their_tokens(void **state)
+{
+    struct fixture *f = build_states(24, N_SEQS + 1);
+
+    (void)state;
+    run(f, 0, 10);
+    run(f, 100, 10);
+    run(f, 200, 10);
+    run(f, 300, 10);
+    assert_int_equal(begin(f, &f->seqs[0], 0, 12), 10); // its copy takes the place of the oldest state, 100's
+    assert_int_equal(begin(f, &f->seqs[1], 200, 12), 10);
+    assert_int_equal(begin(f, &f->seqs[2], 100, 12), 0);
+    assert_int_equal(f->cache.pools[0].n_reusable, 4 * 3 - 2 * 2); // all keys are still there
+    compute(f, &f->seqs[2]);
+    compute(f, &f->seqs[1]);
+    compute(f, &f->seqs[0]);
+    destroy(f);
+}
+
 static void groups_without_tokens_are_not_reused(void **state)
 {
-    struct ew_cache_group groups[] = {{.kind = EW_CACHE_FULL, .n_layers = 1},
+    struct ew_cache_group groups[] = {{.kind = EW_CACHE_WINDOW, .n_layers = 1, .window = 6},
                                       {.kind = EW_CACHE_STATE, .n_layers = 1, .state_bytes = 64}};
     struct ew_program program = {.n_groups = 2, .groups = groups};
     struct ew_prefix *prefix = (struct ew_prefix *)&program;
@@ -282,7 +379,7 @@ static void check_accounts(const struct fixture *f)
 static void check_contents(const struct fixture *f, const struct ew_sequence *seq)
 {
     for (uint32_t g = 0; g < f->cache.n_groups; g++)
-        for (uint32_t i = seq->first[g]; i < seq->n_kept; i++) {
+        for (uint32_t i = seq->first[g]; i < seq->n_kept && f->cache.pools[g].group.kind != EW_CACHE_STATE; i++) {
             uint32_t node = f->cache.pools[g].node[seq->tables[g][i]];
 
             assert_int_not_equal(node, EW_NODE_NONE);
@@ -305,11 +402,11 @@ static void one_random_thing(struct fixture *f, struct ew_rng *rng)
         ew_sequence_push(seq, (int32_t)ew_rng_below(rng, 2));
     want = 1 + ew_rng_below(rng, 5);
     want = EW_MIN(want, seq->n_tokens - seq->n_cached);
-    ew_sequence_release_passed(seq);
-    if (want && ew_sequence_extend(seq, &g_backend, want, NULL) == 0) {
-        seq->n_cached += want;
-        ew_prefix_keep(f->prefix, 0, seq, false);
-    } else if (ew_rng_below(rng, 2)) {
+    if (want && ew_rng_below(rng, 2))
+        want = ew_prefix_chunk(f->prefix, seq, want);
+    if (want && step(f, seq, want))
+        return;
+    if (ew_rng_below(rng, 2)) {
         end(f, seq);
     } else if (ew_rng_below(rng, 4) == 0) {
         ew_sequence_reset(seq); // as a failed step does
@@ -341,6 +438,8 @@ static void accounts_hold_whatever_happens(void **state)
     storm(build_full(24), seed);
     storm(build_mixed(24, 16), seed + 1);
     storm(build(windows, 2, (uint32_t[]){14, 18}), seed + 2);
+    storm(build_states(24, N_SEQS + 1), seed + 3);
+    storm(build_states(20, 9), seed + 4);
 }
 
 int main(void)
@@ -353,6 +452,8 @@ int main(void)
         cmocka_unit_test(what_is_held_is_never_given_up),
         cmocka_unit_test(a_begun_block_needs_room_for_its_copy),
         cmocka_unit_test(windows_refuse_what_they_no_longer_have),
+        cmocka_unit_test(states_are_taken_up_only_where_they_were_kept),
+        cmocka_unit_test(states_are_given_up_before_their_tokens),
         cmocka_unit_test(groups_without_tokens_are_not_reused),
         cmocka_unit_test(failed_allocations_leave_nothing_behind),
         cmocka_unit_test(accounts_hold_whatever_happens),
