@@ -297,11 +297,16 @@ static uint32_t tokens_of(uint32_t n_prompt)
 // The longest prompt whose recording stays within the limit; 0 where not even the shortest does.
 static uint32_t choose_prompt(const struct ew_program *program, uint64_t *floats_per_token)
 {
-    uint32_t n = PROMPT_TOKENS;
+    uint32_t n = PROMPT_TOKENS, n_active = 1, n_rows = 1;
 
     *floats_per_token = program->n_vocab; // a selected row may be wider than what it was selected from
-    for (uint32_t i = 0; i < program->n_ops; i++)
-        *floats_per_token += program->slot_width[program->ops[i].out];
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        const struct ew_op *op = &program->ops[i];
+
+        n_active = op->kind == EW_OP_ROUTE ? op->route.n_active : n_active;
+        n_rows = op->kind == EW_OP_DISPATCH ? n_active : op->kind == EW_OP_COMBINE ? 1 : n_rows; // pairs between them
+        *floats_per_token += (uint64_t)n_rows * program->slot_width[op->out];
+    }
     while (n >= PROMPT_TOKENS_LEAST && tokens_of(n) * *floats_per_token * sizeof(float) > RECORD_BYTES_MAX)
         n--;
     return n >= PROMPT_TOKENS_LEAST ? n : 0;

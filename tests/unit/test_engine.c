@@ -203,6 +203,81 @@ static void turns_compute_only_what_is_new(void **state)
     ew_model_close(model);
 }
 
+// ---- conversations of models with states ---------------------------------------------------------------------------
+
+struct turn {
+    struct answer answer;
+    float logprobs[ANSWER_MAX];
+};
+
+static void run_turn(struct ew_engine *engine, const struct ew_request *request, struct turn *turn)
+{
+    struct ew_event event;
+    bool idle = false;
+
+    turn->answer.n = 0;
+    submit(engine, request);
+    while (!idle) {
+        assert_int_equal(ew_engine_step(engine, &idle, NULL), 0);
+        while (ew_engine_next_event(engine, &event)) {
+            if (event.kind != EW_EVENT_TOKEN) {
+                turn->answer.last = event;
+                continue;
+            }
+            turn->logprobs[turn->answer.n] = event.logprobs[0].logprob;
+            turn->answer.ids[turn->answer.n++] = event.token;
+        }
+    }
+}
+
+// Runs it with what was kept, and anew; bit for bit the same. Returns how much was reused.
+static uint32_t run_both_ways(struct ew_engine *engine, struct ew_request *request, struct turn *turn)
+{
+    struct turn fresh;
+
+    request->n_logprobs = 1;
+    request->no_reuse = false;
+    run_turn(engine, request, turn);
+    request->no_reuse = true;
+    run_turn(engine, request, &fresh);
+    assert_int_equal(fresh.answer.last.n_reused, 0);
+    assert_int_equal(turn->answer.n, fresh.answer.n);
+    assert_memory_equal(turn->answer.ids, fresh.answer.ids, fresh.answer.n * sizeof(int32_t));
+    assert_memory_equal(turn->logprobs, fresh.logprobs, fresh.answer.n * sizeof(float));
+    return turn->answer.last.n_reused;
+}
+
+// state: the fixture.
+static void turns_go_on_from_states(void **state)
+{
+    struct ew_model *model = open_model(*state);
+    struct ew_engine_config config = small_config();
+    struct ew_engine *engine;
+    struct ew_request request;
+    struct turn turn;
+    int32_t ids[128];
+
+    config.reuse = true;
+    config.block_tokens = 4;
+    config.chunk = config.max_num_tokens = 64;
+    engine = create(model, &config);
+    random_ids(1, ids, 128);
+    request = request_for(ids, 30, 8);
+    assert_int_equal(run_both_ways(engine, &request, &turn), 0);
+    memcpy(ids + 30, turn.answer.ids, 8 * sizeof(*ids));
+
+    request.n_ids = 60; // the whole answer, whose last token was never fed, and a second question
+    assert_int_equal(run_both_ways(engine, &request, &turn), 37);
+    ids[40] = (ids[40] + 1) % N_VOCAB; // another question
+    assert_int_equal(run_both_ways(engine, &request, &turn), 37);
+    ids[28] = (ids[28] + 1) % N_VOCAB; // another end of the first question: from the edge before it
+    assert_int_equal(run_both_ways(engine, &request, &turn), 24);
+    ids[3] = (ids[3] + 1) % N_VOCAB; // nothing is left of it
+    assert_int_equal(run_both_ways(engine, &request, &turn), 0);
+    ew_engine_destroy(engine);
+    ew_model_close(model);
+}
+
 // Room for two prompts: the one that was used longest ago is forgotten.
 static void prefixes_make_room(void **state)
 {
@@ -589,6 +664,10 @@ int main(void)
         cmocka_unit_test(a_batch_answers_as_each_request_alone),
         cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/llama_default"),
         cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/deepseek_v3"),
+        cmocka_unit_test_prestate(turns_go_on_from_states, (void *)(uintptr_t)"models/qwen3_next"),
+        cmocka_unit_test_prestate(turns_go_on_from_states, (void *)(uintptr_t)"models/qwen3_5_text"),
+        cmocka_unit_test_prestate(turns_go_on_from_states, (void *)(uintptr_t)"models/nemotron_h"),
+        cmocka_unit_test_prestate(turns_go_on_from_states, (void *)(uintptr_t)"models/nemotron_h_moe"),
         cmocka_unit_test(prefixes_make_room),
         cmocka_unit_test(cancelling_takes_effect_at_once),
         cmocka_unit_test(a_step_waits_until_events_are_taken),

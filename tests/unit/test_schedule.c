@@ -246,6 +246,13 @@ static void windows_are_preempted_too(void **state)
     preempted_requests_finish_with_the_same_text_in("models/gemma2", true); // full and window groups
 }
 
+static void states_are_preempted_too(void **state)
+{
+    (void)state;
+    preempted_requests_finish_with_the_same_text_in("models/qwen3_next", true);
+    preempted_requests_finish_with_the_same_text_in("models/qwen3_5_text", false);
+}
+
 static void no_evict_never_preempts(void **state)
 {
     struct ew_model *model = open_model("models/llama_default");
@@ -751,13 +758,13 @@ static void rage(struct ew_engine *engine, uint64_t seed)
 static void the_books_balance_whatever_happens(void **state)
 {
     static const char *const fixtures[] = {"models/llama_default", "models/gemma2", "models/mistral_swa",
-                                           "models/llama_default"};
+                                           "models/llama_default", "models/nemotron_h_moe"};
     uint64_t seed = getenv("EW_SEED") ? strtoull(getenv("EW_SEED"), NULL, 10) : 1;
 
     (void)state;
     printf("seed %llu\n", (unsigned long long)seed);
     fflush(stdout); // a failed assert loses what is buffered
-    for (uint32_t i = 0; i < 8; i++) {
+    for (uint32_t i = 0; i < 2 * EW_COUNT_OF(fixtures); i++) {
         struct ew_model *model = open_model(fixtures[i / 2]);
         struct ew_engine_config config = small_config();
         struct ew_engine *engine;
@@ -766,7 +773,7 @@ static void the_books_balance_whatever_happens(void **state)
         config.block_tokens = 4;
         config.max_batch_size = 3;
         config.max_sessions = 5;
-        config.contiguous = i >= 6;
+        config.contiguous = i / 2 == 3;
         engine = create_short(model, &config, i / 2 == 2 ? 1 : 0.65); // windows have what they need, or do not start
         rage(engine, seed + i);
         ew_engine_destroy(engine);
@@ -779,6 +786,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(preempted_requests_finish_with_the_same_text),
         cmocka_unit_test(windows_are_preempted_too),
+        cmocka_unit_test(states_are_preempted_too),
         cmocka_unit_test(no_evict_never_preempts),
         cmocka_unit_test(more_requests_than_slots_take_turns),
         cmocka_unit_test(higher_priorities_go_first),
