@@ -57,7 +57,8 @@ static uint32_t plan_prompt_step(struct eval *eval, uint32_t chunk, struct ew_wo
         if (left == 0)
             continue;
         owner[n] = s;
-        work[n++] = (struct ew_work){.seq = seq, .n_tokens = chunk ? EW_MIN(chunk, left) : left, .want = EW_WANT_ALL};
+        work[n++] = (struct ew_work){
+            .seq = seq, .n_tokens = chunk ? EW_MIN(chunk, left) : left, .want = EW_WANT_ALL, .is_prompt = true};
     }
     return n;
 }

@@ -44,6 +44,7 @@ static int feed(struct perplexity *p, const int32_t *ids, uint32_t from, uint32_
             .seq = &p->core->seqs[0],
             .n_tokens = EW_MIN(most, to - at),
             .want = with_logits ? EW_WANT_ALL : EW_WANT_NONE,
+            .is_prompt = true,
         };
         int rc = ew_step_run(&p->core->step, &work, 1, err);
 

@@ -188,8 +188,8 @@ static int run_steps(struct run *run, uint32_t n_prompt, struct ew_error *err)
     a->rope_span = b->rope_span = run->core->fit.limits.context_max;
     for (uint32_t i = 0; i < 2 + DECODE_STEPS && rc == 0; i++) {
         struct ew_work work[2] = {
-            {.seq = a, .n_tokens = i == 0 ? n_prompt : 1, .want = EW_WANT_LAST},
-            {.seq = b, .n_tokens = i == 1 ? second : 1, .want = EW_WANT_LAST},
+            {.seq = a, .n_tokens = i == 0 ? n_prompt : 1, .want = EW_WANT_LAST, .is_prompt = i == 0},
+            {.seq = b, .n_tokens = i == 1 ? second : 1, .want = EW_WANT_LAST, .is_prompt = i == 1},
         };
         uint32_t n_work = i == 0 ? 1 : 2;
 

@@ -347,6 +347,7 @@ static bool add_work(struct ew_engine *engine, struct ew_job *job, uint32_t n_to
         .seq = job->seq,
         .n_tokens = n_tokens,
         .want = n_tokens == tokens_pending(job) ? EW_WANT_LAST : EW_WANT_NONE,
+        .is_prompt = n_tokens > 1 || job->n_new == 0,
     };
     plan_blocks(engine, work->seq, work->n_tokens, true);
     job->stepped = engine->stats.steps + 1;

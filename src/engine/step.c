@@ -68,6 +68,7 @@ static void add_sequence(struct ew_step *step, struct ew_work *work)
         .n_past = work->seq->n_cached,
         .n_proposed = work->n_proposed,
         .rope_span = work->seq->rope_span,
+        .is_prompt = work->is_prompt,
         .blocks = (const int32_t *const *)work->seq->tables,
     };
     add_tokens(step, work);

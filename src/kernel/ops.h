@@ -241,6 +241,8 @@ struct ew_batch_seq {
     // tokens this sequence was admitted for: chooses long or dynamic rotary frequencies, once
     uint32_t rope_span;
     bool no_cache;              // encoders: attends only inside the step, appends nothing
+    // A chunk of a prompt: a backend may compute its rows by other arithmetic than those of generated tokens.
+    bool is_prompt;
     // [n_groups] block tables; table[i] is the pool block of tokens [i * block_tokens, ...), -1: given back. A state's
     // has one block, which holds the state after n_past tokens and is changed by the step; whatever it holds
     // counts for nothing where n_past is 0.

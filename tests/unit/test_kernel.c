@@ -308,7 +308,7 @@ static void product_make(struct product *p, enum ew_cpu_layout layout, uint32_t 
     quantised_activations(p, cols);
 }
 
-static void compare_alone_and_together(const struct ew_cpu_ops *ops, enum ew_cpu_layout layout, uint32_t cols)
+static void compare_alone_and_together(ew_cpu_linear_fn linear, enum ew_cpu_layout layout, uint32_t cols)
 {
     struct product p;
     struct ew_cpu_q8 one;
@@ -318,7 +318,7 @@ static void compare_alone_and_together(const struct ew_cpu_ops *ops, enum ew_cpu
     one = p.q8;
     job = (struct ew_cpu_linear){.matrix = &p.matrix, .q8 = &p.q8, .out = p.together, .out_stride = TILED_ROWS};
     job.n_rows = MANY_ROWS;
-    ops->linear[layout](&job, 0, 3);
+    linear(&job, 0, 3);
     job.q8 = &one;
     job.n_rows = 1;
     for (uint32_t row = 0; row < MANY_ROWS; row++) {
@@ -329,10 +329,21 @@ static void compare_alone_and_together(const struct ew_cpu_ops *ops, enum ew_cpu
         one.scale = p.q8.scale + first, one.scaled_sum = p.q8.scaled_sum + first, one.sum = p.q8.sum + 2 * first;
         job.out = p.alone + (uint64_t)row * TILED_ROWS;
         for (uint32_t tile = 0; tile < 3; tile++)
-            ops->linear[layout](&job, tile, tile + 1);
+            linear(&job, tile, tile + 1);
     }
     assert_memory_equal(p.alone, p.together, MANY_ROWS * TILED_ROWS * sizeof(float));
     product_free(&p);
+}
+
+static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layout)
+{
+    if (!linear)
+        return 0;
+    compare_alone_and_together(linear, layout, 256);
+    compare_alone_and_together(linear, layout, 1280); // two slabs, the second not full
+    if (ew_cpu_layout_wants_bf16(layout) || ew_cpu_scale_groups(ew_cpu_layout_info(layout)->scale) == 1)
+        compare_alone_and_together(linear, layout, 1120); // groups fill no batch of four
+    return 1;
 }
 
 static void test_rows_alone_and_together(void **state)
@@ -352,12 +363,9 @@ static void test_rows_alone_and_together(void **state)
         before = mask;
         ew_cpu_ops_init(&ops, mask);
         first = ops.has_bf16_tiles ? EW_CPU_F16_TILES : EW_CPU_I8;
-        for (int layout = first; layout < EW_CPU_LAYOUT_COUNT; layout++, n++) {
-            compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 256);
-            compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1280); // two slabs, the second not full
-            if (ew_cpu_layout_wants_bf16((enum ew_cpu_layout)layout) ||
-                ew_cpu_scale_groups(ew_cpu_layout_info((enum ew_cpu_layout)layout)->scale) == 1)
-                compare_alone_and_together(&ops, (enum ew_cpu_layout)layout, 1120); // groups fill no batch of four
+        for (int layout = first; layout < EW_CPU_LAYOUT_COUNT; layout++) {
+            n += compare_widths(ops.linear[layout], (enum ew_cpu_layout)layout);
+            n += compare_widths(ops.linear_prompt[layout], (enum ew_cpu_layout)layout);
         }
     }
     print_message("%u kernels give the same bits for a row alone and among %d\n", n, MANY_ROWS);

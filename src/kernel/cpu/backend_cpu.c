@@ -37,6 +37,8 @@ static int choose_ops(struct ew_cpu_backend *backend, struct ew_error *err)
         ew_cpu_ops_init_reference(&backend->ops);
     else
         ew_cpu_ops_init(&backend->ops, ew_cpu_isa() & cap);
+    if (backend->config.deterministic) // a prompt's tokens may be recomputed after an answer, or taken from one
+        memset(backend->ops.linear_prompt, 0, sizeof(backend->ops.linear_prompt));
     return 0;
 }
 
@@ -83,7 +85,7 @@ static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, const s
     *q8 = (struct ew_cpu_q8){0};
     q8->q_stride = ((cols + 63) / 64 | 1) * 64; // an odd number of lines: no two of 64 neighbouring rows share a set
     q8->group_stride = q8->q_stride / EW_CPU_GROUP;
-    if (plan->has_bf16)
+    if (plan->has_bf16 || plan->has_prompt)
         q8->bf16 = ew_cpu_carve(carver, n_rows * q8->q_stride * sizeof(*q8->bf16));
     if (!plan->has_q8)
         return;
@@ -153,6 +155,7 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
         carve_pairs(&work->pairs, carver, n_pairs, plan->n_experts);
     work->tokens = ew_cpu_carve(carver, n_tokens * sizeof(*work->tokens));
     work->queries = ew_cpu_carve(carver, n_tokens * sizeof(*work->queries));
+    work->spans = ew_cpu_carve(carver, limits->n_seqs_max * sizeof(*work->spans));
     work->selected = ew_cpu_carve(carver, limits->n_logits_max * sizeof(*work->selected));
     work->progress = ew_cpu_carve(carver, EW_MAX(plan->n_stages, plan->n_singles) * sizeof(*work->progress));
 }
@@ -175,6 +178,7 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
     }
     rc = ew_cpu_plan_build(plan, program, needs_q8, arena, err);
     plan->has_q8 = has_q8, plan->has_bf16 = has_bf16;
+    plan->has_prompt = has_q8 && backend->ops.linear_prompt[EW_CPU_I8];
     return rc;
 }
 
@@ -417,16 +421,27 @@ static int check_batch(const struct ew_cpu_backend *backend, struct ew_error *er
     return check_tokens(backend, err);
 }
 
+static void add_span(struct ew_cpu_backend *backend, const struct ew_batch_seq *seq)
+{
+    struct ew_cpu_span *spans = backend->work.spans;
+    bool is_prompt = seq->is_prompt && backend->plan.has_prompt;
+
+    if (backend->n_spans == 0 || spans[backend->n_spans - 1].is_prompt != is_prompt)
+        spans[backend->n_spans++] = (struct ew_cpu_span){.first = seq->first, .is_prompt = is_prompt};
+    spans[backend->n_spans - 1].n_rows += seq->n_tokens;
+}
+
 // Fills the maps from rows to tokens and from tokens to sequences.
 static void map_tokens(struct ew_cpu_backend *backend)
 {
     const struct ew_batch *batch = backend->batch;
     uint32_t n_selected = 0;
 
-    backend->n_queries = 0;
+    backend->n_queries = backend->n_spans = 0;
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
         const struct ew_batch_seq *seq = &batch->seqs[s];
 
+        add_span(backend, seq);
         for (uint32_t i = 0; i < seq->n_tokens; i++)
             backend->work.tokens[seq->first + i] = (struct ew_cpu_token){s, seq->n_past + i};
         for (uint32_t i = 0; i < seq->n_tokens; i += EW_CPU_QUERY_TOKENS)

@@ -47,6 +47,12 @@ struct ew_cpu_query {
     uint32_t first, n_tokens;
 };
 
+// Neighbouring rows of tokens whose products are of one kind.
+struct ew_cpu_span {
+    uint32_t first, n_rows;
+    bool is_prompt; // plan.has_prompt, too
+};
+
 // How far a stage is. Its work is units of rows, tiles or heads.
 struct ew_cpu_progress {
     _Alignas(64) _Atomic uint32_t next; // first unit that no thread has taken
@@ -63,6 +69,7 @@ struct ew_cpu_workspace {
     struct ew_cpu_token *tokens;      // [n_tokens_max]
     uint32_t *selected;               // [n_logits_max] token of each logits row
     struct ew_cpu_query *queries;     // [n_tokens_max]
+    struct ew_cpu_span *spans;        // [n_seqs_max]
     struct ew_cpu_pairs pairs;        // of the layer that is being computed
     struct ew_cpu_progress *progress; // [n_stages]
 };
@@ -96,7 +103,7 @@ struct ew_cpu_backend {
 
     // of the step
     const struct ew_batch *batch;
-    uint32_t n_queries;
+    uint32_t n_queries, n_spans;
     ew_trace_fn trace;
     void *trace_ctx;
     struct ew_cpu_region trace_rows;

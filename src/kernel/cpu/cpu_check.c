@@ -466,17 +466,28 @@ static void compare_product(struct checker *checker, const struct ew_cpu_matrix 
     }
 }
 
+// Activations in all forms that products take, in memory past any checked matrix.
+static struct ew_cpu_q8 activations(struct checker *checker, uint32_t n_rows, uint32_t cols)
+{
+    uint32_t stride = (cols + 63) & ~63u;
+    int8_t *q = (int8_t *)(checker->tiles + (8u << 20));
+    struct ew_cpu_q8 q8 = {q,
+                           (float *)(q + B_MAX * stride),
+                           (float *)(q + 2 * B_MAX * stride),
+                           (int16_t *)(q + 3 * B_MAX * stride),
+                           (uint16_t *)(q + 4 * B_MAX * stride),
+                           stride,
+                           stride / EW_CPU_GROUP};
+
+    fill(checker, checker->b, n_rows * cols);
+    for (uint32_t b = 0; b < n_rows; b++)
+        ew_cpu_quantise_row(&checker->ref, checker->b + (uint64_t)b * cols, cols, &q8, b);
+    return q8;
+}
+
 static void check_product(struct checker *checker, const struct ew_cpu_matrix *matrix, uint32_t n_rows)
 {
-    uint32_t q_stride = (matrix->cols + 63) & ~63u, group_stride = q_stride / EW_CPU_GROUP;
-    int8_t *q = (int8_t *)(checker->tiles + (8u << 20)); // past any checked matrix
-    struct ew_cpu_q8 q8 = {q,
-                           (float *)(q + B_MAX * q_stride),
-                           (float *)(q + 2 * B_MAX * q_stride),
-                           (int16_t *)(q + 3 * B_MAX * q_stride),
-                           (uint16_t *)(q + 4 * B_MAX * q_stride),
-                           q_stride,
-                           group_stride};
+    struct ew_cpu_q8 q8 = activations(checker, n_rows, matrix->cols);
     struct ew_cpu_linear job = {.matrix = matrix,
                                 .x = checker->b,
                                 .q8 = &q8,
@@ -487,9 +498,7 @@ static void check_product(struct checker *checker, const struct ew_cpu_matrix *m
                                 .out_stride = OUT_STRIDE,
                                 .scratch = checker->c};
 
-    fill(checker, checker->b, n_rows * matrix->cols), fill(checker, checker->a, matrix->rows);
-    for (uint32_t b = 0; b < n_rows; b++)
-        ew_cpu_quantise_row(&checker->ref, checker->b + (uint64_t)b * matrix->cols, matrix->cols, &q8, b);
+    fill(checker, checker->a, matrix->rows);
     checker->ref.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
     job.out = checker->got;
     checker->ops.linear[matrix->layout](&job, 0, ew_cpu_tiles(matrix->rows));
@@ -517,12 +526,69 @@ static void check_linear(struct checker *checker, uint32_t format)
                 check_product(checker, &matrix, BATCHES[b]);
         }
     }
-    ew_cpu_time_linear(checker->config, &checker->ops, layout, 1, &checker->check);
+    ew_cpu_time_linear(checker->config, checker->ops.linear[layout], layout, 1, &checker->check);
     end(checker);
     if (!checker->config->pool)
         return;
     begin(checker, "linear x64", ew_cpu_layout_name(layout));
-    ew_cpu_time_linear(checker->config, &checker->ops, layout, 64, &checker->check);
+    ew_cpu_time_linear(checker->config, checker->ops.linear[layout], layout, 64, &checker->check);
+    end(checker);
+}
+
+// Weights and activations rounded to bf16, each within 2^-8 of itself; sums as above. Minima may cancel what rounds.
+static void compare_prompt(struct checker *checker, const struct ew_cpu_matrix *matrix, const struct ew_cpu_q8 *q8,
+                           uint32_t n_rows)
+{
+    float *row = checker->c;
+
+    for (uint32_t r = 0; r < matrix->rows; r++) {
+        double largest;
+
+        ew_cpu_matrix_row(matrix, r, row);
+        largest = largest_magnitude(row, matrix->cols);
+        for (uint32_t b = 0; b < n_rows; b++) {
+            double sum = 0, size = 0;
+
+            for (uint32_t i = 0; i < matrix->cols; i++) {
+                double x = ew_f32_of_bf16(q8->bf16[(uint64_t)b * q8->q_stride + i]);
+
+                sum += x * row[i];
+                size += fabs(x) * (fabs(row[i]) * 0x1p-8 + largest * 2e-5);
+            }
+            compare(checker, checker->got[b * OUT_STRIDE + r], sum, 1e-30 + size);
+        }
+    }
+}
+
+static void check_prompt(struct checker *checker, uint32_t format)
+{
+    static const uint32_t ROWS[] = {16, 23, ROWS_MAX}, COLS[] = {256, 768, 1536};
+    enum ew_cpu_layout layout = FORMATS[format].layout;
+
+    if (!IS_NEW(linear_prompt[layout]) || !wants(checker, "prompt", ew_cpu_layout_name(layout)))
+        return;
+    begin(checker, "prompt", ew_cpu_layout_name(layout));
+    for (uint32_t c = 0; c < EW_COUNT_OF(COLS); c++) {
+        for (uint32_t r = 0; r < EW_COUNT_OF(ROWS); r++) {
+            struct ew_cpu_matrix matrix;
+
+            fill_blocks(checker, format, ROWS[r], COLS[c]);
+            matrix = pack(checker, format, ROWS[r], COLS[c]);
+            for (uint32_t b = 0; b < EW_COUNT_OF(BATCHES); b++) {
+                struct ew_cpu_q8 q8 = activations(checker, BATCHES[b], COLS[c]);
+                struct ew_cpu_linear job = {.matrix = &matrix,
+                                            .q8 = &q8,
+                                            .out = checker->got,
+                                            .n_rows = BATCHES[b],
+                                            .out_stride = OUT_STRIDE};
+
+                checker->ops.linear_prompt[layout](&job, 0, ew_cpu_tiles(ROWS[r]));
+                compare_prompt(checker, &matrix, &q8, BATCHES[b]);
+                checker->check.n_cases++;
+            }
+        }
+    }
+    ew_cpu_time_linear(checker->config, checker->ops.linear_prompt[layout], layout, 256, &checker->check);
     end(checker);
 }
 
@@ -550,8 +616,10 @@ static void check_level(struct checker *checker)
     check_blocks(checker, "scores", check_score_block);
     check_exp_sum(checker);
     check_blocks(checker, "values", check_value_block);
-    for (uint32_t i = 0; i < EW_COUNT_OF(FORMATS); i++)
+    for (uint32_t i = 0; i < EW_COUNT_OF(FORMATS); i++) {
         check_linear(checker, i);
+        check_prompt(checker, i);
+    }
 }
 
 static bool allocate(struct checker *checker)

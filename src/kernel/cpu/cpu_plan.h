@@ -66,7 +66,8 @@ struct ew_cpu_plan {
     uint32_t result_width;
     uint32_t n_experts, n_active; // of every ROUTE; 0: there is none
     uint32_t q8_cols_max;         // widest input of a product that wants other activations than f32, 0: none
-    bool has_q8, has_bf16;        // which forms of activations its products want
+    bool has_q8, has_bf16;        // which forms of activations the layouts of its weights want
+    bool has_prompt;              // products of prompts want bf16 instead of 8 bits
 };
 
 // needs_q8: [n_weights], which matrices want their activations in 8 bits or bf16. Memory comes from the arena.

@@ -10,6 +10,7 @@
 #include "kernel/cpu/cpu_backend.h"
 
 #define SHARE_OF_REST 2 // a thread takes at once this part of its share of what is left
+#define SPAN_TILES 8     // of a product that prompts and generated tokens take by turns
 #define SPINS_MAX 4000  // looks at a counter, some microseconds
 
 static float *row_at(const struct ew_cpu_backend *backend, uint32_t buffer, uint32_t row)
@@ -240,11 +241,22 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     }
 }
 
+static bool is_prompt_row(const struct ew_cpu_backend *backend, uint32_t buffer, uint32_t row)
+{
+    return backend->plan.has_prompt && backend->plan.buffers[buffer].rows == EW_CPU_ROWS_TOKENS &&
+           backend->batch->seqs[backend->work.tokens[row].seq].is_prompt;
+}
+
 static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
 {
     uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
+    struct ew_cpu_q8 q8 = backend->work.q8;
 
-    ew_cpu_quantise_row(&backend->ops, row_at(backend, step->in, row), width, &backend->work.q8, row);
+    if (is_prompt_row(backend, step->in, row))
+        q8.q = NULL;
+    else if (!backend->plan.has_bf16)
+        q8.bf16 = NULL;
+    ew_cpu_quantise_row(&backend->ops, row_at(backend, step->in, row), width, &q8, row);
 }
 
 static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
@@ -331,18 +343,13 @@ static uint32_t step_tiles(const struct ew_cpu_backend *backend, const struct ew
     return ew_cpu_tiles(backend->matrices[backend->program->ops[step->op].weight].rows);
 }
 
-// One expert's matrix, and the pairs that chose it.
-static struct ew_cpu_linear expert_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step,
-                                       uint32_t expert, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8,
-                                       float *scratch)
+// The same product for rows [first, first + n) alone.
+static struct ew_cpu_linear rows_of_job(const struct ew_cpu_linear *job, uint32_t first, uint32_t n,
+                                        struct ew_cpu_q8 *q8)
 {
-    const struct ew_cpu_pairs *pairs = &backend->work.pairs;
-    uint32_t first = pairs->first[expert];
-    struct ew_cpu_linear job = linear_job(backend, step, pairs->first[expert + 1] - first, scratch);
+    struct ew_cpu_linear part = *job;
 
-    *matrix = *job.matrix;
-    matrix->data += expert * matrix->expert_bytes;
-    *q8 = *job.q8;
+    *q8 = *job->q8;
     if (q8->bf16)
         q8->bf16 += (uint64_t)first * q8->q_stride;
     if (q8->q) {
@@ -351,13 +358,52 @@ static struct ew_cpu_linear expert_job(const struct ew_cpu_backend *backend, con
         q8->scaled_sum += (uint64_t)first * q8->group_stride;
         q8->sum += (uint64_t)first * q8->group_stride * 2;
     }
+    part.q8 = q8;
+    part.x += (uint64_t)first * job->x_stride;
+    part.out += (uint64_t)first * job->out_stride;
+    part.n_rows = n;
+    return part;
+}
+
+// One expert's matrix, and the pairs that chose it.
+static struct ew_cpu_linear expert_job(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step,
+                                       uint32_t expert, struct ew_cpu_matrix *matrix, struct ew_cpu_q8 *q8,
+                                       float *scratch)
+{
+    const struct ew_cpu_pairs *pairs = &backend->work.pairs;
+    struct ew_cpu_linear all = linear_job(backend, step, 0, scratch);
+    struct ew_cpu_linear job = rows_of_job(&all, pairs->first[expert], pairs->first[expert + 1] - pairs->first[expert],
+                                           q8);
+
+    *matrix = *job.matrix;
+    matrix->data += expert * matrix->expert_bytes;
     job.matrix = matrix;
-    job.q8 = q8;
-    job.x += (uint64_t)first * job.x_stride;
-    job.out += (uint64_t)first * job.out_stride;
     if (job.bias)
         job.bias += (uint64_t)expert * matrix->rows;
     return job;
+}
+
+// One product's tiles. Where prompts and generated tokens share a step, each weight is read for both while it is near.
+static void run_product(const struct ew_cpu_backend *backend, const struct ew_cpu_linear *job, enum ew_cpu_rows rows,
+                        uint32_t from, uint32_t to)
+{
+    ew_cpu_linear_fn plain = backend->ops.linear[job->matrix->layout],
+                     prompt = backend->ops.linear_prompt[job->matrix->layout];
+    uint32_t n_spans = rows == EW_CPU_ROWS_TOKENS && prompt ? backend->n_spans : 0;
+
+    if (n_spans < 2) {
+        (n_spans && backend->work.spans[0].is_prompt ? prompt : plain)(job, from, to);
+        return;
+    }
+    for (; from < to; from += EW_MIN(to - from, SPAN_TILES)) {
+        for (uint32_t i = 0; i < n_spans; i++) {
+            const struct ew_cpu_span *span = &backend->work.spans[i];
+            struct ew_cpu_q8 q8;
+            struct ew_cpu_linear part = rows_of_job(job, span->first, span->n_rows, &q8);
+
+            (span->is_prompt ? prompt : plain)(&part, from, EW_MIN(to, from + SPAN_TILES));
+        }
+    }
 }
 
 // The part of tiles [from, to) of the whole stage that falls on each of its products.
@@ -371,7 +417,7 @@ static void run_tiles(const struct ew_cpu_backend *backend, const struct ew_cpu_
         uint32_t n = ew_cpu_tiles(job.matrix->rows);
 
         if (from < first + n)
-            backend->ops.linear[job.matrix->layout](&job, from - first, EW_MIN(to - first, n));
+            run_product(backend, &job, stage->rows, from - first, EW_MIN(to - first, n));
         first += n;
         from = EW_MAX(from, first);
     }

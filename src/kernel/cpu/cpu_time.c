@@ -88,7 +88,7 @@ void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_
 // ---- products -----------------------------------------------------------------------------------
 
 struct linear_job {
-    const struct ew_cpu_ops *ops;
+    ew_cpu_linear_fn run;
     struct ew_pool *pool;
     struct ew_cpu_linear linear;
     _Atomic uint32_t next;
@@ -101,7 +101,7 @@ static void run_linear(void *ctx, uint32_t thread, uint32_t n_threads)
     uint32_t n = ew_cpu_tiles(job->linear.matrix->rows), from;
 
     while ((from = atomic_fetch_add(&job->next, job->share)) < n)
-        job->ops->linear[job->linear.matrix->layout](&job->linear, from, EW_MIN(from + job->share, n));
+        job->run(&job->linear, from, EW_MIN(from + job->share, n));
     ew_pool_barrier(job->pool);
     if (thread == 0)
         job->next = 0;
@@ -135,12 +135,12 @@ static int set_up(struct linear_job *timed, struct ew_cpu_matrix *matrix, struct
     return 0;
 }
 
-void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops,
-                        enum ew_cpu_layout layout, uint32_t n_rows, struct ew_cpu_check *out)
+void ew_cpu_time_linear(const struct ew_cpu_check_config *config, ew_cpu_linear_fn linear, enum ew_cpu_layout layout,
+                        uint32_t n_rows, struct ew_cpu_check *out)
 {
     struct ew_cpu_matrix matrix = {.layout = layout, .cols = COLS, .rows = EW_CPU_TILE_ROWS};
     struct ew_cpu_q8 q8 = {.q_stride = COLS, .group_stride = COLS / EW_CPU_GROUP};
-    struct linear_job timed = {.ops = ops, .pool = config->pool};
+    struct linear_job timed = {.run = linear, .pool = config->pool};
     struct ew_cpu_region region;
     uint64_t bytes;
 

@@ -9,5 +9,5 @@ enum ew_cpu_time_row { EW_CPU_TIME_NORM, EW_CPU_TIME_ACT, EW_CPU_TIME_GLU, EW_CP
 void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row,
                       int which, struct ew_cpu_check *out);
 // A product with weights that come from memory each time, with n_rows activations.
-void ew_cpu_time_linear(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops,
-                        enum ew_cpu_layout layout, uint32_t n_rows, struct ew_cpu_check *out);
+void ew_cpu_time_linear(const struct ew_cpu_check_config *config, ew_cpu_linear_fn linear, enum ew_cpu_layout layout,
+                        uint32_t n_rows, struct ew_cpu_check *out);

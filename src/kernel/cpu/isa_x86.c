@@ -21,5 +21,6 @@ void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask)
     if (isa_mask & EW_ISA_AMX) {
         ew_cpu_amx_init_linear(ops);
         ew_cpu_amx_init_dense(ops);
+        ew_cpu_amx_init_prompt(ops);
     }
 }
