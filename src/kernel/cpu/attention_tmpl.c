@@ -62,57 +62,96 @@ static void kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t *sc
         decode_rows(EW_KV_I8, in, scale, n_tokens, n, out, out_stride);
 }
 
-// n_q queries by n_k keys, constants where this is inlined. The lanes of a product are summed in one order, whatever
-// is computed beside it.
-VEC_INLINE void score_block(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k,
-                            uint32_t n_k, uint32_t dim)
+#define KEY_VECTORS (EW_CPU_KEYS / VF)
+#define SCORE_QUERIES (VF == 16 ? 8 : 2) // whose sums fit in the registers
+#define VALUE_QUERIES (VF == 16 ? 4 : 2)
+
+// VF rows of VF elements: after as many rounds as VF has bits, in which each row of the upper half goes between the
+// elements of one of the lower half, columns are rows.
+VEC_INLINE void transpose_block(const float *k, uint32_t dim, float *out)
 {
-    vf acc[2][4];
+    vf rows[2][VF];
+    int from = 0;
+
+#pragma GCC unroll 16
+    for (int i = 0; i < VF; i++)
+        rows[0][i] = vf_load(k + (uint64_t)i * dim);
+#pragma GCC unroll 4
+    for (int n = 1; n < VF; n *= 2, from ^= 1) {
+#pragma GCC unroll 8
+        for (int i = 0; i < VF / 2; i++) {
+            rows[from ^ 1][2 * i] = vf_zip_low(rows[from][i], rows[from][i + VF / 2]);
+            rows[from ^ 1][2 * i + 1] = vf_zip_high(rows[from][i], rows[from][i + VF / 2]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < VF; i++)
+        vf_store(out + i * EW_CPU_KEYS, rows[from][i]);
+}
+
+static void transpose(const float *k, uint32_t dim, float *out)
+{
+    for (uint32_t d = 0; d < dim; d += VF) {
+        for (uint32_t j = 0; j < EW_CPU_KEYS; j += VF)
+            transpose_block(k + (uint64_t)j * dim + d, dim, out + (uint64_t)d * EW_CPU_KEYS + j);
+    }
+}
+
+// n_q queries, a constant where this is inlined. Each score is summed in the order of its elements, whatever is computed
+// beside it.
+VEC_INLINE void score_queries(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim)
+{
+    vf acc[SCORE_QUERIES][KEY_VECTORS];
 
     for (uint32_t a = 0; a < n_q; a++) {
-        for (uint32_t j = 0; j < 4; j++)
+        for (uint32_t j = 0; j < KEY_VECTORS; j++)
             acc[a][j] = vf_zero();
     }
-    for (uint32_t i = 0; i < dim; i += VF) {
-        vf key[4];
+    for (uint32_t d = 0; d < dim; d++, keys += EW_CPU_KEYS) {
+        vf key[KEY_VECTORS];
 
-        for (uint32_t j = 0; j < n_k; j++)
-            key[j] = vf_load(k + (uint64_t)j * dim + i);
+        for (uint32_t j = 0; j < KEY_VECTORS; j++)
+            key[j] = vf_load(keys + j * VF);
         for (uint32_t a = 0; a < n_q; a++) {
-            vf x = vf_load(q + (uint64_t)a * dim + i);
+            vf x = vf_set1(q[(uint64_t)a * dim + d]);
 
-            for (uint32_t j = 0; j < n_k; j++)
+            for (uint32_t j = 0; j < KEY_VECTORS; j++)
                 acc[a][j] = vf_fma(x, key[j], acc[a][j]);
         }
     }
     for (uint32_t a = 0; a < n_q; a++) {
-        float sums[4];
-
-        vf_sum_four(acc[a], sums);
-        memcpy(score + (uint64_t)a * score_stride, sums, n_k * sizeof(*sums));
+        for (uint32_t j = 0; j < KEY_VECTORS; j++)
+            vf_store(score + a * EW_CPU_KEYS + j * VF, acc[a][j]);
     }
 }
 
-VEC_INLINE void score_queries(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k,
-                              uint32_t n_k, uint32_t dim)
+static void scores(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim)
 {
-    uint32_t j = 0;
-
-    for (; j + 4 <= n_k; j += 4)
-        score_block(score + j, score_stride, q, n_q, k + (uint64_t)j * dim, 4, dim);
-    for (; j < n_k; j++)
-        score_block(score + j, score_stride, q, n_q, k + (uint64_t)j * dim, 1, dim);
+    for (; n_q >= SCORE_QUERIES; n_q -= SCORE_QUERIES, q += SCORE_QUERIES * dim, score += SCORE_QUERIES * EW_CPU_KEYS)
+        score_queries(score, q, SCORE_QUERIES, keys, dim);
+    for (; SCORE_QUERIES > 4 && n_q >= 4; n_q -= 4, q += 4 * dim, score += 4 * EW_CPU_KEYS)
+        score_queries(score, q, SCORE_QUERIES > 4 ? 4 : 1, keys, dim);
+    for (; n_q > 0; n_q--, q += dim, score += EW_CPU_KEYS)
+        score_queries(score, q, 1, keys, dim);
 }
 
-static void scores(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
-                   uint32_t dim)
+static float largest(const float *x, uint32_t n, float least)
 {
+    float lanes[VF];
     uint32_t i = 0;
 
-    for (; i + 2 <= n_q; i += 2)
-        score_queries(score + (uint64_t)i * score_stride, score_stride, q + (uint64_t)i * dim, 2, k, n_k, dim);
-    if (i < n_q)
-        score_queries(score + (uint64_t)i * score_stride, score_stride, q + (uint64_t)i * dim, 1, k, n_k, dim);
+    if (n >= VF) {
+        vf most = vf_set1(least);
+
+        for (; i + VF <= n; i += VF)
+            most = vf_max(vf_load(x + i), most);
+        vf_store(lanes, most);
+        for (uint32_t k = 0; k < VF; k++)
+            least = lanes[k] > least ? lanes[k] : least;
+    }
+    for (; i < n; i++)
+        least = x[i] > least ? x[i] : least;
+    return least;
 }
 
 static float exp_sum(float *x, uint32_t n, float max)
@@ -141,7 +180,7 @@ static float exp_sum(float *x, uint32_t n, float max)
 VEC_INLINE void value_block(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q,
                             const float *v, uint32_t n_k, uint32_t dim, uint32_t n_vec)
 {
-    vf sum[2][4];
+    vf sum[VALUE_QUERIES][4];
 
     for (uint32_t a = 0; a < n_q; a++) {
         for (uint32_t k = 0; k < n_vec; k++)
@@ -177,9 +216,10 @@ static void values(float *acc, const float *factor, const float *p, uint32_t p_s
 {
     uint32_t i = 0;
 
-    for (; i + 2 <= n_q; i += 2)
-        value_queries(acc + (uint64_t)i * dim, factor + i, p + (uint64_t)i * p_stride, p_stride, 2, v, n_k, dim);
-    if (i < n_q)
+    for (; i + VALUE_QUERIES <= n_q; i += VALUE_QUERIES)
+        value_queries(acc + (uint64_t)i * dim, factor + i, p + (uint64_t)i * p_stride, p_stride, VALUE_QUERIES, v, n_k,
+                      dim);
+    for (; i < n_q; i++)
         value_queries(acc + (uint64_t)i * dim, factor + i, p + (uint64_t)i * p_stride, p_stride, 1, v, n_k, dim);
 }
 
@@ -188,7 +228,9 @@ static void init_attention(struct ew_cpu_ops *ops)
     ops->isa = VEC_ISA;
     ops->kv_encode = kv_encode;
     ops->kv_decode = kv_decode;
+    ops->transpose = transpose;
     ops->scores = scores;
+    ops->largest = largest;
     ops->exp_sum = exp_sum;
     ops->values = values;
 }

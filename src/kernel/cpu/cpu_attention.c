@@ -128,6 +128,15 @@ static const float *key_row(const struct job *job, const struct ew_batch_seq *se
     return row;
 }
 
+static float dot(const float *a, const float *b, uint32_t n)
+{
+    double sum = 0;
+
+    for (uint32_t i = 0; i < n; i++)
+        sum += (double)a[i] * b[i];
+    return (float)sum;
+}
+
 static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, float *scratch)
 {
     const struct ew_cpu_backend *backend = job->backend;
@@ -144,8 +153,7 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     double sum = 0;
 
     for (uint32_t i = 0; i < n; i++)
-        backend->ops.scores(score + i, 1, q, 1, key_row(job, seq, keys.begin + i, kv_head, row), 1,
-                            op->attention.head_dim);
+        score[i] = dot(q, key_row(job, seq, keys.begin + i, kv_head, row), op->attention.head_dim);
     backend->ops.scale(score, score, n, scale);
     adjust(job, score, n, keys.begin, token.index, head);
     for (uint32_t i = 0; i < n; i++)
@@ -161,22 +169,22 @@ static void attend_plainly(const struct job *job, uint32_t t, uint32_t head, flo
     backend->ops.scale(out, out, v_dim, (float)(1 / sum));
 }
 
-// ---- tiles: some tokens of a sequence and heads of one KV head, keys TILE_KEYS at a time, softmax on the way
+// ---- tiles: some tokens of a sequence and heads of one KV head, keys EW_CPU_KEYS at a time, softmax on the way
 //
-// Tiles of keys begin at multiples of TILE_KEYS of the sequence, and each query takes of a tile what it sees:
+// Tiles of keys begin at multiples of EW_CPU_KEYS of the sequence, and each query takes of a tile what it sees:
 // its result depends on nothing but its keys. Keys and values are decoded to f32 once for all queries of the
 // item. Where many heads share one KV head, an item has ITEM_HEADS of them, so that threads find work in one token,
 // too.
 
-#define TILE_KEYS 32
 #define ITEM_HEADS 16
 
 struct tile_item {
     uint32_t n_queries, first_head, n_heads, kv_head, k_dim, v_dim; // dims padded
     float *q, *acc;                                                 // [n_queries * n_heads, k_dim], [..., v_dim]
     float *max, *sum;                                               // [n_queries * n_heads]
-    float *k, *v;                                                   // [TILE_KEYS, k_dim], [TILE_KEYS, v_dim]
-    float *score, *factor; // [n_queries * n_heads, TILE_KEYS], [n_queries * n_heads]
+    float *k, *v;                                                   // [EW_CPU_KEYS, k_dim], [EW_CPU_KEYS, v_dim]
+    float *k_lanes;                                                 // [k_dim, EW_CPU_KEYS]
+    float *score, *factor; // [n_queries * n_heads, EW_CPU_KEYS], [n_queries * n_heads]
     struct range keys[EW_CPU_QUERY_TOKENS];
 };
 
@@ -201,7 +209,7 @@ static uint64_t tile_scratch(const struct ew_op *op)
     uint64_t rows = (uint64_t)EW_CPU_QUERY_TOKENS * EW_MIN(heads_per_kv(op), ITEM_HEADS);
     uint64_t k_dim = padded(op->attention.head_dim), v_dim = padded(op->attention.v_dim);
 
-    return rows * (k_dim + v_dim + TILE_KEYS) + 3 * padded((uint32_t)rows) + TILE_KEYS * (k_dim + v_dim);
+    return rows * (k_dim + v_dim + EW_CPU_KEYS) + 3 * padded((uint32_t)rows) + EW_CPU_KEYS * (2 * k_dim + v_dim);
 }
 
 static void carve_item(const struct ew_op *op, struct tile_item *item, float *scratch)
@@ -211,18 +219,19 @@ static void carve_item(const struct ew_op *op, struct tile_item *item, float *sc
     item->q = scratch;
     item->acc = item->q + (uint64_t)rows * item->k_dim;
     item->k = item->acc + (uint64_t)rows * item->v_dim;
-    item->v = item->k + (uint64_t)TILE_KEYS * item->k_dim;
-    item->score = item->v + (uint64_t)TILE_KEYS * item->v_dim;
-    item->max = item->score + (uint64_t)rows * TILE_KEYS;
+    item->v = item->k + (uint64_t)EW_CPU_KEYS * item->k_dim;
+    item->k_lanes = item->v + (uint64_t)EW_CPU_KEYS * item->v_dim;
+    item->score = item->k_lanes + (uint64_t)EW_CPU_KEYS * item->k_dim;
+    item->max = item->score + (uint64_t)rows * EW_CPU_KEYS;
     item->sum = item->max + padded(rows);
     item->factor = item->sum + padded(rows);
     memset(item->acc, 0, (size_t)rows * item->v_dim * sizeof(*item->acc));
     if (item->k_dim != op->attention.head_dim) { // padding must be zero, and scratch has had other uses
         memset(item->q, 0, (size_t)rows * item->k_dim * sizeof(*item->q));
-        memset(item->k, 0, (size_t)TILE_KEYS * item->k_dim * sizeof(*item->k));
+        memset(item->k, 0, (size_t)EW_CPU_KEYS * item->k_dim * sizeof(*item->k));
     }
     if (item->v_dim != op->attention.v_dim)
-        memset(item->v, 0, (size_t)TILE_KEYS * item->v_dim * sizeof(*item->v));
+        memset(item->v, 0, (size_t)EW_CPU_KEYS * item->v_dim * sizeof(*item->v));
 }
 
 static void begin_item(const struct job *job, const struct ew_cpu_query *query, struct tile_item *item)
@@ -262,7 +271,7 @@ static void load_tile(const struct job *job, const struct ew_batch_seq *seq, con
     uint32_t shared = op->attention.head_dim - job->k_own;
 
     while (begin < end) {
-        uint32_t row = begin % TILE_KEYS, n = 1;
+        uint32_t row = begin % EW_CPU_KEYS, n = 1;
         float *k = item->k + (uint64_t)row * item->k_dim, *v = item->v + (uint64_t)row * item->v_dim;
 
         if (seq->no_cache) {
@@ -316,12 +325,11 @@ static void ask_for_tile(const struct job *job, const struct ew_batch_seq *seq, 
 static void weigh_row(const struct job *job, const struct tile_item *item, uint32_t t, uint32_t row, uint32_t begin,
                       uint32_t n)
 {
-    float *score = item->score + (uint64_t)row * TILE_KEYS, max = item->max[row], factor;
+    float *score = item->score + (uint64_t)row * EW_CPU_KEYS + begin % EW_CPU_KEYS, max = item->max[row], factor;
 
     adjust(job, score, n, begin, job->backend->work.tokens[t].index,
            item->first_head + row % item->n_heads);
-    for (uint32_t i = 0; i < n; i++)
-        max = score[i] > max ? score[i] : max;
+    max = job->backend->ops.largest(score, n, max);
     factor = item->max[row] == max ? 1 : expf(item->max[row] - max); // nothing is scaled where the maximum stays
     item->sum[row] = item->sum[row] * factor + job->backend->ops.exp_sum(score, n, max);
     item->max[row] = max;
@@ -334,14 +342,13 @@ static void attend_tile(const struct job *job, const struct tile_item *item, con
 {
     const struct ew_cpu_ops *ops = &job->backend->ops;
     uint32_t row = i * item->n_heads, n_rows = (end - i) * item->n_heads;
-    uint32_t first = keys.begin % TILE_KEYS, n = keys.end - keys.begin;
-    float *score = item->score + (uint64_t)row * TILE_KEYS;
+    uint32_t first = keys.begin % EW_CPU_KEYS, n = keys.end - keys.begin;
+    float *score = item->score + (uint64_t)row * EW_CPU_KEYS;
 
-    ops->scores(score, TILE_KEYS, item->q + (uint64_t)row * item->k_dim, n_rows,
-                item->k + (uint64_t)first * item->k_dim, n, item->k_dim);
+    ops->scores(score, item->q + (uint64_t)row * item->k_dim, n_rows, item->k_lanes, item->k_dim);
     for (uint32_t r = row; r < row + n_rows; r++)
         weigh_row(job, item, query->first + r / item->n_heads, r, keys.begin, n);
-    ops->values(item->acc + (uint64_t)row * item->v_dim, item->factor + row, score, TILE_KEYS, n_rows,
+    ops->values(item->acc + (uint64_t)row * item->v_dim, item->factor + row, score + first, EW_CPU_KEYS, n_rows,
                 item->v + (uint64_t)first * item->v_dim, n, item->v_dim);
 }
 
@@ -398,11 +405,12 @@ static void attend_item(const struct job *job, const struct ew_cpu_query *query,
         all.begin = EW_MIN(all.begin, item.keys[i].begin);
         all.end = EW_MAX(all.end, item.keys[i].end);
     }
-    for (uint32_t at = all.begin; at < all.end; at = (at / TILE_KEYS + 1) * TILE_KEYS) {
-        uint32_t tile_end = EW_MIN((at / TILE_KEYS + 1) * TILE_KEYS, all.end);
+    for (uint32_t at = all.begin; at < all.end; at = (at / EW_CPU_KEYS + 1) * EW_CPU_KEYS) {
+        uint32_t tile_end = EW_MIN((at / EW_CPU_KEYS + 1) * EW_CPU_KEYS, all.end);
 
         load_tile(job, seq, &item, at, tile_end);
-        ask_for_tile(job, seq, &item, tile_end, EW_MIN(tile_end + TILE_KEYS, all.end));
+        job->backend->ops.transpose(item.k, item.k_dim, item.k_lanes);
+        ask_for_tile(job, seq, &item, tile_end, EW_MIN(tile_end + EW_CPU_KEYS, all.end));
         attend_keys(job, &item, query, at, tile_end);
     }
     end_item(job, query, &item);

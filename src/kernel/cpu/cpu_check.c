@@ -280,41 +280,50 @@ static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char
     end(checker);
 }
 
-#define SCORE_STRIDE 40
-
-// dim products in f32 lanes; the bound is of the sum of their magnitudes.
+// Moves elements and computes nothing; then dim products in f32 lanes, with a bound of the sum of their magnitudes.
 static void check_score_block(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k)
 {
-    fill(checker, checker->a, dim * n_q), fill(checker, checker->b, dim * n_k);
-    checker->ref.scores(checker->want, SCORE_STRIDE, checker->a, n_q, checker->b, n_k, dim);
-    checker->ops.scores(checker->got, SCORE_STRIDE, checker->a, n_q, checker->b, n_k, dim);
-    for (uint32_t i = 0; i < n_q * n_k; i++) {
-        const float *q = checker->a + (uint64_t)(i / n_k) * dim, *k = checker->b + (uint64_t)(i % n_k) * dim;
-        uint32_t at = i / n_k * SCORE_STRIDE + i % n_k;
+    float *keys[2] = {checker->c, checker->c + (uint64_t)EW_CPU_KEYS * dim};
+
+    fill(checker, checker->a, dim * n_q), fill(checker, checker->b, dim * EW_CPU_KEYS);
+    checker->ref.transpose(checker->b, dim, keys[0]);
+    checker->ops.transpose(checker->b, dim, keys[1]);
+    for (uint32_t i = 0; i < EW_CPU_KEYS * dim; i++)
+        compare(checker, keys[1][i], keys[0][i], 1e-30);
+    checker->ref.scores(checker->want, checker->a, n_q, keys[0], dim);
+    checker->ops.scores(checker->got, checker->a, n_q, keys[0], dim);
+    for (uint32_t i = 0; i < n_q * EW_CPU_KEYS; i++) {
+        const float *q = checker->a + (uint64_t)(i / EW_CPU_KEYS) * dim,
+                    *k = checker->b + (uint64_t)(i % EW_CPU_KEYS) * dim;
         double size = 0;
 
         for (uint32_t d = 0; d < dim; d++)
             size += fabs((double)q[d] * k[d]);
-        compare(checker, checker->got[at], checker->want[at], 2e-6 * size + 1e-12);
+        compare(checker, checker->got[i], checker->want[i], 2e-6 * size + 1e-12);
+    }
+    for (uint32_t i = 0; i < n_q; i++) {
+        const float *row = checker->want + (uint64_t)i * EW_CPU_KEYS;
+
+        compare(checker, checker->ops.largest(row, n_k, -1), checker->ref.largest(row, n_k, -1), 1e-30);
     }
     checker->check.n_cases++;
 }
 
 static void check_value_block(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k)
 {
-    static const float factors[] = {0.5f, 1, 0, 0.25f, 1e-3f, 1, 0.5f};
+    static const float factors[] = {0.5f, 1, 0, 0.25f, 1e-3f, 1, 0.5f, 0.25f, 1, 0, 2e-3f, 1, 0.5f};
 
-    fill(checker, checker->a, SCORE_STRIDE * n_q), fill(checker, checker->b, dim * n_k);
+    fill(checker, checker->a, EW_CPU_KEYS * n_q), fill(checker, checker->b, dim * n_k);
     fill(checker, checker->want, dim * n_q);
     memcpy(checker->got, checker->want, dim * n_q * sizeof(float));
     memcpy(checker->c, checker->want, dim * n_q * sizeof(float));
-    checker->ref.values(checker->want, factors, checker->a, SCORE_STRIDE, n_q, checker->b, n_k, dim);
-    checker->ops.values(checker->got, factors, checker->a, SCORE_STRIDE, n_q, checker->b, n_k, dim);
+    checker->ref.values(checker->want, factors, checker->a, EW_CPU_KEYS, n_q, checker->b, n_k, dim);
+    checker->ops.values(checker->got, factors, checker->a, EW_CPU_KEYS, n_q, checker->b, n_k, dim);
     for (uint32_t i = 0; i < dim * n_q; i++) {
         double size = fabs(checker->c[i]);
 
         for (uint32_t j = 0; j < n_k; j++)
-            size += fabs((double)checker->a[i / dim * SCORE_STRIDE + j] * checker->b[j * dim + i % dim]);
+            size += fabs((double)checker->a[i / dim * EW_CPU_KEYS + j] * checker->b[j * dim + i % dim]);
         compare(checker, checker->got[i], checker->want[i], 2e-6 * size + 1e-12);
     }
     checker->check.n_cases++;
@@ -327,8 +336,8 @@ static void check_blocks(struct checker *checker, const char *name,
         return;
     begin(checker, name, "");
     for (uint32_t dim = EW_CPU_DIM; dim <= 256; dim += 3 * EW_CPU_DIM) {
-        for (uint32_t n_k = 1; n_k <= 33; n_k += 4) {
-            for (uint32_t n_q = 1; n_q <= 7; n_q += 2)
+        for (uint32_t n_k = 1; n_k <= EW_CPU_KEYS; n_k += n_k < 29 ? 4 : 3) {
+            for (uint32_t n_q = 1; n_q <= 13; n_q += 3)
                 check(checker, dim, n_q, n_k);
         }
     }

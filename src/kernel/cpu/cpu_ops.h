@@ -8,7 +8,8 @@
 #include "kernel/backend.h"
 #include "kernel/cpu/layout.h"
 
-#define EW_CPU_DIM 16 // heads are padded with zeros to a multiple of this: lanes of the widest vectors
+#define EW_CPU_DIM 16  // heads are padded with zeros to a multiple of this: lanes of the widest vectors
+#define EW_CPU_KEYS 32 // that attention works on at a time
 
 // Activations as 8-bit integers for the integer layouts: groups of EW_CPU_GROUP with one f32 scale, and the sums of the
 // integers of each half group, which products with an offset or a minimum need. Made once for each input of LINEARs.
@@ -79,13 +80,15 @@ struct ew_cpu_ops {
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
     void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
                       float *out, uint32_t out_stride);
-    // score[i][j] = q[i] . k[j] of n_q queries and n_k keys, rows of `dim`, a multiple of EW_CPU_DIM (the
-    // reference takes any).
-    void (*scores)(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
-                   uint32_t dim);
+    // One tile of keys [EW_CPU_KEYS, dim] to [dim, EW_CPU_KEYS]: then keys are lanes, and nothing has to be summed across
+    // a register. dim is a multiple of EW_CPU_DIM, here and below.
+    void (*transpose)(const float *k, uint32_t dim, float *out);
+    // score[i][j] = q[i] . k[j] of n_q queries [n_q, dim] and a whole transposed tile; score [n_q, EW_CPU_KEYS].
+    void (*scores)(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim);
+    float (*largest)(const float *x, uint32_t n, float least); // of x and `least`; NaNs do not count
     // x[i] = exp(x[i] - max), returns their sum; -INFINITY gives 0.
     float (*exp_sum)(float *x, uint32_t n, float max);
-    // acc[i] = factor[i] * acc[i] + sum over j of p[i][j] * v[j]; dim as above.
+    // acc[i] = factor[i] * acc[i] + sum over j of p[i][j] * v[j].
     void (*values)(float *acc, const float *factor, const float *p, uint32_t p_stride, uint32_t n_q, const float *v,
                    uint32_t n_k, uint32_t dim);
 };

@@ -305,13 +305,32 @@ void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t
 
 // ---- attention ----------------------------------------------------------------------------------
 
-static void scores(float *score, uint32_t score_stride, const float *q, uint32_t n_q, const float *k, uint32_t n_k,
-                   uint32_t dim)
+static void transpose(const float *k, uint32_t dim, float *out)
+{
+    for (uint32_t j = 0; j < EW_CPU_KEYS; j++) {
+        for (uint32_t d = 0; d < dim; d++)
+            out[(uint64_t)d * EW_CPU_KEYS + j] = k[(uint64_t)j * dim + d];
+    }
+}
+
+static void scores(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim)
 {
     for (uint32_t i = 0; i < n_q; i++) {
-        for (uint32_t j = 0; j < n_k; j++)
-            score[i * score_stride + j] = (float)dot(q + (uint64_t)i * dim, k + (uint64_t)j * dim, dim);
+        for (uint32_t j = 0; j < EW_CPU_KEYS; j++) {
+            double sum = 0;
+
+            for (uint32_t d = 0; d < dim; d++)
+                sum += (double)q[(uint64_t)i * dim + d] * keys[(uint64_t)d * EW_CPU_KEYS + j];
+            score[i * EW_CPU_KEYS + j] = (float)sum;
+        }
     }
+}
+
+static float largest_of(const float *x, uint32_t n, float least)
+{
+    for (uint32_t i = 0; i < n; i++)
+        least = x[i] > least ? x[i] : least;
+    return least;
 }
 
 static float exp_sum(float *x, uint32_t n, float max)
@@ -413,7 +432,9 @@ void ew_cpu_ops_init_reference(struct ew_cpu_ops *ops)
         .scan = scan,
         .kv_encode = ew_cpu_ref_kv_encode,
         .kv_decode = ew_cpu_ref_kv_decode,
+        .transpose = transpose,
         .scores = scores,
+        .largest = largest_of,
         .exp_sum = exp_sum,
         .values = values,
     };

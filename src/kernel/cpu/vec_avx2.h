@@ -84,6 +84,15 @@ VEC_INLINE vf vf_neg(vf v)
 {
     return _mm256_xor_ps(_mm256_set1_ps(-0.0f), v);
 }
+// a and b element by element, the first half of the pairs and the second.
+VEC_INLINE vf vf_zip_low(vf a, vf b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+VEC_INLINE vf vf_zip_high(vf a, vf b)
+{
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
 VEC_INLINE vf vf_of_vi(vi v)
 {
     return _mm256_cvtepi32_ps(v);
@@ -107,14 +116,6 @@ VEC_INLINE float vf_sum(vf v)
 
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-}
-
-// The sums of four vectors.
-VEC_INLINE void vf_sum_four(const vf *v, float *out)
-{
-    __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 
 VEC_INLINE vi vi_zero(void)

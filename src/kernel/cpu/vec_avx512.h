@@ -90,6 +90,17 @@ VEC_INLINE vf vf_neg(vf v)
 {
     return _mm512_xor_ps(_mm512_set1_ps(-0.0f), v);
 }
+// a and b element by element, the first half of the pairs and the second.
+VEC_INLINE vf vf_zip_low(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0), b);
+}
+VEC_INLINE vf vf_zip_high(vf a, vf b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8), b);
+}
 VEC_INLINE vf vf_of_vi(vi v)
 {
     return _mm512_cvtepi32_ps(v);
@@ -119,15 +130,6 @@ VEC_INLINE float vf_sum(vf v)
 
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-}
-
-// The sums of four vectors.
-VEC_INLINE void vf_sum_four(const vf *v, float *out)
-{
-    __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(vf_sum_halves(v[0]), vf_sum_halves(v[1])),
-                              _mm256_hadd_ps(vf_sum_halves(v[2]), vf_sum_halves(v[3])));
-
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 
 VEC_INLINE vi vi_zero(void)

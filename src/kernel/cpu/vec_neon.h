@@ -87,6 +87,15 @@ VEC_INLINE vf vf_neg(vf v)
 {
     return vnegq_f32(v);
 }
+// a and b element by element, the first half of the pairs and the second.
+VEC_INLINE vf vf_zip_low(vf a, vf b)
+{
+    return vzip1q_f32(a, b);
+}
+VEC_INLINE vf vf_zip_high(vf a, vf b)
+{
+    return vzip2q_f32(a, b);
+}
 VEC_INLINE vf vf_of_vi(vi v)
 {
     return vcvtq_f32_s32(v);
@@ -107,11 +116,6 @@ VEC_INLINE vi vi_round(vf v)
 VEC_INLINE float vf_sum(vf v)
 {
     return vaddvq_f32(v);
-}
-
-VEC_INLINE void vf_sum_four(const vf *v, float *out)
-{
-    vst1q_f32(out, vpaddq_f32(vpaddq_f32(v[0], v[1]), vpaddq_f32(v[2], v[3])));
 }
 
 VEC_INLINE vi vi_zero(void)
