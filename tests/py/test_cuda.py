@@ -1,5 +1,6 @@
 """The CUDA backend, on a GPU that is emulated (tests/mock: the same kernels compiled for the CPU behind a libcuda.so.1 of our
 own) or, with EW_TEST_GPU=1, on the real one: every fixture, and what becomes of errors at every call of the driver."""
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,8 @@ IS_REAL = bool(os.environ.get("EW_TEST_GPU"))
 MOCK = support.ROOT / "build/tests/mock/libcuda.so.1"
 # What the backend refuses, by what its sentence says.
 REFUSED = {
-    "mixtures of experts": ["mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_mxfp4_gpt_oss"],
+    "mixtures of experts": ["mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_mxfp4_gpt_oss",
+                            "deepseek_v2_group", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_yarn"],
 }
 GREEDY_OFF = test_models.LOGITS_ONLY
 
@@ -54,6 +56,20 @@ def test_checkpoint(cuda, name):
         return
     check(cuda, model, ref, "--mode", "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
     check(cuda, model, ref, "--mode", "chunk5", "--logits-only", "--kernels", "reference", "--kv", "f32")
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "fp8", "int8"])
+def test_attention_over_latents(cuda, kv, tmp_path):
+    """DeepSeek's first layer, which has no experts."""
+    model = support.need("fixtures/models/deepseek_v3_yarn")
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    (tmp_path / "model.safetensors").symlink_to(model / "model.safetensors")
+    ids = " ".join(map(str, range(5, 45)))
+    answers = [support.run_ok("run", "-m", tmp_path, "--backend", backend, "--kernels", "reference", "--kv", kv, "--temp", "0", "-n", "12",
+                              "--ids", ids, env=cuda) for backend in ("cpu", "cuda")]
+    assert answers[0] == answers[1]
+    support.run_ok("eval", "self", "-m", tmp_path, "--backend", "cuda", "--kv", kv, env=cuda)
 
 
 @pytest.mark.parametrize("name", test_models.fixtures("gguf", test_models.GGUF))

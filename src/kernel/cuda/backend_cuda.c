@@ -64,8 +64,22 @@ static int cuda_create(const struct ew_backend_config *config, struct ew_backend
 
 // ---- what is supported --------------------------------------------------------------------------
 
+static int check_latent(const struct ew_op *op, struct ew_error *err)
+{
+    uint32_t rest = op->attention.head_dim - op->attention.v_dim;
+
+    if (op->attention.v_dim > EW_CUDA_LATENT_MAX || rest > EW_CUDA_LATENT_REST_MAX)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "the CUDA backend has attention over latents of up to %d elements and %d beside them, not %u "
+                       "and %u",
+                       EW_CUDA_LATENT_MAX, EW_CUDA_LATENT_REST_MAX, op->attention.v_dim, rest);
+    return 0;
+}
+
 static int check_attention(const struct ew_program *program, const struct ew_op *op, struct ew_error *err)
 {
+    if (program->groups[op->attention.group].kind == EW_CACHE_LATENT)
+        return check_latent(op, err);
     if (op->attention.head_dim > EW_CUDA_HEAD_DIM_MAX || op->attention.v_dim > EW_CUDA_HEAD_DIM_MAX)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has attention for heads of up to %d, not %u",
                        EW_CUDA_HEAD_DIM_MAX, EW_MAX(op->attention.head_dim, op->attention.v_dim));
@@ -102,7 +116,7 @@ static int check_program(const struct ew_program *program, struct ew_error *err)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend takes programs with 1 to %d cache groups, not %u",
                        EW_CUDA_GROUPS_MAX, program->n_groups);
     for (uint32_t i = 0; i < program->n_groups; i++) {
-        if (program->groups[i].kind != EW_CACHE_FULL && program->groups[i].kind != EW_CACHE_WINDOW)
+        if (program->groups[i].kind == EW_CACHE_STATE || program->groups[i].kind == EW_CACHE_CROSS)
             return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind \"%s\" yet",
                            ew_cache_kind_name(program->groups[i].kind));
     }

@@ -12,6 +12,8 @@
 #define EW_CUDA_GRAPH_TOKENS_MAX 64 // decode steps of up to this many tokens are graphs
 #define EW_CUDA_SPLITS_MAX 64       // of the keys of one token
 #define EW_CUDA_HEAD_DIM_MAX 256
+#define EW_CUDA_LATENT_MAX 512 // as in ptx/latent.c, as is the next
+#define EW_CUDA_LATENT_REST_MAX 64
 
 struct ew_cuda_cache {
     uint64_t data, block_bytes, layer_bytes, head_bytes;

@@ -25,6 +25,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_ATTENTION] = "attention",
     [EW_CUDA_FLASH] = "flash",
     [EW_CUDA_WGMMA] = "wgmma",
+    [EW_CUDA_LATENT] = "latent",
 };
 
 static const struct {
@@ -87,6 +88,8 @@ static const struct {
     [EW_CUDA_WGMMA_F16_128] = {EW_CUDA_WGMMA, "wgmma_f16_128"},
     [EW_CUDA_WGMMA_BF16_256] = {EW_CUDA_WGMMA, "wgmma_bf16_256"},
     [EW_CUDA_WGMMA_BF16_128] = {EW_CUDA_WGMMA, "wgmma_bf16_128"},
+    [EW_CUDA_HEADS] = {EW_CUDA_LATENT, "heads"},
+    [EW_CUDA_ATTENTION_LATENT] = {EW_CUDA_LATENT, "attention_latent"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

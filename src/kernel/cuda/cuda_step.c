@@ -10,6 +10,8 @@
 #define GEMM_ROWS 128    // of a tile for some tokens
 #define GEMM_TOKENS 32
 #define ATTENTION_THREADS 128
+#define LATENT_THREADS 256
+#define LATENT_HEADS 16 // of a block
 #define SPLIT_TOKENS_MAX 64
 #define BLOCKS_PER_SM 4  // of attention, to begin with
 
@@ -237,23 +239,38 @@ static int launch_quantise(struct launch *l)
                ARGUMENTS(&work->q8_codes, &work->q8_scales, &work->q8_sums, &l->in, &l->in_stride, &cols));
 }
 
+// Of each head by its own matrix.
+static int launch_heads(struct launch *l)
+{
+    struct ew_cuda_matrix *m = &l->backend->matrices[l->op->weight];
+    uint32_t n = l->op->heads.n_heads, rows = m->rows / n, layout = m->layout;
+    uint32_t in_dim = l->op->heads.in_dim, out_dim = l->op->heads.out_dim;
+
+    return run(l, EW_CUDA_HEADS,
+               (struct ew_cuda_grid){ceil_div(rows, LINEAR_ROWS), ceil_div(l->n_rows, FEW_TOKENS), n, LINEAR_THREADS},
+               ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &m->codes, &layout, &rows, &m->cols, &in_dim,
+                         &out_dim, &l->n_rows));
+}
+
 // ---- attention ----------------------------------------------------------------------------------
 
 // How query heads of one KV head are shared out: runs of at most `heads`.
 struct sharing {
     enum ew_cuda_kernel kernel;
-    uint32_t heads, blocks; // blocks: runs of all KV heads
+    uint32_t heads, threads, blocks; // blocks: runs of all KV heads
 };
 
-static struct sharing share_heads(const struct ew_op *op)
+static struct sharing share_heads(const struct ew_program *program, const struct ew_op *op)
 {
     uint32_t per_kv = op->attention.n_heads / op->attention.n_kv_heads;
-    struct sharing s = {EW_CUDA_ATTENTION_8, 8, 0};
+    struct sharing s = {EW_CUDA_ATTENTION_8, 8, ATTENTION_THREADS, 0};
 
-    if (per_kv == 1)
-        s = (struct sharing){EW_CUDA_ATTENTION_1, 1, 0};
+    if (program->groups[op->attention.group].kind == EW_CACHE_LATENT)
+        s = (struct sharing){EW_CUDA_ATTENTION_LATENT, LATENT_HEADS, LATENT_THREADS, 0};
+    else if (per_kv == 1)
+        s = (struct sharing){EW_CUDA_ATTENTION_1, 1, ATTENTION_THREADS, 0};
     else if (per_kv <= 4)
-        s = (struct sharing){EW_CUDA_ATTENTION_4, 4, 0};
+        s = (struct sharing){EW_CUDA_ATTENTION_4, 4, ATTENTION_THREADS, 0};
     s.blocks = op->attention.n_kv_heads * ceil_div(per_kv, s.heads);
     return s;
 }
@@ -279,7 +296,7 @@ uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint3
 
         if (op->kind != EW_OP_ATTENTION)
             continue;
-        s = share_heads(op);
+        s = share_heads(program, op);
         blocks = (uint64_t)n_multiprocessors * BLOCKS_PER_SM +
                  (uint64_t)EW_MIN(n_tokens_max, SPLIT_TOKENS_MAX) * s.blocks;
         if (op->attention.sinks != EW_WEIGHT_NONE)
@@ -322,7 +339,7 @@ static int launch_attention(struct launch *l)
     const struct ew_op *op = l->op;
     struct ew_cuda_cache *cache = &l->backend->caches[op->attention.group];
     const struct ew_cuda_batch *batch = &l->backend->work.batch;
-    struct sharing s = share_heads(op);
+    struct sharing s = share_heads(l->backend->program, op);
     uint32_t n_splits = splits_of(&s, l->n_tokens, l->backend->device.n_multiprocessors);
     bool joined = n_splits > 1 || op->attention.sinks != EW_WEIGHT_NONE;
     uint64_t partial = joined ? l->backend->work.partial : 0;
@@ -337,7 +354,7 @@ static int launch_attention(struct launch *l)
     uint32_t window = op->attention.window, chunk = op->attention.chunk;
     uint32_t bidirectional = op->attention.mask == EW_MASK_BIDIRECTIONAL;
     float scale = op->attention.scale, cap = op->attention.softcap;
-    int rc = run(l, s.kernel, (struct ew_cuda_grid){l->n_tokens, s.blocks, n_splits, ATTENTION_THREADS},
+    int rc = run(l, s.kernel, (struct ew_cuda_grid){l->n_tokens, s.blocks, n_splits, s.threads},
                  ARGUMENTS(&cache->data, &cache->block_bytes, &layer_at, &cache->head_bytes, &cache->block_tokens,
                            &kv, &l->in, &l->in_stride, &l->out, &l->out_stride, &cache->k_dim, &cache->v_dim,
                            &n_heads, &n_kv_heads, &scale, &cap, &alibi, &window, &chunk, &bidirectional, &scales, &seq,
@@ -362,7 +379,7 @@ static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
     [EW_OP_LINEAR] = launch_linear,   [EW_OP_ROPE] = launch_rope,         [EW_OP_ATTENTION] = launch_any_attention,
     [EW_OP_ACT] = launch_act,         [EW_OP_GLU] = launch_act,           [EW_OP_ADD] = launch_add,
     [EW_OP_SCALE] = launch_scale,     [EW_OP_SOFTCAP] = launch_softcap,   [EW_OP_SCALE_BY] = launch_scale,
-    [EW_OP_SELECT] = launch_gather,   [EW_OP_ALL_REDUCE] = launch_gather,
+    [EW_OP_SELECT] = launch_gather,   [EW_OP_ALL_REDUCE] = launch_gather, [EW_OP_HEADS] = launch_heads,
 };
 
 static void take_buffer(const struct ew_cuda_backend *backend, uint32_t buffer, uint64_t *address, uint32_t *stride)
