@@ -335,7 +335,7 @@ static void compare_alone_and_together(ew_cpu_linear_fn linear, enum ew_cpu_layo
     product_free(&p);
 }
 
-static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layout)
+static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layout, bool is_bf16)
 {
     if (!linear)
         return 0;
@@ -343,6 +343,8 @@ static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layou
     compare_alone_and_together(linear, layout, 1280); // two slabs, the second not full
     if (ew_cpu_layout_wants_bf16(layout) || ew_cpu_scale_groups(ew_cpu_layout_info(layout)->scale) == 1)
         compare_alone_and_together(linear, layout, 1120); // groups fill no batch of four
+    if (is_bf16)
+        compare_alone_and_together(linear, layout, 2816); // two blocks of columns
     return 1;
 }
 
@@ -364,8 +366,8 @@ static void test_rows_alone_and_together(void **state)
         ew_cpu_ops_init(&ops, mask);
         first = ops.has_bf16_tiles ? EW_CPU_F16_TILES : EW_CPU_I8;
         for (int layout = first; layout < EW_CPU_LAYOUT_COUNT; layout++) {
-            n += compare_widths(ops.linear[layout], (enum ew_cpu_layout)layout);
-            n += compare_widths(ops.linear_prompt[layout], (enum ew_cpu_layout)layout);
+            n += compare_widths(ops.linear[layout], (enum ew_cpu_layout)layout, layout < EW_CPU_I8);
+            n += compare_widths(ops.linear_prompt[layout], (enum ew_cpu_layout)layout, true);
         }
     }
     print_message("%u kernels give the same bits for a row alone and among %d\n", n, MANY_ROWS);

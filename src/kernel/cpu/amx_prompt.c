@@ -113,12 +113,12 @@ DEFINE(mxfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0)
 DEFINE(nvfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0)
 
 static const struct source SOURCES[EW_CPU_LAYOUT_COUNT] = {
-    [EW_CPU_I8] = {unpack_i8, 1, 0},         [EW_CPU_U4] = {unpack_u4, 1, 0},
-    [EW_CPU_U4_MIN] = {unpack_u4_min, 1, 0}, [EW_CPU_U4_K] = {unpack_u4_k, 1, 0},
-    [EW_CPU_U5] = {unpack_u5, 1, 0},         [EW_CPU_U5_MIN] = {unpack_u5_min, 1, 0},
-    [EW_CPU_U5_K] = {unpack_u5_k, 1, 0},     [EW_CPU_U6_K] = {unpack_u6_k, 1, 0},
-    [EW_CPU_IQ4] = {unpack_iq4, 1, 0},       [EW_CPU_IQ4_XS] = {unpack_iq4_xs, 1, 0},
-    [EW_CPU_MXFP4] = {unpack_mxfp4, 1, 0},   [EW_CPU_NVFP4] = {unpack_nvfp4, 1, 0},
+    [EW_CPU_I8] = {unpack_i8, 1},         [EW_CPU_U4] = {unpack_u4, 1},
+    [EW_CPU_U4_MIN] = {unpack_u4_min, 1}, [EW_CPU_U4_K] = {unpack_u4_k, 1},
+    [EW_CPU_U5] = {unpack_u5, 1},         [EW_CPU_U5_MIN] = {unpack_u5_min, 1},
+    [EW_CPU_U5_K] = {unpack_u5_k, 1},     [EW_CPU_U6_K] = {unpack_u6_k, 1},
+    [EW_CPU_IQ4] = {unpack_iq4, 1},       [EW_CPU_IQ4_XS] = {unpack_iq4_xs, 1},
+    [EW_CPU_MXFP4] = {unpack_mxfp4, 1},   [EW_CPU_NVFP4] = {unpack_nvfp4, 1},
 };
 
 static void linear_prompt(const struct ew_cpu_linear *job, uint32_t index, uint32_t end)

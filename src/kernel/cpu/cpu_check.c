@@ -545,9 +545,10 @@ static void check_linear(struct checker *checker, uint32_t format)
 }
 
 // Weights and activations rounded to bf16, each within 2^-8 of itself; sums as above. Minima may cancel what rounds.
-static void compare_prompt(struct checker *checker, const struct ew_cpu_matrix *matrix, const struct ew_cpu_q8 *q8,
-                           uint32_t n_rows)
+static void compare_prompt(struct checker *checker, const struct ew_cpu_linear *job)
 {
+    const struct ew_cpu_matrix *matrix = job->matrix;
+    const struct ew_cpu_q8 *q8 = job->q8;
     float *row = checker->c;
 
     for (uint32_t r = 0; r < matrix->rows; r++) {
@@ -555,8 +556,8 @@ static void compare_prompt(struct checker *checker, const struct ew_cpu_matrix *
 
         ew_cpu_matrix_row(matrix, r, row);
         largest = largest_magnitude(row, matrix->cols);
-        for (uint32_t b = 0; b < n_rows; b++) {
-            double sum = 0, size = 0;
+        for (uint32_t b = 0; b < job->n_rows; b++) {
+            double sum = job->bias ? job->bias[r] : 0, size = fabs(sum) * 1e-6;
 
             for (uint32_t i = 0; i < matrix->cols; i++) {
                 double x = ew_f32_of_bf16(q8->bf16[(uint64_t)b * q8->q_stride + i]);
@@ -571,7 +572,7 @@ static void compare_prompt(struct checker *checker, const struct ew_cpu_matrix *
 
 static void check_prompt(struct checker *checker, uint32_t format)
 {
-    static const uint32_t ROWS[] = {16, 23, ROWS_MAX}, COLS[] = {256, 768, 1536};
+    static const uint32_t ROWS[] = {16, 23, ROWS_MAX}, COLS[] = {256, 768, 2816};
     enum ew_cpu_layout layout = FORMATS[format].layout;
 
     if (!IS_NEW(linear_prompt[layout]) || !wants(checker, "prompt", ew_cpu_layout_name(layout)))
@@ -587,12 +588,14 @@ static void check_prompt(struct checker *checker, uint32_t format)
                 struct ew_cpu_q8 q8 = activations(checker, BATCHES[b], COLS[c]);
                 struct ew_cpu_linear job = {.matrix = &matrix,
                                             .q8 = &q8,
+                                            .bias = BATCHES[b] % 2 ? checker->a : NULL,
                                             .out = checker->got,
                                             .n_rows = BATCHES[b],
                                             .out_stride = OUT_STRIDE};
 
+                fill(checker, checker->a, ROWS[r]);
                 checker->ops.linear_prompt[layout](&job, 0, ew_cpu_tiles(ROWS[r]));
-                compare_prompt(checker, &matrix, &q8, BATCHES[b]);
+                compare_prompt(checker, &job);
                 checker->check.n_cases++;
             }
         }
