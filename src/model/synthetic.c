@@ -10,12 +10,17 @@ static const struct {
     const char *name;
     uint32_t n_layers, width, ffn_width, n_heads, n_kv_heads, head_dim, n_vocab;
     uint32_t n_experts, n_active; // experts are ffn_width wide
+    // Three of four layers have a state.
+    uint32_t state_heads, state_groups, state_k_dim, state_v_dim;
+    enum ew_state_rule state_rule;
 } g_shapes[] = {
     {"8b", 32, 4096, 14336, 32, 8, 128, 128256},
     {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
     {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
     {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
     {"30b-a3b", 48, 2048, 768, 32, 4, 128, 151936, 128, 8},
+    {"2b-delta", 24, 2048, 6144, 8, 2, 256, 151936, 0, 0, 16, 16, 128, 128, EW_STATE_DELTA},
+    {"2b-ssd", 24, 2048, 6144, 8, 2, 256, 151936, 0, 0, 64, 8, 128, 64, EW_STATE_SSD},
 };
 
 #define CONTEXT_TRAINED 131072 // no limit for any benchmark
@@ -132,14 +137,14 @@ static int read_matrix(const struct ew_weight_source *source, uint64_t row, uint
     return 0;
 }
 
-// Vectors are norms' weights: ones.
+// Vectors are norms' weights and the like: ones. States decay, at rates of -1.
 static int read_ones(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
                      struct ew_error *err)
 {
     (void)row;
     (void)err;
     for (uint64_t i = 0; i < n_rows * source->arg[1]; i++)
-        ((float *)dst)[i] = 1;
+        ((float *)dst)[i] = source->arg[2] ? -1 : 1;
     return 0;
 }
 
@@ -175,6 +180,7 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
     uint64_t row_bytes;
 
     *out = (struct ew_weight_source){.dtype = EW_DTYPE_F32, .read = read_ones, .arg = {0, want->cols}};
+    out->arg[2] = ew_str_ends(ew_str_of(want->name), ".ssm_a");
     if (want->is_matrix) {
         out->dtype = matrix_type(synthetic, want);
         out->read = read_matrix;
@@ -206,6 +212,18 @@ static int set_type(struct ew_synthetic *synthetic, const char *name, struct ew_
     return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of f16, bf16, q8_0, q4_0, q4_k, q4_k_m");
 }
 
+static void set_states(struct ew_shape *shape, size_t i)
+{
+    shape->state_rule = g_shapes[i].state_rule;
+    shape->state_heads = g_shapes[i].state_heads;
+    shape->state_groups = g_shapes[i].state_groups;
+    shape->state_k_dim = g_shapes[i].state_k_dim;
+    shape->state_v_dim = g_shapes[i].state_v_dim;
+    shape->state_taps = 4; // every published model's
+    for (uint32_t layer = 0; layer < shape->common.n_layers && shape->state_heads; layer++)
+        shape->layers[layer].mixer = layer % 4 == 3 ? EW_MIXER_FULL : EW_MIXER_STATE;
+}
+
 static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error *err)
 {
     struct ew_model_shape *c = &shape->common;
@@ -232,10 +250,11 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
         shape->n_experts = g_shapes[i].n_experts;
         shape->n_experts_active = g_shapes[i].n_active;
         shape->route_normalise = true;
+        set_states(shape, i);
         return ew_shape_finish(shape, err);
     }
     ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"", EW_STR_ARG(name));
-    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b");
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 2b-delta, 2b-ssd");
 }
 
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)

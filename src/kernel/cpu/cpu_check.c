@@ -367,6 +367,99 @@ static void check_exp_sum(struct checker *checker)
     end(checker);
 }
 
+// ---- states -------------------------------------------------------------------------------------
+
+static void check_conv(struct checker *checker)
+{
+    const float *rows[4];
+
+    if (!IS_NEW(conv) || !wants(checker, "conv", ""))
+        return;
+    begin(checker, "conv", "");
+    for (uint32_t s = 0; s < EW_COUNT_OF(SIZES); s++) {
+        uint32_t n = SIZES[s], n_taps = 1 + s % EW_COUNT_OF(rows);
+
+        fill(checker, checker->a, n_taps * N_MAX), fill(checker, checker->b, n_taps * N_MAX),
+            fill(checker, checker->c, n);
+        for (uint32_t tap = 0; tap < n_taps; tap++)
+            rows[tap] = checker->a + tap * N_MAX;
+        checker->ref.conv(checker->want, rows, checker->b, N_MAX, s % 3 ? checker->c : NULL, n_taps, n);
+        checker->ops.conv(checker->got, rows, checker->b, N_MAX, s % 3 ? checker->c : NULL, n_taps, n);
+        for (uint32_t i = 0; i < n; i++) { // a rounding or two of every term
+            double size = fabs(checker->c[i]) + 1e-12;
+
+            for (uint32_t tap = 0; tap < n_taps; tap++)
+                size += fabs((double)rows[tap][i] * checker->b[tap * N_MAX + i]);
+            compare(checker, checker->got[i], checker->want[i], 4e-7 * size);
+        }
+        checker->check.n_cases++;
+    }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_CONV, 0, &checker->check);
+    end(checker);
+}
+
+#define SCAN_TOKENS 3u
+
+// State, then outputs. Keys are about of length 1, and so are states and outputs: errors of sums of k_dim terms stay
+// below 1e-5 of that.
+static void scan_with(const struct ew_cpu_ops *ops, const struct ew_cpu_scan *job, float *data, const float *state)
+{
+    struct ew_cpu_scan own = *job;
+
+    own.state = data;
+    own.out = data + job->k_dim * job->v_dim;
+    memcpy(data, state, (size_t)job->k_dim * job->v_dim * sizeof(*data));
+    ops->scan(&own);
+}
+
+static void check_scan_size(struct checker *checker, uint32_t k_dim, uint32_t v_dim, bool is_delta)
+{
+    uint32_t n = k_dim * v_dim, n_all = n + SCAN_TOKENS * v_dim;
+    float gates[2 * SCAN_TOKENS];
+    struct ew_cpu_scan job = {.q = checker->a,
+                              .k = checker->a + SCAN_TOKENS * k_dim,
+                              .v = checker->b,
+                              .decay = gates,
+                              .gain = gates + SCAN_TOKENS,
+                              .n_tokens = SCAN_TOKENS,
+                              .k_dim = k_dim,
+                              .v_dim = v_dim,
+                              .v_stride = v_dim + 5,
+                              .out_stride = v_dim,
+                              .is_delta = is_delta,
+                              .skip = is_delta ? 0 : 0.7f};
+
+    fill(checker, checker->a, 2 * SCAN_TOKENS * k_dim), fill(checker, checker->b, SCAN_TOKENS * job.v_stride);
+    fill(checker, checker->c, n), fill(checker, gates, 2 * SCAN_TOKENS);
+    for (uint32_t i = 0; i < 2 * SCAN_TOKENS; i++)
+        gates[i] = 1 / (1 + expf(-gates[i]));
+    for (uint32_t i = 0; i < 2 * SCAN_TOKENS * k_dim; i++)
+        checker->a[i] = tanhf(checker->a[i]) / sqrtf((float)k_dim);
+    for (uint32_t i = 0; i < SCAN_TOKENS * job.v_stride; i++)
+        checker->b[i] = tanhf(checker->b[i]);
+    for (uint32_t i = 0; i < n; i++)
+        checker->c[i] = tanhf(checker->c[i]);
+    memset(checker->want, 0, n_all * sizeof(float)), memset(checker->got, 0, n_all * sizeof(float));
+    scan_with(&checker->ref, &job, checker->want, checker->c);
+    scan_with(&checker->ops, &job, checker->got, checker->c);
+    for (uint32_t i = 0; i < n_all; i++)
+        compare(checker, checker->got[i], checker->want[i], 1e-5 * (1 + fabs(checker->want[i])));
+    checker->check.n_cases++;
+}
+
+static void check_scan(struct checker *checker, bool is_delta, const char *name)
+{
+    static const uint32_t DIMS[][2] = {{16, 16}, {128, 64}, {128, 80}, {128, 128}, {256, 64}, {7, 5}, {1, 1}, {3, 67}};
+
+    if (!IS_NEW(scan) || !wants(checker, "scan", name))
+        return;
+    begin(checker, "scan", name);
+    for (uint32_t i = 0; i < EW_COUNT_OF(DIMS); i++)
+        check_scan_size(checker, DIMS[i][0], DIMS[i][1], is_delta);
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_SCAN, is_delta, &checker->check);
+    end(checker);
+}
+
 // ---- products -----------------------------------------------------------------------------------
 
 static const struct {
@@ -374,14 +467,14 @@ static const struct {
     enum ew_dtype dtype;
     int16_t f16_at[2]; // f16 fields of a block that must be ordinary numbers; -1: none
 } FORMATS[] = {
-    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}},      {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}},
-    {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},    {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}},
-    {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}},       {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
-    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}},      {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}},
-    {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},    {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}},
-    {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}},   {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
-    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}}, {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}},
-    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},  {EW_CPU_F16_TILES, EW_DTYPE_F16, {-1, -1}},
+    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}},         {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}},
+    {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},       {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}},
+    {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}},          {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
+    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}},         {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}},
+    {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},       {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}},
+    {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}},      {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
+    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}},    {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}},
+    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},     {EW_CPU_F16_TILES, EW_DTYPE_F16, {-1, -1}},
     {EW_CPU_BF16_TILES, EW_DTYPE_BF16, {-1, -1}},
 };
 
@@ -628,6 +721,9 @@ static void check_level(struct checker *checker)
     check_blocks(checker, "scores", check_score_block);
     check_exp_sum(checker);
     check_blocks(checker, "values", check_value_block);
+    check_conv(checker);
+    check_scan(checker, false, "ssd");
+    check_scan(checker, true, "delta");
     for (uint32_t i = 0; i < EW_COUNT_OF(FORMATS); i++) {
         check_linear(checker, i);
         check_prompt(checker, i);

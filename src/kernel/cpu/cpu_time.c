@@ -21,6 +21,33 @@ struct row_job {
     float *data; // [n_threads, 4 * COLS]
 };
 
+#define STATE_DIM 64 // squared it is COLS
+
+static void run_scan(const struct ew_cpu_ops *ops, float *state, float *in, float *out, bool is_delta)
+{
+    struct ew_cpu_scan scan = {.state = state,
+                               .q = in,
+                               .k = in + STATE_DIM,
+                               .v = in + 2 * STATE_DIM,
+                               .decay = in + 3 * STATE_DIM,
+                               .gain = in + 3 * STATE_DIM + 1,
+                               .out = out,
+                               .n_tokens = 1,
+                               .k_dim = STATE_DIM,
+                               .v_dim = STATE_DIM,
+                               .is_delta = is_delta};
+
+    in[3 * STATE_DIM] = 0.5f, in[3 * STATE_DIM + 1] = 0.1f; // the state stays finite, round after round
+    ops->scan(&scan);
+}
+
+static void run_conv(const struct ew_cpu_ops *ops, float *out, const float *in)
+{
+    const float *rows[] = {in, in + COLS / 4, in + COLS / 2, in + 3 * COLS / 4};
+
+    ops->conv(out, rows, in, COLS / 4, NULL, EW_COUNT_OF(rows), COLS / 4);
+}
+
 static void run_row(const struct row_job *job, float *a)
 {
     float *b = a + COLS, *out = a + 2 * COLS, *more = a + 3 * COLS;
@@ -41,6 +68,12 @@ static void run_row(const struct row_job *job, float *a)
         break;
     case EW_CPU_TIME_EXP:
         ops->exp_sum(a, COLS, 0);
+        break;
+    case EW_CPU_TIME_CONV:
+        run_conv(ops, out, a);
+        break;
+    case EW_CPU_TIME_SCAN:
+        run_scan(ops, a, b, out, job->which);
         break;
     }
 }

@@ -4,7 +4,15 @@
 
 #include "kernel/cpu/cpu_check.h"
 
-enum ew_cpu_time_row { EW_CPU_TIME_NORM, EW_CPU_TIME_ACT, EW_CPU_TIME_GLU, EW_CPU_TIME_QUANTISE, EW_CPU_TIME_EXP };
+enum ew_cpu_time_row {
+    EW_CPU_TIME_NORM,
+    EW_CPU_TIME_ACT,
+    EW_CPU_TIME_GLU,
+    EW_CPU_TIME_QUANTISE,
+    EW_CPU_TIME_EXP,
+    EW_CPU_TIME_CONV,
+    EW_CPU_TIME_SCAN, // a token through a state of 64 by 64
+};
 
 void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_cpu_ops *ops, enum ew_cpu_time_row row,
                       int which, struct ew_cpu_check *out);
