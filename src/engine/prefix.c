@@ -7,8 +7,8 @@
 #include "base/map.h"
 
 #define SIBLINGS_MAX 64 // looked at for a prefix that ends inside a node, the newest first
-// Tokens between two states of one prompt that are kept: a state weighs as much as the keys of a thousand tokens or more,
-// and keeping one while its sequence goes on is a copy.
+// Tokens between two states of one prompt that are kept: a state weighs as much as the keys of a thousand tokens or
+// more, and keeping one while its sequence goes on is a copy.
 #define STATE_DISTANCE 256
 #define STATE_BLOCKS_LEAST 4 // blocks of new tokens that are worth a step's end for a state
 

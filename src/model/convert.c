@@ -161,7 +161,7 @@ static bool is_superfluous(const struct ew_convert *convert, struct ew_str name,
         ew_str_ends(name, ".attn.bias") || ew_str_ends(name, ".attn.masked_bias") ||
         ew_str_ends(name, ".attention.bias") || ew_str_ends(name, ".attention.masked_bias"))
         return true;
-    if (is_of_tower(name))
+    if (is_of_tower(name) || ew_str_starts(name, "mtp.")) // predictors of tokens after the next
         return true;
     return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
 }

@@ -20,6 +20,8 @@ def encode(value):
         return struct.pack("<II", U32, value)
     if isinstance(value, float):
         return struct.pack("<If", F32, value)
+    if isinstance(value, list):
+        return struct.pack(f"<IIQ{len(value)}I", ARRAY, U32, len(value), *value)
     return struct.pack("<IQ", STRING, len(value)) + value.encode()
 
 
