@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 
+import models_table
 import pytest
 import served
 import support
@@ -53,9 +54,11 @@ def test_checkpoint(cuda, name):
     if refusal(name):
         result = evaluate(cuda, model, ref)
         assert result.returncode == 1 and refusal(name) in result.stderr.decode()
+        models_table.note(name, "CUDA", models_table.refusal(result.stderr))
         return
     check(cuda, model, ref, "--mode", "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
     check(cuda, model, ref, "--mode", "chunk5", "--logits-only", "--kernels", "reference", "--kv", "f32")
+    models_table.note(name, "CUDA", "yes")
 
 
 @pytest.mark.parametrize("kv", ["f32", "f16", "fp8", "int8"])

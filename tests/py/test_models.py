@@ -2,6 +2,7 @@
 by token and batched, over 16-token cache blocks, with the reference kernels and with those that users get."""
 import fnmatch
 
+import models_table
 import pytest
 import support
 
@@ -39,6 +40,7 @@ def check(model, ref, kernels, *options):
 def test_checkpoint(name, kernels):
     model = support.need(f"fixtures/models/{name}")
     check(model, model / "ref.safetensors", kernels, *(["--logits-only"] if name in LOGITS_ONLY else []))
+    models_table.note(name, "CPU", "yes")
 
 
 @pytest.mark.parametrize("name", fixtures("models", FAMILIES))
@@ -66,6 +68,7 @@ def test_vectors(name, kernels, config, tmp_path):
     assert {case["name"].split("/")[1] for case in result["cases"]} == {"whole", "batch", "vector", "vector-batch"}
     if kernels == "reference":
         assert result["class"] == "reference" and result["rel"] <= 1e-3
+    models_table.note(name, "CPU", "yes")
 
 
 def test_what_writes_text_refuses_models_that_make_vectors():

@@ -3,8 +3,8 @@ import signal
 import subprocess
 import time
 
+import models_table
 import pytest
-
 import support
 
 # GGUF has no words for these.
@@ -17,6 +17,13 @@ def fixture_models():
     return sorted(path.name for path in folder.iterdir() if (path / "ref.safetensors").exists()) if folder else []
 
 
+def architecture(path):
+    """The first value of a GGUF file that quantize wrote: general.architecture."""
+    head = path.read_bytes()[:200]
+    key = 24 + 8 + int.from_bytes(head[24:32], "little") + 4
+    return head[key + 8:key + 8 + int.from_bytes(head[key:key + 8], "little")].decode()
+
+
 @pytest.mark.parametrize("name", fixture_models())
 def test_converted_models_compute_the_same(name, tmp_path):
     source, out = support.need(f"fixtures/models/{name}"), tmp_path / "model.gguf"
@@ -24,10 +31,12 @@ def test_converted_models_compute_the_same(name, tmp_path):
     if name in UNSAYABLE or name.startswith("quant_"):
         assert result.returncode == 1 and UNSAYABLE.get(name, "quantise") in result.stderr.decode()
         assert not list(tmp_path.iterdir())
+        models_table.note(name, "GGUF", models_table.refusal(result.stderr) if name in UNSAYABLE else "no: quantize wants the original")
         return
     assert result.returncode == 0, result.stderr.decode()
     logits = support.run_json("eval", "logits", "-m", out, "--ref", source / "ref.safetensors", "--kernels", "reference", "--json")
     assert logits["pass"], logits
+    models_table.note(name, "GGUF", architecture(out))
 
 
 def test_the_bundled_model_is_what_quantize_writes(tmp_path):
