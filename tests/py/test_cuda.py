@@ -18,6 +18,7 @@ MOCK = support.ROOT / "build/tests/mock/libcuda.so.1"
 REFUSED = {
     "mixtures of experts": ["mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_mxfp4_gpt_oss",
                             "deepseek_v2_group", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_yarn"],
+    'caches of kind "state"': ["nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5_text"],
 }
 GREEDY_OFF = test_models.LOGITS_ONLY
 
