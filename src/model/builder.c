@@ -1,4 +1,4 @@
-#include "model/builder.h"
+#include "model/builder_parts.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -11,82 +11,9 @@
 #define OPS_PER_LAYER 48
 #define WEIGHTS_OUTSIDE_LAYERS 8
 #define WEIGHTS_PER_LAYER 32
-#define SLOTS_MAX 64
 #define GROUPS_MAX 8 // struct ew_backend_sizes has room for these
 
-// What a slot holds. The same role has the same slot in every layer, as long as its width is the same.
-enum role {
-    ROLE_X,
-    ROLE_X_NORMED,
-    ROLE_NORMED,
-    ROLE_NORMED2,
-    ROLE_Q,
-    ROLE_K,
-    ROLE_V,
-    ROLE_Q_LATENT,
-    ROLE_KV_LATENT,
-    ROLE_KV_NORMED,
-    ROLE_Q_ABSORBED,
-    ROLE_MIXED_LATENT,
-    ROLE_Q_NORMED,
-    ROLE_K_NORMED,
-    ROLE_MIXED,
-    ROLE_ATTN_OUT,
-    ROLE_Q_WHOLE,
-    ROLE_Q_GATE,
-    ROLE_STATE_IN,
-    ROLE_STATE_GATES,
-    ROLE_STATE_MIXED,
-    ROLE_STATE_Z,
-    ROLE_STATE_STEP,
-    ROLE_STATE_GAIN,
-    ROLE_STATE_CONVOLVED,
-    ROLE_STATE_OUT,
-    ROLE_STATE_NORMED,
-    ROLE_GATE,
-    ROLE_UP,
-    ROLE_FFN_OUT,
-    ROLE_ROUTE_LOGITS,
-    ROLE_ROUTES,
-    ROLE_PAIRS,
-    ROLE_EXPERT_GATE,
-    ROLE_EXPERT_UP,
-    ROLE_EXPERT_OUT,
-    ROLE_EXPERT_SUM,
-    ROLE_SHARED_GATE,
-    ROLE_POST_NORMED,
-    ROLE_SELECTED,
-    ROLE_FINAL,
-    ROLE_CLASS,
-    ROLE_LOGITS
-};
-
-struct builder {
-    const struct ew_shape *shape;
-    const struct ew_weight_finder *finder;
-    struct ew_program *program;
-    struct ew_arena *arena;
-    struct ew_error *err;
-    int rc; // the first failure; everything after it does nothing
-    uint32_t ops_max, weights_max;
-    enum role roles[SLOTS_MAX]; // of each slot
-    uint32_t rope_tables[2];    // by ew_mixer
-    const float *alibi;         // [n_heads] slopes, or NULL
-    uint16_t layer;             // being built, or UINT16_MAX
-};
-
-// A dimension of a layer's matrix product, for names and sharding.
-struct linear {
-    const char *name; // within the layer, or of the model where outside layers
-    uint32_t rows, cols;
-    bool has_bias;
-    enum ew_shard shard;
-    const char *whole; // fused with others under this name, or NULL
-    uint32_t first_row, whole_rows;
-    uint32_t n_groups, group_rows, group_first; // see struct ew_weight_want
-};
-
-static uint32_t slot_of(struct builder *b, enum role role, uint32_t width)
+uint32_t ew__slot_of(struct builder *b, enum role role, uint32_t width)
 {
     struct ew_program *program = b->program;
 
@@ -99,7 +26,7 @@ static uint32_t slot_of(struct builder *b, enum role role, uint32_t width)
     return program->n_slots++;
 }
 
-static struct ew_op *emit(struct builder *b, enum ew_op_kind kind, uint32_t in, uint32_t out)
+struct ew_op *ew__emit(struct builder *b, enum ew_op_kind kind, uint32_t in, uint32_t out)
 {
     struct ew_op *op;
 
@@ -188,7 +115,7 @@ static uint32_t add_bias(struct builder *b, const struct linear *linear)
     return add_weight(b, &want, linear->shard == EW_SHARD_ROW ? EW_SHARD_ROW : EW_SHARD_NONE);
 }
 
-static uint32_t add_vector(struct builder *b, const char *name, const char *suffix, uint32_t cols, uint32_t n_heads)
+uint32_t ew__add_vector(struct builder *b, const char *name, const char *suffix, uint32_t cols, uint32_t n_heads)
 {
     struct ew_weight_want want = {.name = full_name(b, name, suffix), .rows = 1, .cols = cols, .n_heads = n_heads};
 
@@ -198,15 +125,15 @@ static uint32_t add_vector(struct builder *b, const char *name, const char *suff
 static uint32_t build_norm(struct builder *b, const char *name, uint32_t in, enum role role)
 {
     const struct ew_shape *shape = b->shape;
-    uint32_t width = b->program->slot_width[in], out = slot_of(b, role, width);
-    struct ew_op *op = emit(b, EW_OP_NORM, in, out);
+    uint32_t width = b->program->slot_width[in], out = ew__slot_of(b, role, width);
+    struct ew_op *op = ew__emit(b, EW_OP_NORM, in, out);
 
     op->norm.kind = shape->norm;
     op->norm.eps = shape->norm_eps;
     op->norm.weight_offset = shape->norm_weight_offset;
-    op->weight = add_vector(b, name, "", width, 0);
+    op->weight = ew__add_vector(b, name, "", width, 0);
     if (shape->norm_bias)
-        op->bias = add_vector(b, name, ".bias", width, 0);
+        op->bias = ew__add_vector(b, name, ".bias", width, 0);
     return out;
 }
 
@@ -222,8 +149,8 @@ static uint32_t build_qk_norm(struct builder *b, const char *name, uint32_t in, 
         return in;
     if (shape->qk_norm == EW_QK_NORM_PLAIN && shape->layers[b->layer].no_rope)
         return in;
-    out = slot_of(b, role, width);
-    op = emit(b, EW_OP_NORM, in, out);
+    out = ew__slot_of(b, role, width);
+    op = ew__emit(b, EW_OP_NORM, in, out);
     op->norm.kind = shape->norm;
     op->norm.eps = shape->norm_eps;
     op->norm.weight_offset = shape->norm_weight_offset;
@@ -231,21 +158,21 @@ static uint32_t build_qk_norm(struct builder *b, const char *name, uint32_t in, 
     op->norm.weight_per_group = own;
     if (shape->qk_norm == EW_QK_NORM_PLAIN)
         return out;
-    op->weight = add_vector(b, name, "", shape->qk_norm == EW_QK_NORM_HEAD ? shape->common.head_dim : width,
-                            own ? n_heads : 0);
+    op->weight = ew__add_vector(b, name, "", shape->qk_norm == EW_QK_NORM_HEAD ? shape->common.head_dim : width,
+                                own ? n_heads : 0);
     return out;
 }
 
-static uint32_t build_linear(struct builder *b, const struct linear *linear, uint32_t in, enum role role)
+uint32_t ew__build_linear(struct builder *b, const struct linear *linear, uint32_t in, enum role role)
 {
-    uint32_t out = slot_of(b, role, linear->rows);
-    struct ew_op *op = emit(b, EW_OP_LINEAR, in, out);
+    uint32_t out = ew__slot_of(b, role, linear->rows);
+    struct ew_op *op = ew__emit(b, EW_OP_LINEAR, in, out);
 
     op->weight = add_matrix(b, linear);
     if (linear->has_bias)
         op->bias = add_bias(b, linear);
     if (linear->shard == EW_SHARD_COLUMN) // each device has a part of every sum
-        emit(b, EW_OP_ALL_REDUCE, out, out);
+        ew__emit(b, EW_OP_ALL_REDUCE, out, out);
     return out;
 }
 
@@ -256,7 +183,7 @@ static void build_clip(struct builder *b, uint32_t slot, float limit)
 
     if (!(limit > 0))
         return;
-    op = emit(b, EW_OP_ACT, slot, slot);
+    op = ew__emit(b, EW_OP_ACT, slot, slot);
     op->act.act = EW_ACT_NONE;
     op->act.limit = limit;
 }
@@ -269,7 +196,7 @@ static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads, uint3
 
     if (layer->no_rope)
         return;
-    op = emit(b, EW_OP_ROPE, slot, slot);
+    op = ew__emit(b, EW_OP_ROPE, slot, slot);
     op->rope.n_heads = n_heads;
     op->rope.head_dim = b->program->slot_width[slot] / n_heads;
     op->rope.first = first;
@@ -277,7 +204,7 @@ static void build_rope(struct builder *b, uint32_t slot, uint32_t n_heads, uint3
 }
 
 // The cache group of this layer: one for all layers with equal caches.
-static uint32_t find_group(struct builder *b, const struct ew_cache_group *wanted)
+uint32_t ew__find_group(struct builder *b, const struct ew_cache_group *wanted)
 {
     struct ew_program *program = b->program;
 
@@ -299,8 +226,8 @@ static uint32_t build_cached(struct builder *b, const struct ew_cache_group *wan
 {
     const struct ew_shape *shape = b->shape;
     const struct ew_model_shape *c = &shape->common;
-    uint32_t out = slot_of(b, role, c->n_heads * wanted->v_dim);
-    struct ew_op *op = emit(b, EW_OP_ATTENTION, q, out);
+    uint32_t out = ew__slot_of(b, role, c->n_heads * wanted->v_dim);
+    struct ew_op *op = ew__emit(b, EW_OP_ATTENTION, q, out);
 
     op->in2 = k;
     op->in3 = v;
@@ -312,11 +239,11 @@ static uint32_t build_cached(struct builder *b, const struct ew_cache_group *wan
     op->attention.softcap = shape->attention_softcap;
     op->attention.window = wanted->window;
     if (!shape->uncached) {
-        op->attention.group = find_group(b, wanted);
+        op->attention.group = ew__find_group(b, wanted);
         op->attention.cache_layer = b->program->groups[op->attention.group].n_layers++;
     }
     op->attention.mask = shape->encoder ? EW_MASK_BIDIRECTIONAL : EW_MASK_CAUSAL;
-    op->attention.sinks = shape->attention_sinks ? add_vector(b, "attn_sinks", "", c->n_heads, 0) : EW_WEIGHT_NONE;
+    op->attention.sinks = shape->attention_sinks ? ew__add_vector(b, "attn_sinks", "", c->n_heads, 0) : EW_WEIGHT_NONE;
     op->attention.alibi = b->alibi;
     if (!shape->layers[b->layer].no_rope)
         op->attention.chunk = shape->chunk;
@@ -356,7 +283,7 @@ static uint32_t build_heads(struct builder *b, const struct linear *linear, bool
                             enum role role)
 {
     uint32_t n = b->shape->common.n_heads, in_dim = b->program->slot_width[in] / n,
-             out_dim = linear->rows + in_dim - linear->cols, out = slot_of(b, role, n * out_dim);
+             out_dim = linear->rows + in_dim - linear->cols, out = ew__slot_of(b, role, n * out_dim);
     struct ew_weight_want want = {.name = full_name(b, linear->name, ""),
                                   .whole = full_name(b, linear->whole, ""),
                                   .rows = (uint64_t)n * linear->rows,
@@ -364,7 +291,7 @@ static uint32_t build_heads(struct builder *b, const struct linear *linear, bool
                                   .n_heads = n,
                                   .is_matrix = true,
                                   .is_transposed = is_transposed};
-    struct ew_op *op = emit(b, EW_OP_HEADS, in, out);
+    struct ew_op *op = ew__emit(b, EW_OP_HEADS, in, out);
 
     place_in_whole(&want, linear);
     op->heads.n_heads = n;
@@ -384,9 +311,9 @@ static uint32_t build_latent_q(struct builder *b, uint32_t in)
     struct linear up = {"attn_q_b", n, shape->q_latent, false, EW_SHARD_ROW};
 
     if (!shape->q_latent)
-        return build_linear(b, &whole, in, ROLE_Q);
-    in = build_norm(b, "attn_q_a_norm", build_linear(b, &down, in, ROLE_Q_LATENT), ROLE_Q_NORMED);
-    return build_linear(b, &up, in, ROLE_Q);
+        return ew__build_linear(b, &whole, in, ROLE_Q);
+    in = build_norm(b, "attn_q_a_norm", ew__build_linear(b, &down, in, ROLE_Q_LATENT), ROLE_Q_NORMED);
+    return ew__build_linear(b, &up, in, ROLE_Q);
 }
 
 static uint32_t build_latent_attention(struct builder *b, uint32_t in)
@@ -395,42 +322,37 @@ static uint32_t build_latent_attention(struct builder *b, uint32_t in)
     const struct ew_model_shape *c = &shape->common;
     uint32_t latent = shape->kv_latent, rotated = shape->ropes[EW_MIXER_FULL].n_dims, plain = c->head_dim - rotated,
              both = plain + shape->v_dim, kv_rows = latent + rotated;
-    struct linear latent_linear = {"attn_kv_a", latent, c->width, shape->bias_qkv, EW_SHARD_NONE, "attn_kv_a_mqa", 0,
-                                   kv_rows};
-    struct linear rotated_linear = {"attn_k_rope", rotated, c->width, shape->bias_qkv, EW_SHARD_NONE, "attn_kv_a_mqa",
-                                    latent,        kv_rows};
-    struct linear k_linear = {"attn_k_b", latent,           plain,      false, EW_SHARD_ROW, "attn_kv_b", 0,
+    struct linear latent_linear = {"attn_kv_a",   latent,          c->width, shape->bias_qkv,
+                                   EW_SHARD_NONE, "attn_kv_a_mqa", 0,        kv_rows};
+    struct linear rotated_linear = {"attn_k_rope", rotated,         c->width, shape->bias_qkv,
+                                    EW_SHARD_NONE, "attn_kv_a_mqa", latent,   kv_rows};
+    struct linear k_linear = {"attn_k_b",        latent,     plain, false, EW_SHARD_ROW, "attn_kv_b", 0,
                               c->n_heads * both, c->n_heads, plain, 0};
-    struct linear v_linear = {"attn_v_b", shape->v_dim,     latent,     false, EW_SHARD_ROW, "attn_kv_b", 0,
-                              c->n_heads * both, c->n_heads, shape->v_dim, plain};
+    struct linear v_linear = {"attn_v_b", shape->v_dim,      latent,     false,        EW_SHARD_ROW, "attn_kv_b",
+                              0,          c->n_heads * both, c->n_heads, shape->v_dim, plain};
     struct linear out_linear = {"attn_output", c->width, c->n_heads * shape->v_dim, shape->bias_attn_output,
                                 EW_SHARD_COLUMN};
     struct ew_cache_group group = {.kind = EW_CACHE_LATENT, .n_kv_heads = 1, .k_dim = rotated, .v_dim = latent};
-    uint32_t q = build_latent_q(b, in), v = build_linear(b, &latent_linear, in, ROLE_KV_LATENT),
-             k = build_linear(b, &rotated_linear, in, ROLE_K), out;
+    uint32_t q = build_latent_q(b, in), v = ew__build_linear(b, &latent_linear, in, ROLE_KV_LATENT),
+             k = ew__build_linear(b, &rotated_linear, in, ROLE_K), out;
 
     v = build_norm(b, "attn_kv_a_norm", v, ROLE_KV_NORMED);
     q = build_heads(b, &k_linear, true, q, ROLE_Q_ABSORBED);
     build_rope(b, q, c->n_heads, latent);
     build_rope(b, k, 1, 0);
     out = build_cached(b, &group, q, k, v, ROLE_MIXED_LATENT);
-    return build_linear(b, &out_linear, build_heads(b, &v_linear, false, out, ROLE_MIXED), ROLE_ATTN_OUT);
+    return ew__build_linear(b, &out_linear, build_heads(b, &v_linear, false, out, ROLE_MIXED), ROLE_ATTN_OUT);
 }
 
-// Columns of a slot that come in n_groups groups of `stride`: of each group, pieces.
-struct piece {
-    uint32_t first, width;
-};
-
-static uint32_t build_pick(struct builder *b, uint32_t in, enum role role, uint32_t n_groups,
-                           const struct piece *pieces, uint32_t n_pieces)
+uint32_t ew__build_pick(struct builder *b, uint32_t in, enum role role, uint32_t n_groups, const struct piece *pieces,
+                        uint32_t n_pieces)
 {
     uint32_t width = 0;
     struct ew_op *op;
 
     for (uint32_t i = 0; i < n_pieces; i++)
         width += pieces[i].width;
-    op = emit(b, EW_OP_PICK, in, slot_of(b, role, n_groups * width));
+    op = ew__emit(b, EW_OP_PICK, in, ew__slot_of(b, role, n_groups * width));
     op->pick.n_groups = n_groups;
     op->pick.stride = b->program->slot_width[in] / n_groups;
     op->pick.n_pieces = n_pieces;
@@ -439,9 +361,9 @@ static uint32_t build_pick(struct builder *b, uint32_t in, enum role role, uint3
     return op->out;
 }
 
-static uint32_t build_glu(struct builder *b, uint32_t gate, uint32_t up, enum ew_act act, uint32_t out)
+uint32_t ew__build_glu(struct builder *b, uint32_t gate, uint32_t up, enum ew_act act, uint32_t out)
 {
-    struct ew_op *op = emit(b, EW_OP_GLU, gate, out);
+    struct ew_op *op = ew__emit(b, EW_OP_GLU, gate, out);
 
     op->in2 = up;
     op->act.act = act;
@@ -457,9 +379,9 @@ static uint32_t build_gated_q(struct builder *b, const struct linear *linear, ui
 
     wide.rows *= 2;
     wide.whole = NULL;
-    whole = build_linear(b, &wide, in, ROLE_Q_WHOLE);
-    *gate = build_pick(b, whole, ROLE_Q_GATE, n_heads, &second, 1);
-    return build_pick(b, whole, ROLE_Q, n_heads, &first, 1);
+    whole = ew__build_linear(b, &wide, in, ROLE_Q_WHOLE);
+    *gate = ew__build_pick(b, whole, ROLE_Q_GATE, n_heads, &second, 1);
+    return ew__build_pick(b, whole, ROLE_Q, n_heads, &first, 1);
 }
 
 static uint32_t build_plain_attention(struct builder *b, uint32_t in)
@@ -479,9 +401,9 @@ static uint32_t build_plain_attention(struct builder *b, uint32_t in)
                                 EW_SHARD_COLUMN};
     uint32_t gate = EW_SLOT_NONE, q, k, v, mixed;
 
-    q = shape->attention_gate ? build_gated_q(b, &q_linear, in, &gate) : build_linear(b, &q_linear, in, ROLE_Q);
-    k = build_linear(b, &k_linear, in, ROLE_K);
-    v = build_linear(b, &v_linear, in, ROLE_V);
+    q = shape->attention_gate ? build_gated_q(b, &q_linear, in, &gate) : ew__build_linear(b, &q_linear, in, ROLE_Q);
+    k = ew__build_linear(b, &k_linear, in, ROLE_K);
+    v = ew__build_linear(b, &v_linear, in, ROLE_V);
 
     build_clip(b, q, shape->clip_qkv);
     build_clip(b, k, shape->clip_qkv);
@@ -492,152 +414,8 @@ static uint32_t build_plain_attention(struct builder *b, uint32_t in)
     build_rope(b, k, c->n_kv_heads, 0);
     mixed = build_mixer(b, q, k, v);
     if (gate != EW_SLOT_NONE)
-        build_glu(b, gate, mixed, EW_ACT_SIGMOID, mixed);
-    return build_linear(b, &out_linear, mixed, ROLE_ATTN_OUT);
-}
-
-// ---- layers with a state ------------------------------------------------------------------------
-
-// What goes into a state and what gates its output.
-struct state_inputs {
-    uint32_t mixed, z, step, gain;      // slots; gain: of the delta rule
-    uint32_t q_first, k_first, v_first; // columns of `mixed`
-};
-
-// Mamba-2: one matrix for the gate, for v, k and q side by side, and for the steps.
-static void build_ssd_inputs(struct builder *b, uint32_t in, struct state_inputs *out)
-{
-    const struct ew_shape *shape = b->shape;
-    uint32_t inner = shape->state_inner, n_k = shape->state_groups * shape->state_k_dim, n_mixed = inner + 2 * n_k;
-    struct linear linear = {"ssm_in", inner + n_mixed + shape->state_heads, shape->common.width, shape->state_bias,
-                            EW_SHARD_ROW};
-    struct piece z = {0, inner}, mixed = {inner, n_mixed}, step = {inner + n_mixed, shape->state_heads};
-    uint32_t whole = build_linear(b, &linear, in, ROLE_STATE_IN);
-
-    out->z = build_pick(b, whole, ROLE_STATE_Z, 1, &z, 1);
-    out->mixed = build_pick(b, whole, ROLE_STATE_MIXED, 1, &mixed, 1);
-    out->step = build_pick(b, whole, ROLE_STATE_STEP, 1, &step, 1);
-    out->gain = EW_SLOT_NONE;
-    out->v_first = 0, out->k_first = inner, out->q_first = inner + n_k;
-}
-
-static void build_delta_gates(struct builder *b, uint32_t in, struct state_inputs *out)
-{
-    const struct ew_shape *shape = b->shape;
-    uint32_t width = shape->common.width, n = shape->state_heads, of_group = n / shape->state_groups, whole;
-    struct linear both = {"ssm_ba", 2 * n, width, .shard = EW_SHARD_ROW};
-    struct linear step = {"ssm_alpha", n, width, .shard = EW_SHARD_ROW};
-    struct linear gain = {"ssm_beta", n, width, .shard = EW_SHARD_ROW};
-    struct piece gain_piece = {0, of_group}, step_piece = {of_group, of_group};
-
-    if (!shape->state_gates_grouped) {
-        out->gain = build_linear(b, &gain, in, ROLE_STATE_GAIN);
-        out->step = build_linear(b, &step, in, ROLE_STATE_STEP);
-        return;
-    }
-    whole = build_linear(b, &both, in, ROLE_STATE_GATES);
-    out->gain = build_pick(b, whole, ROLE_STATE_GAIN, shape->state_groups, &gain_piece, 1);
-    out->step = build_pick(b, whole, ROLE_STATE_STEP, shape->state_groups, &step_piece, 1);
-}
-
-static void build_delta_inputs(struct builder *b, uint32_t in, struct state_inputs *out)
-{
-    const struct ew_shape *shape = b->shape;
-    uint32_t groups = shape->state_groups, k = shape->state_k_dim, inner = shape->state_inner, v = inner / groups;
-    struct linear whole_linear = {"ssm_in", 2 * (groups * k + inner), shape->common.width, .shard = EW_SHARD_ROW};
-    struct linear mixed_linear = {"attn_qkv", 2 * groups * k + inner, shape->common.width, .shard = EW_SHARD_ROW};
-    struct linear z_linear = {"attn_gate", inner, shape->common.width, .shard = EW_SHARD_ROW};
-    struct piece mixed[] = {{0, k}, {k, k}, {2 * k, v}}, z = {2 * k + v, v};
-
-    if (shape->state_in_grouped) {
-        uint32_t whole = build_linear(b, &whole_linear, in, ROLE_STATE_IN);
-
-        out->mixed = build_pick(b, whole, ROLE_STATE_MIXED, groups, mixed, EW_COUNT_OF(mixed));
-        out->z = build_pick(b, whole, ROLE_STATE_Z, groups, &z, 1);
-    } else {
-        out->mixed = build_linear(b, &mixed_linear, in, ROLE_STATE_MIXED);
-        out->z = build_linear(b, &z_linear, in, ROLE_STATE_Z);
-    }
-    build_delta_gates(b, in, out);
-    out->q_first = 0, out->k_first = groups * k, out->v_first = 2 * groups * k;
-}
-
-static uint32_t build_conv(struct builder *b, uint32_t in, uint32_t group, uint32_t cache_layer)
-{
-    uint32_t width = b->program->slot_width[in];
-    struct ew_op *op = emit(b, EW_OP_CONV, in, slot_of(b, ROLE_STATE_CONVOLVED, width));
-
-    op->weight = add_vector(b, "ssm_conv1d", "", width * b->shape->state_taps, 0);
-    if (b->shape->state_conv_bias)
-        op->bias = add_vector(b, "ssm_conv1d", ".bias", width, 0);
-    op->conv.n_taps = b->shape->state_taps;
-    op->conv.act = EW_ACT_SILU;
-    op->conv.group = group;
-    op->conv.cache_layer = cache_layer;
-    return op->out;
-}
-
-static uint32_t build_recurrence(struct builder *b, const struct state_inputs *in)
-{
-    const struct ew_shape *shape = b->shape;
-    uint32_t n_heads = shape->state_heads, n_past = (shape->state_taps - 1) * b->program->slot_width[in->mixed];
-    struct ew_cache_group wanted = {.kind = EW_CACHE_STATE,
-                                    .state_bytes = (n_past + (uint64_t)shape->state_inner * shape->state_k_dim) *
-                                                   sizeof(float)};
-    uint32_t group = find_group(b, &wanted), cache_layer = b->program->groups[group].n_layers++;
-    uint32_t mixed = build_conv(b, in->mixed, group, cache_layer);
-    struct ew_op *op = emit(b, EW_OP_SCAN, mixed, slot_of(b, ROLE_STATE_OUT, shape->state_inner));
-
-    op->in2 = in->step;
-    op->in3 = in->gain;
-    op->weight = add_vector(b, "ssm_a", "", n_heads, 0);
-    op->bias = add_vector(b, "ssm_dt", ".bias", n_heads, 0);
-    op->scan.n_heads = n_heads;
-    op->scan.n_groups = shape->state_groups;
-    op->scan.k_dim = shape->state_k_dim;
-    op->scan.v_dim = shape->state_v_dim;
-    op->scan.q_first = in->q_first, op->scan.k_first = in->k_first, op->scan.v_first = in->v_first;
-    op->scan.is_delta = shape->state_rule == EW_STATE_DELTA;
-    op->scan.is_tiled = shape->state_heads_tiled;
-    op->scan.skip = op->scan.is_delta ? EW_WEIGHT_NONE : add_vector(b, "ssm_d", "", n_heads, 0);
-    op->scan.state_first = n_past;
-    op->scan.group = group;
-    op->scan.cache_layer = cache_layer;
-    return op->out;
-}
-
-// Its weights are stored whole also where those of the other norms are not.
-static uint32_t build_state_norm(struct builder *b, uint32_t in)
-{
-    const struct ew_shape *shape = b->shape;
-    bool by_head = shape->state_rule == EW_STATE_DELTA;
-    struct ew_op *op = emit(b, EW_OP_NORM, in, slot_of(b, ROLE_STATE_NORMED, shape->state_inner));
-
-    op->norm.kind = EW_NORM_RMS;
-    op->norm.eps = shape->norm_eps;
-    op->norm.group = by_head ? shape->state_v_dim : shape->state_inner / shape->state_groups;
-    op->norm.weight_per_group = !by_head;
-    op->weight = add_vector(b, "ssm_norm", "", by_head ? shape->state_v_dim : shape->state_inner, 0);
-    return op->out;
-}
-
-static uint32_t build_state(struct builder *b, uint32_t in)
-{
-    const struct ew_shape *shape = b->shape;
-    struct linear out_linear = {"ssm_out", shape->common.width, shape->state_inner, shape->state_bias, EW_SHARD_COLUMN};
-    struct state_inputs inputs;
-    uint32_t out;
-
-    if (shape->state_rule == EW_STATE_DELTA) {
-        build_delta_inputs(b, in, &inputs);
-        out = build_state_norm(b, build_recurrence(b, &inputs));
-        build_glu(b, inputs.z, out, EW_ACT_SILU, out);
-    } else {
-        build_ssd_inputs(b, in, &inputs);
-        out = build_recurrence(b, &inputs);
-        out = build_state_norm(b, build_glu(b, inputs.z, out, EW_ACT_SILU, out));
-    }
-    return build_linear(b, &out_linear, out, ROLE_ATTN_OUT);
+        ew__build_glu(b, gate, mixed, EW_ACT_SIGMOID, mixed);
+    return ew__build_linear(b, &out_linear, mixed, ROLE_ATTN_OUT);
 }
 
 static uint32_t build_attention(struct builder *b, uint32_t in)
@@ -658,16 +436,16 @@ static uint32_t build_dense(struct builder *b, uint32_t in)
 
     if (shape->ffn_plain) {
         up_linear.whole = NULL;
-        gate = up = build_linear(b, &up_linear, in, ROLE_UP);
-        op = emit(b, EW_OP_ACT, up, up);
+        gate = up = ew__build_linear(b, &up_linear, in, ROLE_UP);
+        op = ew__emit(b, EW_OP_ACT, up, up);
     } else {
-        gate = build_linear(b, &gate_linear, in, ROLE_GATE);
-        up = build_linear(b, &up_linear, in, ROLE_UP);
-        op = emit(b, EW_OP_GLU, gate, gate);
+        gate = ew__build_linear(b, &gate_linear, in, ROLE_GATE);
+        up = ew__build_linear(b, &up_linear, in, ROLE_UP);
+        op = ew__emit(b, EW_OP_GLU, gate, gate);
         op->in2 = up;
     }
     op->act.act = shape->act;
-    return build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
+    return ew__build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
 }
 
 // ---- mixtures of experts ------------------------------------------------------------------------
@@ -675,13 +453,13 @@ static uint32_t build_dense(struct builder *b, uint32_t in)
 // One matrix of every expert; rows and cols are of one. `whole`: all of them side by side with others, as above.
 static uint32_t build_experts(struct builder *b, const struct linear *linear, uint32_t in, enum role role)
 {
-    uint32_t n = b->shape->n_experts, out = slot_of(b, role, linear->rows);
+    uint32_t n = b->shape->n_experts, out = ew__slot_of(b, role, linear->rows);
     struct ew_weight_want want = {.rows = (uint64_t)n * linear->rows,
                                   .cols = linear->cols,
                                   .n_experts = n,
                                   .is_matrix = true,
                                   .name = full_name(b, linear->name, "")};
-    struct ew_op *op = emit(b, EW_OP_EXPERTS, in, out);
+    struct ew_op *op = ew__emit(b, EW_OP_EXPERTS, in, out);
 
     if (linear->whole)
         want.whole = full_name(b, linear->whole, "");
@@ -702,9 +480,9 @@ static uint32_t build_route(struct builder *b, uint32_t in)
 {
     const struct ew_shape *shape = b->shape;
     struct linear linear = {"ffn_gate_inp", shape->n_experts, shape->common.width, shape->bias_route};
-    uint32_t logits = build_linear(b, &linear, in, ROLE_ROUTE_LOGITS);
-    uint32_t out = slot_of(b, ROLE_ROUTES, 2 * shape->n_experts_active);
-    struct ew_op *op = emit(b, EW_OP_ROUTE, logits, out);
+    uint32_t logits = ew__build_linear(b, &linear, in, ROLE_ROUTE_LOGITS);
+    uint32_t out = ew__slot_of(b, ROLE_ROUTES, 2 * shape->n_experts_active);
+    struct ew_op *op = ew__emit(b, EW_OP_ROUTE, logits, out);
 
     op->route.n_experts = shape->n_experts;
     op->route.n_active = shape->n_experts_active;
@@ -715,7 +493,7 @@ static uint32_t build_route(struct builder *b, uint32_t in)
     op->route.n_groups = shape->route_groups;
     op->route.n_groups_active = shape->route_groups_active;
     if (shape->route_choice_bias)
-        op->bias = add_vector(b, "exp_probs_b", ".bias", shape->n_experts, 0);
+        op->bias = ew__add_vector(b, "exp_probs_b", ".bias", shape->n_experts, 0);
     return out;
 }
 
@@ -738,27 +516,27 @@ static uint32_t build_routed(struct builder *b, uint32_t in)
                                "ffn_gate_up_exps", n, 2 * n, .n_groups = n,       .group_rows = 1,
                                .group_first = 1};
     struct linear down_linear = {"ffn_down_exps", width, n, shape->bias_experts, EW_SHARD_COLUMN};
-    uint32_t pairs = slot_of(b, ROLE_PAIRS, width), gate, up, out;
+    uint32_t pairs = ew__slot_of(b, ROLE_PAIRS, width), gate, up, out;
     struct ew_op *op;
 
     if (shape->route_input) { // one expert a token: checked by finish
-        op = emit(b, EW_OP_SCALE_BY, in, slot_of(b, ROLE_EXPERT_SUM, width));
+        op = ew__emit(b, EW_OP_SCALE_BY, in, ew__slot_of(b, ROLE_EXPERT_SUM, width));
         op->in2 = routes;
         op->scale_by.column = shape->n_experts_active;
         in = op->out;
     }
-    emit(b, EW_OP_DISPATCH, in, pairs)->in2 = routes;
+    ew__emit(b, EW_OP_DISPATCH, in, pairs)->in2 = routes;
     if (shape->ffn_plain) {
         up_linear.whole = NULL;
         gate = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
-        emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
+        ew__emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
     } else {
         gate = build_experts(b, &gate_linear, pairs, ROLE_EXPERT_GATE);
         up = build_experts(b, &up_linear, pairs, ROLE_EXPERT_UP);
-        set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+        set_glu(b, ew__emit(b, EW_OP_GLU, gate, gate), up);
     }
     out = build_experts(b, &down_linear, gate, ROLE_EXPERT_OUT);
-    op = emit(b, EW_OP_COMBINE, out, slot_of(b, ROLE_FFN_OUT, width));
+    op = ew__emit(b, EW_OP_COMBINE, out, ew__slot_of(b, ROLE_FFN_OUT, width));
     op->in2 = routes;
     op->combine.n_active = shape->n_experts_active;
     op->combine.is_plain = shape->route_input;
@@ -776,19 +554,19 @@ static uint32_t build_shared(struct builder *b, uint32_t in)
     struct ew_op *op;
 
     if (shape->ffn_plain) {
-        gate = build_linear(b, &up_linear, in, ROLE_UP);
-        emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
+        gate = ew__build_linear(b, &up_linear, in, ROLE_UP);
+        ew__emit(b, EW_OP_ACT, gate, gate)->act.act = shape->act;
     } else {
-        gate = build_linear(b, &gate_linear, in, ROLE_GATE);
-        up = build_linear(b, &up_linear, in, ROLE_UP);
-        set_glu(b, emit(b, EW_OP_GLU, gate, gate), up);
+        gate = ew__build_linear(b, &gate_linear, in, ROLE_GATE);
+        up = ew__build_linear(b, &up_linear, in, ROLE_UP);
+        set_glu(b, ew__emit(b, EW_OP_GLU, gate, gate), up);
     }
-    out = build_linear(b, &down_linear, gate, ROLE_EXPERT_SUM);
+    out = ew__build_linear(b, &down_linear, gate, ROLE_EXPERT_SUM);
     if (!shape->shared_gate)
         return out;
-    weight = build_linear(b, &weight_linear, in, ROLE_SHARED_GATE);
-    emit(b, EW_OP_ACT, weight, weight)->act.act = EW_ACT_SIGMOID;
-    op = emit(b, EW_OP_SCALE_BY, out, out);
+    weight = ew__build_linear(b, &weight_linear, in, ROLE_SHARED_GATE);
+    ew__emit(b, EW_OP_ACT, weight, weight)->act.act = EW_ACT_SIGMOID;
+    op = ew__emit(b, EW_OP_SCALE_BY, out, out);
     op->in2 = weight;
     return out;
 }
@@ -801,7 +579,7 @@ static uint32_t build_moe(struct builder *b, uint32_t in)
     if (!b->shape->shared_width)
         return out;
     shared = build_shared(b, in);
-    op = emit(b, EW_OP_ADD, out, out);
+    op = ew__emit(b, EW_OP_ADD, out, out);
     op->in2 = shared;
     op->add.scale = 1;
     return out;
@@ -816,7 +594,7 @@ static uint32_t build_ffn(struct builder *b, uint32_t in)
 
 static void build_residual(struct builder *b, uint32_t x, uint32_t add)
 {
-    struct ew_op *op = emit(b, EW_OP_ADD, x, x);
+    struct ew_op *op = ew__emit(b, EW_OP_ADD, x, x);
 
     op->in2 = add;
     op->add.scale = b->shape->residual_scale;
@@ -841,7 +619,7 @@ static void build_sequential_layer(struct builder *b, uint32_t x)
 
     if (layer->mixer != EW_MIXER_NONE) {
         in = plain ? x : build_norm(b, "attn_norm", x, ROLE_NORMED);
-        part = layer->mixer == EW_MIXER_STATE ? build_state(b, in) : build_attention(b, in);
+        part = layer->mixer == EW_MIXER_STATE ? ew__build_state(b, in) : build_attention(b, in);
         build_residual(b, x, post ? build_norm(b, "post_attention_norm", part, ROLE_POST_NORMED) : part);
     }
     if (layer->no_ffn)
@@ -866,22 +644,22 @@ static uint32_t build_embedding(struct builder *b, uint32_t *weight)
 {
     const struct ew_model_shape *c = &b->shape->common;
     struct linear embed = {"token_embd", c->n_vocab, c->width};
-    uint32_t x = slot_of(b, ROLE_X, c->width);
-    struct ew_op *op = emit(b, EW_OP_EMBED, EW_SLOT_NONE, x);
+    uint32_t x = ew__slot_of(b, ROLE_X, c->width);
+    struct ew_op *op = ew__emit(b, EW_OP_EMBED, EW_SLOT_NONE, x);
 
     op->embed.scale = b->shape->embed_scale;
     op->weight = *weight = add_matrix(b, &embed);
     if (b->shape->position_learned) {
         struct linear positions = {"position_embd", c->context_trained + b->shape->position_first, c->width};
 
-        op = emit(b, EW_OP_POSITION, x, x);
+        op = ew__emit(b, EW_OP_POSITION, x, x);
         op->position.first = (int32_t)b->shape->position_first;
         op->weight = add_matrix(b, &positions);
     }
     if (b->shape->n_segments) {
         struct linear segments = {"token_types", b->shape->n_segments, c->width};
 
-        op = emit(b, EW_OP_POSITION, x, x);
+        op = ew__emit(b, EW_OP_POSITION, x, x);
         op->position.by_segment = true;
         op->weight = add_matrix(b, &segments);
     }
@@ -892,16 +670,16 @@ static uint32_t build_embedding(struct builder *b, uint32_t *weight)
 static void build_hidden(struct builder *b, uint32_t x)
 {
     const struct ew_shape *shape = b->shape;
-    uint32_t width = shape->common.width, hidden = slot_of(b, ROLE_SELECTED, width);
+    uint32_t width = shape->common.width, hidden = ew__slot_of(b, ROLE_SELECTED, width);
     struct linear dense = {"cls", width, width, true}, output = {"cls.output", shape->n_labels, width, true};
 
-    emit(b, EW_OP_SELECT, x, hidden);
+    ew__emit(b, EW_OP_SELECT, x, hidden);
     if (shape->norm_place != EW_NORM_PLACE_AROUND)
         hidden = build_norm(b, "output_norm", hidden, ROLE_FINAL);
     if (shape->head == EW_HEAD_SCORES) {
-        hidden = build_linear(b, &dense, hidden, ROLE_CLASS);
-        emit(b, EW_OP_ACT, hidden, hidden)->act.act = EW_ACT_TANH;
-        hidden = build_linear(b, &output, hidden, ROLE_LOGITS);
+        hidden = ew__build_linear(b, &dense, hidden, ROLE_CLASS);
+        ew__emit(b, EW_OP_ACT, hidden, hidden)->act.act = EW_ACT_TANH;
+        hidden = ew__build_linear(b, &output, hidden, ROLE_LOGITS);
     }
     b->program->logits = hidden;
 }
@@ -910,20 +688,20 @@ static void build_head(struct builder *b, uint32_t x, uint32_t embedding)
 {
     const struct ew_shape *shape = b->shape;
     struct linear head = {"output", shape->common.n_vocab, shape->common.width, shape->bias_head, EW_SHARD_ROW};
-    uint32_t selected = slot_of(b, ROLE_SELECTED, shape->common.width),
-             logits = slot_of(b, ROLE_LOGITS, shape->common.n_vocab), normed;
+    uint32_t selected = ew__slot_of(b, ROLE_SELECTED, shape->common.width),
+             logits = ew__slot_of(b, ROLE_LOGITS, shape->common.n_vocab), normed;
     struct ew_op *op;
 
-    emit(b, EW_OP_SELECT, x, selected);
+    ew__emit(b, EW_OP_SELECT, x, selected);
     normed = build_norm(b, "output_norm", selected, ROLE_FINAL);
-    op = emit(b, EW_OP_LINEAR, normed, logits);
+    op = ew__emit(b, EW_OP_LINEAR, normed, logits);
     op->weight = shape->common.tied_head ? embedding : add_matrix(b, &head);
     if (shape->bias_head)
         op->bias = add_bias(b, &head);
     if (shape->logit_scale != 1)
-        emit(b, EW_OP_SCALE, logits, logits)->mul.scale = shape->logit_scale;
+        ew__emit(b, EW_OP_SCALE, logits, logits)->mul.scale = shape->logit_scale;
     if (shape->logit_softcap > 0)
-        emit(b, EW_OP_SOFTCAP, logits, logits)->softcap.cap = shape->logit_softcap;
+        ew__emit(b, EW_OP_SOFTCAP, logits, logits)->softcap.cap = shape->logit_softcap;
     b->program->logits = logits;
 }
 
