@@ -27,7 +27,7 @@ TIERS = {
 # Modules that exist in more tiers than the first, or in others.
 MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in ("attention", "latent", "linear", "rows")} | {"wgmma": ["sm_90a"]}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
-THREADS = {"gemm": 128, "gemm_some": 256, "linear": 256, "attention": 128, "latent": 256, "flash": 128, "wgmma": 288}
+THREADS = {"gemm": 128, "some": 256, "linear": 256, "attention": 128, "latent": 256, "flash": 128, "wgmma": 288}
 
 
 def path_of(module, tier):

@@ -7,6 +7,8 @@
 #define TILE_THREADS 128
 #define PART_STEP 256                       // rows of the largest tile of any tier
 #define STEP 32                             // columns that a product takes at a time
+#define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used
+#define SOME_STEP 64                        // columns that they take at a time
 #define SCRATCH_BYTES ((uint64_t)64 << 20)  // about a large GPU's second cache
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
@@ -108,6 +110,32 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
                           ARGUMENTS(&out, &out_stride, &backend->work.x16, &w, &bias, &rows, &cols, &n_rows), err);
 }
 
+static bool is_for_some(const struct ew_cuda_product *p)
+{
+    return p->n_rows <= SOME_TOKENS && p->matrix->cols % SOME_STEP == 0;
+}
+
+static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
+{
+    static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT][3] = {
+        [EW_CUDA_F16] = {EW_CUDA_SOME_F16_16, EW_CUDA_SOME_F16_32, EW_CUDA_SOME_F16_64},
+        [EW_CUDA_BF16] = {EW_CUDA_SOME_BF16_16, EW_CUDA_SOME_BF16_32, EW_CUDA_SOME_BF16_64},
+        [EW_CUDA_I8] = {EW_CUDA_SOME_I8_16, EW_CUDA_SOME_I8_32, EW_CUDA_SOME_I8_64},
+        [EW_CUDA_U4] = {EW_CUDA_SOME_U4_16, EW_CUDA_SOME_U4_32, EW_CUDA_SOME_U4_64},
+        [EW_CUDA_U4_MIN] = {EW_CUDA_SOME_U4_MIN_16, EW_CUDA_SOME_U4_MIN_32, EW_CUDA_SOME_U4_MIN_64},
+    };
+    const struct ew_cuda_matrix *m = p->matrix;
+    uint64_t out = p->out, codes = m->codes, scales = m->scales, mins = m->mins, bias = p->bias;
+    uint32_t out_stride = p->out_stride, rows = m->rows, cols = m->cols, n_rows = p->n_rows;
+    uint32_t kind = n_rows <= 16 ? 0 : n_rows <= 32 ? 1 : 2, tile = kind == 2 ? 32 : 64;
+
+    return ew_cuda_launch(&backend->device, kernels[m->layout][kind],
+                          (struct ew_cuda_grid){ceil_div(rows, tile), 1, 1, THREADS, 0},
+                          ARGUMENTS(&out, &out_stride, &backend->work.x16, &codes, &scales, &mins, &bias, &rows, &cols,
+                                    &n_rows),
+                          err);
+}
+
 int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
 {
     const struct ew_cuda_matrix *m = p->matrix;
@@ -115,6 +143,8 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
     uint32_t part = ew_cuda_prefill_part(m->rows, m->cols);
     int rc = narrow(backend, p, is_bf16, err);
 
+    if (rc == 0 && is_for_some(p))
+        return multiply_some(backend, p, err);
     if (rc || !ew_cuda_layout_is_quantised(m->layout))
         return rc ? rc : multiply(backend, p, is_bf16, m->codes, 0, m->rows, err);
     for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {

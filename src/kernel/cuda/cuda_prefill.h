@@ -1,10 +1,11 @@
 #pragma once
-// Steps with many tokens: products of 16-bit operands on the tensor cores. Activations are narrowed once for all
-// products that take the same rows, quantised matrices are decoded into a scratch matrix, part by part.
+// Steps with more than a few tokens: products of 16-bit operands on the tensor cores. Activations are narrowed once for
+// all products that take the same rows. With up to 64 rows matrices are read as they are; with more, quantised ones are
+// decoded into a scratch matrix, part by part.
 
 #include "kernel/cuda/cuda_backend.h"
 
-#define EW_CUDA_PREFILL_TOKENS 65 // rows from which on these products are used
+#define EW_CUDA_PREFILL_TOKENS 9 // rows from which on these products are used
 
 // A product of a step: rows of f32 at `in`, to `out`; addresses and strides in floats. bias 0: none.
 struct ew_cuda_product {

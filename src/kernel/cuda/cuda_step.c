@@ -6,9 +6,7 @@
 #define WIDE 256         // threads of elementwise kernels
 #define LINEAR_ROWS 8    // rows of a matrix that a block of a few-token product takes
 #define LINEAR_THREADS 256
-#define FEW_TOKENS 8     // up to so many the matrix-vector kernels are used
-#define GEMM_ROWS 128    // of a tile for some tokens
-#define GEMM_TOKENS 32
+#define FEW_TOKENS (EW_CUDA_PREFILL_TOKENS - 1) // up to so many the matrix-vector kernels are used
 #define ATTENTION_THREADS 128
 #define LATENT_THREADS 256
 #define LATENT_HEADS 16 // of a block
@@ -179,32 +177,15 @@ static int launch_gather(struct launch *l)
 // ---- products -----------------------------------------------------------------------------------
 
 static const struct {
-    enum ew_cuda_kernel one, few, some;
+    enum ew_cuda_kernel one, few;
 } PRODUCTS[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F32] = {EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32},
-    [EW_CUDA_F16] = {EW_CUDA_LINEAR_F16_1, EW_CUDA_LINEAR_F16_8, EW_CUDA_GEMM_F16_32},
-    [EW_CUDA_BF16] = {EW_CUDA_LINEAR_BF16_1, EW_CUDA_LINEAR_BF16_8, EW_CUDA_GEMM_BF16_32},
-    [EW_CUDA_I8] = {EW_CUDA_LINEAR_I8_1, EW_CUDA_LINEAR_I8_8, EW_CUDA_GEMM_I8_32},
-    [EW_CUDA_U4] = {EW_CUDA_LINEAR_U4_1, EW_CUDA_LINEAR_U4_8, EW_CUDA_GEMM_U4_32},
-    [EW_CUDA_U4_MIN] = {EW_CUDA_LINEAR_U4_MIN_1, EW_CUDA_LINEAR_U4_MIN_8, EW_CUDA_GEMM_U4_MIN_32},
+    [EW_CUDA_F32] = {EW_CUDA_LINEAR_F32, EW_CUDA_LINEAR_F32},
+    [EW_CUDA_F16] = {EW_CUDA_LINEAR_F16_1, EW_CUDA_LINEAR_F16_8},
+    [EW_CUDA_BF16] = {EW_CUDA_LINEAR_BF16_1, EW_CUDA_LINEAR_BF16_8},
+    [EW_CUDA_I8] = {EW_CUDA_LINEAR_I8_1, EW_CUDA_LINEAR_I8_8},
+    [EW_CUDA_U4] = {EW_CUDA_LINEAR_U4_1, EW_CUDA_LINEAR_U4_8},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_LINEAR_U4_MIN_1, EW_CUDA_LINEAR_U4_MIN_8},
 };
-
-static bool wants_gemm(const struct ew_cuda_matrix *m, uint32_t n_rows)
-{
-    return n_rows > FEW_TOKENS && m->layout != EW_CUDA_F32 && m->cols % 32 == 0;
-}
-
-static int launch_gemm(struct launch *l, struct ew_cuda_matrix *m, uint64_t bias)
-{
-    struct ew_cuda_grid grid = {ceil_div(l->n_rows, GEMM_TOKENS), ceil_div(m->rows, GEMM_ROWS), 1, 256};
-    struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
-
-    if (ew_cuda_prefill_takes(m, l->n_rows))
-        return ew_cuda_prefill_product(l->backend, &product, l->err);
-    return run(l, PRODUCTS[m->layout].some, grid,
-               ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &m->codes, &m->scales, &m->mins, &bias,
-                         &m->rows, &m->cols, &l->n_rows));
-}
 
 static int launch_linear(struct launch *l)
 {
@@ -213,9 +194,10 @@ static int launch_linear(struct launch *l)
     uint64_t bias = vector_of(l, l->op->bias);
     enum ew_cuda_kernel kernel = l->n_rows == 1 ? PRODUCTS[m->layout].one : PRODUCTS[m->layout].few;
     struct ew_cuda_grid grid = {ceil_div(m->rows, LINEAR_ROWS), ceil_div(l->n_rows, FEW_TOKENS), 1, LINEAR_THREADS};
+    struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
 
-    if (wants_gemm(m, l->n_rows))
-        return launch_gemm(l, m, bias);
+    if (ew_cuda_prefill_takes(m, l->n_rows))
+        return ew_cuda_prefill_product(l->backend, &product, l->err);
     if (ew_cuda_layout_is_quantised(m->layout))
         return run(l, kernel, grid,
                    ARGUMENTS(&l->out, &l->out_stride, &work->q8_codes, &work->q8_scales, &work->q8_sums, &m->codes,
@@ -232,7 +214,7 @@ static int launch_quantise(struct launch *l)
     struct ew_cuda_work *work = &l->backend->work;
     uint32_t cols = m->cols;
 
-    if (wants_gemm(m, l->n_rows))
+    if (ew_cuda_prefill_takes(m, l->n_rows))
         return 0;
     return run(l, EW_CUDA_QUANTISE,
                (struct ew_cuda_grid){ceil_div(cols / EW_CUDA_GROUP, WIDE / 32), l->n_rows, 1, WIDE},

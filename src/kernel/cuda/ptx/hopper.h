@@ -47,7 +47,9 @@ INLINE void barrier_wait(SHARED barrier *b, u32 parity)
 INLINE void copy_tile(SHARED void *to, const void *map, u32 column, u32 row, SHARED barrier *b)
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_address(to)), "l"(map), "r"(shared_address(b)), "r"(column), "r"(row)
+                 "[%0], [%1, {%3, %4}], [%2];"
+                 :
+                 : "r"(shared_address(to)), "l"(map), "r"(shared_address(b)), "r"(column), "r"(row)
                  : "memory");
 }
 

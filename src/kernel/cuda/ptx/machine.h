@@ -98,12 +98,29 @@ INLINE u32 bf16x2_of(float low, float high)
     return r;
 }
 
+// Byte i of the result is the one that nibble i of `which` names: 0 to 3 of a, 4 to 7 of b.
+INLINE u32 byte_permute(u32 a, u32 b, u32 which)
+{
+    u32 r;
+
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(which));
+    return r;
+}
+
 // Of two pairs of f16.
 INLINE u32 mul_f16x2(u32 a, u32 b)
 {
     u32 r;
 
     asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+    return r;
+}
+
+INLINE u32 fma_f16x2(u32 a, u32 b, u32 c)
+{
+    u32 r;
+
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
 

@@ -77,6 +77,22 @@ INLINE u16 f16_of_f32(float f) { return ew_f16_of_f32(f); }
 INLINE u32 f16x2_of(float low, float high) { return ew_f16_of_f32(low) | (u32)ew_f16_of_f32(high) << 16; }
 INLINE u32 bf16x2_of(float low, float high) { return ew_bf16_of_f32(low) | (u32)ew_bf16_of_f32(high) << 16; }
 
+INLINE u32 byte_permute(u32 a, u32 b, u32 which)
+{
+    u64 bytes = a | (u64)b << 32;
+    u32 r = 0;
+
+    for (u32 i = 0; i < 4; i++)
+        r |= (u32)(bytes >> (which >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+    return r;
+}
+
+INLINE u32 fma_f16x2(u32 a, u32 b, u32 c)
+{
+    return f16x2_of(f32_of_f16((u16)a) * f32_of_f16((u16)b) + f32_of_f16((u16)c),
+                    f32_of_f16((u16)(a >> 16)) * f32_of_f16((u16)(b >> 16)) + f32_of_f16((u16)(c >> 16)));
+}
+
 INLINE u32 mul_f16x2(u32 a, u32 b)
 {
     return f16x2_of(f32_of_f16((u16)a) * f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) * f32_of_f16((u16)(b >> 16)));
