@@ -35,6 +35,7 @@ const struct ew_opt ew_opts_engine[] = {
 extern const struct ew_command ew_cmd_bench_kernels, ew_cmd_bench_load, ew_cmd_bench_speed;
 extern const struct ew_command ew_cmd_chat;
 extern const struct ew_command ew_cmd_doctor, ew_cmd_doctor_power, ew_cmd_doctor_rules, ew_cmd_doctor_scan;
+extern const struct ew_command ew_cmd_embed;
 extern const struct ew_command ew_cmd_eval_logits, ew_cmd_eval_perplexity, ew_cmd_eval_self;
 extern const struct ew_command ew_cmd_plan, ew_cmd_profiles;
 extern const struct ew_command ew_cmd_quantize;
@@ -54,6 +55,7 @@ const struct ew_command *const ew_commands[] = {
     &ew_cmd_doctor_rules, // verbs before the plain command, which would take them for arguments
     &ew_cmd_doctor_scan,
     &ew_cmd_doctor,
+    &ew_cmd_embed,
     &ew_cmd_eval_logits,
     &ew_cmd_eval_perplexity,
     &ew_cmd_eval_self,

@@ -13,10 +13,10 @@
 // Texts are computed whole: a step takes the longest one.
 static void complete_for_texts(struct ew_engine_config *c, const struct ew_model *model)
 {
-    uint32_t trained = model->shape.context_trained;
+    uint32_t trained = model->shape.context_trained, usual = model->pooling.n_tokens_usual;
 
     if (!c->context_max)
-        c->context_max = EW_MIN(trained ? trained : CONTEXT_UNKNOWN, TEXT_TOKENS_USUAL);
+        c->context_max = EW_MIN(trained ? trained : CONTEXT_UNKNOWN, usual ? usual : TEXT_TOKENS_USUAL);
     c->max_num_tokens = EW_MAX(c->max_num_tokens, c->context_max);
     c->max_sessions = c->max_batch_size;
     c->whole_prompts = true;

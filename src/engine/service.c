@@ -29,6 +29,8 @@ struct ticket {
     struct ticket *next; // all tickets, oldest first
     uint64_t id;
     uint32_t n_logprobs;
+    float *vector; // [n_vector], or NULL; the engine's thread fills it before the ticket is finished
+    uint32_t n_vector;
     // Under the lock.
     struct ticket *next_ready;
     struct ew_job *job; // until the engine's thread takes it
@@ -101,7 +103,17 @@ static void ticket_free(struct ticket *ticket)
         ew_job_destroy(ticket->job);
     outbox_fini(&ticket->front);
     outbox_fini(&ticket->back);
+    ew_free(ticket->vector);
     ew_free(ticket);
+}
+
+static int make_vector(const struct ew_service *service, struct ticket *ticket, struct ew_error *err)
+{
+    ticket->n_vector = service->engine->core.model->pooling.width;
+    if (!ticket->n_vector)
+        return 0;
+    ticket->vector = ew_alloc_array(ticket->n_vector, sizeof(*ticket->vector));
+    return ticket->vector ? 0 : ew_fail_memory(err, ticket->n_vector * sizeof(*ticket->vector), "a vector");
 }
 
 static int ticket_create(const struct ew_service *service, const struct ew_request *request, struct ticket **out,
@@ -119,6 +131,8 @@ static int ticket_create(const struct ew_service *service, const struct ew_reque
     if (rc == 0 && (!outbox_init(&ticket->front, request->n_logprobs) ||
                     !outbox_init(&ticket->back, request->n_logprobs)))
         rc = ew_fail_memory(err, 2 * TEXT_BYTES_USUAL, "a request's answer");
+    if (rc == 0)
+        rc = make_vector(service, ticket, err);
     if (rc < 0)
         ticket_free(ticket);
     else
@@ -264,6 +278,8 @@ static void note(struct ticket *ticket, const struct ew_event *event)
 static void finish_ticket(struct ew_service *service, struct ticket *ticket, const struct ew_event *event)
 {
     ew_buf_append_str(&ticket->back.text, event->text);
+    if (event->vector && ticket->vector)
+        memcpy(ticket->vector, event->vector, ticket->n_vector * sizeof(*ticket->vector));
     ticket->is_finished = true;
     service->n_open--;
 }
@@ -464,6 +480,10 @@ static void fetch(struct ew_service *service, struct ticket *ticket, struct ew_s
     event->tokens = taken.tokens;
     event->n_tokens = taken.n_tokens;
     event->logprobs = taken.logprobs;
+    if (ends && event->finish == EW_FINISH_STOP && ticket->vector) {
+        event->vector = ticket->vector;
+        event->n_vector = ticket->n_vector;
+    }
     if (ends) {
         remove_ticket(service, ticket);
         service->fetched = ticket;

@@ -46,6 +46,8 @@ struct ew_service_event {
     uint32_t n_prompt, n_reused, n_new, n_preempted;
     // FINISHED
     enum ew_finish finish;
+    const float *vector; // [n_vector] with EW_FINISH_STOP of a model that makes vectors
+    uint32_t n_vector;
     double queue_s, prefill_s, decode_s; // waiting, from admission to the first token, from there to the end
     struct ew_error error;               // with EW_FINISH_ERROR
 };

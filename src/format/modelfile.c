@@ -256,6 +256,8 @@ static int read_modules(struct ew_modelfile *file, const char *dir, struct ew_er
     if (code == EW_OK)
         code = read_tree(&file->arena, dir, "config_sentence_transformers.json", CONFIG_BYTES_MAX,
                          &file->sentence_config, err);
+    if (code == EW_OK)
+        code = read_tree(&file->arena, dir, "sentence_bert_config.json", CONFIG_BYTES_MAX, &file->sentence_limits, err);
     if (code != EW_OK)
         return code;
     pooling = module_path(file->modules, ".Pooling");

@@ -28,8 +28,8 @@ struct ew_modelfile {
     const struct ew_json *tokenizer;         // HF: tokenizer.json, or NULL
     const struct ew_json *tokenizer_config;  // HF, or NULL
     // What sentence-transformers adds to models that make vectors, each NULL where it is absent: modules.json (a list),
-    // the config.json of its Pooling module, and config_sentence_transformers.json.
-    const struct ew_json *modules, *pooling, *sentence_config;
+    // the config.json of its Pooling module, config_sentence_transformers.json and sentence_bert_config.json.
+    const struct ew_json *modules, *pooling, *sentence_config, *sentence_limits;
     // chat_template.jinja, or tokenizer_config's (of several the one named "default"), or chat_template.json's;
     // GGUF tokenizer.chat_template. ptr is NULL where there is none.
     struct ew_str chat_template;

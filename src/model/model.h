@@ -30,6 +30,7 @@ struct ew_pooling {
     bool is_score;     // the vector is a classifier's scores
     bool normalise;    // to length 1
     uint32_t width;    // of the vector
+    uint32_t n_tokens_usual; // that the model's makers cut texts to; 0: they do not say
     uint32_t n_prompts;
     struct ew_prompt prompts[EW_PROMPTS_MAX]; // as config_sentence_transformers.json has them
     struct ew_str prompt_default;             // name of the one that is used where none is asked for; may be empty

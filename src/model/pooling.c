@@ -69,6 +69,7 @@ static void read_prompts(const struct ew_json *config, struct ew_pooling *poolin
 static int read_modules(const struct ew_modelfile *file, struct ew_pooling *pooling, struct ew_error *err)
 {
     bool has_pooling;
+    int64_t n_tokens;
     int rc = check_modules(file->modules, &has_pooling, &pooling->normalise, err);
 
     if (rc || !has_pooling)
@@ -78,6 +79,9 @@ static int read_modules(const struct ew_modelfile *file, struct ew_pooling *pool
     rc = read_mode(file->pooling, &pooling->kind, err);
     if (!rc)
         read_prompts(file->sentence_config, pooling);
+    n_tokens = ew_json_int(ew_json_get(file->sentence_limits, "max_seq_length"), 0);
+    if (n_tokens > 0 && n_tokens <= EW_CONTEXT_MAX)
+        pooling->n_tokens_usual = (uint32_t)n_tokens;
     return rc;
 }
 

@@ -106,8 +106,35 @@ static int create(struct ew_tokenizer **out, struct ew_error *err)
     return code == EW_OK ? ew_added_init(&tok->added_normalised, err) : code;
 }
 
+static void add_pair_affix(struct ew_pair_template *pair, const struct ew_affix *affix, uint8_t segment)
+{
+    for (uint32_t i = 0; i < affix->count && pair->count < EW_PAIR_PIECES_MAX; i++)
+        pair->pieces[pair->count++] = (struct ew_pair_piece){affix->ids[i], segment};
+}
+
+// Vocabularies that do not say how a pair is written: BERT's have one separator between the texts and the type 1 for
+// the second, RoBERTa's have two and no types.
+static void add_usual_pair(struct ew_tokenizer *tok)
+{
+    static const struct ew_affix first = {1, {EW_PAIR_FIRST}}, second = {1, {EW_PAIR_SECOND}};
+    uint8_t type = tok->model == EW_TOKENIZER_WORDPIECE;
+
+    if (tok->pair.count || !tok->prefix.count || !tok->suffix.count)
+        return;
+    add_pair_affix(&tok->pair, &tok->prefix, 0);
+    add_pair_affix(&tok->pair, &first, 0);
+    add_pair_affix(&tok->pair, &tok->suffix, 0);
+    if (!type)
+        add_pair_affix(&tok->pair, &tok->suffix, 0);
+    add_pair_affix(&tok->pair, &second, type);
+    add_pair_affix(&tok->pair, &tok->suffix, type);
+}
+
 static int finish(struct ew_tokenizer **out, int code)
 {
+    if (code == EW_OK)
+        add_usual_pair(*out);
+
     if (code != EW_OK) {
         ew_tokenizer_free(*out);
         *out = NULL;

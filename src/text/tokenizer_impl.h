@@ -30,6 +30,20 @@ struct ew_affix {
     int32_t ids[EW_AFFIX_MAX];
 };
 
+// How a pair of texts is written.
+#define EW_PAIR_PIECES_MAX 16
+enum { EW_PAIR_FIRST = -1, EW_PAIR_SECOND = -2 }; // in place of an id: one of the texts
+
+struct ew_pair_piece {
+    int32_t id;
+    uint8_t segment; // token type
+};
+
+struct ew_pair_template {
+    uint32_t count; // 0: unknown
+    struct ew_pair_piece pieces[EW_PAIR_PIECES_MAX];
+};
+
 struct ew_tokenizer {
     struct ew_tokenizer_info info;
     struct ew_arena arena;          // texts that the file does not have as such
@@ -49,6 +63,7 @@ struct ew_tokenizer {
     bool bytes_normalised;          // the byte alphabet is the normaliser's work: added tokens are in it too
     bool metaspace;                 // tokens spell a space as U+2581
     struct ew_affix prefix, suffix; // of add_special
+    struct ew_pair_template pair;
     struct ew_decoder decoder;
     // Added tokens that normalisation changes are decoded as they were found: Prepend's space, or the byte alphabet, is
     // for the decoder to undo.

@@ -410,27 +410,71 @@ static int add_edge(struct ew_tokenizer *tok, struct ew_affix *affix, const stru
     return ew_affix_add(affix, (int32_t)value, err);
 }
 
-static int read_template(struct ew_tokenizer *tok, const struct ew_json *node, struct ew_error *err)
+// The ids of a special token of the template: a list, or NULL.
+static const struct ew_json *template_ids(const struct ew_json *node, const struct ew_json *special)
 {
-    const struct ew_json *single = ew_json_get(node, "single"), *tokens = ew_json_get(node, "special_tokens");
+    const struct ew_json *tokens = ew_json_get(node, "special_tokens");
+
+    for (const struct ew_json *t = tokens ? tokens->child : NULL; t && special; t = t->next)
+        if (ew_str_eq(t->key, ew_json_str(ew_json_get(special, "id"), "")))
+            return ew_json_get(t, "ids");
+    return NULL;
+}
+
+static int read_single_template(struct ew_tokenizer *tok, const struct ew_json *node, struct ew_error *err)
+{
+    const struct ew_json *single = ew_json_get(node, "single");
     struct ew_affix *affix = &tok->prefix;
     int code = EW_OK;
 
     for (const struct ew_json *piece = single ? single->child : NULL; piece && code == EW_OK; piece = piece->next) {
-        const struct ew_json *sequence = ew_json_get(piece, "Sequence"), *special = ew_json_get(piece, "SpecialToken");
-        const struct ew_json *ids = NULL;
+        const struct ew_json *sequence = ew_json_get(piece, "Sequence");
+        const struct ew_json *ids = template_ids(node, ew_json_get(piece, "SpecialToken"));
 
         if (sequence && affix == &tok->suffix)
             return ew_fail(err, EW_ERR_UNSUPPORTED, "tokenizer.json's template for one text holds it twice");
         if (sequence)
             affix = &tok->suffix;
-        for (const struct ew_json *t = tokens ? tokens->child : NULL; t && special; t = t->next)
-            if (ew_str_eq(t->key, ew_json_str(ew_json_get(special, "id"), "")))
-                ids = ew_json_get(t, "ids");
         for (const struct ew_json *id = ids ? ids->child : NULL; id && code == EW_OK; id = id->next)
             code = add_edge(tok, affix, id, err);
     }
     return code;
+}
+
+static int add_pair_id(struct ew_tokenizer *tok, int64_t id, int64_t segment, struct ew_error *err)
+{
+    if (id >= tok->vocab.count || segment < 0 || segment > 255 || tok->pair.count == EW_PAIR_PIECES_MAX)
+        return ew_fail(err, EW_ERR_FORMAT, "tokenizer.json's template for a pair of texts makes no sense");
+    tok->pair.pieces[tok->pair.count++] = (struct ew_pair_piece){(int32_t)id, (uint8_t)segment};
+    return EW_OK;
+}
+
+static int read_pair_template(struct ew_tokenizer *tok, const struct ew_json *node, struct ew_error *err)
+{
+    const struct ew_json *pair = ew_json_get(node, "pair");
+    int code = EW_OK;
+
+    tok->pair.count = 0;
+    for (const struct ew_json *piece = pair ? pair->child : NULL; piece && code == EW_OK; piece = piece->next) {
+        const struct ew_json *sequence = ew_json_get(piece, "Sequence"), *special = ew_json_get(piece, "SpecialToken");
+        const struct ew_json *ids = template_ids(node, special);
+        int64_t segment = ew_json_int(ew_json_get(sequence ? sequence : special, "type_id"), 0);
+
+        if (sequence)
+            code = add_pair_id(tok, ew_str_is(ew_json_str(ew_json_get(sequence, "id"), "A"), "A") ? EW_PAIR_FIRST
+                                                                                                   : EW_PAIR_SECOND,
+                               segment, err);
+        for (const struct ew_json *id = ids ? ids->child : NULL; id && code == EW_OK; id = id->next)
+            code = add_pair_id(tok, EW_MAX(ew_json_int(id, 0), 0), segment, err);
+    }
+    return code;
+}
+
+static int read_template(struct ew_tokenizer *tok, const struct ew_json *node, struct ew_error *err)
+{
+    int code = read_single_template(tok, node, err);
+
+    return code == EW_OK ? read_pair_template(tok, node, err) : code;
 }
 
 static int read_bert_processor(struct ew_tokenizer *tok, const struct ew_json *node, struct ew_error *err)
