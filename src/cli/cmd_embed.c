@@ -309,7 +309,7 @@ static int run(const struct ew_args *args, struct ew_error *err)
 
 static const struct ew_opt g_own[] = {
     {"prompt", 'p', EW_OPT_STRINGS, "TEXT", "a text; may be given several times"},
-    {"dimensions", 0, EW_OPT_INT, "N", "the vectors' first N elements, to length 1 again; default all", NULL, 1, 1e6},
+    {"dimensions", 0, EW_OPT_INT, "N", "the vectors' first N elements; default all", NULL, 1, 1e6},
     {"truncate", 0, EW_OPT_FLAG, NULL, "cut what is longer than the model takes, instead of failing"},
     {"query", 0, EW_OPT_FLAG, NULL, "put the model's prompt for queries before each text"},
     {"document", 0, EW_OPT_FLAG, NULL, "put the model's prompt for documents before each text"},
@@ -325,8 +325,8 @@ const struct ew_command ew_cmd_embed = {
     .name = "embed",
     .usage = "embed -m MODEL [-p TEXT] [OPTIONS] [FILE ...]",
     .summary = "Vectors of texts",
-    .details = "Texts are those given with -p, the lines of the files, or the lines of standard input. Each vector is one\n"
-               "line of output, a JSON list; --json gives one object with all of them. How the tokens are pooled, and\n"
+    .details = "Texts are those given with -p, the lines of the files, or the lines of standard input. Each vector is\n"
+               "one line of output, a JSON list; --json gives one object with all of them. How the tokens are pooled, and\n"
                "which prompts there are, is read from the model's own files; docs/embeddings.md says more.",
     .options = g_options,
     .n_args_max = EW_ARGS_POSITIONAL_MAX,

@@ -123,7 +123,8 @@ static int load_text(struct ew_serving *serving, struct ew_error *err)
     rc = ew_tokenizer_load(&serving->model->file, &serving->tok, &why);
     if (rc < 0)
         serving->tok = NULL;
-    else if ((rc = ew_chat_format_load(&serving->model->file, serving->tok, &serving->chat, &why)) < 0)
+    else if (serving->model->pooling.kind == EW_POOLING_NONE &&
+             (rc = ew_chat_format_load(&serving->model->file, serving->tok, &serving->chat, &why)) < 0)
         serving->chat = NULL;
     if (rc == EW_ERR_UNSUPPORTED) {
         ew_log_error(&why);

@@ -11,6 +11,8 @@
 
 struct ew_choice;
 struct ew_completion;
+struct ew_vector_task;
+struct ew_vector_text;
 
 struct ew_api {
     struct ew_api_config config;
@@ -25,6 +27,8 @@ struct ew_api {
     struct ew_completion *completions;
     uint32_t n_deferred; // of all completions
     struct ew_choice *buckets[EW_API_BUCKETS];
+    struct ew_vector_task *vector_tasks; // of models that make vectors
+    struct ew_vector_text *vector_buckets[EW_API_BUCKETS];
     struct ew_buf chunk; // what is being written
     struct ew_energy *energy; // NULL: this box cannot measure it
     double joules;            // as last shared out
@@ -51,10 +55,24 @@ void ew_api_forget_all(struct ew_api *api);
 // Shares the energy used since the last call out among the requests that are being answered.
 void ew_api_share_energy(struct ew_api *api);
 
+// ---- submit.c ----
+
+// Fair sharing is between whoever uses the same key and calls itself the same user.
+uint64_t ew_api_client(const struct ew_exchange *x, struct ew_str user);
+
+// ---- vectors.c ----
+
+void ew_vectors_on_event(struct ew_api *api, const struct ew_service_event *event);
+void ew_vectors_submit_more(struct ew_api *api); // what the queue had no room for
+void ew_vectors_forget_all(struct ew_api *api);  // as ew_api_forget_all
+
 // ---- handlers ----
 
 void ew_api_chat(struct ew_api *api, struct ew_exchange *x);
 void ew_api_completions(struct ew_api *api, struct ew_exchange *x);
+void ew_api_embeddings(struct ew_api *api, struct ew_exchange *x);
+void ew_api_rerank(struct ew_api *api, struct ew_exchange *x);
+void ew_api_score(struct ew_api *api, struct ew_exchange *x);
 void ew_api_models(struct ew_api *api, struct ew_exchange *x);
 void ew_api_model(struct ew_api *api, struct ew_exchange *x);
 void ew_api_tokenize(struct ew_api *api, struct ew_exchange *x);

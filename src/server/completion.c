@@ -452,7 +452,10 @@ void ew_api_poll(struct ew_api *api)
 
         if (choice)
             on_event(choice, &event);
+        else
+            ew_vectors_on_event(api, &event);
     }
+    ew_vectors_submit_more(api);
     if (api->n_deferred)
         ew_submit_deferred(api);
 }
@@ -461,4 +464,5 @@ void ew_api_forget_all(struct ew_api *api)
 {
     while (api->completions)
         ew_completion_free(api->completions);
+    ew_vectors_forget_all(api);
 }

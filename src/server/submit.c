@@ -22,10 +22,9 @@ static const uint32_t *mask_end(void *ctx, const int32_t *answer, uint32_t n_ans
     return n_answer < completion->n_min_tokens ? completion->api->mask_no_end : NULL;
 }
 
-// Fair sharing is between whoever uses the same key and calls itself the same user.
-static uint64_t client_of(const struct ew_completion *completion)
+uint64_t ew_api_client(const struct ew_exchange *x, struct ew_str user)
 {
-    struct ew_str key = ew_exchange_header(completion->x, "authorization"), user = completion->params.user;
+    struct ew_str key = ew_exchange_header(x, "authorization");
     uint64_t hash = key.len ? ew_hash_bytes(key.ptr, key.len, 1) : 0;
 
     return user.len ? ew_hash_bytes(user.ptr, user.len, hash) : hash;
@@ -39,7 +38,7 @@ static void set_request(struct ew_completion *completion, struct ew_request *req
     ew_params_request(&completion->params, api->config.model, request);
     if (completion->route == EW_PARAMS_TEXT && !request->n_max)
         request->n_max = TEXT_MAX_TOKENS;
-    request->client = client_of(completion);
+    request->client = ew_api_client(completion->x, completion->params.user);
     request->deadline_s = api->config.deadline_s;
     completion->n_min_tokens = (uint32_t)completion->params.min_tokens;
     if (completion->n_min_tokens && !request->ignore_eos) {
@@ -245,6 +244,15 @@ static int read_body(struct ew_api *api, struct ew_exchange *x, enum ew_params_r
     return count_choices(params, fault);
 }
 
+static int refuse_text(const struct ew_api *api, struct ew_fault *fault)
+{
+    bool scores = api->config.model->pooling.is_score;
+
+    return ew_fault_set(fault, 400, "invalid_request_error", "unsupported",
+                        "the model makes %s and writes no text; use %s", scores ? "scores of pairs of texts" : "vectors",
+                        scores ? "/v1/rerank or /v1/score" : "/v1/embeddings");
+}
+
 static void start(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route)
 {
     struct ew_completion *completion = NULL;
@@ -254,7 +262,10 @@ static void start(struct ew_api *api, struct ew_exchange *x, enum ew_params_rout
     int n;
 
     ew_arena_init(&arena, EW_PARAMS_ARENA_MAX);
-    n = read_body(api, x, route, &arena, &params, &fault);
+    if (api->config.model->pooling.kind != EW_POOLING_NONE)
+        n = refuse_text(api, &fault);
+    else
+        n = read_body(api, x, route, &arena, &params, &fault);
     if (n > 0)
         completion = ew_completion_new(api, x, route, (uint32_t)n);
     if (!completion) {
