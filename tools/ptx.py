@@ -25,9 +25,25 @@ TIERS = {
     "sm_90a": ("8.0", ["sm_90a"]),
 }
 # Modules that exist in more tiers than the first, or in others.
-MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in ("attention", "latent", "linear", "rows")} | {"wgmma": ["sm_90a"]}
+CHAINED = [
+    "attention",
+    "latent",
+    "linear",
+    "rows",
+    "vector",
+]
+MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_90a"]}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
-THREADS = {"gemm": 128, "some": 256, "linear": 256, "attention": 128, "latent": 256, "flash": 128, "wgmma": 288}
+THREADS = {
+    "attention": 128,
+    "flash": 128,
+    "gemm": 128,
+    "latent": 256,
+    "linear": 256,
+    "some": 256,
+    "vector": 512,
+    "wgmma": 288,
+}
 
 
 def path_of(module, tier):

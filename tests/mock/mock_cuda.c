@@ -749,8 +749,10 @@ API cuFuncSetAttribute(void *function, int attribute, int value)
 static void call_kernel(void *ctx)
 {
     struct launch *launch = ctx;
+    void *values[PARAMETERS_MAX]; // ffi_call puts copies of structs in their places
 
-    ffi_call((ffi_cif *)&launch->function->cif, launch->function->code, NULL, launch->values);
+    memcpy(values, launch->values, sizeof(values));
+    ffi_call((ffi_cif *)&launch->function->cif, launch->function->code, NULL, values);
 }
 
 static void launch_node(struct node *node)
@@ -791,7 +793,8 @@ static int start(const struct function *f, const struct emu_grid *grid, void *st
 }
 
 API cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments, void **extra)
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
+                   void **extra)
 {
     struct emu_grid grid = {{grid_x, grid_y, grid_z}, block_x};
 

@@ -371,6 +371,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
     if (rc == 0)
         rc = map_workspace(backend, err);
     if (rc == 0)
+        rc = ew_cuda_fuse(backend, err);
+    if (rc == 0)
         rc = map_caches(backend, limits->n_blocks, err);
     if (rc == 0)
         rc = pin(backend, (uint64_t)limits->n_logits_max * backend->plan.result_width * sizeof(float), &logits, err);

@@ -7,6 +7,7 @@
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
+#include "kernel/cuda/vector_job.h"
 
 #define EW_CUDA_GROUPS_MAX 8        // as ew_backend_sizes
 #define EW_CUDA_GRAPH_TOKENS_MAX 64 // decode steps of up to this many tokens are graphs
@@ -59,6 +60,14 @@ struct ew_cuda_work {
     struct ew_cuda_batch batch;
 };
 
+// Steps that one kernel does at once where there is one row of activations.
+struct ew_cuda_fused {
+    uint32_t count; // 0: no steps begin here
+    enum ew_cuda_kernel kernel;
+    uint32_t shared_bytes;
+    struct ew_vector_job job;
+};
+
 struct ew_cuda_backend {
     struct ew_backend base;
     struct ew_backend_config config;
@@ -77,6 +86,7 @@ struct ew_cuda_backend {
     struct ew_limits limits;
     struct ew_arena plan_arena;
     struct ew_cpu_plan plan;
+    struct ew_cuda_fused *fused; // [plan.n_steps]
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
@@ -109,6 +119,9 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared
 int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
                      struct ew_error *err) EW_MUST_CHECK;
+// cuda_fuse.c
+// After the workspace has its addresses.
+int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_step.c
 uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint32_t n_tokens_max,

@@ -26,6 +26,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_FLASH] = "flash",
     [EW_CUDA_WGMMA] = "wgmma",
     [EW_CUDA_LATENT] = "latent",
+    [EW_CUDA_VECTOR] = "vector",
 };
 
 static const struct {
@@ -100,6 +101,9 @@ static const struct {
     [EW_CUDA_WGMMA_BF16_128] = {EW_CUDA_WGMMA, "wgmma_bf16_128"},
     [EW_CUDA_HEADS] = {EW_CUDA_LATENT, "heads"},
     [EW_CUDA_ATTENTION_LATENT] = {EW_CUDA_LATENT, "attention_latent"},
+    [EW_CUDA_VECTOR_U4] = {EW_CUDA_VECTOR, "vector_u4"},
+    [EW_CUDA_VECTOR_I8] = {EW_CUDA_VECTOR, "vector_i8"},
+    [EW_CUDA_VECTOR_HALF] = {EW_CUDA_VECTOR, "vector_half"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

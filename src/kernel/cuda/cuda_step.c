@@ -408,12 +408,29 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     }
 }
 
+static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, struct ew_error *err)
+{
+    struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_VECTOR_THREADS,
+                                fused->shared_bytes};
+
+    return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&fused->job), err);
+}
+
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
+    bool one_row = batch->n_tokens == 1 && batch->n_logits == 1;
     int rc = 0;
 
-    backend->work.narrow.of = 0;
-    for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i++)
-        rc = launch_step(backend, batch, &backend->plan.steps[i], err);
+    for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
+        struct ew_cuda_fused *fused = &backend->fused[i];
+
+        if (one_row && fused->count) {
+            n = fused->count;
+            rc = launch_fused(backend, fused, err);
+        } else {
+            n = 1;
+            rc = launch_step(backend, batch, &backend->plan.steps[i], err);
+        }
+    }
     return rc;
 }

@@ -1,6 +1,6 @@
 // Kernels that work on rows of f32 one by one: lookup, norms, rotary positions, activations. One block a row.
 
-#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/act.h"
 
 static SHARED float g_part[32];
 
@@ -126,31 +126,6 @@ KERNEL rope(float *x, u32 stride, const float *table, u32 n_dims, u32 first, u32
     }
 }
 
-// Values of enum ew_act.
-enum { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_TANH, ACT_RELU, ACT_RELU2, ACT_SIGMOID, ACT_TANH };
-
-INLINE float act_one(float x, u32 act)
-{
-    switch (act) {
-    case ACT_SILU:
-        return x / (1 + exp_f32(-x));
-    case ACT_GELU:
-        return 0.5f * x * (1 + erf_f32(x * 0.70710678f));
-    case ACT_GELU_TANH:
-        return 0.5f * x * (1 + tanh_f32(0.79788456f * (x + 0.044715f * x * x * x)));
-    case ACT_RELU:
-        return x > 0 ? x : 0;
-    case ACT_RELU2:
-        return x > 0 ? x * x : 0;
-    case ACT_SIGMOID:
-        return 1 / (1 + exp_f32(-x));
-    case ACT_TANH:
-        return tanh_f32(x);
-    default:
-        return x;
-    }
-}
-
 KERNEL act(float *out, u32 out_stride, const float *in, u32 in_stride, u32 width, u32 kind, float limit)
 {
     u64 row = BLOCK_Y;
@@ -169,18 +144,11 @@ KERNEL glu(float *out, u32 out_stride, const float *gate, u32 gate_stride, const
 {
     u64 row = BLOCK_Y;
     u32 i = BLOCK_X * N_THREADS + THREAD;
-    float g, u;
 
     kernel_begin();
     if (i >= width)
         return;
-    g = gate[row * gate_stride + i];
-    u = up[row * up_stride + i];
-    if (limit > 0) {
-        g = min_f32(g, limit);
-        u = max_f32(min_f32(u, limit), -limit);
-    }
-    out[row * out_stride + i] = alpha > 0 ? g / (1 + exp_f32(-alpha * g)) * (u + 1) : act_one(g, kind) * u;
+    out[row * out_stride + i] = glu_one(gate[row * gate_stride + i], up[row * up_stride + i], kind, limit, alpha);
 }
 
 KERNEL add(float *out, u32 out_stride, const float *a, u32 a_stride, const float *b, u32 b_stride, u32 width,

@@ -1,0 +1,315 @@
+// Which steps of the plan one kernel of ptx/vector.c does at once where there is one row of activations:
+//
+//   [norm] [8-bit activations] products of one input [activation of a gate | residual]
+//
+// What lies between them is not written. So nothing behind may read it, and nothing may be written that another block still
+// reads: slots share buffers.
+
+#include "base/assert.h"
+#include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/vector_job.h"
+
+#define WARPS (EW_VECTOR_THREADS / 32)
+
+struct match {
+    const struct ew_cuda_backend *backend;
+    uint32_t next;                  // step
+    uint32_t x;                     // buffer that the kernel reads
+    uint32_t width;                 // of x
+    const struct ew_op *norm;
+    uint32_t normed;                // buffer of its result, which is not written
+    bool quantises;
+    uint32_t products[EW_VECTOR_PARTS_MAX], n_products; // steps
+    const struct ew_cpu_step *glu, *add;
+};
+
+static const struct ew_cpu_step *step_at(const struct match *m, uint32_t i)
+{
+    return i < m->backend->plan.n_steps ? &m->backend->plan.steps[i] : NULL;
+}
+
+static const struct ew_op *op_of(const struct match *m, const struct ew_cpu_step *step)
+{
+    return &m->backend->program->ops[step->op];
+}
+
+static bool is_op(const struct match *m, const struct ew_cpu_step *step, enum ew_op_kind kind)
+{
+    return step && step->kind == EW_CPU_STEP_OP && op_of(m, step)->kind == kind;
+}
+
+static bool reads(const struct ew_cpu_step *step, uint32_t buffer)
+{
+    return step->in == buffer || step->in2 == buffer || step->in3 == buffer;
+}
+
+// Whether a step behind those of the match wants what is in the buffer now.
+static bool is_read_later(const struct match *m, uint32_t buffer)
+{
+    const struct ew_cpu_plan *plan = &m->backend->plan;
+
+    for (uint32_t i = m->next; i < plan->n_steps; i++) {
+        if (reads(&plan->steps[i], buffer))
+            return true;
+        if (plan->steps[i].out == buffer && plan->steps[i].kind == EW_CPU_STEP_OP)
+            return false;
+    }
+    return plan->result == buffer;
+}
+
+static bool is_quantised_product(const struct match *m, const struct ew_cpu_step *step)
+{
+    return (is_op(m, step, EW_OP_LINEAR) || is_op(m, step, EW_OP_EXPERTS)) &&
+           ew_cuda_layout_is_quantised(m->backend->matrices[op_of(m, step)->weight].layout);
+}
+
+static bool codes_are_read_later(const struct match *m)
+{
+    const struct ew_cpu_plan *plan = &m->backend->plan;
+
+    for (uint32_t i = m->next; i < plan->n_steps; i++) {
+        if (plan->steps[i].kind == EW_CPU_STEP_QUANTISE)
+            return false;
+        if (is_quantised_product(m, &plan->steps[i]))
+            return true;
+    }
+    return false;
+}
+
+static void match_norm(struct match *m)
+{
+    const struct ew_cpu_step *step = step_at(m, m->next);
+    const struct ew_op *op;
+    uint32_t width;
+
+    m->normed = EW_CPU_NO_BUFFER;
+    if (!is_op(m, step, EW_OP_NORM))
+        return;
+    op = op_of(m, step);
+    width = m->backend->program->slot_width[op->in];
+    if ((op->norm.group && op->norm.group != width) || step->in == step->out)
+        return;
+    m->norm = op;
+    m->x = step->in;
+    m->normed = step->out;
+    m->next++;
+}
+
+// A sum over one device.
+static bool is_nothing(const struct match *m, const struct ew_cpu_step *step)
+{
+    return is_op(m, step, EW_OP_ALL_REDUCE) && step->in == step->out;
+}
+
+static bool fits(const struct match *m, const struct ew_cpu_step *step)
+{
+    const struct ew_cuda_matrix *matrix, *first;
+
+    if (!is_op(m, step, EW_OP_LINEAR) || m->n_products == EW_VECTOR_PARTS_MAX)
+        return false;
+    matrix = &m->backend->matrices[op_of(m, step)->weight];
+    if (matrix->layout == EW_CUDA_F32 || matrix->cols % 256)
+        return false;
+    if (m->n_products == 0)
+        return !m->norm || step->in == m->normed;
+    first = &m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight];
+    return matrix->layout == first->layout && matrix->cols == first->cols &&
+           step->in == step_at(m, m->products[0])->in;
+}
+
+static void match_products(struct match *m)
+{
+    const struct ew_cpu_step *step = step_at(m, m->next);
+
+    if (step && step->kind == EW_CPU_STEP_QUANTISE) {
+        m->quantises = true;
+        m->next++;
+    }
+    while (fits(m, step_at(m, m->next)))
+        m->products[m->n_products++] = m->next++;
+}
+
+static void match_end(struct match *m)
+{
+    const struct ew_cpu_step *first = m->n_products ? step_at(m, m->products[0]) : NULL, *second, *step;
+    uint32_t next = m->next;
+
+    while (is_nothing(m, step_at(m, next)))
+        next++;
+    step = step_at(m, next);
+    if (m->n_products == 2 && is_op(m, step, EW_OP_GLU)) {
+        second = step_at(m, m->products[1]);
+        if ((step->in == first->out && step->in2 == second->out) ||
+            (step->in == second->out && step->in2 == first->out))
+            m->glu = step;
+    } else if (m->n_products == 1 && is_op(m, step, EW_OP_ADD) && step->in != step->in2 &&
+               (step->in == first->out || step->in2 == first->out)) {
+        m->add = step;
+    }
+    if (m->glu || m->add)
+        m->next = next + 1;
+}
+
+static bool is_written(const struct match *m, uint32_t buffer)
+{
+    bool is = (m->glu && m->glu->out == buffer) || (m->add && m->add->out == buffer);
+
+    for (uint32_t i = 0; i < m->n_products && !m->glu && !m->add; i++)
+        is |= step_at(m, m->products[i])->out == buffer;
+    return is;
+}
+
+// Whether the kernel may run without writing what lies between, and nothing that it writes is read by its other blocks.
+static bool is_safe(const struct match *m)
+{
+    const struct ew_cpu_step *last = m->glu ? m->glu : m->add;
+
+    if (m->norm && !is_written(m, m->normed) && is_read_later(m, m->normed))
+        return false;
+    if (m->quantises && codes_are_read_later(m))
+        return false;
+    if (last && last->out == m->x)
+        return false;
+    for (uint32_t i = 0; i < m->n_products; i++) {
+        const struct ew_cpu_step *step = step_at(m, m->products[i]);
+
+        if (last ? step->out != last->out && is_read_later(m, step->out) : step->out == m->x)
+            return false;
+    }
+    return true;
+}
+
+static bool match(struct match *m)
+{
+    match_norm(m);
+    match_products(m);
+    if (m->n_products == 0)
+        return false;
+    if (!m->norm)
+        m->x = step_at(m, m->products[0])->in;
+    m->width = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].cols;
+    match_end(m);
+    // Codes that an earlier step made for several products are not there where that step was fused.
+    return is_safe(m) && (m->quantises || !is_quantised_product(m, step_at(m, m->products[0])));
+}
+
+// ---- jobs ---------------------------------------------------------------------------------------
+
+static uint64_t vector_of(const struct ew_cuda_backend *backend, uint32_t weight)
+{
+    return weight == EW_WEIGHT_NONE ? 0 : backend->vectors[weight];
+}
+
+static void fill_part(const struct match *m, uint32_t product, uint64_t out, struct ew_vector_part *part)
+{
+    const struct ew_op *op = op_of(m, step_at(m, product));
+    const struct ew_cuda_matrix *matrix = &m->backend->matrices[op->weight];
+
+    *part = (struct ew_vector_part){matrix->codes, matrix->scales, matrix->mins, vector_of(m->backend, op->bias), out,
+                                    matrix->rows};
+}
+
+static void fill_parts(const struct match *m, struct ew_vector_job *job)
+{
+    const uint64_t *buffers = m->backend->work.buffers;
+    bool swapped = m->glu && m->glu->in != step_at(m, m->products[0])->out;
+
+    for (uint32_t i = 0; i < m->n_products; i++) {
+        uint32_t product = m->products[swapped ? 1 - i : i];
+        uint64_t out = buffers[m->glu ? m->glu->out : m->add ? m->add->out : step_at(m, product)->out];
+
+        fill_part(m, product, out, &job->parts[i]);
+        if (i == 0 || !m->glu)
+            job->rows += (uint32_t)job->parts[i].rows;
+    }
+}
+
+static void fill_add(const struct match *m, struct ew_vector_job *job)
+{
+    bool product_first = m->add->in == step_at(m, m->products[0])->out;
+    float scale = op_of(m, m->add)->add.scale;
+
+    job->residual = m->backend->work.buffers[product_first ? m->add->in2 : m->add->in];
+    job->residual_scale = product_first ? scale : 1;
+    job->y_scale = product_first ? 1 : scale;
+}
+
+static void fill_job(const struct match *m, struct ew_vector_job *job)
+{
+    *job = (struct ew_vector_job){.x = m->backend->work.buffers[m->x], .cols = m->width};
+    job->layout = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].layout;
+    if (m->norm) {
+        job->norm = m->norm->norm.kind == EW_NORM_LAYER ? EW_VECTOR_LAYER : EW_VECTOR_RMS;
+        job->norm_weight = vector_of(m->backend, m->norm->weight);
+        job->norm_bias = vector_of(m->backend, m->norm->bias);
+        job->eps = m->norm->norm.eps;
+        job->norm_offset = m->norm->norm.weight_offset;
+    }
+    if (m->glu) {
+        const struct ew_op *op = op_of(m, m->glu);
+
+        job->is_glu = 1;
+        job->act = op->act.act;
+        job->limit = op->act.limit;
+        job->alpha = op->act.alpha;
+    }
+    if (m->add)
+        fill_add(m, job);
+    fill_parts(m, job);
+}
+
+static const struct {
+    enum ew_cuda_kernel kernel;
+    uint32_t cols, ring_bytes, column_bytes_times_32; // ring_bytes: of a warp
+} CLASSES[EW_CUDA_LAYOUT_COUNT] = {
+    [EW_CUDA_F16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES_HALF * EW_VECTOR_BYTES_HALF, 128},
+    [EW_CUDA_BF16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES_HALF * EW_VECTOR_BYTES_HALF, 128},
+    [EW_CUDA_I8] = {EW_CUDA_VECTOR_I8, EW_VECTOR_COLS_Q8, EW_VECTOR_STAGES_I8 * EW_VECTOR_BYTES_I8, 40},
+    [EW_CUDA_U4] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_Q8, EW_VECTOR_STAGES_U4 * EW_VECTOR_BYTES_U4, 40},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_Q8, EW_VECTOR_STAGES_U4 * EW_VECTOR_BYTES_U4, 40},
+};
+
+// As find_share and find_places in ptx/vector.c; blocks have one of two numbers of rows.
+static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct ew_vector_job *job)
+{
+    uint32_t n_blocks = (uint32_t)backend->device.n_multiprocessors, cols = CLASSES[job->layout].cols, most = 0;
+    uint32_t n_pieces = (job->cols + cols - 1) / cols;
+
+    for (uint32_t n = job->rows / n_blocks; n <= job->rows / n_blocks + 1; n++) {
+        uint32_t n_rows = n * (job->is_glu ? 2 : 1), per_warp = EW_MAX((n_rows * n_pieces + WARPS - 1) / WARPS, 1u);
+
+        most = EW_MAX(most, n_rows * ((n_pieces - 1) / per_warp + 2));
+    }
+    return WARPS * CLASSES[job->layout].ring_bytes + n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 +
+           most * (uint32_t)sizeof(float);
+}
+
+int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
+    int rc = 0;
+
+    backend->fused = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->fused));
+    if (!backend->fused)
+        return ew_fail_memory(err, n_steps * sizeof(*backend->fused), "the fused steps");
+    for (uint32_t i = 0; i < n_steps; i++) {
+        struct match m = {.backend = backend, .next = i};
+        struct ew_cuda_fused *fused = &backend->fused[i];
+
+        if (!match(&m))
+            continue;
+        fill_job(&m, &fused->job);
+        fused->kernel = CLASSES[fused->job.layout].kernel;
+        fused->shared_bytes = shared_bytes(backend, &fused->job);
+        if (fused->shared_bytes + EW_VECTOR_STATIC_BYTES > (uint32_t)backend->device.shared_bytes_max)
+            continue;
+        fused->count = m.next - i;
+        most[fused->kernel] = EW_MAX(most[fused->kernel], fused->shared_bytes);
+        i = m.next - 1;
+    }
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
+        if (most[i])
+            rc = ew_cuda_allow_shared(&backend->device, i, most[i], err);
+    }
+    return rc;
+}

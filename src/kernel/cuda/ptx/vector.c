@@ -1,0 +1,387 @@
+// Products with one row of activations, the decode of one sequence. Weights are read once, at the memory's speed, so
+// that everything here serves one aim: that reads never stop.
+//
+// A block a multiprocessor. Its share of the rows is a run of pieces, dealt to the warps as evenly as pieces allow;
+// each warp keeps several under way to its own ring in shared memory. The first of them are asked for before the kernel
+// before this one has ended (previous_wait): they are weights and do not change. What stands before the product in the
+// program (norm, 8-bit activations) every block does for itself, since that costs less than another kernel; what stands
+// behind it (bias, residual, activation of a gate) is done with the sums.
+
+#include "kernel/cuda/ptx/act.h"
+#include "kernel/cuda/vector_job.h"
+
+#define WARPS (EW_VECTOR_THREADS / 32)
+
+enum { CLASS_U4, CLASS_I8, CLASS_HALF };
+
+// Pieces of a class: constants once the kernels are made of the templates below.
+#define COLS(class) ((class) == CLASS_HALF ? EW_VECTOR_COLS_HALF : EW_VECTOR_COLS_Q8)
+#define STAGES(class) \
+    ((class) == CLASS_U4 ? EW_VECTOR_STAGES_U4 : (class) == CLASS_I8 ? EW_VECTOR_STAGES_I8 : EW_VECTOR_STAGES_HALF)
+#define BYTES(class) \
+    ((class) == CLASS_U4 ? EW_VECTOR_BYTES_U4 : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 : EW_VECTOR_BYTES_HALF)
+#define CODE_BYTES(class) ((class) == CLASS_U4 ? 512u : 1024u)
+
+static SHARED float g_part[WARPS];
+
+// Where the parts of dynamic shared memory lie: rings, activations, sums.
+struct places {
+    SHARED u8 *ring;    // of this warp
+    SHARED u32x4 *low;  // columns 0 to 15 of each group of 32 in 8 bits; or 0 to 3 of 8 in f32: lanes read neighbours
+    SHARED u32x4 *high; // the others
+    SHARED f32x2 *scales; // scale, and scale times the sum of the codes
+    SHARED float *sums;
+};
+
+// This block's share.
+struct share {
+    u32 first, n;                   // output rows
+    u32 n_pieces_row, per_warp;     // pieces of a matrix row, and of a warp
+    u32 n_slots;                    // of a row's sum: its pieces may lie with several warps
+};
+
+INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
+{
+    struct share s;
+
+    s.first = (u32)((u64)job->rows * BLOCK_X / N_BLOCKS_X);
+    s.n = (u32)((u64)job->rows * (BLOCK_X + 1) / N_BLOCKS_X) - s.first;
+    s.n_pieces_row = (job->cols + COLS(class) - 1) / COLS(class);
+    s.per_warp = max_u32((s.n * (job->is_glu ? 2 : 1) * s.n_pieces_row + WARPS - 1) / WARPS, 1);
+    s.n_slots = (s.n_pieces_row - 1) / s.per_warp + 2;
+    return s;
+}
+
+INLINE struct places find_places(u32 class, const struct share *s)
+{
+    u32 cols = s->n_pieces_row * COLS(class), planes = class == CLASS_HALF ? cols / 8 : cols / 32;
+    SHARED u8 *at = g_dynamic + WARPS * STAGES(class) * BYTES(class);
+    struct places p;
+
+    p.ring = g_dynamic + THREAD / 32 * STAGES(class) * BYTES(class);
+    p.low = (SHARED u32x4 *)at;
+    p.high = p.low + planes;
+    p.scales = (SHARED f32x2 *)(p.high + planes);
+    p.sums = (SHARED float *)(p.scales + (class == CLASS_HALF ? 0 : planes));
+    return p;
+}
+
+// ---- weights on their way ------------------------------------------------------------------------
+
+// The next piece to ask for.
+struct reader {
+    const u8 *codes;
+    const u16 *scales, *mins;
+    u32 row, piece; // row: of the share
+};
+
+INLINE void open_row(const struct ew_vector_job *job, const struct share *s, struct reader *r)
+{
+    u32 layout = job->layout, begin = 0;
+    u64 row = s->first + (job->is_glu && r->row >= s->n ? r->row - s->n : r->row), cols = job->cols;
+    u64 codes = job->parts[0].codes, scales = job->parts[0].scales, mins = job->parts[0].mins;
+
+    UNROLL
+    for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
+        begin += (u32)job->parts[i - 1].rows;
+        if (job->is_glu ? i == 1 && r->row >= s->n : job->parts[i].rows && s->first + r->row >= begin) {
+            row = job->is_glu ? row : s->first + r->row - begin;
+            codes = job->parts[i].codes;
+            scales = job->parts[i].scales;
+            mins = job->parts[i].mins;
+        }
+    }
+    r->codes = (const u8 *)codes + (layout <= LAYOUT_BF16 ? row * cols * 2
+                                    : layout == LAYOUT_I8 ? row * cols
+                                                          : row * cols / 2);
+    r->scales = (const u16 *)scales + row * (cols / 32);
+    r->mins = (const u16 *)mins + row * (cols / 32);
+}
+
+// Asks for a piece, a group of copies of its own whether or not it is there.
+INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r, SHARED u8 *slot,
+                u32 there)
+{
+    u32 lane = THREAD % 32, first = r->piece * COLS(class);
+
+    if (there) {
+        UNROLL
+        for (u32 j = 0; j < CODE_BYTES(class) / 512; j++) {
+            u32 at = j * 512 + lane * 16, column = class == CLASS_U4   ? first + at * 2
+                                                  : class == CLASS_I8 ? first + at
+                                                                      : first + at / 2;
+
+            copy_async(slot + at, r->codes + (u64)r->piece * CODE_BYTES(class) + at, column < job->cols);
+        }
+        if (class != CLASS_HALF && lane < 8) { // 8 groups a copy
+            u32 group = first / 32 + lane % 4 * 8;
+
+            if (lane < 4 || job->layout == LAYOUT_U4_MIN)
+                copy_async(slot + CODE_BYTES(class) + lane * 16, (lane < 4 ? r->scales : r->mins) + group,
+                           group * 32 < job->cols);
+        }
+        if (++r->piece == s->n_pieces_row) {
+            r->piece = 0;
+            r->row++;
+            if (r->row < s->n * (job->is_glu ? 2 : 1))
+                open_row(job, s, r);
+        }
+    }
+    copy_commit();
+}
+
+// Until all but STAGES - 2 of the pieces that were asked for are there.
+INLINE void wait_piece(u32 class)
+{
+    if (STAGES(class) == 8)
+        copy_wait(6);
+    else
+        copy_wait(2);
+    warp_sync();
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+INLINE int dot16(u32x4 a, u32x4 b, int sum)
+{
+    return dp4a(a.x, b.x, dp4a(a.y, b.y, dp4a(a.z, b.z, dp4a(a.w, b.w, sum))));
+}
+
+INLINE float dot_u4(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32, group = piece * 32 + lane;
+    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16);
+    float scale = f32_of_f16(((SHARED const u16 *)(slot + 512))[lane]), min;
+    f32x2 x = p->scales[group];
+    int dot = dot16(w & 0x0F0F0F0F, p->low[group], dot16(w >> 4 & 0x0F0F0F0F, p->high[group], 0));
+
+    min = layout == LAYOUT_U4_MIN ? f32_of_f16(((SHARED const u16 *)(slot + 576))[lane]) : scale * 8;
+    return scale * x.x * (float)dot - min * x.y;
+}
+
+INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32;
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < 2; j++) {
+        u32 in_piece = j * 16 + lane / 2, group = piece * 32 + in_piece;
+        u32x4 w = *(SHARED const u32x4 *)(slot + j * 512 + lane * 16);
+        float scale = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]);
+
+        sum += scale * p->scales[group].x * (float)dot16(w, lane % 2 ? p->high[group] : p->low[group], 0);
+    }
+    return sum;
+}
+
+INLINE float dot_half(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32;
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < 2; j++) {
+        u32 at = piece * 64 + j * 32 + lane;
+        u32x4 w = *(SHARED const u32x4 *)(slot + j * 512 + lane * 16);
+        f32x4 a = ((SHARED const f32x4 *)p->low)[at], b = ((SHARED const f32x4 *)p->high)[at];
+
+        if (layout == LAYOUT_BF16)
+            sum += low_bf16(w.x) * a.x + high_bf16(w.x) * a.y + low_bf16(w.y) * a.z + high_bf16(w.y) * a.w +
+                   low_bf16(w.z) * b.x + high_bf16(w.z) * b.y + low_bf16(w.w) * b.z + high_bf16(w.w) * b.w;
+        else
+            sum += low_f16(w.x) * a.x + high_f16(w.x) * a.y + low_f16(w.y) * a.z + high_f16(w.y) * a.w +
+                   low_f16(w.z) * b.x + high_f16(w.z) * b.y + low_f16(w.w) * b.z + high_f16(w.w) * b.w;
+    }
+    return sum;
+}
+
+INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+{
+    if (class == CLASS_U4)
+        return dot_u4(slot, layout, p, piece);
+    return class == CLASS_I8 ? dot_i8(slot, p, piece) : dot_half(slot, layout, p, piece);
+}
+
+// ---- activations --------------------------------------------------------------------------------
+
+INLINE float block_sum(float v)
+{
+    float sum = 0;
+
+    v = warp_sum(v);
+    block_sync();
+    if (THREAD % 32 == 0)
+        g_part[THREAD / 32] = v;
+    block_sync();
+    UNROLL
+    for (u32 i = 0; i < WARPS; i++)
+        sum += g_part[i];
+    return sum;
+}
+
+struct normal {
+    float mean, factor;
+};
+
+INLINE struct normal find_normal(const struct ew_vector_job *job)
+{
+    const f32x4 *x = (const f32x4 *)job->x;
+    struct normal n = {0, 1};
+    float sum = 0;
+
+    if (job->norm == EW_VECTOR_PLAIN)
+        return n;
+    if (job->norm == EW_VECTOR_LAYER) {
+        for (u32 i = THREAD; i < job->cols / 4; i += EW_VECTOR_THREADS)
+            sum += x[i].x + x[i].y + x[i].z + x[i].w;
+        n.mean = block_sum(sum) / (float)job->cols;
+        sum = 0;
+    }
+    for (u32 i = THREAD; i < job->cols / 4; i += EW_VECTOR_THREADS) {
+        f32x4 v = x[i] - n.mean;
+
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    n.factor = rsqrt_f32(block_sum(sum) / (float)job->cols + job->eps);
+    return n;
+}
+
+// Columns 4 i to 4 i + 3, normalised; beyond the last one zeros.
+INLINE f32x4 normal_at(const struct ew_vector_job *job, const struct normal *n, u32 i)
+{
+    f32x4 v = {0, 0, 0, 0};
+
+    if (i >= job->cols / 4)
+        return v;
+    v = ((const f32x4 *)job->x)[i];
+    if (job->norm == EW_VECTOR_PLAIN)
+        return v;
+    v = (v - n->mean) * n->factor;
+    if (job->norm_weight)
+        v *= ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
+    return job->norm_bias ? v + ((const f32x4 *)job->norm_bias)[i] : v;
+}
+
+INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
+
+// Eight lanes a group of 32; numbers as in rows.c, quantise.
+INLINE void stage_q8(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+{
+    struct normal n = find_normal(job);
+
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
+        f32x4 v = normal_at(job, &n, i);
+        float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
+        u32 word, in_group = i % 8;
+        int sum;
+
+        UNROLL
+        for (u32 o = 1; o < 8; o *= 2)
+            max = max_f32(max, shuffle_xor(max, o));
+        factor = max > 1e-30f ? 127 / max : 0;
+        word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
+        sum = dp4a(word, 0x01010101, 0);
+        UNROLL
+        for (u32 o = 1; o < 8; o *= 2)
+            sum += (int)shuffle_xor_u32((u32)sum, o);
+        ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
+        if (in_group == 0)
+            p->scales[i / 8] = (f32x2){max / 127, max / 127 * (float)sum};
+    }
+}
+
+INLINE void stage_f32(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+{
+    struct normal n = find_normal(job);
+
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS)
+        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = normal_at(job, &n, i);
+}
+
+// ---- results ------------------------------------------------------------------------------------
+
+INLINE float sum_of(const struct share *s, const struct places *p, u32 row)
+{
+    float sum = 0;
+
+    for (u32 i = 0; i < s->n_slots; i++)
+        sum += p->sums[row * s->n_slots + i];
+    return sum;
+}
+
+INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
+
+INLINE void finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i)
+{
+    u32 row = s->first + i, begin = 0;
+    u64 out = job->parts[0].out, bias = job->parts[0].bias;
+    float value = sum_of(s, p, i);
+
+    if (job->is_glu) {
+        float up = with_bias(job->parts[1].bias, row, sum_of(s, p, s->n + i));
+
+        value = glu_one(with_bias(bias, row, value), up, job->act, job->limit, job->alpha);
+        ((float *)out)[row] = value;
+        return;
+    }
+    UNROLL
+    for (u32 part = 1; part < EW_VECTOR_PARTS_MAX; part++) {
+        begin += (u32)job->parts[part - 1].rows;
+        if (job->parts[part].rows && s->first + i >= begin) {
+            row = s->first + i - begin;
+            out = job->parts[part].out;
+            bias = job->parts[part].bias;
+        }
+    }
+    value = with_bias(bias, row, value);
+    if (job->residual)
+        value = job->y_scale * value + job->residual_scale * ((const float *)job->residual)[row];
+    ((float *)out)[row] = value;
+}
+
+INLINE void multiply(u32 class, const struct ew_vector_job *job)
+{
+    struct share s = find_share(class, job);
+    struct places p = find_places(class, &s);
+    u32 warp = THREAD / 32, n_rows = s.n * (job->is_glu ? 2 : 1), total = n_rows * s.n_pieces_row;
+    u32 at = min_u32(warp * s.per_warp, total), end = min_u32(at + s.per_warp, total), asked = at;
+    u32 row = at / s.n_pieces_row, piece = at % s.n_pieces_row;
+    struct reader r = {.row = row, .piece = piece};
+    float sum = 0;
+
+    next_may_start();
+    if (at < end)
+        open_row(job, &s, &r);
+    UNROLL
+    for (u32 i = 0; i < STAGES(class) - 1; i++, asked++)
+        ask(class, job, &s, &r, p.ring + asked % STAGES(class) * BYTES(class), asked < end);
+    for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
+        p.sums[i] = 0;
+    previous_wait();
+    if (class == CLASS_HALF)
+        stage_f32(job, &p, s.n_pieces_row * COLS(class) / 4);
+    else
+        stage_q8(job, &p, s.n_pieces_row * COLS(class) / 4);
+    block_sync();
+    for (; at < end; at++, asked++) {
+        wait_piece(class);
+        ask(class, job, &s, &r, p.ring + asked % STAGES(class) * BYTES(class), asked < end);
+        sum += dot_piece(class, p.ring + at % STAGES(class) * BYTES(class), job->layout, &p, piece);
+        if (++piece == s.n_pieces_row || at + 1 == end) {
+            sum = warp_sum(sum);
+            if (THREAD % 32 == 0)
+                p.sums[row * s.n_slots + warp - row * s.n_pieces_row / s.per_warp] = sum;
+            sum = 0;
+            piece = 0;
+            row++;
+        }
+    }
+    block_sync();
+    for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
+        finish(job, &s, &p, i);
+}
+
+KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, &job); }
+KERNEL vector_i8(struct ew_vector_job job) { multiply(CLASS_I8, &job); }
+KERNEL vector_half(struct ew_vector_job job) { multiply(CLASS_HALF, &job); }

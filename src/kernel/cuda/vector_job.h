@@ -1,0 +1,38 @@
+#pragma once
+// What a kernel of ptx/vector.c works on: products of up to four matrices with one row of activations, with what stands
+// before and behind them in the program. Shared by both sides; addresses are the GPU's.
+
+#include <stdint.h>
+
+#define EW_VECTOR_PARTS_MAX 4
+#define EW_VECTOR_THREADS 512
+#define EW_VECTOR_STATIC_BYTES 128 // of the kernel's own shared arrays, with room to spare
+
+// How weights go through shared memory: what a warp takes at a time.
+#define EW_VECTOR_COLS_Q8 1024  // columns: of quantised layouts
+#define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
+#define EW_VECTOR_STAGES_U4 8   // such pieces under way
+#define EW_VECTOR_STAGES_I8 4
+#define EW_VECTOR_STAGES_HALF 4
+#define EW_VECTOR_BYTES_U4 (512 + 128) // codes, scales, minima
+#define EW_VECTOR_BYTES_I8 (1024 + 128)
+#define EW_VECTOR_BYTES_HALF 1024
+
+struct ew_vector_part {
+    uint64_t codes, scales, mins, bias, out; // bias 0: none
+    uint64_t rows;                           // 0: there is no such part
+};
+
+enum ew_vector_norm { EW_VECTOR_PLAIN, EW_VECTOR_RMS, EW_VECTOR_LAYER };
+
+struct ew_vector_job {
+    uint64_t x, norm_weight, norm_bias; // f32 [cols]; 0: ones, zeros
+    uint64_t residual;                  // 0, or f32 [rows]: out = y_scale * product + residual_scale * residual
+    struct ew_vector_part parts[EW_VECTOR_PARTS_MAX];
+    uint32_t rows, cols;                // of the output: of all parts, or of each of the two of a GLU
+    uint32_t norm, is_glu;
+    float eps, norm_offset, y_scale, residual_scale;
+    uint32_t act;
+    float limit, alpha;
+    uint32_t layout;                    // enum ew_cuda_layout, of all parts
+};
