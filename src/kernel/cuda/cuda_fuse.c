@@ -2,8 +2,8 @@
 //
 //   [norm] [8-bit activations] products of one input [activation of a gate | residual]
 //
-// What lies between them is not written. So nothing behind may read it, and nothing may be written that another block still
-// reads: slots share buffers.
+// What lies between them is not written. So nothing behind may read it, and nothing may be written that another block
+// still reads: slots share buffers.
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_backend.h"

@@ -418,7 +418,7 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
 
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
-    bool one_row = batch->n_tokens == 1 && batch->n_logits == 1;
+    bool one_row = batch->n_tokens == 1 && batch->n_logits == 1 && !backend->trace; // traces want every op
     int rc = 0;
 
     for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
