@@ -1,5 +1,6 @@
 // Mixers whose past is a state: Mamba-2 (arXiv:2405.21060) and gated delta nets (arXiv:2412.06464). Both are a
-// convolution, a recurrence and a gated norm; they differ in the matrices before them and in the order of gate and norm.
+// convolution, a recurrence and a gated norm; they differ in the matrices before them, and one gates what the other has
+// normed.
 #include "model/builder_parts.h"
 
 #include "base/assert.h"
