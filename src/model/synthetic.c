@@ -13,12 +13,15 @@ static const struct {
     // Three of four layers have a state.
     uint32_t state_heads, state_groups, state_k_dim, state_v_dim;
     enum ew_state_rule state_rule;
+    uint32_t kv_latent, shared_width;
 } g_shapes[] = {
     {"8b", 32, 4096, 14336, 32, 8, 128, 128256},
     {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
     {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
     {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
     {"30b-a3b", 48, 2048, 768, 32, 4, 128, 151936, 128, 8},
+    {"16b-a2.4b", 27, 2048, 1408, 16, 16, 192, 102400, 64, 6, .kv_latent = 512, .shared_width = 2816},
+    {"2b-latent", 24, 2048, 6144, 16, 16, 192, 102400, .kv_latent = 512},
     {"2b-delta", 24, 2048, 6144, 8, 2, 256, 151936, 0, 0, 16, 16, 128, 128, EW_STATE_DELTA},
     {"2b-ssd", 24, 2048, 6144, 8, 2, 256, 151936, 0, 0, 64, 8, 128, 64, EW_STATE_SSD},
 };
@@ -163,6 +166,8 @@ static enum ew_dtype matrix_type(const struct ew_synthetic *synthetic, const str
     unsigned layer;
     char part[32];
 
+    if (want->n_heads) // products of heads take no blocks
+        return dtype == EW_DTYPE_BF16 ? EW_DTYPE_BF16 : EW_DTYPE_F16;
     if (strcmp(want->name, "output") == 0)
         dtype = synthetic->type->better;
     else if (sscanf(want->name, "blk.%u.%31s", &layer, part) == 2 &&
@@ -212,6 +217,17 @@ static int set_type(struct ew_synthetic *synthetic, const char *name, struct ew_
     return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of f16, bf16, q8_0, q4_0, q4_k, q4_k_m");
 }
 
+// DeepSeek's proportions: 64 elements of a head rotate, and values have the 128 that the others are.
+static void set_latents(struct ew_shape *shape, size_t i)
+{
+    shape->kv_latent = g_shapes[i].kv_latent;
+    if (!shape->kv_latent)
+        return;
+    shape->rope_kind = EW_ROPE_PAIRS;
+    shape->rope_dims = 64;
+    shape->v_dim = 128;
+}
+
 static void set_states(struct ew_shape *shape, size_t i)
 {
     shape->state_rule = g_shapes[i].state_rule;
@@ -250,11 +266,13 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
         shape->n_experts = g_shapes[i].n_experts;
         shape->n_experts_active = g_shapes[i].n_active;
         shape->route_normalise = true;
+        shape->shared_width = g_shapes[i].shared_width;
+        set_latents(shape, i);
         set_states(shape, i);
         return ew_shape_finish(shape, err);
     }
     ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"", EW_STR_ARG(name));
-    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 2b-delta, 2b-ssd");
+    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
 }
 
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)
