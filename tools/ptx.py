@@ -36,7 +36,9 @@ MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_9
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {
     "attention": 128,
-    "flash": 128,
+    "flash_f16": 128,
+    "flash_f8": 128,
+    "flash_i8": 128,
     "gemm": 128,
     "latent": 256,
     "linear": 256,

@@ -292,8 +292,6 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
     rc = ew_cuda_enter(&backend->device, err);
     if (rc == 0)
         rc = ew_cuda_device_load_kernels(&backend->device, err);
-    if (rc == 0)
-        rc = ew_cuda_flash_init(backend, err);
     return rc ? rc : ew_cuda_weights_load(backend, progress, ctx, err);
 }
 
@@ -368,6 +366,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
     rc = ew_cuda_enter(&backend->device, err);
     if (rc == 0)
         rc = build_plan(backend, backend->program, &backend->plan_arena, &backend->plan, err);
+    if (rc == 0)
+        rc = ew_cuda_flash_init(backend, err);
     if (rc == 0)
         rc = map_workspace(backend, err);
     if (rc == 0)

@@ -23,7 +23,9 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_EXPAND] = "expand",
     [EW_CUDA_GEMM] = "gemm",
     [EW_CUDA_ATTENTION] = "attention",
-    [EW_CUDA_FLASH] = "flash",
+    [EW_CUDA_FLASH_F16] = "flash_f16",
+    [EW_CUDA_FLASH_F8] = "flash_f8",
+    [EW_CUDA_FLASH_I8] = "flash_i8",
     [EW_CUDA_WGMMA] = "wgmma",
     [EW_CUDA_LATENT] = "latent",
     [EW_CUDA_VECTOR] = "vector",
@@ -83,18 +85,18 @@ static const struct {
     [EW_CUDA_ATTENTION_4] = {EW_CUDA_ATTENTION, "attention_4"},
     [EW_CUDA_ATTENTION_8] = {EW_CUDA_ATTENTION, "attention_8"},
     [EW_CUDA_ATTENTION_JOIN] = {EW_CUDA_ATTENTION, "attention_join"},
-    [EW_CUDA_FLASH_F16_64] = {EW_CUDA_FLASH, "flash_f16_64"},
-    [EW_CUDA_FLASH_F16_96] = {EW_CUDA_FLASH, "flash_f16_96"},
-    [EW_CUDA_FLASH_F16_128] = {EW_CUDA_FLASH, "flash_f16_128"},
-    [EW_CUDA_FLASH_F16_256] = {EW_CUDA_FLASH, "flash_f16_256"},
-    [EW_CUDA_FLASH_F8_64] = {EW_CUDA_FLASH, "flash_f8_64"},
-    [EW_CUDA_FLASH_F8_96] = {EW_CUDA_FLASH, "flash_f8_96"},
-    [EW_CUDA_FLASH_F8_128] = {EW_CUDA_FLASH, "flash_f8_128"},
-    [EW_CUDA_FLASH_F8_256] = {EW_CUDA_FLASH, "flash_f8_256"},
-    [EW_CUDA_FLASH_I8_64] = {EW_CUDA_FLASH, "flash_i8_64"},
-    [EW_CUDA_FLASH_I8_96] = {EW_CUDA_FLASH, "flash_i8_96"},
-    [EW_CUDA_FLASH_I8_128] = {EW_CUDA_FLASH, "flash_i8_128"},
-    [EW_CUDA_FLASH_I8_256] = {EW_CUDA_FLASH, "flash_i8_256"},
+    [EW_CUDA_FLASH_F16_64] = {EW_CUDA_FLASH_F16, "flash_f16_64"},
+    [EW_CUDA_FLASH_F16_96] = {EW_CUDA_FLASH_F16, "flash_f16_96"},
+    [EW_CUDA_FLASH_F16_128] = {EW_CUDA_FLASH_F16, "flash_f16_128"},
+    [EW_CUDA_FLASH_F16_256] = {EW_CUDA_FLASH_F16, "flash_f16_256"},
+    [EW_CUDA_FLASH_F8_64] = {EW_CUDA_FLASH_F8, "flash_f8_64"},
+    [EW_CUDA_FLASH_F8_96] = {EW_CUDA_FLASH_F8, "flash_f8_96"},
+    [EW_CUDA_FLASH_F8_128] = {EW_CUDA_FLASH_F8, "flash_f8_128"},
+    [EW_CUDA_FLASH_F8_256] = {EW_CUDA_FLASH_F8, "flash_f8_256"},
+    [EW_CUDA_FLASH_I8_64] = {EW_CUDA_FLASH_I8, "flash_i8_64"},
+    [EW_CUDA_FLASH_I8_96] = {EW_CUDA_FLASH_I8, "flash_i8_96"},
+    [EW_CUDA_FLASH_I8_128] = {EW_CUDA_FLASH_I8, "flash_i8_128"},
+    [EW_CUDA_FLASH_I8_256] = {EW_CUDA_FLASH_I8, "flash_i8_256"},
     [EW_CUDA_WGMMA_F16_256] = {EW_CUDA_WGMMA, "wgmma_f16_256"},
     [EW_CUDA_WGMMA_F16_128] = {EW_CUDA_WGMMA, "wgmma_f16_128"},
     [EW_CUDA_WGMMA_BF16_256] = {EW_CUDA_WGMMA, "wgmma_bf16_256"},
@@ -285,22 +287,28 @@ static bool waits_itself(const struct ew_cuda_device *device, enum ew_cuda_kerne
     return wait && (!end || wait < end);
 }
 
+int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
+{
+    int rc = load_module(device, module, err);
+
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
+        if (KERNELS[i].module != module || !device->modules[module])
+            continue;
+        rc = ew_cuda_check(device,
+                           device->driver.cuModuleGetFunction(&device->functions[i], device->modules[module],
+                                                              KERNELS[i].name),
+                           KERNELS[i].name, err);
+        device->waits_itself[i] = rc == 0 && waits_itself(device, i);
+    }
+    return rc;
+}
+
 int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err)
 {
     int rc = 0;
 
-    for (int i = 0; i < EW_CUDA_MODULE_COUNT && rc == 0; i++)
-        rc = load_module(device, i, err);
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
-        void *module = device->modules[KERNELS[i].module];
-
-        if (module)
-            rc = ew_cuda_check(device,
-                               device->driver.cuModuleGetFunction(&device->functions[i], module, KERNELS[i].name),
-                               KERNELS[i].name, err);
-    }
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++)
-        device->waits_itself[i] = waits_itself(device, i);
+    for (int i = 0; i < EW_CUDA_FLASH_F16 && rc == 0; i++)
+        rc = ew_cuda_device_load_module(device, i, err);
     return rc;
 }
 

@@ -37,8 +37,9 @@ enum ew_cuda_kernel {
 
 enum ew_cuda_module {
     EW_CUDA_ROWS, EW_CUDA_LINEAR, EW_CUDA_SOME, EW_CUDA_EXPAND, EW_CUDA_GEMM, EW_CUDA_ATTENTION,
-    EW_CUDA_FLASH, EW_CUDA_WGMMA, EW_CUDA_LATENT,
-    EW_CUDA_VECTOR,
+    EW_CUDA_WGMMA, EW_CUDA_LATENT, EW_CUDA_VECTOR,
+    // loaded when the type of caches is known
+    EW_CUDA_FLASH_F16, EW_CUDA_FLASH_F8, EW_CUDA_FLASH_I8,
     EW_CUDA_MODULE_COUNT
 };
 
@@ -57,6 +58,9 @@ int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_
 void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that was not opened whole
 // The driver compiles the modules for this GPU, or takes what it compiled before.
 int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+// One more module.
+int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
+                               struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 // 0, or the error that a driver's status stands for; `what` was tried: "copying a batch".
 int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)

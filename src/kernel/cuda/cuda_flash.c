@@ -31,11 +31,16 @@ static uint32_t kind_of(uint32_t dim)
 
 int ew_cuda_flash_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
-    int rc = 0;
+    static const enum ew_cuda_module modules[] = {
+        [EW_KV_F16] = EW_CUDA_FLASH_F16, [EW_KV_F8] = EW_CUDA_FLASH_F8, [EW_KV_I8] = EW_CUDA_FLASH_I8,
+    };
+    enum ew_kv_dtype kv = backend->limits.kv;
+    int rc;
 
-    for (int kv = EW_KV_F16; kv <= EW_KV_I8 && rc == 0; kv++)
-        rc = ew_cuda_allow_shared(&backend->device, KERNELS[kv][DIMS_COUNT - 1], QUERY_BYTES, err);
-    return rc;
+    if (backend->config.kernels == EW_KERNELS_REFERENCE || kv == EW_KV_F32)
+        return 0;
+    rc = ew_cuda_device_load_module(&backend->device, modules[kv], err);
+    return rc ? rc : ew_cuda_allow_shared(&backend->device, KERNELS[kv][DIMS_COUNT - 1], QUERY_BYTES, err);
 }
 
 bool ew_cuda_flash_takes(const struct ew_cuda_backend *backend, const struct ew_op *op, const struct ew_batch *batch,

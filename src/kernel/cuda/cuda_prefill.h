@@ -45,5 +45,5 @@ struct ew_cuda_queries {
 };
 int ew_cuda_flash(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_queries *queries,
                   struct ew_error *err) EW_MUST_CHECK;
-// Once the kernels are loaded.
+// Loads the kernels for the type of caches that the limits have.
 int ew_cuda_flash_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;

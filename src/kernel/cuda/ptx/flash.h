@@ -1,3 +1,4 @@
+#pragma once
 // Attention of prompts on the tensor cores: a block takes 64 queries, which are neighbouring tokens of a sequence times
 // the query heads of one KV head, and goes through the keys that any of them sees, tile by tile, with a running
 // softmax. Tiles begin at multiples of their size, so that a query's result does not depend on who shares its block.
@@ -341,12 +342,9 @@ INLINE void flash(u32 kv, u32 D, u32 KEYS, const struct job *job, const float *t
               out + (u64)from * out_stride, out_stride); \
     }
 
+// A file of kernels for each type of cache, so that a program loads one of them.
 #define DEFINE_OF(kv, name) \
     DEFINE(flash_##name##_64, kv, 64, 64) \
     DEFINE(flash_##name##_96, kv, 96, 64) \
     DEFINE(flash_##name##_128, kv, 128, 64) \
     DEFINE(flash_##name##_256, kv, 256, 32)
-
-DEFINE_OF(KV_F16, f16)
-DEFINE_OF(KV_F8, f8)
-DEFINE_OF(KV_I8, i8)

@@ -1,0 +1,3 @@
+#include "kernel/cuda/ptx/flash.h"
+
+DEFINE_OF(KV_I8, i8)
