@@ -46,6 +46,31 @@ static int read_parts(const struct ew_weight_source *source, uint64_t row, uint6
     return 0;
 }
 
+// The same from parts that have to be decoded.
+struct sources {
+    uint64_t rows, row_bytes; // rows: of each part
+    struct ew_weight_source at[];
+};
+
+static int read_sources(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                        struct ew_error *err)
+{
+    const struct sources *sources = source->ctx;
+    unsigned char *out = dst;
+    int rc = 0;
+
+    while (n_rows && rc == 0) {
+        const struct ew_weight_source *part = &sources->at[row / sources->rows];
+        uint64_t in_part = row % sources->rows, n = EW_MIN(n_rows, sources->rows - in_part);
+
+        rc = part->read(part, in_part, n, out, err);
+        out += n * sources->row_bytes;
+        row += n;
+        n_rows -= n;
+    }
+    return rc;
+}
+
 // Rows of a matrix, or elements of a vector, that stand in groups at a distance from each other.
 struct grouped {
     const unsigned char *first;
@@ -230,10 +255,14 @@ static bool shape_fits(const struct ew_tensor *tensor, bool is_matrix, uint64_t 
     return elements == cols;
 }
 
-static int check_type(const struct ew_tensor *tensor, bool is_matrix, struct ew_error *err)
+static int check_type(const struct ew_binder *binder, const struct ew_tensor *tensor, bool is_matrix,
+                      struct ew_error *err)
 {
     const struct ew_dtype_info *info = ew_dtype_info(tensor->dtype);
 
+    if (tensor->dtype == EW_DTYPE_F8_E4M3 && binder->quantised.method != EW_QUANTISED_NOT)
+        return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is in fp8 and its scales are missing",
+                       EW_STR_ARG(tensor->name));
     if (!info->decode)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "tensor " EW_STR_FMT " has the type %s, which no weight can have",
                        EW_STR_ARG(tensor->name), info->name);
@@ -298,7 +327,7 @@ static int bind_slice(struct ew_binder *binder, const struct ew_weight_want *wan
 
     if (!shape_fits(tensor, want->is_matrix, rows, cols))
         return fail_shape(tensor, want, rows, cols, err);
-    rc = check_type(tensor, want->is_matrix, err);
+    rc = check_type(binder, tensor, want->is_matrix, err);
     if (rc)
         return rc;
     row_bytes = ew_dtype_row_bytes(tensor->dtype, want->cols);
@@ -360,7 +389,7 @@ static int bind_transposed(struct ew_binder *binder, const struct ew_weight_want
 
     if (!shape_fits(tensor, true, want->cols, whole_rows))
         return fail_shape(tensor, want, want->cols, whole_rows, err);
-    rc = check_type(tensor, false, err); // elements, not blocks of them
+    rc = check_type(binder, tensor, false, err); // elements, not blocks of them
     if (rc)
         return rc;
     mark_used(binder, tensor, true);
@@ -492,7 +521,7 @@ static int bind_stack(struct ew_binder *binder, const struct ew_weight_want *wan
 
     if (!is_stack_of(tensor, want, rows, transposed))
         return fail_shape(tensor, want, rows, want->cols, err);
-    rc = check_type(tensor, want->is_matrix && !transposed, err);
+    rc = check_type(binder, tensor, want->is_matrix && !transposed, err);
     if (rc)
         return rc;
     if (!size)
@@ -537,7 +566,8 @@ static const struct ew_tensor *find_beside(struct ew_binder *binder, const char 
     return tensor;
 }
 
-static bool find_parts(struct ew_binder *binder, const char *canonical, struct ew_quantised_parts *parts)
+static bool find_parts(struct ew_binder *binder, const char *canonical, uint32_t expert,
+                       struct ew_quantised_parts *parts)
 {
     const struct ew_quantised_names *names = ew_quantised_names(binder->quantised.method);
     const struct ew_tensor *multiplied, *divided;
@@ -545,7 +575,7 @@ static bool find_parts(struct ew_binder *binder, const char *canonical, struct e
     char name[256];
 
     *parts = (struct ew_quantised_parts){0};
-    if (!canonical || !file_name(binder, canonical, 0, 0, name, sizeof(name)))
+    if (!canonical || !file_name(binder, canonical, expert, 0, name, sizeof(name)))
         return false;
     stem = ew_str_of(name);
     if (ew_str_ends(stem, ".weight"))
@@ -563,6 +593,46 @@ static bool find_parts(struct ew_binder *binder, const char *canonical, struct e
     return true;
 }
 
+// One expert's matrix, where experts are quantised as matrices of their own.
+static int bind_quantised_expert(struct ew_binder *binder, const struct ew_weight_want *want, uint32_t expert,
+                                 struct ew_weight_source *out, struct ew_error *err)
+{
+    uint64_t rows = want->rows / want->n_experts;
+    struct ew_quantised_want part = {
+        .name = want->name, .rows = rows, .cols = want->cols, .whole_rows = rows, .step = 1, .n_parts = 1};
+    struct ew_quantised_parts parts;
+    int rc;
+
+    if (!find_parts(binder, want->name, expert, &parts))
+        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to expert %u is missing", want->name, expert);
+    rc = ew_quantised_bind(&binder->quantised, &parts, &part, binder->arena, out, err);
+    if (rc == 0)
+        binder->type_bytes[out->dtype] += parts.codes->bytes;
+    return rc;
+}
+
+static int bind_quantised_experts(struct ew_binder *binder, const struct ew_weight_want *want,
+                                  struct ew_weight_source *out, struct ew_error *err)
+{
+    struct sources *sources = ew_arena_alloc(binder->arena,
+                                             sizeof(*sources) + want->n_experts * sizeof(sources->at[0]));
+    int rc = 0;
+
+    if (!sources)
+        return ew_fail_memory(err, want->n_experts * sizeof(sources->at[0]), "the parts of a weight");
+    sources->rows = want->rows / want->n_experts;
+    for (uint32_t i = 0; i < want->n_experts && rc == 0; i++) {
+        rc = bind_quantised_expert(binder, want, i, &sources->at[i], err);
+        if (rc == 0 && sources->at[i].dtype != sources->at[0].dtype)
+            rc = ew_fail(err, EW_ERR_UNSUPPORTED, "the experts of %s have different types", want->name);
+    }
+    if (rc)
+        return rc;
+    sources->row_bytes = ew_dtype_row_bytes(sources->at[0].dtype, want->cols);
+    *out = (struct ew_weight_source){.dtype = sources->at[0].dtype, .read = read_sources, .ctx = sources};
+    return 0;
+}
+
 // A matrix of a quantised checkpoint. *found false: this one is not quantised.
 static int bind_quantised(struct ew_binder *binder, const struct ew_weight_want *want, bool *found,
                           struct ew_weight_source *out, struct ew_error *err)
@@ -577,16 +647,20 @@ static int bind_quantised(struct ew_binder *binder, const struct ew_weight_want 
     struct ew_quantised_parts parts;
     int rc;
 
-    *found = want->is_matrix && binder->quantised.method != EW_QUANTISED_NOT &&
-             (!want->n_experts || binder->quantised.method == EW_QUANTISED_MXFP4);
-    if (*found && find_parts(binder, want->whole, &parts)) {
+    *found = want->is_matrix && binder->quantised.method != EW_QUANTISED_NOT;
+    if (*found && want->n_experts && ew_family_is_stack(binder->family, binder->format, want->name)) {
+        *found = find_parts(binder, want->name, 0, &parts);
+        return *found ? bind_quantised_experts(binder, want, out, err) : 0;
+    }
+    *found = *found && (!want->n_experts || binder->quantised.method == EW_QUANTISED_MXFP4);
+    if (*found && find_parts(binder, want->whole, 0, &parts)) {
         bool paired = want->n_experts && (binder->storage & EW_FAMILY_PAIRED_EXPERTS);
 
         part.whole_rows = want->whole_rows;
         part.first = paired ? want->group_first : want->first_row;
         part.step = paired ? want->whole_rows / (want->rows / n_parts) : 1;
     } else if (*found) {
-        *found = find_parts(binder, want->name, &parts);
+        *found = find_parts(binder, want->name, 0, &parts);
     }
     if (!*found)
         return 0;

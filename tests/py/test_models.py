@@ -1,6 +1,7 @@
 """Every model fixture of the families that edgewise claims, against its reference logits: prompts whole, in chunks of 5, token
 by token and batched, over 16-token cache blocks, with the reference kernels and with those that users get."""
 import fnmatch
+import json
 
 import models_table
 import pytest
@@ -121,3 +122,60 @@ def test_a_small_budget_is_refused_with_the_figures():
     assert result.returncode == 1
     message = result.stderr.decode()
     assert "weights" in message and "caches" in message and "budget" in message and message.count("\n") == 1
+
+
+# ---- experts and latents in fp8, as DeepSeek publishes them -----------------------------------------
+
+def e4m3_values(np):
+    """All 256, those of NaN as 0."""
+    codes = np.arange(256)
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    values = np.where(exponent > 0, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0 ** -9) * np.where(codes > 127, -1, 1)
+    return np.where(codes % 128 == 127, 0, values).astype(np.float32)
+
+
+def in_fp8(np, tensors):
+    """Matrices of layers but for routers, in codes with one scale (all are smaller than a block), and what they stand for."""
+    values = e4m3_values(np)
+    order = np.argsort(values, kind="stable")
+    coded, plain = {}, {}
+    for name, array in tensors.items():
+        if array.ndim < 2 or ".layers." not in name or name.endswith("mlp.gate.weight"):
+            coded[name] = plain[name] = array.astype(np.float32)
+            continue
+        scale = np.float32(np.abs(array).max() / 448)
+        edges = (values[order][1:] + values[order][:-1]) / 2
+        codes = order[np.searchsorted(edges, array / scale)].astype(np.uint8)
+        coded[name], coded[name + "_scale_inv"] = codes, np.full((1, 1), scale, np.float32)
+        plain[name] = values[codes] * scale
+    return coded, plain
+
+
+def write_checkpoint(folder, config, tensors):
+    header, data = {}, b""
+    for name, array in tensors.items():
+        kind = "F8_E4M3" if array.dtype == "uint8" else "F32"
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_experts_and_latents_in_fp8(tmp_path):
+    np = pytest.importorskip("numpy")
+    from test_gguf_families import load_safetensors
+    model = support.need("fixtures/models/deepseek_v3")
+    config = json.loads((model / "config.json").read_text())
+    coded, plain = in_fp8(np, load_safetensors(model / "model.safetensors"))
+    quant = {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}}
+    write_checkpoint(tmp_path / "coded", config | quant, coded)
+    write_checkpoint(tmp_path / "plain", config, plain)
+    answers = [support.run_ok("run", "-m", tmp_path / kind, "--ids", "5 6 7 8 9 10 11 12", "-n", "24", "--temp", "0", "--kernels", "reference")
+               for kind in ("coded", "plain")]
+    assert answers[0] == answers[1]
+    del coded[next(name for name in coded if "experts.3." in name and name.endswith("_scale_inv"))]
+    write_checkpoint(tmp_path / "broken", config | quant, coded)
+    result = support.run("run", "-m", tmp_path / "broken", "--ids", "5", "-n", "1")
+    assert result.returncode == 1 and b"expert 3 is missing" in result.stderr
