@@ -325,9 +325,10 @@ const struct ew_command ew_cmd_embed = {
     .name = "embed",
     .usage = "embed -m MODEL [-p TEXT] [OPTIONS] [FILE ...]",
     .summary = "Vectors of texts",
-    .details = "Texts are those given with -p, the lines of the files, or the lines of standard input. Each vector is\n"
-               "one line of output, a JSON list; --json gives one object with all of them. How the tokens are pooled, and\n"
-               "which prompts there are, is read from the model's own files; docs/embeddings.md says more.",
+    .details =
+        "Texts are those given with -p, the lines of the files, or the lines of standard input. Each vector is one\n"
+        "line of output, a JSON list; --json gives one object with all of them. How the tokens are pooled, and\n"
+        "which prompts there are, is read from the model's own files; docs/embeddings.md says more.",
     .options = g_options,
     .n_args_max = EW_ARGS_POSITIONAL_MAX,
     .run = run,

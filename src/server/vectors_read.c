@@ -336,7 +336,8 @@ int ew_vectors_read(struct ew_vector_task *task, struct ew_fault *fault)
         return ew_fault_set(fault, 400, "invalid_request_error", "no_tokenizer", "the model has no tokenizer");
     if (config->model->pooling.is_score && config->model->pooling.width != 1 && task->route != EW_VECTORS_EMBED)
         return ew_fault_set(fault, 400, "invalid_request_error", "unsupported",
-                            "the model's classifier has %u labels, and a score needs one", config->model->pooling.width);
+                            "the model's classifier has %u labels, and a score needs one",
+                            config->model->pooling.width);
     if (read_truncation(&r) < 0)
         return -1;
     return task->route == EW_VECTORS_EMBED ? read_embeddings(&r) : read_scores(&r);

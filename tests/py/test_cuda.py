@@ -62,6 +62,14 @@ def test_checkpoint(cuda, name):
     models_table.note(name, "CUDA", "yes")
 
 
+@pytest.mark.parametrize("name", test_models.fixtures("models", test_models.VECTORS))
+def test_vectors(cuda, name):
+    model = support.need(f"fixtures/models/{name}")
+    check(cuda, model, model / "ref.safetensors")
+    check(cuda, model, model / "ref.safetensors", "--kernels", "reference", "--kv", "f32")
+    models_table.note(name, "CUDA", "yes")
+
+
 @pytest.mark.parametrize("kv", ["f32", "f16", "fp8", "int8"])
 def test_attention_over_latents(cuda, kv, tmp_path):
     """DeepSeek's first layer, which has no experts."""

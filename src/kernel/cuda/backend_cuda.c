@@ -137,8 +137,16 @@ static int check_program(const struct ew_program *program, struct ew_error *err)
 static int cuda_supports(const struct ew_backend *backend, const struct ew_program *program, enum ew_kv_dtype kv,
                          struct ew_error *err)
 {
-    int rc = check_program(program, err);
+    const struct ew_program *own = program;
+    struct ew_arena arena;
+    int rc = 0;
 
+    ew_arena_init(&arena, SIZE_MAX);
+    if (ew_cuda_is_uncached(program))
+        rc = ew_cuda_uncached_adapt(program, true, &arena, &own, err);
+    if (rc == 0)
+        rc = check_program(own, err);
+    ew_arena_fini(&arena);
     return rc ? ew_remedy(err, rc, "Use --backend cpu") : 0;
 }
 
@@ -238,10 +246,20 @@ static int build_plan(const struct ew_cuda_backend *backend, const struct ew_pro
     return ew_cpu_plan_build(plan, program, needs_q8, arena, err);
 }
 
+// Programs without caches are computed in a form of our own.
+static int adapt(const struct ew_cuda_backend *backend, const struct ew_program **program, struct ew_arena *arena,
+                 struct ew_error *err)
+{
+    if (!ew_cuda_is_uncached(*program))
+        return 0;
+    return ew_cuda_uncached_adapt(*program, backend->config.kernels == EW_KERNELS_REFERENCE, arena, program, err);
+}
+
 static int cuda_sizes(struct ew_backend *base, const struct ew_program *program, const struct ew_limits *limits,
                       struct ew_backend_sizes *out, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = of(base);
+    bool is_uncached = ew_cuda_is_uncached(program);
     struct carver carver = {0};
     struct ew_cuda_work work;
     struct ew_cpu_plan plan;
@@ -252,7 +270,9 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
     if (rc)
         return rc;
     ew_arena_init(&arena, SIZE_MAX);
-    rc = build_plan(backend, program, &arena, &plan, err);
+    rc = adapt(backend, &program, &arena, err);
+    if (rc == 0)
+        rc = build_plan(backend, program, &arena, &plan, err);
     if (rc == 0)
         carve_workspace(backend, &plan, limits, &carver, &work, false);
     out->weight_bytes = ew_cuda_weights_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE);
@@ -262,6 +282,10 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
 
         rc = cache_shape(&cache, &program->groups[i], limits, err);
         out->block_bytes[i] = rc ? 0 : cache.block_bytes;
+    }
+    if (is_uncached) {
+        out->workspace_bytes += out->block_bytes[0] * ew_cuda_uncached_blocks(limits);
+        out->block_bytes[0] = 0;
     }
     ew_arena_fini(&arena);
     return rc;
@@ -283,6 +307,10 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
     int rc;
 
     EW_ASSERT(!backend->program);
+    backend->is_uncached = ew_cuda_is_uncached(program);
+    rc = adapt(backend, &program, &backend->arena, err);
+    if (rc)
+        return rc;
     backend->program = program;
     backend->matrices = ew_arena_array(&backend->arena, program->n_weights + 1, sizeof(*backend->matrices));
     backend->vectors = ew_arena_array(&backend->arena, program->n_weights + 1, sizeof(*backend->vectors));
@@ -306,7 +334,7 @@ static int map_caches(struct ew_cuda_backend *backend, const uint32_t *n_blocks,
         rc = cache_shape(cache, &backend->program->groups[i], &backend->limits, err);
         if (rc)
             break;
-        cache->n_blocks = n_blocks[i];
+        cache->n_blocks = backend->is_uncached ? ew_cuda_uncached_blocks(&backend->limits) : n_blocks[i];
         if (!ew_mul_size(cache->block_bytes, cache->n_blocks, &bytes))
             return ew_fail_memory(err, bytes, "the caches");
         rc = ew_cuda_arena_alloc(&backend->device, &backend->memory, bytes, "taking memory for the caches",

@@ -7,6 +7,7 @@
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
+#include "kernel/cuda/cuda_uncached.h"
 #include "kernel/cuda/vector_job.h"
 
 #define EW_CUDA_GROUPS_MAX 8        // as ew_backend_sizes
@@ -28,6 +29,7 @@ struct ew_cuda_batch {
     uint64_t device;
     uint64_t bytes;      // room
     uint64_t token, position, token_seq, token_index, token_scale, selected, seq_total, seq_first; // offsets
+    uint64_t segment;    // u32: token types of encoders
     uint64_t table_at;   // u32 [n_groups, n_seqs_max]: where in `tables` a sequence's begins
     uint64_t tables;     // i32, of every group and sequence in turn
     uint64_t tables_max; // entries
@@ -75,7 +77,8 @@ struct ew_cuda_backend {
     char text[160]; // describe()
 
     // set by load
-    const struct ew_program *program;
+    const struct ew_program *program; // of one without caches our own form
+    bool is_uncached;
     struct ew_arena arena;
     struct ew_cuda_matrix *matrices; // [n_weights]
     uint64_t *vectors;               // [n_weights] f32

@@ -26,6 +26,7 @@ void ew_cuda_batch_shape(struct ew_cuda_batch *batch, const struct ew_program *p
     batch->token_seq = reserve(&used, n);
     batch->token_index = reserve(&used, n);
     batch->token_scale = reserve(&used, n);
+    batch->segment = reserve(&used, n);
     batch->selected = reserve(&used, limits->n_logits_max);
     batch->seq_total = reserve(&used, limits->n_seqs_max);
     batch->seq_first = reserve(&used, (uint64_t)limits->n_seqs_max + 1);
@@ -67,12 +68,14 @@ static int check_seq(const struct ew_cuda_backend *backend, const struct ew_batc
 {
     if (seq->first != first || seq->n_tokens == 0 || seq->n_tokens > batch->n_tokens - first)
         return ew_fail(err, EW_ERR_USAGE, "the sequences of a batch do not follow each other");
-    if (seq->no_cache)
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no attention without a cache yet");
+    if (seq->no_cache != backend->is_uncached)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend leaves caches out for whole programs only");
+    if (seq->no_cache && seq->n_past)
+        return ew_fail(err, EW_ERR_USAGE, "a sequence without a cache cannot have a past");
     if (seq->n_past > backend->limits.context_max || seq->n_tokens > backend->limits.context_max - seq->n_past)
         return ew_fail(err, EW_ERR_LIMIT, "a sequence of %llu tokens is past the context of %u",
                        (unsigned long long)seq->n_past + seq->n_tokens, backend->limits.context_max);
-    for (uint32_t group = 0; group < backend->program->n_groups; group++) {
+    for (uint32_t group = 0; group < backend->program->n_groups && !seq->no_cache; group++) {
         int rc = check_blocks(backend, seq, group, err);
 
         if (rc)
@@ -84,13 +87,16 @@ static int check_seq(const struct ew_cuda_backend *backend, const struct ew_batc
 static int check_token(const struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_op *op,
                        uint32_t t, struct ew_error *err)
 {
-    int64_t row = op->kind == EW_OP_EMBED ? batch->token[t] : (int64_t)batch->position[t] + op->position.first;
+    bool by_segment = op->kind == EW_OP_POSITION && op->position.by_segment;
+    int64_t row = op->kind == EW_OP_EMBED ? batch->token[t]
+                  : by_segment            ? (batch->segment ? batch->segment[t] : 0)
+                                          : (int64_t)batch->position[t] + op->position.first;
 
     if (op->kind == EW_OP_EMBED && row < 0)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend takes no rows of embeddings yet");
     if (row < 0 || row >= backend->matrices[op->weight].rows)
         return ew_fail(err, EW_ERR_LIMIT, "%s %lld is outside the %u that the model has",
-                       op->kind == EW_OP_EMBED ? "token id" : "position", (long long)row,
+                       op->kind == EW_OP_EMBED ? "token id" : by_segment ? "token type" : "position", (long long)row,
                        backend->matrices[op->weight].rows);
     return 0;
 }
@@ -209,6 +215,7 @@ static void fill_tokens(const struct ew_cuda_backend *backend, const struct ew_b
     const struct ew_cuda_batch *to = &backend->work.batch;
     uint32_t *seq_of = (uint32_t *)(to->host + to->token_seq), *index = (uint32_t *)(to->host + to->token_index);
     uint32_t *selected = (uint32_t *)(to->host + to->selected), n_selected = 0;
+    uint32_t *segment = (uint32_t *)(to->host + to->segment);
 
     memcpy(to->host + to->token, batch->token, batch->n_tokens * sizeof(*batch->token));
     memcpy(to->host + to->position, batch->position,
@@ -225,6 +232,8 @@ static void fill_tokens(const struct ew_cuda_backend *backend, const struct ew_b
         if (batch->want_logits[t])
             selected[n_selected++] = t;
     }
+    for (uint32_t t = 0; t < batch->n_tokens; t++)
+        segment[t] = batch->segment ? batch->segment[t] : 0;
     fill_scales(backend, batch, (float *)(to->host + to->token_scale));
 }
 
@@ -245,7 +254,10 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
         for (uint32_t g = 0; g < backend->program->n_groups; g++) {
             EW_ASSERT(used + n_blocks <= to->tables_max);
             at[g * backend->limits.n_seqs_max + s] = used;
-            memcpy(tables + used, seq->blocks[g], n_blocks * sizeof(*tables));
+            for (uint32_t i = 0; i < n_blocks && seq->no_cache; i++)
+                tables[used + i] = (int32_t)(used + i); // one group: each text has blocks of its own
+            if (!seq->no_cache)
+                memcpy(tables + used, seq->blocks[g], n_blocks * sizeof(*tables));
             used += n_blocks;
         }
     }

@@ -69,9 +69,10 @@ static int launch_embed(struct launch *l)
 static int launch_position(struct launch *l)
 {
     struct ew_cuda_matrix *m = &l->backend->matrices[l->op->weight];
-    uint64_t position = batch_at(l, l->backend->work.batch.position);
+    bool by_segment = l->op->position.by_segment;
+    uint64_t position = batch_at(l, by_segment ? l->backend->work.batch.segment : l->backend->work.batch.position);
     uint32_t layout = m->layout;
-    int32_t first = l->op->position.first;
+    int32_t first = by_segment ? 0 : l->op->position.first;
 
     return run(l, EW_CUDA_POSITION, (struct ew_cuda_grid){l->n_rows, 1, 1, WIDE},
                ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &position, &first, &m->codes, &m->scales,
