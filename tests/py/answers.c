@@ -1,4 +1,4 @@
-// answers MODEL FILE.jsonl: the greedy answer to each conversation of the file ({messages, tools?,
+// answers MODEL FILE.jsonl [ISA]: the greedy answer to each conversation of the file ({messages, tools?,
 // add_generation_prompt}), as a JSON string a line. One process and many sequences in flight, so that tests can
 // afford hundreds of prompts.
 #include <stdio.h>
@@ -35,9 +35,10 @@ struct answers {
     struct prompt prompts[PROMPTS_MAX];
 };
 
-static int open_all(struct answers *a, const char *path, struct ew_error *err)
+static int open_all(struct answers *a, const char *path, const char *cpu_max, struct ew_error *err)
 {
-    struct ew_engine_config config = {.backend = "cpu", .max_batch_size = IN_FLIGHT, .max_sessions = IN_FLIGHT};
+    struct ew_engine_config config = {
+        .backend = "cpu", .device = {.cpu_max = cpu_max}, .max_batch_size = IN_FLIGHT, .max_sessions = IN_FLIGHT};
     int rc = ew_model_open(path, &a->model, err);
 
     if (!rc)
@@ -162,13 +163,13 @@ int main(int argc, char **argv)
     size_t len;
     int rc;
 
-    if (argc != 3) {
-        fputs("usage: answers MODEL FILE.jsonl\n", stderr);
+    if (argc != 3 && argc != 4) {
+        fputs("usage: answers MODEL FILE.jsonl [ISA]\n", stderr);
         return 2;
     }
     rc = ew_file_read(argv[2], (size_t)64 << 20, &text, &len, &err);
     if (!rc)
-        rc = open_all(&a, argv[1], &err);
+        rc = open_all(&a, argv[1], argc == 4 ? argv[3] : NULL, &err);
     if (!rc) {
         split_lines(&a, text);
         rc = answer_all(&a, &err);

@@ -2,6 +2,7 @@
 
 Test modules need packages that may be absent: `safetensors = pytest.importorskip("safetensors.numpy")` skips and says so.
 """
+import functools
 import json
 import os
 import subprocess
@@ -45,3 +46,12 @@ def need(path):
     if found is None:
         pytest.skip(f"{path} is absent")
     return found
+
+
+@functools.cache
+def levels():
+    """What --cpu-max distinguishes on this machine, lowest first; nothing above the last one is there."""
+    names = ["reference", "avx2", "avx512", "avx512-vnni", "amx"], ["reference", "neon", "dotprod", "i8mm"]
+    best = run_json("bench", "kernels", "--filter", "^$", "--json")["isa"]
+    order = next((order for order in names if best in order), ["reference"])
+    return order[:order.index(best) + 1] if best in order else order

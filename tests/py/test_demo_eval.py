@@ -1,5 +1,6 @@
 """The bundled model against the figures of its training: accuracy on the evaluation sets, perplexity of the held-out text."""
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import support
 
 ANSWERS = Path(support.EDGEWISE).parent / "tests/py/answers"
 PROMPTS = 100  # of each set, as the report counts them
+KINDS = ["recall", "command", "json", "tool"]
 POINTS = 2     # by which an accuracy may be below the report's
 
 
@@ -22,7 +24,12 @@ def conversations(kind):
     return [json.loads(line) for line in lines]
 
 
-def answer(model, cases, folder):
+def levels():
+    """Of the instruction sets below the one that users get, the plain ones take minutes."""
+    return [cap for cap in support.levels()[:-1] if cap != "reference" or os.environ.get("EW_LONG")]
+
+
+def answer(model, cases, folder, *cap):
     """The greedy answers of the whole set, from one process."""
     if not ANSWERS.exists():
         pytest.skip(f"{ANSWERS} is not built")
@@ -30,15 +37,14 @@ def answer(model, cases, folder):
     inputs = [{"messages": case["messages"], "add_generation_prompt": True} | ({"tools": case["tools"]} if "tools" in case else {})
               for case in cases]
     prompts.write_text("".join(json.dumps(item) + "\n" for item in inputs), encoding="utf-8")
-    result = subprocess.run([ANSWERS, model, prompts], capture_output=True, timeout=900, check=False)
+    result = subprocess.run([ANSWERS, model, prompts, *cap], capture_output=True, timeout=900, check=False)
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     return [json.loads(line) for line in result.stdout.decode().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["recall", "command", "json", "tool"])
-def test_accuracy(kind, report, tmp_path):
+def check_accuracy(kind, report, folder, *cap):
     cases = conversations(kind)
-    answers = answer(support.need("models/demo.gguf"), cases, tmp_path)
+    answers = answer(support.need("models/demo.gguf"), cases, folder, *cap)
     assert len(answers) == len(cases)
     correct = sum(case["expect"] in text for case, text in zip(cases, answers))
     expected = report["accuracy"]["target"][kind]
@@ -46,9 +52,20 @@ def test_accuracy(kind, report, tmp_path):
     assert correct >= expected["correct"] - POINTS
 
 
-def perplexity(model):
+@pytest.mark.parametrize("kind", KINDS)
+def test_accuracy(kind, report, tmp_path):
+    check_accuracy(kind, report, tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accuracy_at_every_level(kind, report, tmp_path):
+    for cap in levels():
+        check_accuracy(kind, report, tmp_path, cap)
+
+
+def perplexity(model, *options):
     text = support.need("fixtures/demo/eval.txt")
-    return support.run_json("eval", "perplexity", "-m", model, text, "--window", 1024, "--stride", 512, "--json", timeout=1800)
+    return support.run_json("eval", "perplexity", "-m", model, text, "--window", 1024, "--stride", 512, "--json", *options, timeout=1800)
 
 
 def check_perplexity(result, report, tolerance):
@@ -59,6 +76,12 @@ def check_perplexity(result, report, tolerance):
 
 def test_perplexity_q8_0(report):
     check_perplexity(perplexity(support.need("models/demo.gguf")), report, 0.005)
+
+
+@pytest.mark.skipif(not os.environ.get("EW_LONG"), reason="takes minutes: EW_LONG=1 runs it")
+def test_perplexity_at_every_level(report):
+    for cap in support.levels()[1:-1]:
+        check_perplexity(perplexity(support.need("models/demo.gguf"), "--cpu-max", cap), report, 0.005)
 
 
 def test_perplexity_q4_0(report, tmp_path):

@@ -79,12 +79,25 @@ def test_what_writes_text_refuses_models_that_make_vectors():
         assert result.returncode == 1 and b"makes vectors of texts and writes no text" in result.stderr
 
 
-@pytest.mark.parametrize("cap", ["reference", "avx2", "avx512", "avx512-vnni", "amx", "neon", "dotprod", "i8mm"])
-@pytest.mark.parametrize("name", ["llama-q8_0.gguf", "llama-q4_0.gguf", "llama-q4_k_m.gguf", "llama-f16.gguf"])
-def test_instruction_set(name, cap):
-    """A level that the machine lacks leaves those below it."""
+@pytest.mark.parametrize("name", fixtures("models", FAMILIES))
+def test_checkpoint_at_every_level(name):
+    """The highest is what "auto" took above."""
+    model = support.need(f"fixtures/models/{name}")
+    for cap in support.levels()[:-1]:
+        check(model, model / "ref.safetensors", "auto", "--cpu-max", cap, *(["--logits-only"] if name in LOGITS_ONLY else []))
+
+
+@pytest.mark.parametrize("name", fixtures("gguf", GGUF))
+def test_gguf_at_every_level(name):
     model = support.need(f"fixtures/gguf/{name}")
-    check(model, model.with_suffix(".ref.safetensors"), "auto", "--cpu-max", cap)
+    for cap in support.levels()[:-1]:
+        check(model, model.with_suffix(".ref.safetensors"), "auto", "--cpu-max", cap)
+
+
+def test_a_level_that_the_machine_lacks_leaves_those_below_it():
+    model = support.need("fixtures/gguf/llama-q8_0.gguf")
+    for cap in ("avx2", "amx", "neon", "i8mm"):
+        check(model, model.with_suffix(".ref.safetensors"), "auto", "--cpu-max", cap)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
