@@ -40,7 +40,8 @@ static void append_json(struct bench *bench, const struct ew_cpu_check *check)
     if (check->seconds > 0)
         ew_buf_printf(&bench->json, "\"seconds\": %.6g, \"gb_s\": %.5g, \"limit_pct\": %.4g, ", check->seconds,
                       check->bytes / check->seconds / 1e9, 100 * check->bytes / check->seconds / bench->read_bytes_s);
-    ew_buf_printf(&bench->json, "\"gflop_s\": %.5g, \"peak_pct\": %.4g}",
+    ew_buf_printf(&bench->json, "\"cache_gb_s\": %.5g, \"gflop_s\": %.5g, \"peak_pct\": %.4g}",
+                  check->seconds > 0 ? check->cache_bytes / check->seconds / 1e9 : 0,
                   check->seconds > 0 ? check->flops / check->seconds / 1e9 : 0,
                   check->seconds > 0 ? 100 * check->flops / check->seconds / bench->flops_s : 0);
 }
@@ -58,11 +59,12 @@ static void print_check(const struct bench *bench, const struct ew_cpu_check *ch
     if (check->bytes > 0)
         printf("  %8.1f GB/s %3.0f %%", check->bytes / check->seconds / 1e9,
                100 * check->bytes / check->seconds / bench->read_bytes_s);
-    else if (check->flops > 0)
+    if (check->cache_bytes > 0)
+        printf("  %8.2f us for 4096, %.0f GB/s in the cache", check->seconds * 1e6,
+               check->cache_bytes / check->seconds / 1e9);
+    if (check->flops > 0 && check->seconds > 0)
         printf("  %8.1f GFLOP/s %3.0f %% of f32", check->flops / check->seconds / 1e9,
                100 * check->flops / check->seconds / bench->flops_s);
-    else if (check->seconds > 0)
-        printf("  %8.2f us for 4096", check->seconds * 1e6);
     printf("\n");
     fflush(stdout);
 }

@@ -1,8 +1,9 @@
 // Products with tiles of f16 and bf16 on AMX: activations rounded to bf16, weights exact.
 //
 // A tile of bf16 is what the matrix unit takes, where it lies. A number of f16 is the sum of two of bf16 (11 bits of
-// significand are 8 and 3), so that f16 takes two products. One row of bf16 costs the unit less than the memory takes to
-// bring the weights; for f16 splitting takes longer than that, and few rows are left to vectors that do as the unit does.
+// significand are 8 and 3), so that f16 takes two products. One row of bf16 costs the unit less than the memory takes
+// to bring the weights; for f16 splitting takes longer than that, and few rows are left to vectors that do as the unit
+// does.
 
 #include "kernel/cpu/amx_bf16.h"
 
@@ -39,8 +40,8 @@ static void unpack_f16(const struct ew_cpu_matrix *matrix, uint32_t index, uint3
 
 // ---- few rows of f16 ----------------------------------------------------------------------------
 
-// The manual's description of TDPBF16PS: even and odd columns of a group are summed apart, in order and with one rounding
-// each, numbers below f32's normal ones are zero, and both sums together join the total. test_kernel compares the bits.
+// The manual's description of TDPBF16PS: even and odd columns of a group are summed apart, in order and with one
+// rounding each, numbers below f32's normal ones are zero, and both sums together join the total. test_kernel compares the bits.
 struct sums {
     vf even, odd;
 };

@@ -97,8 +97,8 @@ static void transpose(const float *k, uint32_t dim, float *out)
     }
 }
 
-// n_q queries, a constant where this is inlined. Each score is summed in the order of its elements, whatever is computed
-// beside it.
+// n_q queries, a constant where this is inlined. Each score is summed in the order of its elements, whatever is
+// computed beside it.
 VEC_INLINE void score_queries(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim)
 {
     vf acc[SCORE_QUERIES][KEY_VECTORS];

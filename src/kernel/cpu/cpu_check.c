@@ -171,6 +171,8 @@ static void run_plain(const struct ew_cpu_ops *ops, enum plain_row kind, float *
 
 static void check_plain(struct checker *checker, enum plain_row kind, const char *name)
 {
+    static const enum ew_cpu_time_row TIMES[] = {
+        [ADD] = EW_CPU_TIME_ADD, [SCALE] = EW_CPU_TIME_SCALE, [SOFTCAP] = EW_CPU_TIME_SOFTCAP};
     static const double BOUNDS[] = {
         [ADD] = 1.3e-7, [SCALE] = 1e-7, [SOFTCAP] = 1.5e-6}; // of the larger operand; 3e-7 of the cap
 
@@ -189,6 +191,7 @@ static void check_plain(struct checker *checker, enum plain_row kind, const char
                         (kind == SOFTCAP ? 1 : 1e-12 + fabs(checker->a[i]) + (kind == ADD ? fabs(checker->b[i]) : 0)));
         checker->check.n_cases++;
     }
+    ew_cpu_time_rows(checker->config, &checker->ops, TIMES[kind], 0, &checker->check);
     end(checker);
 }
 
@@ -212,6 +215,7 @@ static void check_rope(struct checker *checker, enum ew_rope_kind kind, const ch
             compare(checker, checker->got[i], checker->want[i], 2e-7 * (1 + fabs(checker->want[i])) * 1000);
         checker->check.n_cases++;
     }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_ROPE, (int)kind, &checker->check);
     end(checker);
 }
 
@@ -277,6 +281,7 @@ static void check_kv(struct checker *checker, enum ew_kv_dtype dtype, const char
                     1e-12 + 1.3e-7 * fabs(checker->want[i / n * stride + i % n]));
         checker->check.n_cases++;
     }
+    ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_KV, (int)dtype, &checker->check);
     end(checker);
 }
 
@@ -329,7 +334,7 @@ static void check_value_block(struct checker *checker, uint32_t dim, uint32_t n_
     checker->check.n_cases++;
 }
 
-static void check_blocks(struct checker *checker, const char *name,
+static void check_blocks(struct checker *checker, const char *name, enum ew_cpu_time_row timed,
                          void (*check)(struct checker *checker, uint32_t dim, uint32_t n_q, uint32_t n_k))
 {
     if (!IS_NEW(scores) || !wants(checker, name, ""))
@@ -341,6 +346,7 @@ static void check_blocks(struct checker *checker, const char *name,
                 check(checker, dim, n_q, n_k);
         }
     }
+    ew_cpu_time_rows(checker->config, &checker->ops, timed, 0, &checker->check);
     end(checker);
 }
 
@@ -365,6 +371,26 @@ static void check_exp_sum(struct checker *checker)
     }
     ew_cpu_time_rows(checker->config, &checker->ops, EW_CPU_TIME_EXP, 0, &checker->check);
     end(checker);
+}
+
+static void check_attention(struct checker *checker, enum ew_kv_dtype kv, const char *name)
+{
+    static const uint32_t CONTEXTS[] = {512, 2048, 8192};
+
+    if (!IS_NEW(scores) || !wants(checker, "attention", name))
+        return;
+    begin(checker, "attention", name);
+    ew_cpu_check_attention(&checker->ref, &checker->ops, kv, &checker->check);
+    end(checker);
+    for (uint32_t i = 0; i < 2 * EW_COUNT_OF(CONTEXTS) && checker->config->pool && kv != EW_KV_F32; i++) {
+        uint32_t context = CONTEXTS[i / 2], n_tokens = i % 2 ? 64 : 1;
+        char variant[sizeof(checker->check.variant)];
+
+        snprintf(variant, sizeof(variant), "%s %s %u", name, n_tokens > 1 ? "prompt" : "decode", context);
+        begin(checker, "attention", variant);
+        ew_cpu_time_attention(checker->config, &checker->ops, kv, context, n_tokens, &checker->check);
+        end(checker);
+    }
 }
 
 // ---- states -------------------------------------------------------------------------------------
@@ -718,9 +744,11 @@ static void check_level(struct checker *checker)
     check_quantise(checker);
     for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++)
         check_kv(checker, (enum ew_kv_dtype)kv, KV[kv]);
-    check_blocks(checker, "scores", check_score_block);
+    check_blocks(checker, "scores", EW_CPU_TIME_SCORES, check_score_block);
     check_exp_sum(checker);
-    check_blocks(checker, "values", check_value_block);
+    check_blocks(checker, "values", EW_CPU_TIME_VALUES, check_value_block);
+    for (int kv = EW_KV_F32; kv <= EW_KV_I8; kv++)
+        check_attention(checker, (enum ew_kv_dtype)kv, KV[kv]);
     check_conv(checker);
     check_scan(checker, false, "ssd");
     check_scan(checker, true, "delta");

@@ -13,6 +13,7 @@ struct ew_cpu_check {
     double error;        // largest, as a share of its bound: at most 1 is right
     double seconds;      // of one run of what is timed; 0: not timed
     double bytes, flops; // that it reads from memory, and computes; 0: the figure says nothing
+    double cache_bytes;  // of rows in the first cache: read and written
 };
 
 struct ew_cpu_check_config {

@@ -57,7 +57,8 @@ struct ew_cpu_ops {
     // Multiplies and adds as fast as it can, for `bench kernels`; returns how many of both.
     double (*multiply_add)(uint64_t n_rounds, float *sink);
     ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
-    // Of prompts, where a matrix unit is faster with other arithmetic: weights and activations rounded to bf16. NULL: none.
+    // Of prompts, where a matrix unit is faster with other arithmetic: weights and activations rounded to bf16.
+    // NULL: none.
     ew_cpu_linear_fn linear_prompt[EW_CPU_LAYOUT_COUNT];
     bool has_bf16_tiles; // a matrix unit takes tiles of f16 and bf16
     void (*round_bf16)(const float *x, uint32_t n, uint16_t *out); // one row; writes whole groups
@@ -80,8 +81,8 @@ struct ew_cpu_ops {
     // n_tokens consecutive rows of n elements; what lies between the end of a row and the stride is left alone.
     void (*kv_decode)(enum ew_kv_dtype dtype, const void *in, const uint16_t *scale, uint32_t n_tokens, uint32_t n,
                       float *out, uint32_t out_stride);
-    // One tile of keys [EW_CPU_KEYS, dim] to [dim, EW_CPU_KEYS]: then keys are lanes, and nothing has to be summed across
-    // a register. dim is a multiple of EW_CPU_DIM, here and below.
+    // One tile of keys [EW_CPU_KEYS, dim] to [dim, EW_CPU_KEYS]: then keys are lanes, and nothing has to be summed
+    // across a register. dim is a multiple of EW_CPU_DIM, here and below.
     void (*transpose)(const float *k, uint32_t dim, float *out);
     // score[i][j] = q[i] . k[j] of n_q queries [n_q, dim] and a whole transposed tile; score [n_q, EW_CPU_KEYS].
     void (*scores)(float *score, const float *q, uint32_t n_q, const float *keys, uint32_t dim);

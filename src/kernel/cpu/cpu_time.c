@@ -48,6 +48,9 @@ static void run_conv(const struct ew_cpu_ops *ops, float *out, const float *in)
     ops->conv(out, rows, in, COLS / 4, NULL, EW_COUNT_OF(rows), COLS / 4);
 }
 
+#define HEAD_DIM 128
+#define QUERIES (COLS / HEAD_DIM) // as many as keys
+
 static void run_row(const struct row_job *job, float *a)
 {
     float *b = a + COLS, *out = a + 2 * COLS, *more = a + 3 * COLS;
@@ -75,7 +78,57 @@ static void run_row(const struct row_job *job, float *a)
     case EW_CPU_TIME_SCAN:
         run_scan(ops, a, b, out, job->which);
         break;
+    case EW_CPU_TIME_ADD:
+        ops->add(out, a, b, COLS, 0.5f);
+        break;
+    case EW_CPU_TIME_SCALE:
+        ops->scale(out, a, COLS, 0.5f);
+        break;
+    case EW_CPU_TIME_SOFTCAP:
+        ops->softcap(out, a, COLS, 30);
+        break;
+    case EW_CPU_TIME_ROPE:
+        ops->rope(out, b, HEAD_DIM, COLS / HEAD_DIM, HEAD_DIM, (enum ew_rope_kind)job->which);
+        break;
+    case EW_CPU_TIME_KV:
+        ops->kv_decode((enum ew_kv_dtype)job->which, a, (const uint16_t *)b, QUERIES, HEAD_DIM, out, HEAD_DIM);
+        break;
+    case EW_CPU_TIME_SCORES:
+        ops->scores(out, a, QUERIES, b, HEAD_DIM);
+        break;
+    case EW_CPU_TIME_VALUES:
+        ops->values(out, more, a, EW_CPU_KEYS, QUERIES, b, EW_CPU_KEYS, HEAD_DIM);
+        break;
     }
+}
+
+_Static_assert(QUERIES == EW_CPU_KEYS, "tiles of one size");
+
+// What an element costs: additions, multiplications and comparisons of f32 as math_tmpl.h writes them (exp has 20),
+// and bytes that are read and written, all in the first cache.
+static void cost_of(enum ew_cpu_time_row row, int which, double *flops, double *bytes)
+{
+    static const double ACTS[] = {[EW_ACT_SILU] = 22, [EW_ACT_GELU] = 43,  [EW_ACT_GELU_TANH] = 29,
+                                  [EW_ACT_RELU] = 1,  [EW_ACT_RELU2] = 2,  [EW_ACT_SIGMOID] = 22,
+                                  [EW_ACT_TANH] = 24};
+    static const struct {
+        double flops, bytes;
+    } ROWS[] = {[EW_CPU_TIME_NORM] = {4, 16},    [EW_CPU_TIME_ACT] = {0, 8},    [EW_CPU_TIME_GLU] = {1, 12},
+                [EW_CPU_TIME_QUANTISE] = {3, 5}, [EW_CPU_TIME_EXP] = {22, 8},   [EW_CPU_TIME_ADD] = {2, 12},
+                [EW_CPU_TIME_SCALE] = {1, 8},    [EW_CPU_TIME_SOFTCAP] = {26, 8}, [EW_CPU_TIME_ROPE] = {3, 8},
+                [EW_CPU_TIME_CONV] = {2, 9},     [EW_CPU_TIME_SCAN] = {4, 8},
+                [EW_CPU_TIME_KV] = {0, 4},       [EW_CPU_TIME_SCORES] = {2 * EW_CPU_KEYS, 8},
+                [EW_CPU_TIME_VALUES] = {2 * EW_CPU_KEYS, 12}};
+
+    *flops = ROWS[row].flops, *bytes = ROWS[row].bytes;
+    if (row == EW_CPU_TIME_ACT || row == EW_CPU_TIME_GLU)
+        *flops += ACTS[which];
+    if (row == EW_CPU_TIME_NORM && which == EW_NORM_LAYER)
+        *flops += 2;
+    if (row == EW_CPU_TIME_SCAN && which) // the delta rule reads the state twice
+        *flops += 2, *bytes += 4;
+    if (row == EW_CPU_TIME_KV)
+        *bytes += which == EW_KV_F32 ? 4 : which == EW_KV_F16 ? 2 : 1, *flops += which >= EW_KV_F8;
 }
 
 static void run_rows(void *ctx, uint32_t thread, uint32_t n_threads)
@@ -115,6 +168,8 @@ void ew_cpu_time_rows(const struct ew_cpu_check_config *config, const struct ew_
     for (uint64_t i = 0; i < (uint64_t)n_threads * 4 * COLS; i++)
         job.data[i] = (float)(i % 17) * 0.1f - 0.8f;
     out->seconds = best_of(config->pool, run_rows, &job) / ROUNDS / n_threads;
+    cost_of(row, which, &out->flops, &out->cache_bytes);
+    out->flops *= COLS, out->cache_bytes *= COLS;
     ew_free(job.data);
 }
 
