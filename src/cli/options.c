@@ -32,7 +32,7 @@ const struct ew_opt ew_opts_engine[] = {
 };
 
 // A command is one line here and one in the table, both sorted, and lives in cmd_NAME.c.
-extern const struct ew_command ew_cmd_bench_kernels, ew_cmd_bench_load, ew_cmd_bench_speed;
+extern const struct ew_command ew_cmd_bench_embed, ew_cmd_bench_kernels, ew_cmd_bench_load, ew_cmd_bench_speed;
 extern const struct ew_command ew_cmd_chat;
 extern const struct ew_command ew_cmd_doctor, ew_cmd_doctor_power, ew_cmd_doctor_rules, ew_cmd_doctor_scan;
 extern const struct ew_command ew_cmd_embed;
@@ -47,6 +47,7 @@ extern const struct ew_command ew_cmd_version;
 
 // clang-format off: one a line, so that two new commands do not meet
 const struct ew_command *const ew_commands[] = {
+    &ew_cmd_bench_embed,
     &ew_cmd_bench_kernels,
     &ew_cmd_bench_load,
     &ew_cmd_bench_speed,

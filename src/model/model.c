@@ -34,6 +34,9 @@ static int open_synthetic(struct ew_model *model, struct ew_shape *shape, struct
         return rc;
     model->shape = shape->common;
     model->tokens.bos = -1;
+    if (shape->head == EW_HEAD_HIDDEN)
+        model->pooling = (struct ew_pooling){
+            .kind = EW_POOLING_LAST, .normalise = true, .width = shape->common.width, .prompt_default = EW_STR("")};
     rc = ew_program_build(&model->program, shape, &finder, &model->arena, err);
     for (int i = 0; i < EW_DTYPE_COUNT; i++)
         if (synthetic.type_bytes[i] > synthetic.type_bytes[best])

@@ -26,6 +26,7 @@ static const struct {
     {"2b-ssd", 24, 2048, 6144, 8, 2, 256, 151936, 0, 0, 64, 8, 128, 64, EW_STATE_SSD},
 };
 
+#define EMBED_SUFFIX "-embed" // of a shape: it makes vectors instead of text
 #define CONTEXT_TRAINED 131072 // no limit for any benchmark
 
 // `matrix` is the type of most matrices, `better` of those that the usual mix keeps finer.
@@ -245,6 +246,11 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
     struct ew_model_shape *c = &shape->common;
 
     ew_shape_init(shape);
+    if (ew_str_ends(name, EMBED_SUFFIX)) {
+        name.len -= strlen(EMBED_SUFFIX);
+        shape->head = EW_HEAD_HIDDEN;
+        shape->uncached = true;
+    }
     for (size_t i = 0; i < EW_COUNT_OF(g_shapes); i++) {
         if (!ew_str_is(name, g_shapes[i].name))
             continue;

@@ -185,6 +185,14 @@ def test_a_text_alone_and_in_a_batch(model):
     assert many == alone
 
 
+def test_bench_embed(model):
+    for name in (model, "synthetic:0.6b-embed:q4_0"):
+        result = support.run_json("bench", "embed", "-m", name, "-p", "8", "-b", "4", "-n", "6", "--json")
+        assert 0 < result["latency_ms"]["p50"] <= result["latency_ms"]["p95"] and result["texts_s"] > 0
+        assert abs(result["tok_s"] / result["texts_s"] - 8) < 1e-3
+    assert b"writes text and makes no vectors" in support.run("bench", "embed", "-m", "demo").stderr
+
+
 def test_models_that_make_no_vectors(classifier):
     for model, why in ((support.need("fixtures/models/llama_default"), b"writes text and makes no vectors"),
                        (classifier, b"scores pairs of texts and makes no vectors")):
