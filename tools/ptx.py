@@ -27,6 +27,7 @@ TIERS = {
 # Modules that exist in more tiers than the first, or in others.
 CHAINED = [
     "attention",
+    "experts",
     "latent",
     "linear",
     "rows",

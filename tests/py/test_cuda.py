@@ -16,11 +16,12 @@ IS_REAL = bool(os.environ.get("EW_TEST_GPU"))
 MOCK = support.ROOT / "build/tests/mock/libcuda.so.1"
 # What the backend refuses, by what its sentence says.
 REFUSED = {
-    "mixtures of experts": ["mixtral", "phimoe", "qwen2_moe", "qwen3_moe", "qwen3_omni_thinker_text", "gpt_oss_bf16", "llama4_text", "quant_mxfp4_gpt_oss",
-                            "deepseek_v2_group", "deepseek_v2_lite", "deepseek_v3", "deepseek_v3_yarn"],
     'caches of kind "state"': ["nemotron_h", "nemotron_h_moe", "qwen3_next", "qwen3_5_text"],
 }
 GREEDY_OFF = test_models.LOGITS_ONLY
+# Prompts round activations to bf16. Of a token whose experts are nearly a tie, as is common where weights are random, that may
+# choose another one: these have such a token. One by one, tokens are not rounded, and what is computed in f32 chooses the same.
+ROUTES_OFF = ["deepseek_v3", "gpt_oss_bf16", "llama4_text", "mixtral", "phimoe"]
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +58,7 @@ def test_checkpoint(cuda, name):
         assert result.returncode == 1 and refusal(name) in result.stderr.decode()
         models_table.note(name, "CUDA", models_table.refusal(result.stderr))
         return
-    check(cuda, model, ref, "--mode", "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
+    check(cuda, model, ref, "--mode", "token" if name in ROUTES_OFF else "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
     check(cuda, model, ref, "--mode", "chunk5", "--logits-only", "--kernels", "reference", "--kv", "f32")
     models_table.note(name, "CUDA", "yes")
 
@@ -95,7 +96,13 @@ def test_answers_as_the_cpu_does(cuda):
     assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
 
 
-@pytest.mark.parametrize("model", ["fixtures/gguf/llama-q4_k_m.gguf", "fixtures/models/gemma3_text"])
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
+def test_experts_of_a_quantised_file(cuda, dtype, tmp_path):
+    support.run_ok("quantize", support.need("fixtures/models/mixtral"), tmp_path / "model.gguf", "--to", dtype)
+    assert support.run_json("eval", "self", "-m", tmp_path / "model.gguf", "--backend", "cuda", "--json", env=cuda)["pass"]
+
+
+@pytest.mark.parametrize("model", ["fixtures/gguf/llama-q4_k_m.gguf", "fixtures/models/gemma3_text", "fixtures/models/qwen2_moe"])
 def test_every_op_against_the_cpu(cuda, model):
     """Each op on the inputs that plain C on the CPU computed, then whole steps."""
     assert support.run_json("eval", "self", "-m", support.need(model), "--backend", "cuda", "--json", env=cuda)["pass"]

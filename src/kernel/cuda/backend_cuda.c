@@ -6,6 +6,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "kernel/cpu/cpu_cache.h"
+#include "kernel/cuda/cuda_experts.h"
 #include "kernel/cuda/cuda_prefill.h"
 
 static struct ew_cuda_backend *of(const struct ew_backend *backend)
@@ -99,10 +100,10 @@ static int check_op(const struct ew_program *program, const struct ew_op *op, st
 {
     switch (op->kind) {
     case EW_OP_ROUTE:
-    case EW_OP_DISPATCH:
-    case EW_OP_EXPERTS:
-    case EW_OP_COMBINE:
-        return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no mixtures of experts yet");
+        if (op->route.n_groups > EW_CUDA_ROUTE_GROUPS_MAX)
+            return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend chooses among up to %d groups of experts, not %u",
+                           EW_CUDA_ROUTE_GROUPS_MAX, op->route.n_groups);
+        return 0;
     case EW_OP_ATTENTION:
         return check_attention(program, op, err);
     default:
@@ -172,10 +173,12 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
 {
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, n_rows = EW_MAX(n_tokens, limits->n_logits_max);
-    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP, x_bytes, w_bytes;
+    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP, x_bytes, w_bytes, q8_rows, pairs;
 
     for (uint32_t i = 0; i < plan->n_buffers; i++) {
-        uint64_t rows = plan->buffers[i].rows == EW_CPU_ROWS_LOGITS ? limits->n_logits_max : n_tokens;
+        uint64_t rows = plan->buffers[i].rows == EW_CPU_ROWS_LOGITS  ? limits->n_logits_max
+                        : plan->buffers[i].rows == EW_CPU_ROWS_PAIRS ? n_tokens * plan->n_active
+                                                                     : n_tokens;
         uint64_t at = carve(carver, rows * plan->buffers[i].width * sizeof(float));
 
         if (tables)
@@ -193,9 +196,12 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
             work->ropes[i].table = table;
         }
     }
-    work->q8_codes = carve(carver, n_rows * plan->q8_cols_max);
-    work->q8_scales = carve(carver, n_rows * groups * sizeof(float));
-    work->q8_sums = carve(carver, n_rows * groups * sizeof(float));
+    q8_rows = EW_MAX(n_rows, ew_cuda_experts_q8_rows(plan, n_tokens));
+    work->q8_codes = carve(carver, q8_rows * plan->q8_cols_max);
+    work->q8_scales = carve(carver, q8_rows * groups * sizeof(float));
+    work->q8_sums = carve(carver, q8_rows * groups * sizeof(float));
+    pairs = carve(carver, ew_cuda_pairs_place(plan, n_tokens, 0, &work->pairs));
+    (void)ew_cuda_pairs_place(plan, n_tokens, pairs, &work->pairs);
     ew_cuda_prefill_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE, n_rows, &x_bytes, &w_bytes);
     work->x16 = carve(carver, x_bytes);
     work->w16 = carve(carver, w_bytes);
@@ -273,6 +279,11 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
     rc = adapt(backend, &program, &arena, err);
     if (rc == 0)
         rc = build_plan(backend, program, &arena, &plan, err);
+    if (rc == 0 && (uint64_t)limits->n_tokens_max * plan.n_active > EW_CUDA_PAIRS_MAX) {
+        ew_fail(err, EW_ERR_LIMIT, "steps of %u tokens with %u experts each have more than %d pairs of both",
+                limits->n_tokens_max, plan.n_active, EW_CUDA_PAIRS_MAX);
+        rc = ew_remedy(err, EW_ERR_LIMIT, "Ask for shorter ones with --chunk");
+    }
     if (rc == 0)
         carve_workspace(backend, &plan, limits, &carver, &work, false);
     out->weight_bytes = ew_cuda_weights_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE);
@@ -605,7 +616,7 @@ static enum ew_arith cuda_arith(const struct ew_backend *base)
     for (uint32_t i = 0; i < backend->program->n_ops; i++) {
         const struct ew_op *op = &backend->program->ops[i];
 
-        if (op->kind == EW_OP_LINEAR)
+        if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS)
             widest = EW_MAX(widest, of_layout[backend->matrices[op->weight].layout]);
     }
     return widest;

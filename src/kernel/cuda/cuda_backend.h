@@ -16,6 +16,8 @@
 #define EW_CUDA_HEAD_DIM_MAX 256
 #define EW_CUDA_LATENT_MAX 512 // as in ptx/latent.c, as is the next
 #define EW_CUDA_LATENT_REST_MAX 64
+#define EW_CUDA_ROUTE_GROUPS_MAX 32 // a lane each
+#define EW_CUDA_PAIRS_MAX 65535     // tokens with each of their experts: a grid's height
 
 struct ew_cuda_cache {
     uint64_t data, block_bytes, layer_bytes, head_bytes;
@@ -50,6 +52,11 @@ struct ew_cuda_narrow {
     bool is_bf16;
 };
 
+// The order of pairs of the layer at hand; as `struct pairs` in ptx/experts.c. Addresses of arrays of u32.
+struct ew_cuda_pairs {
+    uint64_t first, expert, token, place, tiles;
+};
+
 struct ew_cuda_work {
     uint64_t *buffers;  // [plan.n_buffers] addresses
     struct ew_cuda_rope *ropes;
@@ -59,6 +66,7 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
+    struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
 };
 

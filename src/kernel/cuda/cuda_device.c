@@ -29,6 +29,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_WGMMA] = "wgmma",
     [EW_CUDA_LATENT] = "latent",
     [EW_CUDA_VECTOR] = "vector",
+    [EW_CUDA_EXPERTS] = "experts",
 };
 
 static const struct {
@@ -106,6 +107,20 @@ static const struct {
     [EW_CUDA_VECTOR_U4] = {EW_CUDA_VECTOR, "vector_u4"},
     [EW_CUDA_VECTOR_I8] = {EW_CUDA_VECTOR, "vector_i8"},
     [EW_CUDA_VECTOR_HALF] = {EW_CUDA_VECTOR, "vector_half"},
+    [EW_CUDA_ROUTE] = {EW_CUDA_EXPERTS, "route"},
+    [EW_CUDA_SORT_PAIRS] = {EW_CUDA_EXPERTS, "sort_pairs"},
+    [EW_CUDA_COMBINE] = {EW_CUDA_EXPERTS, "combine"},
+    [EW_CUDA_EXPERTS_F32] = {EW_CUDA_EXPERTS, "experts_f32"},
+    [EW_CUDA_EXPERTS_F16] = {EW_CUDA_EXPERTS, "experts_f16"},
+    [EW_CUDA_EXPERTS_BF16] = {EW_CUDA_EXPERTS, "experts_bf16"},
+    [EW_CUDA_EXPERTS_I8] = {EW_CUDA_EXPERTS, "experts_i8"},
+    [EW_CUDA_EXPERTS_U4] = {EW_CUDA_EXPERTS, "experts_u4"},
+    [EW_CUDA_EXPERTS_U4_MIN] = {EW_CUDA_EXPERTS, "experts_u4_min"},
+    [EW_CUDA_EXPERTS_F16_32] = {EW_CUDA_EXPERTS, "experts_f16_32"},
+    [EW_CUDA_EXPERTS_BF16_32] = {EW_CUDA_EXPERTS, "experts_bf16_32"},
+    [EW_CUDA_EXPERTS_I8_32] = {EW_CUDA_EXPERTS, "experts_i8_32"},
+    [EW_CUDA_EXPERTS_U4_32] = {EW_CUDA_EXPERTS, "experts_u4_32"},
+    [EW_CUDA_EXPERTS_U4_MIN_32] = {EW_CUDA_EXPERTS, "experts_u4_min_32"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

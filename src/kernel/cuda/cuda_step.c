@@ -1,6 +1,7 @@
 // One step as a sequence of kernels, in the order of the plan.
 
 #include "base/assert.h"
+#include "kernel/cuda/cuda_experts.h"
 #include "kernel/cuda/cuda_prefill.h"
 
 #define WIDE 256         // threads of elementwise kernels
@@ -188,6 +189,16 @@ static const struct {
     [EW_CUDA_U4_MIN] = {EW_CUDA_LINEAR_U4_MIN_1, EW_CUDA_LINEAR_U4_MIN_8},
 };
 
+// What experts are chosen by is never rounded: another one might be chosen.
+static bool takes_prefill(const struct launch *l, const struct ew_cuda_matrix *m)
+{
+    bool is_last = l->step->op + 1 == l->backend->program->n_ops;
+
+    if (l->op->kind == EW_OP_EXPERTS)
+        return ew_cuda_experts_take_tiles(l->backend, l->op, l->n_tokens);
+    return ew_cuda_prefill_takes(m, l->n_rows) && (is_last || l->op[1].kind != EW_OP_ROUTE);
+}
+
 static int launch_linear(struct launch *l)
 {
     struct ew_cuda_matrix *m = &l->backend->matrices[l->op->weight];
@@ -197,7 +208,7 @@ static int launch_linear(struct launch *l)
     struct ew_cuda_grid grid = {ceil_div(m->rows, LINEAR_ROWS), ceil_div(l->n_rows, FEW_TOKENS), 1, LINEAR_THREADS};
     struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
 
-    if (ew_cuda_prefill_takes(m, l->n_rows))
+    if (takes_prefill(l, m))
         return ew_cuda_prefill_product(l->backend, &product, l->err);
     if (ew_cuda_layout_is_quantised(m->layout))
         return run(l, kernel, grid,
@@ -215,7 +226,7 @@ static int launch_quantise(struct launch *l)
     struct ew_cuda_work *work = &l->backend->work;
     uint32_t cols = m->cols;
 
-    if (ew_cuda_prefill_takes(m, l->n_rows))
+    if (takes_prefill(l, m))
         return 0;
     return run(l, EW_CUDA_QUANTISE,
                (struct ew_cuda_grid){ceil_div(cols / EW_CUDA_GROUP, WIDE / 32), l->n_rows, 1, WIDE},
@@ -355,6 +366,13 @@ static int launch_any_attention(struct launch *l)
     return launch_attention(l);
 }
 
+// ---- experts ------------------------------------------------------------------------------------
+
+static int launch_experts(struct launch *l)
+{
+    return ew_cuda_experts_op(l->backend, l->step, l->n_tokens, l->err);
+}
+
 // ---- all ----------------------------------------------------------------------------------------
 
 static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
@@ -363,12 +381,23 @@ static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
     [EW_OP_ACT] = launch_act,         [EW_OP_GLU] = launch_act,           [EW_OP_ADD] = launch_add,
     [EW_OP_SCALE] = launch_scale,     [EW_OP_SOFTCAP] = launch_softcap,   [EW_OP_SCALE_BY] = launch_scale,
     [EW_OP_SELECT] = launch_gather,   [EW_OP_ALL_REDUCE] = launch_gather, [EW_OP_HEADS] = launch_heads,
+    [EW_OP_ROUTE] = launch_experts,   [EW_OP_DISPATCH] = launch_experts,  [EW_OP_EXPERTS] = launch_experts,
+    [EW_OP_COMBINE] = launch_experts,
 };
 
 static void take_buffer(const struct ew_cuda_backend *backend, uint32_t buffer, uint64_t *address, uint32_t *stride)
 {
     *address = buffer == EW_CPU_NO_BUFFER ? 0 : backend->work.buffers[buffer];
     *stride = buffer == EW_CPU_NO_BUFFER ? 0 : backend->plan.buffers[buffer].width;
+}
+
+static uint32_t n_rows_of(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t buffer)
+{
+    enum ew_cpu_rows rows = buffer == EW_CPU_NO_BUFFER ? EW_CPU_ROWS_TOKENS : backend->plan.buffers[buffer].rows;
+
+    return rows == EW_CPU_ROWS_LOGITS  ? batch->n_logits
+           : rows == EW_CPU_ROWS_PAIRS ? batch->n_tokens * backend->plan.n_active
+                                       : batch->n_tokens;
 }
 
 static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cpu_step *step,
@@ -385,9 +414,7 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     take_buffer(backend, step->in2, &l.in2, &l.in2_stride);
     take_buffer(backend, step->in3, &l.in3, &l.in3_stride);
     take_buffer(backend, step->out, &l.out, &l.out_stride);
-    l.n_rows = rows_of != EW_CPU_NO_BUFFER && backend->plan.buffers[rows_of].rows == EW_CPU_ROWS_LOGITS
-                   ? batch->n_logits
-                   : batch->n_tokens;
+    l.n_rows = n_rows_of(backend, batch, rows_of);
     switch (step->kind) {
     case EW_CPU_STEP_ROPE_TABLES:
         return launch_rope_tables(&l);
@@ -403,6 +430,7 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
             rc = ew_cuda_trace_op(backend, step, l.n_rows, err);
         return rc;
     case EW_CPU_STEP_SORT:
+        return ew_cuda_experts_sort(backend, step, l.n_tokens, err);
     default:
         EW_ASSERT(!"a step that this backend has");
         return 0;

@@ -1,0 +1,19 @@
+#pragma once
+// Mixtures of experts. The rows of pairs (a token and one of its experts) stand in the order of experts, and among those
+// of one in the order of tokens; which these are is known on the GPU alone.
+
+#include "kernel/cuda/cuda_backend.h"
+
+// Bytes of the order of pairs; `pairs` gets its addresses where the memory at `base` is meant.
+uint64_t ew_cuda_pairs_place(const struct ew_cpu_plan *plan, uint64_t n_tokens_max, uint64_t base,
+                             struct ew_cuda_pairs *pairs);
+// Rows of 8-bit activations that products of experts want.
+uint64_t ew_cuda_experts_q8_rows(const struct ew_cpu_plan *plan, uint64_t n_tokens_max);
+// Whether the products of a step's pairs go to the tensor cores, which take activations as they are.
+bool ew_cuda_experts_take_tiles(const struct ew_cuda_backend *backend, const struct ew_op *op, uint32_t n_tokens);
+// ROUTE, DISPATCH, EXPERTS and COMBINE.
+int ew_cuda_experts_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_tokens,
+                       struct ew_error *err) EW_MUST_CHECK;
+// What ROUTE chose, by expert.
+int ew_cuda_experts_sort(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_tokens,
+                         struct ew_error *err) EW_MUST_CHECK;
