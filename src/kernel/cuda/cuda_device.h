@@ -42,9 +42,9 @@ enum ew_cuda_kernel {
 
 enum ew_cuda_module {
     EW_CUDA_ROWS, EW_CUDA_LINEAR, EW_CUDA_SOME, EW_CUDA_EXPAND, EW_CUDA_GEMM, EW_CUDA_ATTENTION,
-    EW_CUDA_WGMMA, EW_CUDA_LATENT, EW_CUDA_VECTOR, EW_CUDA_EXPERTS,
-    // loaded when the type of caches is known
-    EW_CUDA_FLASH_F16, EW_CUDA_FLASH_F8, EW_CUDA_FLASH_I8,
+    EW_CUDA_WGMMA, EW_CUDA_LATENT, EW_CUDA_VECTOR,
+    // loaded when the program and the type of caches are known
+    EW_CUDA_FLASH_F16, EW_CUDA_FLASH_F8, EW_CUDA_FLASH_I8, EW_CUDA_EXPERTS,
     EW_CUDA_MODULE_COUNT
 };
 
