@@ -375,8 +375,10 @@ static int finish_latent(struct ew_shape *shape, struct ew_error *err)
     if (shape->plain_dim && shape->rope_dims)
         c->head_dim = shape->plain_dim + shape->rope_dims;
     if (!shape->rope_dims || shape->rope_dims >= c->head_dim || !shape->v_dim)
-        return ew_fail(err, EW_ERR_FORMAT, "heads of %u elements, %u of them rotated, and values of %u cannot be made "
-                       "from latents", c->head_dim, shape->rope_dims, shape->v_dim);
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "heads of %u elements, %u of them rotated, and values of %u cannot be made "
+                       "from latents",
+                       c->head_dim, shape->rope_dims, shape->v_dim);
     if (shape->kv_latent + shape->rope_dims > EW_HEAD_DIM_MAX ||
         (uint64_t)c->n_heads * (shape->kv_latent + shape->rope_dims) > EW_WIDTH_MAX)
         return ew_fail(err, EW_ERR_FORMAT, "latents of %u elements for %u heads are too large", shape->kv_latent,
@@ -414,17 +416,22 @@ static int finish_experts(struct ew_shape *shape, struct ew_error *err)
     return 0;
 }
 
-static bool has_states(const struct ew_shape *shape)
+static bool has_mixer(const struct ew_shape *shape, enum ew_mixer mixer)
 {
     for (uint32_t i = 0; i < shape->common.n_layers; i++)
-        if (shape->layers[i].mixer == EW_MIXER_STATE)
+        if (shape->layers[i].mixer == mixer)
             return true;
     return false;
 }
 
 static int finish_states(struct ew_shape *shape, struct ew_error *err)
 {
-    if (!has_states(shape))
+    bool has_states = has_mixer(shape, EW_MIXER_STATE),
+         sequential = !shape->parallel && !shape->encoder && shape->norm_place != EW_NORM_PLACE_AROUND;
+
+    if (!sequential && (has_states || has_mixer(shape, EW_MIXER_NONE)))
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "layers without attention are computed in sequential decoders only");
+    if (!has_states)
         return 0;
     if (!shape->state_heads || !shape->state_groups || !shape->state_k_dim || !shape->state_taps ||
         (!shape->state_v_dim && !shape->state_inner))

@@ -350,6 +350,8 @@ static int check_seq(const struct ew_cpu_backend *backend, const struct ew_batch
 
     if (seq->first != first || seq->n_tokens == 0 || seq->n_tokens > left)
         return ew_fail(err, EW_ERR_USAGE, "the sequences of a batch do not follow each other");
+    if (seq->no_cache && backend->plan.has_states)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "a program with states cannot run without a cache");
     if (seq->no_cache)
         return seq->n_past ? ew_fail(err, EW_ERR_USAGE, "a sequence without a cache cannot have a past") : 0;
     if (seq->n_past > backend->limits.context_max || seq->n_tokens > backend->limits.context_max - seq->n_past)

@@ -199,6 +199,7 @@ static void add_steps(struct lowering *low)
             add_step(low, EW_CPU_STEP_OP, i);
         if (op->kind == EW_OP_ROUTE)
             add_sort(low, i);
+        low->plan->has_states = low->plan->has_states || op->kind == EW_OP_CONV || op->kind == EW_OP_SCAN;
         if (low->operands[i][3] == low->quantised) // changed in place
             low->quantised = NO_RANGE;
     }

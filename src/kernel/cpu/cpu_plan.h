@@ -66,6 +66,7 @@ struct ew_cpu_plan {
     uint32_t result_width;
     uint32_t n_experts, n_active; // of every ROUTE; 0: there is none
     uint32_t q8_cols_max;         // widest input of a product that wants other activations than f32, 0: none
+    bool has_states;              // CONV or SCAN, for which sequences need blocks
     bool has_q8, has_bf16;        // which forms of activations the layouts of its weights want
     bool has_prompt;              // products of prompts want bf16 instead of 8 bits
 };
