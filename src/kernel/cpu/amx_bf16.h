@@ -81,20 +81,6 @@ VEC_INLINE void multiply(uint32_t n_w, uint32_t n_x, uint32_t n_parts, const uin
         _tile_stored(3, sums[1][b + AMX_ROWS], 64);
 }
 
-// All rows of the block: whole registers of them, or n < AMX_ROWS, which the registers are set to.
-VEC_INLINE void multiply_rows(uint32_t n_w, uint32_t n_parts, const uint8_t *const *w, const struct ew_cpu_q8 *x,
-                              const struct block *block, uint32_t group, uint32_t n_groups,
-                              float (*sums)[BLOCK_ROWS][EW_CPU_TILE_ROWS], struct ahead ahead)
-{
-    const uint16_t *rows = x->bf16 + (uint64_t)block->first * x->q_stride + (uint64_t)group * EW_CPU_GROUP;
-    uint32_t b = 0;
-
-    for (; b + 2 * AMX_ROWS <= block->n; b += 2 * AMX_ROWS)
-        multiply(n_w, 2, n_parts, w, rows + (uint64_t)b * x->q_stride, x->q_stride, n_groups, sums, b, &ahead);
-    if (b < block->n)
-        multiply(n_w, 1, n_parts, w, rows + (uint64_t)b * x->q_stride, x->q_stride, n_groups, sums, b, &ahead);
-}
-
 static uint32_t groups_of(const struct ew_cpu_matrix *matrix)
 {
     return (matrix->cols + EW_CPU_GROUP - 1) / EW_CPU_GROUP;
@@ -114,6 +100,25 @@ static struct ahead what_follows(const struct ew_cpu_matrix *matrix, const struc
         ahead.from[t] = matrix->data + (index + t) * matrix->tile_bytes + group * group_bytes;
     ahead.lines = (uint32_t)((n_groups * group_bytes / 64 + steps - 1) / steps);
     return ahead;
+}
+
+// All rows of the block by groups [group, group + n_groups) of tiles from `index` on.
+VEC_INLINE void multiply_rows(uint32_t n_w, uint32_t n_parts, const uint8_t *const *w, const struct ew_cpu_linear *job,
+                              uint32_t index, const struct block *block, uint32_t group, uint32_t n_groups,
+                              float (*sums)[BLOCK_ROWS][EW_CPU_TILE_ROWS])
+{
+    const struct ew_cpu_q8 *q8 = job->q8;
+    const uint16_t *x = q8->bf16 + (uint64_t)block->first * q8->q_stride + (uint64_t)group * EW_CPU_GROUP;
+    struct ahead ahead = what_follows(job->matrix, block, index, group + n_groups, n_groups);
+
+    for (uint32_t b = 0; b < block->n; b += 2 * AMX_ROWS, x += 2 * AMX_ROWS * q8->q_stride) {
+        for (uint32_t t = 0; t < n_w && group + n_groups == block->group_end; t++)
+            prefetch_out(job, index + t, block->first + b, EW_MIN(block->n - b, 2 * AMX_ROWS));
+        if (b + 2 * AMX_ROWS <= block->n)
+            multiply(n_w, 2, n_parts, w, x, q8->q_stride, n_groups, sums, b, &ahead);
+        else // one register, which is set to as many rows as there are
+            multiply(n_w, 1, n_parts, w, x, q8->q_stride, n_groups, sums, b, &ahead);
+    }
 }
 
 // The sums so far, where a block begins in the middle of the rows.
@@ -148,8 +153,7 @@ VEC_INLINE void multiply_tiles(const struct source *source, uint32_t n_w, const 
                 w[t] = matrix->data + (index + t) * matrix->tile_bytes + (uint64_t)group * PART_BYTES;
         }
         amx_fence();
-        multiply_rows(n_w, source->n_parts, w, job->q8, block, group, n_groups, sums,
-                      what_follows(matrix, block, index, group + n_groups, n_groups));
+        multiply_rows(n_w, source->n_parts, w, job, index, block, group, n_groups, sums);
         amx_fence();
     }
     for (uint32_t t = 0; t < n_w; t++) {

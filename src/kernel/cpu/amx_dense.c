@@ -41,7 +41,8 @@ static void unpack_f16(const struct ew_cpu_matrix *matrix, uint32_t index, uint3
 // ---- few rows of f16 ----------------------------------------------------------------------------
 
 // The manual's description of TDPBF16PS: even and odd columns of a group are summed apart, in order and with one
-// rounding each, numbers below f32's normal ones are zero, and both sums together join the total. test_kernel compares the bits.
+// rounding each, numbers below f32's normal ones are zero, and both sums together join the total. test_kernel compares
+// the bits.
 struct sums {
     vf even, odd;
 };
