@@ -7,6 +7,7 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "model/pooling.h"
 
 #define ARENA_BYTES_MAX ((size_t)1 << 30) // a vocabulary of a quarter million tokens with its merges takes some 30 MB
 #define NAME_MAX_BYTES 256
@@ -163,6 +164,8 @@ static bool is_superfluous(const struct ew_convert *convert, struct ew_str name,
         return true;
     if (is_of_tower(name) || ew_str_starts(name, "mtp.")) // predictors of tokens after the next
         return true;
+    if (named && strcmp(named->stem, "cls") == 0)
+        return !convert->shape->classifier; // what BERT was trained with
     return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
 }
 
@@ -305,6 +308,22 @@ static void set_state(const struct ew_convert *convert, struct ew_convert_tensor
     }
 }
 
+// Without the rows before the first position.
+static void set_positions(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const char *stem)
+{
+    uint64_t skip = convert->shape->position_first;
+
+    if (strcmp(stem, "position_embd") != 0 || tensor->n_dims != 2 || skip == 0 || skip >= tensor->rows)
+        return;
+    tensor->rows -= skip;
+    tensor->shape[0] -= skip;
+    tensor->part_rows = tensor->rows;
+    tensor->part_stride = tensor->rows * tensor->cols;
+    tensor->row_stride = tensor->cols;
+    tensor->col_stride = 1;
+    tensor->first = skip * tensor->cols;
+}
+
 // GGUF's whole name of a tensor.
 static bool target_name(const struct ew_family *target, const struct named *named, char *out, size_t size)
 {
@@ -339,6 +358,7 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     set_permutation(convert, target, tensor, named->stem);
     set_offset(convert, target, tensor);
     set_state(convert, tensor, named->stem);
+    set_positions(convert, tensor, named->stem);
     code = set_storage(convert, tensor, from, named->stem, err);
     if (code != EW_OK)
         return code;
@@ -609,6 +629,8 @@ static int read_hf(struct ew_convert *convert, struct ew_error *err)
     if (code == EW_OK)
         code = ew_shape_from_config(convert->shape, convert->families, convert->file.config, convert->file.tensors,
                                     &convert->family, err);
+    if (code == EW_OK)
+        code = ew_pooling_read(&convert->file, convert->shape, &convert->pooling, err);
     if (code != EW_OK)
         return code;
     convert->arch = target_arch(convert->family, convert->shape->n_experts > 0);

@@ -40,6 +40,7 @@ struct ew_convert {
     const struct ew_family *family;
     const struct ew_yaml *root; // of the input's names, see ew_family_root
     struct ew_shape *shape;
+    struct ew_pooling pooling; // Hugging Face only
     struct ew_str arch; // GGUF's architecture
     uint32_t n_tensors;
     struct ew_convert_tensor *tensors;

@@ -64,6 +64,7 @@ static bool derived_number(const struct ew_shape *shape, const char *name, doubl
         double value;
     } derived[] = {
         {"rope_theta", rope->theta},
+        {"rope_theta_window", shape->ropes[EW_MIXER_WINDOW].theta},
         {"rope_dims", rope->n_dims},
         {"window_period", find_window_period(shape)},
         {"moe_period", find_expert_period(shape)},
@@ -349,6 +350,23 @@ static int write_sampling(const struct ew_convert *convert, struct ew_gguf_write
     return code;
 }
 
+// How a model that makes vectors pools, and which way its tokens look; prompts have no place in GGUF.
+static int write_pooling(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
+{
+    static const uint32_t numbers[] = {
+        [EW_POOLING_NONE] = 0, [EW_POOLING_MEAN] = 1, [EW_POOLING_CLS] = 2, [EW_POOLING_LAST] = 3};
+    const struct ew_pooling *pooling = &convert->pooling;
+    char key[KEY_BYTES];
+    int code;
+
+    if (pooling->kind == EW_POOLING_NONE)
+        return EW_OK;
+    full_key(convert, EW_STR(".pooling_type"), key);
+    code = ew_gguf_write_u32(w, key, pooling->is_score ? 4 : numbers[pooling->kind], err);
+    full_key(convert, EW_STR(".attention.causal"), key);
+    return code == EW_OK ? ew_gguf_write_bool(w, key, !convert->shape->encoder, err) : code;
+}
+
 int ew_convert_write_shape(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
 {
     const struct ew_family *target = ew_family_of_architecture(convert->families, EW_FAMILY_GGUF, convert->arch);
@@ -363,6 +381,8 @@ int ew_convert_write_shape(const struct ew_convert *convert, struct ew_gguf_writ
         code = write_sampling(convert, w, err);
     for (const struct ew_field *field = ew_fields; field->name && code == EW_OK; field++)
         code = write_field(convert, target, field, w, err);
+    if (code == EW_OK)
+        code = write_pooling(convert, w, err);
     if (code == EW_OK)
         code = write_latent(convert, w, err);
     return code == EW_OK ? write_rope(convert, w, err) : code;
