@@ -27,6 +27,9 @@ int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *to
     rc = ew_sampler_init(&engine->sampler, model->program.n_vocab, err);
     if (rc < 0)
         goto destroy;
+    rc = ew_delegation_init(&engine->delegation, &engine->core, err);
+    if (rc < 0)
+        goto destroy;
     engine->jobs_end = &engine->jobs;
     engine->seq_jobs = ew_alloc_array(n_seqs, sizeof(*engine->seq_jobs));
     engine->running = ew_alloc_array(n_seqs, sizeof(*engine->running));
@@ -62,6 +65,7 @@ void ew_engine_destroy(struct ew_engine *engine)
     ew_free(engine->work);
     ew_free(engine->work_jobs);
     ew_free(engine->texts);
+    ew_delegation_fini(&engine->delegation);
     ew_sampler_fini(&engine->sampler);
     ew_core_fini(&engine->core);
     ew_free(engine);
@@ -231,26 +235,15 @@ static int extend_answer(struct ew_engine *engine, struct ew_job *job, int32_t t
     return 0;
 }
 
-static const uint32_t *mask_of(const struct ew_job *job)
+static void sample(struct ew_engine *engine, const struct ew_work *work, struct ew_job *job)
 {
-    const struct ew_request *request = &job->request;
-
-    return request->mask ? request->mask(request->mask_ctx, job->seq->tokens + request->n_ids, job->n_new) : NULL;
-}
-
-static void sample(struct ew_engine *engine, struct ew_job *job, const float *logits)
-{
-    const struct ew_request *request = &job->request;
-    struct ew_sampler_input input = {logits, mask_of(job), job->seq->tokens, job->seq->n_tokens, request->n_ids};
     enum ew_finish why = EW_FINISH_ERROR;
     bool ends = true;
     int32_t token;
-    int rc = ew_sampler_pick(&engine->sampler, &request->sampling, &input, &token, &job->error);
+    int rc = ew_delegate_token(engine, work, job, &token, &job->error);
 
     if (job->first_s == 0)
         job->first_s = ew_clock_s();
-    if (rc == 0 && request->n_logprobs)
-        ew_sampler_logprobs(logits, engine->sampler.n_vocab, token, job->logprobs, request->n_logprobs);
     if (rc == 0)
         rc = extend_answer(engine, job, token, &ends, &why, &job->error);
     if (ends)
@@ -352,6 +345,7 @@ int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
 
     if (ew_texts_made(engine))
         return ew_texts_complete(engine, err);
+    ew_delegate_step(engine);
     rc = ew_step_submit(&engine->core.step, engine->work, engine->n_work, &failure);
 
     if (rc == 0)
@@ -362,7 +356,7 @@ int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
     settle(engine);
     for (uint32_t w = 0; w < engine->n_work; w++)
         if (engine->work[w].n_logits)
-            sample(engine, engine->work_jobs[w], ew_step_logits(&engine->core.step, &engine->work[w], 0));
+            sample(engine, &engine->work[w], engine->work_jobs[w]);
     return 0;
 }
 

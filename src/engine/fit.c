@@ -128,7 +128,7 @@ static uint64_t host_bytes(const struct ew_model *model, const struct ew_engine_
     if (config->reuse)
         pools += ew_prefix_host_bytes(model->program.groups, model->program.n_groups, fit->n_blocks,
                                       fit->limits.block_tokens, context);
-    return fit->n_resident * (table + context * sizeof(int32_t)) + pools + model->program.n_vocab * 20ull;
+    return fit->n_resident * (table + context * sizeof(int32_t)) + pools + model->program.n_vocab * 32ull;
 }
 
 // Sizes everything for this context and this many whole contexts' worth of blocks, in hundredths. Groups whose share

@@ -62,11 +62,12 @@ int ew_sampler_init(struct ew_sampler *sampler, uint32_t n_vocab, struct ew_erro
 {
     *sampler = (struct ew_sampler){.n_vocab = n_vocab};
     sampler->candidates = ew_alloc_array(n_vocab, sizeof(*sampler->candidates));
+    sampler->members = ew_alloc_array(n_vocab, sizeof(*sampler->members));
     sampler->logits = ew_alloc_array(n_vocab, sizeof(*sampler->logits));
     sampler->counts = ew_alloc_array(n_vocab, sizeof(*sampler->counts));
-    if (!sampler->candidates || !sampler->logits || !sampler->counts) {
+    if (!sampler->candidates || !sampler->members || !sampler->logits || !sampler->counts) {
         ew_sampler_fini(sampler);
-        return ew_fail_memory(err, n_vocab * (sizeof(*sampler->candidates) + 2 * sizeof(float)), "the sampler");
+        return ew_fail_memory(err, n_vocab * (2 * sizeof(*sampler->candidates) + 2 * sizeof(float)), "the sampler");
     }
     return 0;
 }
@@ -74,6 +75,7 @@ int ew_sampler_init(struct ew_sampler *sampler, uint32_t n_vocab, struct ew_erro
 void ew_sampler_fini(struct ew_sampler *sampler)
 {
     ew_free(sampler->candidates);
+    ew_free(sampler->members);
     ew_free(sampler->logits);
     ew_free(sampler->counts);
     *sampler = (struct ew_sampler){0};
@@ -305,27 +307,12 @@ static uint32_t class_of(const struct ew_candidate *candidate, float max, float 
     return (uint32_t)EW_MIN((max - candidate->logit) / temperature * 2, (float)(N_CLASSES - 1));
 }
 
-// Moves those of the classes from first to last to list[from...]; returns where they end.
-static uint32_t bring_forward(struct ew_candidate *list, uint32_t from, uint32_t n, uint32_t first, uint32_t last,
-                              float max, float temperature)
-{
-    for (uint32_t i = from; i < n; i++) {
-        struct ew_candidate candidate = list[i];
-        uint32_t class = class_of(&candidate, max, temperature);
-
-        if (class < first || class > last)
-            continue;
-        list[i] = list[from];
-        list[from++] = candidate;
-    }
-    return from;
-}
-
 // Leaves the best: at most n_max, and no more than it takes to reach the weight. Only those of the class where the cut
-// falls have to be put in order. Returns how many.
-static uint32_t cut(struct ew_candidate *list, uint32_t n, float max, float temperature, uint32_t n_max, double weight)
+// falls have to be put in order; what stays keeps the order of the ids, in which it is drawn from. Returns how many.
+static uint32_t cut(struct ew_sampler *sampler, uint32_t n, float max, float temperature, uint32_t n_max, double weight)
 {
-    uint32_t counts[N_CLASSES] = {0}, n_before = 0, at = 0, end;
+    struct ew_candidate *list = sampler->candidates, *members = sampler->members;
+    uint32_t counts[N_CLASSES] = {0}, n_before = 0, at = 0, n_members = 0, n_kept = 0, n_out = 0;
     double sums[N_CLASSES] = {0}, before = 0;
 
     for (uint32_t i = 0; i < n; i++) {
@@ -338,12 +325,18 @@ static uint32_t cut(struct ew_candidate *list, uint32_t n, float max, float temp
         n_before += counts[at];
         before += sums[at++];
     }
-    if (at > 0)
-        bring_forward(list, 0, n, 0, at - 1, max, temperature);
-    end = bring_forward(list, n_before, n, at, at, max, temperature);
-    if (end == n_before)
-        return n_before;
-    return n_before + keep_best(list + n_before, end - n_before, n_max - n_before, weight - before);
+    for (uint32_t i = 0; i < n; i++)
+        if (class_of(&list[i], max, temperature) == at)
+            members[n_members++] = list[i];
+    if (n_members)
+        n_kept = keep_best(members, n_members, n_max - n_before, weight - before);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t class = class_of(&list[i], max, temperature);
+
+        if (class < at || (class == at && n_kept && !is_better(&members[n_kept - 1], &list[i])))
+            list[n_out++] = list[i];
+    }
+    return n_out;
 }
 
 // The greatest weight is 1, so min_p is a bound on the weight itself.
@@ -378,11 +371,11 @@ static int32_t pick_random(struct ew_sampler *sampler, const float *logits, floa
     double sum = weigh(list, n, max, sampling->temperature);
 
     if (sampling->top_k > 0 && (uint32_t)sampling->top_k < n) {
-        n = cut(list, n, max, sampling->temperature, (uint32_t)sampling->top_k, INFINITY);
+        n = cut(sampler, n, max, sampling->temperature, (uint32_t)sampling->top_k, INFINITY);
         sum = sum_weights(list, n);
     }
     if (sampling->top_p < 1)
-        n = cut(list, n, max, sampling->temperature, n, sum * (double)sampling->top_p);
+        n = cut(sampler, n, max, sampling->temperature, n, sum * (double)sampling->top_p);
     if (sampling->min_p > 0)
         n = drop_below(list, n, sampling->min_p);
     return draw(list, n, rng);

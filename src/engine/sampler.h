@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/str.h"
+#include "kernel/ops.h"
 
 struct ew_logit_bias {
     int32_t token;
@@ -43,6 +44,7 @@ int ew_sampling_check(const struct ew_sampling *sampling, uint32_t n_vocab, stru
 struct ew_sampler {
     uint32_t n_vocab;
     struct ew_candidate *candidates; // [n_vocab]
+    struct ew_candidate *members;    // [n_vocab] those that a cut falls among
     float *logits;                   // [n_vocab] after bias, mask and penalties
     uint32_t *counts;                // [n_vocab], all zero between picks
 };
@@ -61,6 +63,14 @@ struct ew_sampler_input {
 // nothing, are an error. Allocates nothing.
 int ew_sampler_pick(struct ew_sampler *sampler, const struct ew_sampling *sampling,
                     const struct ew_sampler_input *input, int32_t *token, struct ew_error *err) EW_MUST_CHECK;
+// The same by the backend: how it is to choose, from the input without its logits. What changes logits one by one goes
+// to adjusts, of which there is room for n_max; with too many, the host has to choose.
+struct ew_pick ew_sampler_delegate(struct ew_sampler *sampler, const struct ew_sampling *sampling,
+                                   const struct ew_sampler_input *input, struct ew_pick_adjust *adjusts,
+                                   uint32_t n_max);
+// Of a row that a backend adjusted and gave back: the rest of the chain.
+int ew_sampler_pick_adjusted(struct ew_sampler *sampler, const struct ew_sampling *sampling,
+                             const struct ew_sampler_input *input, int32_t *token, struct ew_error *err) EW_MUST_CHECK;
 // out[0] is the chosen token's, the others are the best of the remaining tokens, best first. n at most
 // EW_LOGPROBS_MAX and n_vocab. The logits are ones that ew_sampler_pick accepted.
 void ew_sampler_logprobs(const float *logits, uint32_t n_vocab, int32_t chosen, struct ew_logprob *out, uint32_t n);

@@ -17,10 +17,17 @@
 #include "engine/request.h"
 #include "engine/share.h"
 
+// What tells a backend how to choose tokens itself (delegate.c).
+struct ew_delegation {
+    struct ew_pick *picks;          // [max_batch_size], by row of the logits; NULL: this backend does not choose
+    struct ew_pick_adjust *adjusts; // [EW_PICK_ADJUST_MAX]
+};
+
 struct ew_engine {
     struct ew_core core;
     const struct ew_tokenizer *tok;
     struct ew_sampler sampler;
+    struct ew_delegation delegation;
     struct ew_job **seq_jobs; // [core.fit.n_resident] whose core.seqs[i] is; NULL: nobody's
     struct ew_job **running;  // [core.fit.n_resident] in order
     uint32_t n_running;
@@ -69,3 +76,14 @@ void ew_schedule_plan(struct ew_engine *engine);
 struct ew_job *ew_schedule_next(const struct ew_engine *engine);
 // Takes a running request off its sequence. keep: what it computed may be reused.
 void ew_schedule_release(struct ew_engine *engine, struct ew_job *job, bool keep);
+
+// ---- choosing tokens -----------------------------------------------------------------------------------------------
+
+int ew_delegation_init(struct ew_delegation *delegation, const struct ew_core *core,
+                       struct ew_error *err) EW_MUST_CHECK;
+void ew_delegation_fini(struct ew_delegation *delegation);
+// Puts into the built step how its rows are to be chosen from, where the backend does that.
+void ew_delegate_step(struct ew_engine *engine);
+// The token of a work's row, the backend's or our own, and its log probabilities where they are asked for.
+int ew_delegate_token(struct ew_engine *engine, const struct ew_work *work, struct ew_job *job, int32_t *token,
+                      struct ew_error *err) EW_MUST_CHECK;

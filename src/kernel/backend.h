@@ -64,8 +64,12 @@ struct ew_backend_ops {
     // Starts a step, and waits for it. Between them the host may prepare the next batch; the batch's arrays stay until
     // wait.
     int (*submit)(struct ew_backend *backend, const struct ew_batch *batch, struct ew_error *err);
-    // [n_logits, n_vocab], valid until the next submit
+    // [n_logits, n_vocab], valid until the next submit; NULL where the batch had picks
     int (*wait)(struct ew_backend *backend, const float **logits, struct ew_error *err);
+    // The tokens of the last step's picks, valid until the next submit. EW_PICK_BY_HOST: the host has to choose; the
+    // row that logits_row then gives has its adjustments, and is valid until the next call. Both NULL: no picks here.
+    const int32_t *(*picked)(const struct ew_backend *backend);
+    int (*logits_row)(struct ew_backend *backend, uint32_t row, const float **logits, struct ew_error *err);
     // Cache blocks: copy inside a group's pool (copy on write), and canonical export and import (f32 K then V:
     // [n_layers, n_tokens, heads, dim]; of a state
     // [n_layers, its elements], whatever n_tokens is).

@@ -249,6 +249,26 @@ struct ew_batch_seq {
     const int32_t *const *blocks;
 };
 
+// How one row of logits becomes a token where the device chooses; the meaning of each field is engine/sampler.h's.
+struct ew_pick_adjust { // logit += bias, then divided or multiplied by `repetition`, then less `subtract`
+    int32_t token;
+    float bias, subtract;
+    uint32_t is_repeated;
+};
+
+#define EW_PICK_ADJUST_MAX 16384 // of all rows of a step together
+#define EW_PICK_BY_HOST (-1)
+
+struct ew_pick {
+    float temperature, top_p, min_p, repetition;
+    uint32_t top_k;                      // 0: off
+    uint32_t n_adjust;
+    const struct ew_pick_adjust *adjust; // each token once
+    const uint32_t *mask;                // bit t % 32 of word t / 32: token t is allowed; NULL: all are
+    double unit;                         // the random number, in [0, 1)
+    bool by_host;                        // the device leaves this row alone
+};
+
 struct ew_batch {
     uint32_t n_tokens, n_seqs, n_logits;
     const int32_t *token;       // [n_tokens]; negative: row -1 - token of `embedding`
@@ -258,4 +278,6 @@ struct ew_batch {
     const uint8_t *segment;     // [n_tokens] token types of encoders, or NULL: all 0
     const uint8_t *span;        // [n_tokens] image span number of the token, 0: none; or NULL
     const struct ew_batch_seq *seqs; // [n_seqs], in the order of their tokens
+    const struct ew_pick *picks; // [n_logits] tokens are to come back instead of logits; NULL: logits. Only where the
+                                 // backend has picked(), and n_logits is at most n_seqs_max
 };

@@ -46,6 +46,7 @@ static const struct function COMPUTING[] = {
     FUNCTION(cuMemcpyHtoDAsync_v2),
     FUNCTION(cuMemcpyDtoHAsync_v2),
     FUNCTION(cuMemcpyDtoDAsync_v2),
+    FUNCTION(cuMemsetD8Async),
     FUNCTION(cuStreamCreate),
     FUNCTION(cuStreamDestroy_v2),
     FUNCTION(cuStreamSynchronize),

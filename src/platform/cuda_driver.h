@@ -78,6 +78,7 @@ struct ew_cuda_driver {
     int (*cuMemcpyDtoH_v2)(void *to, uint64_t from, size_t bytes);
     int (*cuMemcpyHtoDAsync_v2)(uint64_t to, const void *from, size_t bytes, void *stream);
     int (*cuMemcpyDtoHAsync_v2)(void *to, uint64_t from, size_t bytes, void *stream);
+    int (*cuMemsetD8Async)(uint64_t to, unsigned char value, size_t bytes, void *stream);
     int (*cuMemcpyDtoDAsync_v2)(uint64_t to, uint64_t from, size_t bytes, void *stream);
     int (*cuStreamCreate)(void **stream, unsigned flags);
     int (*cuStreamDestroy_v2)(void *stream);

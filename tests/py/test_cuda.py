@@ -108,6 +108,18 @@ def test_every_op_against_the_cpu(cuda, model):
     assert support.run_json("eval", "self", "-m", support.need(model), "--backend", "cuda", "--json", env=cuda)["pass"]
 
 
+@pytest.mark.parametrize("settings", [
+    "--temp 1.3 --top-p 0.97", "--temp 2 --top-p 1 --min-p 0.001", "--temp 1.5 --top-k 60", "--temp 1 --top-p 1",
+    "--temp 1.3 --top-p 0.9 --top-k 60 --min-p 0.01 --repetition-penalty 1.2 --frequency-penalty 0.3 --presence-penalty 0.1",
+])
+def test_draws_as_the_cpu_does(cuda, settings):
+    """The same random numbers lead to the same tokens, though the CPU's sampler never sees the GPU's logits."""
+    for seed in (31, 32):
+        options = ["run", "-m", "demo", "-p", "How do I list files?", "-n", "5", "--seed", seed, "--kernels", "reference", "--kv", "f32",
+                   *settings.split()]
+        assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
+
+
 # ---- faults: emulated only ------------------------------------------------------------------------
 
 emulated = pytest.mark.skipif(IS_REAL, reason="a real driver fails when it wants to")

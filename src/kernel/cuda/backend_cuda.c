@@ -29,6 +29,8 @@ static void cuda_destroy(struct ew_backend *base)
             (void)driver->cuMemFreeHost(backend->logits);
         if (backend->work.batch.host)
             (void)driver->cuMemFreeHost(backend->work.batch.host);
+        if (backend->work.picks.host)
+            (void)driver->cuMemFreeHost(backend->work.picks.host);
         ew_cuda_arena_fini(&backend->device, &backend->memory);
         ew_cuda_arena_fini(&backend->device, &backend->weights);
     }
@@ -210,6 +212,8 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
                                                                   backend->device.n_multiprocessors));
     ew_cuda_batch_shape(&work->batch, program, limits);
     work->batch.device = carve(carver, work->batch.bytes);
+    ew_cuda_pick_shape(&work->picks, program, limits);
+    work->picks.device = carve(carver, work->picks.bytes);
 }
 
 // The CPU backend's blocks: its code reads and writes them, too.
@@ -360,6 +364,24 @@ static int pin(struct ew_cuda_backend *backend, uint64_t bytes, void **out, stru
                          err);
 }
 
+// Kernels leave their states ready for the next step; before the first they are zero.
+static int map_picks(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    struct ew_cuda_picks *picks = &backend->work.picks;
+    uint64_t bytes = picks->bytes - picks->shared_bytes;
+    void *host = NULL;
+    int rc = pin(backend, picks->shared_bytes, &host, err);
+
+    picks->host = host;
+    if (rc)
+        return rc;
+    memset(host, 0, picks->shared_bytes);
+    return ew_cuda_check(&backend->device,
+                         backend->device.driver.cuMemsetD8Async(picks->device + picks->shared_bytes, 0, bytes,
+                                                                backend->device.stream),
+                         "clearing memory", err);
+}
+
 static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     struct ew_cuda_work *work = &backend->work;
@@ -390,7 +412,7 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     work->batch.host = host;
     if (rc == 0)
         memset(host, 0, work->batch.bytes);
-    return rc;
+    return rc ? rc : map_picks(backend, err);
 }
 
 static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits, struct ew_error *err)
@@ -482,8 +504,13 @@ static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, st
         rc = ew_cuda_batch_check(backend, batch, err);
     if (rc == 0)
         rc = ew_cuda_batch_send(backend, batch, err);
+    backend->step = batch;
+    if (rc == 0 && batch->picks)
+        rc = ew_cuda_pick_send(backend, batch, err);
     if (rc == 0)
         rc = run_step(backend, batch, err);
+    if (rc == 0 && batch->picks)
+        return batch->n_logits ? ew_cuda_pick_launch(backend, batch, err) : 0;
     if (rc == 0 && bytes)
         rc = ew_cuda_check(device,
                            device->driver.cuMemcpyDtoHAsync_v2(backend->logits,
@@ -502,9 +529,28 @@ static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_er
 {
     struct ew_cuda_backend *backend = of(base);
 
-    *logits = backend->logits;
+    *logits = backend->step->picks ? NULL : backend->logits;
     return ew_cuda_check(&backend->device, backend->device.driver.cuStreamSynchronize(backend->device.stream), "a step",
                          err);
+}
+
+static const int32_t *cuda_picked(const struct ew_backend *base)
+{
+    const struct ew_cuda_picks *picks = &of(base)->work.picks;
+
+    return (const int32_t *)(picks->host + picks->tokens);
+}
+
+static int cuda_logits_row(struct ew_backend *base, uint32_t row, const float **logits, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    uint64_t bytes = (uint64_t)backend->plan.result_width * sizeof(float);
+    uint64_t at = backend->work.buffers[backend->plan.result] + row * bytes;
+
+    EW_ASSERT(row < backend->limits.n_logits_max);
+    *logits = backend->logits;
+    return ew_cuda_check(&backend->device, backend->device.driver.cuMemcpyDtoH_v2(backend->logits, at, bytes),
+                         "copying logits", err);
 }
 
 // ---- caches -------------------------------------------------------------------------------------
@@ -641,6 +687,8 @@ const struct ew_backend_ops ew_backend_cuda = {
     .trace = cuda_trace,
     .submit = cuda_submit,
     .wait = cuda_wait,
+    .picked = cuda_picked,
+    .logits_row = cuda_logits_row,
     .copy_block = cuda_copy_block,
     .export_block = cuda_export_block,
     .import_block = cuda_import_block,

@@ -57,6 +57,17 @@ struct ew_cuda_pairs {
     uint64_t first, expert, token, place, tiles;
 };
 
+// How tokens are chosen from the logits of a step. Offsets: the first shared_bytes lie on both sides.
+struct ew_cuda_picks {
+    uint8_t *host; // pinned
+    uint64_t device, bytes, shared_bytes;
+    uint64_t picks, adjusts, masks, tokens, states;
+    uint32_t n_max, mask_words;
+    bool has_random, has_adjusts, has_masks; // of the step
+};
+
+#define EW_CUDA_PICK_STATE_BYTES 10496
+
 struct ew_cuda_work {
     uint64_t *buffers;  // [plan.n_buffers] addresses
     struct ew_cuda_rope *ropes;
@@ -68,6 +79,7 @@ struct ew_cuda_work {
     uint64_t partial;   // of split attention
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
+    struct ew_cuda_picks picks;
 };
 
 // Steps that one kernel does at once where there is one row of activations.
@@ -133,6 +145,14 @@ int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *
 // cuda_fuse.c
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_pick.c
+void ew_cuda_pick_shape(struct ew_cuda_picks *picks, const struct ew_program *program, const struct ew_limits *limits);
+// Before the step, and after it.
+int ew_cuda_pick_send(struct ew_cuda_backend *backend, const struct ew_batch *batch,
+                      struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_pick_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch,
+                        struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_step.c
 uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint32_t n_tokens_max,

@@ -1,4 +1,4 @@
-// Traces: after each op its rows come to the host, are shown, and go back as the trace left them. Slow, and meant to be.
+// Traces: after each op its rows come to the host, are shown, and go back as the trace left them.
 
 #include <string.h>
 

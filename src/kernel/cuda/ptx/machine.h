@@ -63,6 +63,27 @@ INLINE void previous_wait(void)
 #endif
 }
 
+INLINE u64 atomic_add_u64(u64 *p, u64 v)
+{
+    u64 old;
+
+    asm volatile("atom.global.add.u64 %0, [%1], %2;" : "=l"(old) : "l"(p), "l"(v) : "memory");
+    return old;
+}
+
+INLINE u32 shared_add(SHARED u32 *p, u32 v)
+{
+    u32 old;
+
+    asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"((u32)(u64)p), "r"(v) : "memory");
+    return old;
+}
+
+INLINE void shared_add_u64(SHARED u64 *p, u64 v)
+{
+    asm volatile("red.shared.add.u64 [%0], %1;" ::"r"((u32)(u64)p), "l"(v) : "memory");
+}
+
 // ---- numbers ------------------------------------------------------------------------------------
 
 INLINE float f32_of_f16(u16 h)

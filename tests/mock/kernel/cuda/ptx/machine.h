@@ -70,6 +70,17 @@ INLINE u32 atomic_add(u32 *p, u32 v)
     return old;
 }
 
+INLINE u64 atomic_add_u64(u64 *p, u64 v)
+{
+    u64 old = *p;
+
+    *p += v;
+    return old;
+}
+
+INLINE u32 shared_add(u32 *p, u32 v) { return atomic_add(p, v); }
+INLINE void shared_add_u64(u64 *p, u64 v) { *p += v; }
+
 // ---- numbers ------------------------------------------------------------------------------------
 
 INLINE float f32_of_f16(u16 h) { return ew_f32_of_f16(h); }
