@@ -78,11 +78,33 @@ def test_attention_over_latents(cuda, kv, tmp_path):
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
     (tmp_path / "model.safetensors").symlink_to(model / "model.safetensors")
-    ids = " ".join(map(str, range(5, 45)))
+    ids = " ".join(map(str, range(5, 155)))  # three tiles of keys
     answers = [support.run_ok("run", "-m", tmp_path, "--backend", backend, "--kernels", "reference", "--kv", kv, "--temp", "0", "-n", "12",
                               "--ids", ids, env=cuda) for backend in ("cpu", "cuda")]
     assert answers[0] == answers[1]
     support.run_ok("eval", "self", "-m", tmp_path, "--backend", "cuda", "--kv", kv, env=cuda)
+
+
+def test_latents_of_the_size_that_models_have(cuda, tmp_path):
+    """512 elements and 64 that rotate, and heads that no block's sixteen divide; the fixtures' are smaller."""
+    np = pytest.importorskip("numpy")
+    config = json.loads((support.need("fixtures/models/deepseek_v3") / "config.json").read_text())
+    heads, latent, rotated, plain, values, width = 20, 512, 64, 128, 128, 64
+    config |= {"num_hidden_layers": 1, "num_attention_heads": heads, "kv_lora_rank": latent, "qk_rope_head_dim": rotated, "q_lora_rank": None,
+               "qk_nope_head_dim": plain, "v_head_dim": values}
+    rng, layer = np.random.default_rng(1), "model.layers.0."
+    sizes = {"model.embed_tokens": (320, width), "lm_head": (320, width), layer + "self_attn.q_proj": (heads * (plain + rotated), width),
+             layer + "self_attn.kv_a_proj_with_mqa": (latent + rotated, width), layer + "self_attn.kv_b_proj": (heads * (plain + values), latent),
+             layer + "self_attn.o_proj": (width, heads * values), layer + "mlp.gate_proj": (96, width), layer + "mlp.up_proj": (96, width),
+             layer + "mlp.down_proj": (width, 96)}
+    norms = {"model.norm": width, layer + "input_layernorm": width, layer + "post_attention_layernorm": width, layer + "self_attn.kv_a_layernorm": latent}
+    tensors = {f"{name}.weight": (rng.standard_normal(size) / size[1] ** 0.5).astype(np.float32) for name, size in sizes.items()}
+    tensors |= {f"{name}.weight": np.ones(size, np.float32) for name, size in norms.items()}
+    test_models.write_checkpoint(tmp_path / "model", config, tensors)
+    ids = " ".join(map(str, range(5, 80)))
+    answers = [support.run_ok("run", "-m", tmp_path / "model", "--backend", backend, "--temp", "0", "-n", "6", "--ids", ids, env=cuda)
+               for backend in ("cpu", "cuda")]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("name", test_models.fixtures("gguf", test_models.GGUF))

@@ -432,6 +432,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
     if (rc == 0 && backend->plan.n_experts)
         rc = ew_cuda_device_load_module(&backend->device, EW_CUDA_EXPERTS, err);
     if (rc == 0)
+        rc = ew_cuda_latent_init(backend, err);
+    if (rc == 0)
         rc = map_workspace(backend, err);
     if (rc == 0)
         rc = ew_cuda_fuse(backend, err);

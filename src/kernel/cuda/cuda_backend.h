@@ -16,6 +16,7 @@
 #define EW_CUDA_HEAD_DIM_MAX 256
 #define EW_CUDA_LATENT_MAX 512 // as in ptx/latent.c, as is the next
 #define EW_CUDA_LATENT_REST_MAX 64
+#define EW_CUDA_LATENT_HEADS 16 // of a block
 #define EW_CUDA_ROUTE_GROUPS_MAX 32 // a lane each
 #define EW_CUDA_PAIRS_MAX 65535     // tokens with each of their experts: a grid's height
 
@@ -145,6 +146,13 @@ int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *
 // cuda_fuse.c
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_latent.c
+// Loads what attention over latents needs, where there is any; once limits are known.
+int ew_cuda_latent_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+// *shared_bytes: that a block asks for.
+enum ew_cuda_kernel ew_cuda_latent_kernel(const struct ew_cuda_backend *backend, const struct ew_op *op,
+                                          uint32_t *shared_bytes);
 
 // cuda_pick.c
 void ew_cuda_pick_shape(struct ew_cuda_picks *picks, const struct ew_program *program, const struct ew_limits *limits);

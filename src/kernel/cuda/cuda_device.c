@@ -110,6 +110,7 @@ static const struct {
     [EW_CUDA_WGMMA_BF16_128] = {EW_CUDA_WGMMA, "wgmma_bf16_128"},
     [EW_CUDA_HEADS] = {EW_CUDA_LATENT, "heads"},
     [EW_CUDA_ATTENTION_LATENT] = {EW_CUDA_LATENT, "attention_latent"},
+    [EW_CUDA_ATTENTION_LATENT_16] = {EW_CUDA_LATENT, "attention_latent_16"},
     [EW_CUDA_VECTOR_U4] = {EW_CUDA_VECTOR, "vector_u4"},
     [EW_CUDA_VECTOR_I8] = {EW_CUDA_VECTOR, "vector_i8"},
     [EW_CUDA_VECTOR_HALF] = {EW_CUDA_VECTOR, "vector_half"},
@@ -328,7 +329,7 @@ int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *
 {
     int rc = 0;
 
-    for (int i = 0; i < EW_CUDA_FLASH_F16 && rc == 0; i++)
+    for (int i = 0; i < EW_CUDA_LATENT && rc == 0; i++)
         rc = ew_cuda_device_load_module(device, i, err);
     return rc;
 }

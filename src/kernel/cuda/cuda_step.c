@@ -10,7 +10,6 @@
 #define FEW_TOKENS (EW_CUDA_PREFILL_TOKENS - 1) // up to so many the matrix-vector kernels are used
 #define ATTENTION_THREADS 128
 #define LATENT_THREADS 256
-#define LATENT_HEADS 16 // of a block
 #define SPLIT_TOKENS_MAX 64
 #define BLOCKS_PER_SM 4  // of attention, to begin with
 
@@ -260,7 +259,7 @@ static struct sharing share_heads(const struct ew_program *program, const struct
     struct sharing s = {EW_CUDA_ATTENTION_8, 8, ATTENTION_THREADS, 0};
 
     if (program->groups[op->attention.group].kind == EW_CACHE_LATENT)
-        s = (struct sharing){EW_CUDA_ATTENTION_LATENT, LATENT_HEADS, LATENT_THREADS, 0};
+        s = (struct sharing){EW_CUDA_ATTENTION_LATENT, EW_CUDA_LATENT_HEADS, LATENT_THREADS, 0};
     else if (per_kv == 1)
         s = (struct sharing){EW_CUDA_ATTENTION_1, 1, ATTENTION_THREADS, 0};
     else if (per_kv <= 4)
@@ -348,11 +347,16 @@ static int launch_attention(struct launch *l)
     uint32_t window = op->attention.window, chunk = op->attention.chunk;
     uint32_t bidirectional = op->attention.mask == EW_MASK_BIDIRECTIONAL;
     float scale = op->attention.scale, cap = op->attention.softcap;
-    int rc = run(l, s.kernel, (struct ew_cuda_grid){l->n_tokens, s.blocks, n_splits, s.threads},
-                 ARGUMENTS(&cache->data, &cache->block_bytes, &layer_at, &cache->head_bytes, &cache->block_tokens,
-                           &kv, &l->in, &l->in_stride, &l->out, &l->out_stride, &cache->k_dim, &cache->v_dim,
-                           &n_heads, &n_kv_heads, &scale, &cap, &alibi, &window, &chunk, &bidirectional, &scales, &seq,
-                           &index, &total, &at, &tables, &partial));
+    struct ew_cuda_grid grid = {l->n_tokens, s.blocks, n_splits, s.threads};
+    int rc;
+
+    if (s.kernel == EW_CUDA_ATTENTION_LATENT)
+        s.kernel = ew_cuda_latent_kernel(l->backend, op, &grid.shared_bytes);
+    rc = run(l, s.kernel, grid,
+             ARGUMENTS(&cache->data, &cache->block_bytes, &layer_at, &cache->head_bytes, &cache->block_tokens,
+                       &kv, &l->in, &l->in_stride, &l->out, &l->out_stride, &cache->k_dim, &cache->v_dim,
+                       &n_heads, &n_kv_heads, &scale, &cap, &alibi, &window, &chunk, &bidirectional, &scales, &seq,
+                       &index, &total, &at, &tables, &partial));
 
     return rc || !joined ? rc : launch_join(l, &s, n_splits, partial);
 }

@@ -226,3 +226,227 @@ KERNEL attention_latent(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes,
                 to[i * 32 + lane] = s[h].acc[i] * factor;
     }
 }
+
+// ---- the same on the tensor cores, for caches of 16 and 8 bits --------------------------------------
+//
+// 16 heads of a token are the rows of the matrices, tiles of 64 keys lie in shared memory in f16. Of the scores a warp
+// computes 8 keys, of the values 64 elements.
+
+#define TILE 64
+#define ROWS (WARPS * HEADS)
+#define ROW_STRIDE (KEY_MAX + 8) // of queries and keys, in elements: eight neighbouring rows lie in all banks
+#define P_STRIDE (TILE + 8)
+#define WARP_KEYS (TILE / WARPS)
+#define WARP_PAIRS (LATENT_MAX / WARPS / 16) // of 8 elements of the values
+
+struct shared {
+    SHARED u16 *q, *keys, *p; // [ROWS, ROW_STRIDE], [TILE, ROW_STRIDE], [ROWS, P_STRIDE]
+    SHARED float *of_warps;   // [WARPS, ROWS]
+};
+
+// SHARED_BYTES of cuda_latent.c is the sum.
+INLINE struct shared share_out(void)
+{
+    SHARED u16 *q = (SHARED u16 *)g_dynamic, *keys = q + ROWS * ROW_STRIDE, *p = keys + TILE * ROW_STRIDE;
+
+    return (struct shared){q, keys, p, (SHARED float *)(p + ROWS * P_STRIDE)};
+}
+
+// Eight elements of a row of 8 bits as f16.
+INLINE void put_eight_bytes(SHARED u16 *to, const struct cache *cache, const struct tile *tile, u32 row, u32 e)
+{
+    for (u32 i = 0; i < 8; i++)
+        to[i] = f16_of_f32(key_element(cache, tile, row, e + i));
+}
+
+// Keys [at, at + TILE) of which those from `end` on are zeros, as are elements from dim to width.
+INLINE void stage_tile(SHARED u16 *keys, const struct cache *cache, const i32 *table, u32 at, u32 end, u32 width)
+{
+    u32 v_dim = cache->v_dim, dim = v_dim + cache->k_dim, chunks = width / 8;
+
+    for (u32 i = THREAD; i < TILE * chunks; i += WARPS * 32) {
+        u32 key = at + i / chunks, e = i % chunks * 8, there = key < end && e < dim, row = key % cache->block_tokens;
+        SHARED u16 *to = keys + i / chunks * ROW_STRIDE + e;
+        struct tile tile = cache_tile(cache, table[there ? key / cache->block_tokens : at / cache->block_tokens], 0);
+        const u8 *from = e < v_dim ? tile.v + ((u64)row * v_dim + e) * 2
+                                   : tile.k + ((u64)row * cache->k_dim + e - v_dim) * 2;
+
+        if (cache->kv == KV_F16 || !there)
+            copy_async(to, there ? from : cache->data, there);
+        else
+            put_eight_bytes(to, cache, &tile, row, e);
+    }
+    copy_commit();
+    copy_wait(0);
+}
+
+INLINE void stage_queries(SHARED u16 *to, const float *q, u32 used, u32 dim, u32 width, float scale)
+{
+    for (u32 i = THREAD; i < ROWS * width; i += WARPS * 32) {
+        u32 row = i / width, e = i % width;
+
+        to[row * ROW_STRIDE + e] = row < used && e < dim ? f16_of_f32(q[(u64)row * dim + e] * scale) : 0;
+    }
+}
+
+// Of this thread: two rows, and of each two neighbouring keys of its warp's.
+INLINE void score_tile(const struct shared *s, u32 width, float *score)
+{
+    u32 lane = THREAD % 32;
+    SHARED const u16 *a_at = s->q + lane % 16 * ROW_STRIDE + lane / 16 * 8;
+    SHARED const u16 *b_at = s->keys + (THREAD / 32 * WARP_KEYS + lane % 8) * ROW_STRIDE + lane / 8 * 8;
+
+    for (u32 i = 0; i < 4; i++)
+        score[i] = 0;
+    for (u32 k = 0; k < width; k += 32) {
+        u32 a[4], b[4];
+
+        ldmatrix4(b, b_at + k);
+        ldmatrix4(a, a_at + k);
+        mma_f16(score, a, b[0], b[1]);
+        ldmatrix4(a, a_at + k + 16);
+        mma_f16(score, a, b[2], b[3]);
+    }
+}
+
+// Sums of p times values onto acc, of this warp's share of their elements.
+INLINE void add_values(const struct shared *s, u32 v_dim, float (*acc)[4])
+{
+    u32 lane = THREAD % 32, first = THREAD / 32 * WARP_PAIRS * 16;
+    SHARED const u16 *a_at = s->p + lane % 16 * P_STRIDE + lane / 16 * 8;
+    SHARED const u16 *b_at = s->keys + lane % 16 * ROW_STRIDE + first + lane / 16 * 8;
+
+    UNROLL
+    for (u32 k = 0; k < TILE; k += 16) {
+        u32 a[4], b[4];
+
+        ldmatrix4(a, a_at + k);
+        UNROLL
+        for (u32 n = 0; n < WARP_PAIRS; n++) {
+            if (first + n * 16 >= v_dim)
+                continue;
+            ldmatrix4_trans(b, b_at + k * ROW_STRIDE + n * 16);
+            mma_f16(acc[2 * n], a, b[0], b[1]);
+            mma_f16(acc[2 * n + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+// The larger, or the sum, over the lanes that share a row.
+INLINE float row_max(float x) { x = max_f32(x, shuffle_xor(x, 1)); return max_f32(x, shuffle_xor(x, 2)); }
+INLINE float row_sum(float x) { x += shuffle_xor(x, 1); return x + shuffle_xor(x, 2); }
+
+// Scores of a tile become shares in p; max, sum and what acc is to be multiplied by change for this thread's two rows.
+INLINE void weigh_tile(const struct shared *s, const float *score, u32 n, float *max, float *sum, float *factor)
+{
+    u32 lane = THREAD % 32, warp = THREAD / 32, column = warp * WARP_KEYS + lane % 4 * 2;
+
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        float low = column < n ? score[2 * h] : NEG_INFINITY, high = column + 1 < n ? score[2 * h + 1] : NEG_INFINITY;
+        float top = row_max(max_f32(low, high));
+
+        if (lane % 4 == 0)
+            s->of_warps[warp * ROWS + h * 8 + lane / 4] = top;
+    }
+    block_sync();
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        u32 row = h * 8 + lane / 4;
+        float top = max[h], low, high;
+
+        for (u32 w = 0; w < WARPS; w++)
+            top = max_f32(top, s->of_warps[w * ROWS + row]);
+        factor[h] = max[h] == top ? 1 : exp_f32(max[h] - top);
+        max[h] = top;
+        low = column < n ? exp_f32(score[2 * h] - top) : 0;
+        high = column + 1 < n ? exp_f32(score[2 * h + 1] - top) : 0;
+        sum[h] = sum[h] * factor[h] + low + high;
+        *(SHARED u32 *)(s->p + row * P_STRIDE + column) = f16x2_of(low, high);
+    }
+    block_sync();
+}
+
+// The sums of all warps, for this thread's two rows.
+INLINE void join_sums(const struct shared *s, float *sum)
+{
+    u32 lane = THREAD % 32, warp = THREAD / 32;
+
+    block_sync();
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        sum[h] = row_sum(sum[h]);
+        if (lane % 4 == 0)
+            s->of_warps[warp * ROWS + h * 8 + lane / 4] = sum[h];
+    }
+    block_sync();
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        sum[h] = 0;
+        for (u32 w = 0; w < WARPS; w++)
+            sum[h] += s->of_warps[w * ROWS + h * 8 + lane / 4];
+    }
+}
+
+// As attention_latent.
+KERNEL attention_latent_16(u8 *data, u64 block_bytes, u64 layer_at, u64 head_bytes, u32 block_tokens, u32 kv,
+                           const float *q, u32 q_stride, float *out, u32 out_stride, u32 k_dim, u32 v_dim, u32 n_heads,
+                           u32 n_kv_heads, float scale, float cap, const float *alibi, u32 window, u32 chunk,
+                           u32 bidirectional, const float *token_scale, const u32 *token_seq, const u32 *token_index,
+                           const u32 *seq_total, const u32 *table_at, const i32 *tables, float *partial)
+{
+    struct cache cache = {data, block_bytes, layer_at, head_bytes, block_tokens, kv, k_dim, v_dim};
+    struct shared s = share_out();
+    u32 token = BLOCK_X, lane = THREAD % 32, dim = v_dim + k_dim, width = (dim + 31) / 32 * 32;
+    u32 first = BLOCK_Y * ROWS, used = min_u32(n_heads - first, ROWS), begin, end, share;
+    float acc[2 * WARP_PAIRS][4], max[2] = {NEG_INFINITY, NEG_INFINITY}, sum[2] = {0, 0}, score[4], factor[2];
+    const i32 *table;
+
+    kernel_begin();
+    table = tables + table_at[token_seq[token]];
+    end = token_index[token] + 1;
+    share = ((end + N_BLOCKS_Z - 1) / N_BLOCKS_Z + TILE - 1) / TILE * TILE;
+    begin = min_u32(BLOCK_Z * share, end);
+    end = min_u32(begin + share, end);
+    UNROLL
+    for (u32 i = 0; i < 2 * WARP_PAIRS; i++)
+        acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0;
+    stage_queries(s.q, q + (u64)token * q_stride + (u64)first * dim, used, dim, width,
+                  scale * (token_scale ? token_scale[token] : 1));
+    for (u32 at = begin; at < end; at += TILE) {
+        stage_tile(s.keys, &cache, table, at, end, width);
+        block_sync();
+        score_tile(&s, width, score);
+        weigh_tile(&s, score, end - at, max, sum, factor);
+        UNROLL
+        for (u32 i = 0; i < 2 * WARP_PAIRS; i++) {
+            acc[i][0] *= factor[0], acc[i][1] *= factor[0];
+            acc[i][2] *= factor[1], acc[i][3] *= factor[1];
+        }
+        add_values(&s, v_dim, acc);
+        block_sync(); // the tile was used
+    }
+    join_sums(&s, sum);
+    if (partial)
+        partial += ((u64)(token * N_BLOCKS_Y + BLOCK_Y) * N_BLOCKS_Z + BLOCK_Z) * ROWS * (v_dim + 2);
+    UNROLL
+    for (u32 h = 0; h < 2; h++) {
+        u32 row = h * 8 + lane / 4, d = THREAD / 32 * WARP_PAIRS * 16 + lane % 4 * 2;
+        float *to = partial ? partial + row * (v_dim + 2) + 2
+                            : out + (u64)token * out_stride + (u64)(first + row) * v_dim;
+        float by = partial ? 1 : 1 / sum[h];
+
+        if (row >= used)
+            continue;
+        if (partial && THREAD / 32 == 0 && lane % 4 == 0) {
+            to[-2] = max[h];
+            to[-1] = sum[h];
+        }
+        UNROLL
+        for (u32 i = 0; i < 2 * WARP_PAIRS; i++, d += 8)
+            if (d < v_dim) {
+                to[d] = acc[i][2 * h] * by;
+                to[d + 1] = acc[i][2 * h + 1] * by;
+            }
+    }
+}
