@@ -281,6 +281,7 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
         return rc;
     ew_arena_init(&arena, SIZE_MAX);
     rc = adapt(backend, &program, &arena, err);
+    backend->kv_sized = limits->kv;
     if (rc == 0)
         rc = build_plan(backend, program, &arena, &plan, err);
     if (rc == 0 && (uint64_t)limits->n_tokens_max * plan.n_active > EW_CUDA_PAIRS_MAX) {
@@ -319,7 +320,9 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
                      bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = of(base);
-    int rc;
+    struct ew_cuda_compile *compile = NULL;
+    struct ew_error other;
+    int rc, rc_compile;
 
     EW_ASSERT(!backend->program);
     backend->is_uncached = ew_cuda_is_uncached(program);
@@ -334,8 +337,12 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
         return ew_fail_memory(err, program->n_weights * sizeof(*backend->matrices), "the table of weights");
     rc = ew_cuda_enter(&backend->device, err);
     if (rc == 0)
-        rc = ew_cuda_device_load_kernels(&backend->device, err);
-    return rc ? rc : ew_cuda_weights_load(backend, progress, ctx, err);
+        rc = ew_cuda_compile_begin(backend, &compile, err);
+    if (rc)
+        return rc;
+    rc = ew_cuda_weights_load(backend, progress, ctx, err);
+    rc_compile = ew_cuda_compile_end(compile, rc ? &other : err);
+    return rc ? rc : rc_compile;
 }
 
 static int map_caches(struct ew_cuda_backend *backend, const uint32_t *n_blocks, struct ew_error *err)
@@ -429,8 +436,6 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = build_plan(backend, backend->program, &backend->plan_arena, &backend->plan, err);
     if (rc == 0)
         rc = ew_cuda_flash_init(backend, err);
-    if (rc == 0 && backend->plan.n_experts)
-        rc = ew_cuda_device_load_module(&backend->device, EW_CUDA_EXPERTS, err);
     if (rc == 0)
         rc = ew_cuda_latent_init(backend, err);
     if (rc == 0)

@@ -97,6 +97,8 @@ struct ew_cuda_backend {
     struct ew_cuda_device device;
     char text[160]; // describe()
 
+    enum ew_kv_dtype kv_sized; // by the last sizes(): very likely what prepare will be told
+
     // set by load
     const struct ew_program *program; // of one without caches our own form
     bool is_uncached;
@@ -124,6 +126,12 @@ struct ew_cuda_backend {
     void *trace_ctx;
     float *trace_rows;
 };
+
+// cuda_compile.c
+struct ew_cuda_compile;
+int ew_cuda_compile_begin(struct ew_cuda_backend *backend, struct ew_cuda_compile **out,
+                          struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_compile_end(struct ew_cuda_compile *compile, struct ew_error *err) EW_MUST_CHECK; // also after a failure
 
 // cuda_weights.c
 uint64_t ew_cuda_weights_bytes(const struct ew_program *program, bool reference);

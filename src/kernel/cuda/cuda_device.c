@@ -276,7 +276,7 @@ static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module
     const char *suffix, *ptx = find_ptx(device, module, &suffix);
     double started_s = ew_clock_s();
 
-    if (!ptx)
+    if (!ptx || device->modules[module])
         return 0;
     rc = ew_cuda_check(device,
                        device->driver.cuModuleLoadDataEx(&device->modules[module], ptx, EW_COUNT_OF(options), options,
@@ -322,15 +322,6 @@ int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_modul
                            KERNELS[i].name, err);
         device->waits_itself[i] = rc == 0 && waits_itself(device, i);
     }
-    return rc;
-}
-
-int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err)
-{
-    int rc = 0;
-
-    for (int i = 0; i < EW_CUDA_LATENT && rc == 0; i++)
-        rc = ew_cuda_device_load_module(device, i, err);
     return rc;
 }
 

@@ -62,9 +62,8 @@ struct ew_cuda_device {
 
 int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that was not opened whole
-// The driver compiles the modules for this GPU, or takes what it compiled before.
-int ew_cuda_device_load_kernels(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
-// One more module.
+// The driver compiles a module for this GPU, or takes what it compiled before; once. Different modules may be loaded by
+// several threads at once.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
                                struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
