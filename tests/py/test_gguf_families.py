@@ -2,6 +2,7 @@
 converters for the format do it, must give the same logits as the checkpoints themselves."""
 import json
 import math
+import re
 import struct
 
 import pytest
@@ -285,4 +286,48 @@ def test_latents_in_one_tensor_or_two(name, is_split, tmp_path):
     write_gguf(tmp_path / "model.gguf", deepseek_metadata(config, is_split), tensors)
     result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors",
                               "--kernels", "reference", "--kv", "f32")
+    assert result["pass"] and result["rel"] < 1e-4
+
+
+ENCODER_NAMES = {
+    "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
+    "attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output", "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up", "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm",
+    "embeddings.tok_embeddings": "token_embd", "embeddings.norm": "token_embd_norm", "final_norm": "output_norm",
+    "attn.Wqkv": "attn_qkv", "attn.Wo": "attn_output", "attn_norm": "attn_norm", "mlp_norm": "ffn_norm", "mlp.Wi": "ffn_up",
+    "mlp.Wo": "ffn_down",
+}
+
+
+def encoder_name(name):
+    stem, suffix = name.rsplit(".", 1)
+    layer = re.match(r"(?:encoder\.layer|layers)\.(\d+)\.(.*)", stem)
+    return f"blk.{layer[1]}.{ENCODER_NAMES[layer[2]]}.{suffix}" if layer else f"{ENCODER_NAMES[stem]}.{suffix}"
+
+
+@pytest.mark.parametrize("name,arch,pooling", [("bert_minilm_mean", "bert", 1), ("xlmr_bge_m3_cls", "bert", 2), ("xlmr_e5_mean", "bert", 1),
+                                               ("modernbert_cls", "modern-bert", 2)])
+def test_encoders(name, arch, pooling, tmp_path):
+    model = support.need(f"fixtures/models/{name}")
+    config = json.loads((model / "config.json").read_text())
+    tensors = {encoder_name(key): array for key, array in load_safetensors(model / "model.safetensors").items() if "pooler" not in key}
+    skip = config["pad_token_id"] + 1 if name.startswith("xlmr") else 0  # converters leave the rows before the first position out
+    if skip:
+        tensors["position_embd.weight"] = tensors["position_embd.weight"][skip:]
+    values = {
+        "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"] - skip,
+        "embedding_length": config["hidden_size"], "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": config["num_attention_heads"], "attention.layer_norm_epsilon": float(config["layer_norm_eps"]),
+        "attention.causal": False, "pooling_type": pooling,
+    }
+    if arch == "modern-bert":
+        values |= {"attention.sliding_window": config["local_attention"], "rope.freq_base": config["global_rope_theta"],
+                   "rope.freq_base_swa": config["local_rope_theta"]}
+    metadata = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in values.items()}
+    if arch == "bert":
+        metadata["tokenizer.ggml.token_type_count"] = config["type_vocab_size"]
+    write_gguf(tmp_path / "model.gguf", metadata, tensors)
+    result = support.run_json("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", model / "ref.safetensors", "--kernels", "reference")
     assert result["pass"] and result["rel"] < 1e-4
