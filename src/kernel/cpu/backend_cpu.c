@@ -8,6 +8,8 @@
 #include "platform/cpu.h"
 #include "platform/topology.h"
 
+#define QUERY_TOKENS_LEAST 8
+
 static struct ew_cpu_backend *of(const struct ew_backend *backend)
 {
     return (struct ew_cpu_backend *)backend;
@@ -433,11 +435,22 @@ static void add_span(struct ew_cpu_backend *backend, const struct ew_batch_seq *
     spans[backend->n_spans - 1].n_rows += seq->n_tokens;
 }
 
+// A work item of attention brings its keys and values into place once for all its queries: many are better, as long as
+// every thread finds enough items.
+static uint32_t query_tokens(const struct ew_cpu_backend *backend)
+{
+    uint32_t n = EW_CPU_QUERY_TOKENS;
+
+    while (n > QUERY_TOKENS_LEAST && backend->batch->n_tokens / n < 2 * backend->n_threads)
+        n /= 2;
+    return n;
+}
+
 // Fills the maps from rows to tokens and from tokens to sequences.
 static void map_tokens(struct ew_cpu_backend *backend)
 {
     const struct ew_batch *batch = backend->batch;
-    uint32_t n_selected = 0;
+    uint32_t n_selected = 0, n_tokens = query_tokens(backend);
 
     backend->n_queries = backend->n_spans = 0;
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
@@ -446,9 +459,9 @@ static void map_tokens(struct ew_cpu_backend *backend)
         add_span(backend, seq);
         for (uint32_t i = 0; i < seq->n_tokens; i++)
             backend->work.tokens[seq->first + i] = (struct ew_cpu_token){s, seq->n_past + i};
-        for (uint32_t i = 0; i < seq->n_tokens; i += EW_CPU_QUERY_TOKENS)
+        for (uint32_t i = 0; i < seq->n_tokens; i += n_tokens)
             backend->work.queries[backend->n_queries++] = (struct ew_cpu_query){
-                seq->first + i, EW_MIN(seq->n_tokens - i, EW_CPU_QUERY_TOKENS)};
+                seq->first + i, EW_MIN(seq->n_tokens - i, n_tokens)};
     }
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
         if (batch->want_logits[t])

@@ -12,7 +12,7 @@
 #include "kernel/cpu/cpu_plan.h"
 
 #define EW_CPU_GROUPS_MAX 8   // as ew_backend_sizes
-#define EW_CPU_QUERY_TOKENS 8 // of one work item of attention
+#define EW_CPU_QUERY_TOKENS 32 // of one work item of attention, at most
 
 // Memory from mmap: zero, page aligned, taken from the machine only when touched, in huge pages where it grants them.
 struct ew_cpu_region {
