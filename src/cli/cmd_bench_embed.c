@@ -1,7 +1,7 @@
 // bench embed: how fast vectors of texts are made in this process.
 
 #include "base/buf.h"
-#include "bench/vectors.h"
+#include "bench/embed_speed.h"
 #include "cli/generate.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)

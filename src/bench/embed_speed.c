@@ -1,4 +1,4 @@
-#include "bench/vectors.h"
+#include "bench/embed_speed.h"
 
 #include <stdio.h>
 #include <stdlib.h>
