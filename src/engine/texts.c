@@ -1,5 +1,7 @@
 #include "engine/texts.h"
 
+#include <math.h>
+
 #include "base/clock.h"
 #include "model/pooling.h"
 
@@ -64,6 +66,18 @@ static void count(struct ew_engine *engine, double seconds)
     stats->prefill_s += seconds;
 }
 
+// A vector that is not made of numbers fails its request alone.
+static enum ew_finish check(struct ew_job *job, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (!isfinite(job->vector[i])) {
+            ew_fail(&job->error, EW_ERR_DEVICE, "element %u of the model's vector is %s", i,
+                    isnan(job->vector[i]) ? "not a number" : "infinite");
+            return EW_FINISH_ERROR;
+        }
+    return EW_FINISH_STOP;
+}
+
 int ew_texts_complete(struct ew_engine *engine, struct ew_error *err)
 {
     const struct ew_pooling *pooling = &engine->core.model->pooling;
@@ -79,7 +93,7 @@ int ew_texts_complete(struct ew_engine *engine, struct ew_error *err)
         ew_pool_rows(pooling, ew_step_rows(&engine->core.step, &engine->texts[w]), engine->texts[w].n_rows,
                      job->vector);
         job->first_s = ew_clock_s();
-        ew_engine_finish(engine, job, EW_FINISH_STOP);
+        ew_engine_finish(engine, job, check(job, pooling->width));
     }
     count(engine, ew_clock_s() - started_s);
     return 0;

@@ -159,8 +159,9 @@ static bool is_of_tower(struct ew_str name)
 static bool is_superfluous(const struct ew_convert *convert, struct ew_str name, const struct named *named)
 {
     if (ew_str_ends(name, "rotary_emb.inv_freq") || ew_str_ends(name, "rotary_pos_emb.inv_freq") ||
-        ew_str_ends(name, "embeddings.position_ids") || ew_str_ends(name, ".attn.bias") || ew_str_ends(name, ".attn.masked_bias") ||
-        ew_str_ends(name, ".attention.bias") || ew_str_ends(name, ".attention.masked_bias"))
+        ew_str_ends(name, "embeddings.position_ids") || ew_str_ends(name, ".attn.bias") ||
+        ew_str_ends(name, ".attn.masked_bias") || ew_str_ends(name, ".attention.bias") ||
+        ew_str_ends(name, ".attention.masked_bias"))
         return true;
     if (is_of_tower(name) || ew_str_starts(name, "mtp.")) // predictors of tokens after the next
         return true;

@@ -658,9 +658,105 @@ static void one_failure_leaves_the_others_alone(void **state)
     ew_model_close(model);
 }
 
+// Events of n texts, in the order of ids; vectors are copied, [n, width].
+static void run_texts(struct ew_engine *engine, const uint64_t *ids, struct ew_event *events, float *vectors,
+                      uint32_t n)
+{
+    struct ew_event event;
+    bool idle = false;
+
+    while (!idle) {
+        assert_int_equal(ew_engine_step(engine, &idle, NULL), 0);
+        while (ew_engine_next_event(engine, &event)) {
+            for (uint32_t i = 0; i < n; i++) {
+                if (ids[i] != event.request)
+                    continue;
+                events[i] = event;
+                if (event.vector)
+                    memcpy(vectors + (size_t)i * event.n_vector, event.vector, event.n_vector * sizeof(float));
+            }
+        }
+    }
+}
+
+#define TEXTS 5
+#define WIDTH 64
+
+static void texts_become_vectors_alone_as_in_a_step(void **state)
+{
+    static const char *const fixtures[] = {"models/bert_minilm_mean", "models/modernbert_cls",
+                                           "models/qwen3_embedding_last"};
+
+    (void)state;
+    for (size_t f = 0; f < EW_COUNT_OF(fixtures); f++) {
+        struct ew_model *model = open_model(fixtures[f]);
+        struct ew_engine_config config = small_config();
+        struct ew_engine *engine;
+        int32_t ids[TEXTS][60];
+        uint64_t taken[TEXTS];
+        struct ew_event events[TEXTS];
+        float together[TEXTS * WIDTH], alone[WIDTH];
+        struct ew_request request;
+
+        config.max_num_tokens = 128;
+        engine = create(model, &config);
+        for (uint32_t i = 0; i < TEXTS; i++) {
+            random_ids(i + 1, ids[i], 60);
+            request = request_for(ids[i], 12 * (i + 1), 0);
+            taken[i] = submit(engine, &request);
+        }
+        run_texts(engine, taken, events, together, TEXTS);
+        assert_true(engine->stats.steps < TEXTS); // 12 + 24 + 36 + 48 tokens fit into one
+        for (uint32_t i = 0; i < TEXTS; i++) {
+            assert_int_equal(events[i].finish, EW_FINISH_STOP);
+            assert_int_equal(events[i].n_vector, WIDTH);
+            request = request_for(ids[i], 12 * (i + 1), 0);
+            taken[0] = submit(engine, &request);
+            run_texts(engine, taken, events, alone, 1);
+            assert_memory_equal(alone, together + i * WIDTH, sizeof(alone));
+        }
+        ew_engine_destroy(engine);
+        ew_model_close(model);
+    }
+}
+
+static void texts_are_refused_cancelled_and_late(void **state)
+{
+    struct ew_model *model = open_model("models/bert_minilm_mean");
+    struct ew_engine_config config = small_config();
+    struct ew_engine *engine = create(model, &config);
+    int32_t ids[200];
+    uint64_t taken[3];
+    struct ew_event events[3];
+    float vectors[3 * WIDTH];
+    struct ew_request request;
+    struct ew_error err = {0};
+
+    (void)state;
+    random_ids(1, ids, 200);
+    request = request_for(ids, 129, 0);
+    assert_int_equal(ew_engine_submit(engine, &request, &taken[0], &err), EW_ERR_LIMIT);
+    assert_non_null(strstr(err.message, "129 tokens and the model takes 128"));
+    request = request_for(ids, 100, 0);
+    taken[0] = submit(engine, &request);
+    taken[1] = submit(engine, &request);
+    request.deadline_s = 1e-9;
+    taken[2] = submit(engine, &request);
+    ew_engine_cancel(engine, taken[1]);
+    run_texts(engine, taken, events, vectors, 3);
+    assert_int_equal(events[0].finish, EW_FINISH_STOP);
+    assert_int_equal(events[1].finish, EW_FINISH_CANCELLED);
+    assert_int_equal(events[2].finish, EW_FINISH_DEADLINE);
+    assert_null(events[1].vector);
+    ew_engine_destroy(engine);
+    ew_model_close(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(texts_become_vectors_alone_as_in_a_step),
+        cmocka_unit_test(texts_are_refused_cancelled_and_late),
         cmocka_unit_test(a_batch_answers_as_each_request_alone),
         cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/llama_default"),
         cmocka_unit_test_prestate(turns_compute_only_what_is_new, (void *)(uintptr_t)"models/deepseek_v3"),
