@@ -12,7 +12,7 @@
 #define ARENA_BYTES_MAX ((size_t)1 << 30) // a vocabulary of a quarter million tokens with its merges takes some 30 MB
 #define NAME_MAX_BYTES 256
 #define ROPE_TENSORS_MAX 2
-#define SPLIT_PARTS 2 // tensors that one of the input becomes at most
+#define SPLIT_PARTS 2         // tensors that one of the input becomes at most
 #define FALLBACK_ARCH "llama" // for families that GGUF knows under no name of their own, as Mistral's
 
 // ---- names -----------------------------------------------------------------------------------------------
@@ -288,6 +288,40 @@ static int set_storage(const struct ew_convert *convert, struct ew_convert_tenso
     return EW_OK;
 }
 
+static void set_tiles(const struct ew_convert *convert, const struct ew_family *target,
+                      struct ew_convert_tensor *tensor, const char *stem)
+{
+    const struct ew_shape *shape = convert->shape;
+    const struct ew_yaml *tiled = ew_family_constant(target, EW_FAMILY_GGUF, "state_heads_tiled");
+    uint32_t keys = 2 * shape->state_groups * shape->state_k_dim;
+    const struct {
+        const char *part;
+        uint32_t first, size;
+        bool columns;
+    } tiles[] = {
+        {"attn_qkv", keys, shape->state_v_dim},
+        {"ssm_conv1d", keys, shape->state_v_dim},
+        {"attn_gate", 0, shape->state_v_dim},
+        {"ssm_out", 0, shape->state_v_dim, true},
+        {"ssm_alpha", 0, 1},
+        {"ssm_beta", 0, 1},
+        {"ssm_a", 0, 1},
+        {"ssm_dt", 0, 1},
+    };
+
+    if (!tiled || !ew_str_is(tiled->text, "true") || shape->state_heads_tiled)
+        return;
+    for (size_t i = 0; i < EW_COUNT_OF(tiles); i++) {
+        if (!is_layer_part(stem, tiles[i].part))
+            continue;
+        tensor->tile_size = tiles[i].size;
+        tensor->tile_first = tiles[i].first;
+        tensor->tile_columns = tiles[i].columns;
+        tensor->tile_heads = shape->state_heads;
+        tensor->tile_groups = shape->state_groups;
+    }
+}
+
 // What belongs to a state, in the dimensions that GGUF's other readers expect.
 static void set_state(const struct ew_convert *convert, struct ew_convert_tensor *tensor, const char *stem)
 {
@@ -359,6 +393,7 @@ static int new_tensor(struct ew_convert *convert, const struct ew_tensor *from, 
     set_permutation(convert, target, tensor, named->stem);
     set_offset(convert, target, tensor);
     set_state(convert, tensor, named->stem);
+    set_tiles(convert, target, tensor, named->stem);
     set_positions(convert, tensor, named->stem);
     code = set_storage(convert, tensor, from, named->stem, err);
     if (code != EW_OK)
@@ -712,12 +747,23 @@ static uint64_t grouped_row(const struct ew_convert_tensor *tensor, uint64_t row
     return row / rows[part] * stride + before + row % rows[part];
 }
 
+// Where the source has what stands at `at` after heads were tiled.
+static uint64_t untiled(const struct ew_convert_tensor *tensor, uint64_t at)
+{
+    uint64_t head = (at - tensor->tile_first) / tensor->tile_size, of_group = tensor->tile_heads / tensor->tile_groups;
+    uint64_t from = head % tensor->tile_groups * of_group + head / tensor->tile_groups;
+
+    return tensor->tile_first + from * tensor->tile_size + (at - tensor->tile_first) % tensor->tile_size;
+}
+
 static uint64_t source_row(const struct ew_convert_tensor *tensor, uint64_t row)
 {
     uint64_t in_head = tensor->head_rows ? row % tensor->head_rows : 0;
 
     if (tensor->n_groups > 1)
         return grouped_row(tensor, row);
+    if (tensor->tile_size && !tensor->tile_columns && row >= tensor->tile_first)
+        return untiled(tensor, row);
     if (!tensor->head_rows || in_head >= tensor->rope_rows)
         return row;
     return row - in_head + in_head / 2 + in_head % 2 * (tensor->rope_rows / 2);
@@ -739,7 +785,17 @@ static void read_elements(const struct ew_convert_tensor *tensor, uint64_t row, 
 
 static bool is_in_order(const struct ew_convert_tensor *tensor)
 {
-    return tensor->n_parts == 1 && !tensor->head_rows && tensor->n_groups <= 1 && !tensor->part_rows;
+    return tensor->n_parts == 1 && !tensor->head_rows && tensor->n_groups <= 1 && !tensor->part_rows &&
+           !tensor->tile_size;
+}
+
+// A row whose columns are tiled; its elements are no blocks, as in all checkpoints.
+static void read_tiles(const struct ew_convert_tensor *tensor, const unsigned char *row, float *out)
+{
+    uint64_t size = ew_dtype_row_bytes(tensor->dtype, 1);
+
+    for (uint64_t at = 0; at < tensor->cols; at += tensor->tile_size)
+        ew_dtype_info(tensor->dtype)->decode(row + untiled(tensor, at) * size, out + at, tensor->tile_size);
 }
 
 static void read_by_rows(const struct ew_convert_tensor *tensor, uint64_t row, uint64_t n_rows, float *out)
@@ -751,7 +807,10 @@ static void read_by_rows(const struct ew_convert_tensor *tensor, uint64_t row, u
         uint64_t from = source_row(tensor, row + i);
         const unsigned char *data = tensor->parts[from / part_rows]->data + from % part_rows * row_bytes;
 
-        info->decode(data, out + i * tensor->cols, (size_t)tensor->cols);
+        if (tensor->tile_columns)
+            read_tiles(tensor, data, out + i * tensor->cols);
+        else
+            info->decode(data, out + i * tensor->cols, (size_t)tensor->cols);
     }
 }
 

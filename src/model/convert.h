@@ -29,6 +29,10 @@ struct ew_convert_tensor {
     // part_rows > 0: elements lie otherwise in the source. Distances, in elements, from part to part, from one of a
     // part's part_rows rows to the next, and within a row; the first one's place.
     uint64_t part_rows, part_stride, row_stride, col_stride, first;
+    // tile_size > 0: from tile_first on, rows (or elements of each row) belong to tile_heads heads of a state, of that
+    // size, which the source has group by group; GGUF has the first head of every group, then the second, ...
+    uint32_t tile_size, tile_first, tile_heads, tile_groups;
+    bool tile_columns;
     float added; // to every value
     bool is_log; // the source has ln(-value)
 };

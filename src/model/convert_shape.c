@@ -456,10 +456,10 @@ static bool same_field(const struct ew_shape *a, const struct ew_shape *b, const
     return field_number(a, field, &x) && field_number(b, field, &y) && near(x, y);
 }
 
-// Norms whose weights GGUF stores whole were changed accordingly.
+// Norms whose weights GGUF stores whole, and heads of states that it has in another order, were changed accordingly.
 static bool is_adjusted(const struct ew_field *field)
 {
-    return strcmp(field->name, "norm_weight_offset") == 0;
+    return strcmp(field->name, "norm_weight_offset") == 0 || strcmp(field->name, "state_heads_tiled") == 0;
 }
 
 static int compare_layers(const struct ew_shape *was, const struct ew_shape *is, struct ew_error *err)

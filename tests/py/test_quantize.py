@@ -9,7 +9,7 @@ import support
 
 # GGUF has no words for these.
 UNSAYABLE = {"llama_rope_dynamic": "dynamic rope", "ministral_swa_mix": "which layers", "falcon_rw_alibi": "alibi",
-             "phimoe": "rotary", "qwen3_moe": "or experts", "qwen3_5_text": "state_heads_tiled"}
+             "phimoe": "rotary", "qwen3_moe": "or experts"}
 
 
 def fixture_models():
