@@ -28,6 +28,7 @@ TIERS = {
 CHAINED = [
     "attention",
     "experts",
+    "decode",
     "latent",
     "linear",
     "rows",
@@ -40,6 +41,7 @@ THREADS = {
     "flash_f16": 128,
     "flash_f8": 128,
     "flash_i8": 128,
+    "decode": 128,
     "gemm": 128,
     "latent": 256,
     "linear": 256,

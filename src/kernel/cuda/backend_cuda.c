@@ -210,6 +210,8 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->maps = carve(carver, ew_cuda_wgmma_maps_bytes(program));
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));
+    work->attend_partial = carve(carver, ew_cuda_attend_partial_bytes(program, backend->device.n_multiprocessors));
+    work->attend_arrived = carve(carver, ew_cuda_attend_arrived_bytes(program));
     ew_cuda_batch_shape(&work->batch, program, limits);
     work->batch.device = carve(carver, work->batch.bytes);
     ew_cuda_pick_shape(&work->picks, program, limits);
@@ -371,6 +373,15 @@ static int pin(struct ew_cuda_backend *backend, uint64_t bytes, void **out, stru
                          err);
 }
 
+static int clear(struct ew_cuda_backend *backend, uint64_t address, uint64_t bytes, struct ew_error *err)
+{
+    if (bytes == 0)
+        return 0;
+    return ew_cuda_check(&backend->device,
+                         backend->device.driver.cuMemsetD8Async(address, 0, bytes, backend->device.stream),
+                         "clearing memory", err);
+}
+
 // Kernels leave their states ready for the next step; before the first they are zero.
 static int map_picks(struct ew_cuda_backend *backend, struct ew_error *err)
 {
@@ -383,10 +394,7 @@ static int map_picks(struct ew_cuda_backend *backend, struct ew_error *err)
     if (rc)
         return rc;
     memset(host, 0, picks->shared_bytes);
-    return ew_cuda_check(&backend->device,
-                         backend->device.driver.cuMemsetD8Async(picks->device + picks->shared_bytes, 0, bytes,
-                                                                backend->device.stream),
-                         "clearing memory", err);
+    return clear(backend, picks->device + picks->shared_bytes, bytes, err);
 }
 
 static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
@@ -413,6 +421,8 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     carver.used = 0;
     carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, true);
     rc = ew_cuda_wgmma_init(backend, err);
+    if (rc == 0)
+        rc = clear(backend, work->attend_arrived, ew_cuda_attend_arrived_bytes(backend->program), err);
     if (rc)
         return rc;
     rc = pin(backend, work->batch.bytes, &host, err);
@@ -444,6 +454,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = ew_cuda_fuse(backend, err);
     if (rc == 0)
         rc = map_caches(backend, limits->n_blocks, err);
+    if (rc == 0)
+        rc = ew_cuda_attend_find(backend, err);
     if (rc == 0)
         rc = pin(backend, (uint64_t)limits->n_logits_max * backend->plan.result_width * sizeof(float), &logits, err);
     backend->logits = logits;

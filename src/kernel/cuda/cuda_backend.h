@@ -5,6 +5,7 @@
 #include "base/pool.h"
 #include "kernel/backend.h"
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
+#include "kernel/cuda/attend_job.h"
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
 #include "kernel/cuda/cuda_uncached.h"
@@ -78,6 +79,7 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
+    uint64_t attend_partial, attend_arrived; // of decode attention
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
     struct ew_cuda_picks picks;
@@ -89,6 +91,13 @@ struct ew_cuda_fused {
     enum ew_cuda_kernel kernel;
     uint32_t shared_bytes;
     struct ew_vector_job job;
+};
+
+// The same for steps around an attention, where every token is the last of its own sequence.
+struct ew_cuda_attend {
+    uint32_t count;
+    enum ew_cuda_kernel kernel;
+    struct ew_attend_job job;
 };
 
 struct ew_cuda_backend {
@@ -112,7 +121,8 @@ struct ew_cuda_backend {
     struct ew_limits limits;
     struct ew_arena plan_arena;
     struct ew_cpu_plan plan;
-    struct ew_cuda_fused *fused; // [plan.n_steps]
+    struct ew_cuda_fused *fused;   // [plan.n_steps]
+    struct ew_cuda_attend *attends; // [plan.n_steps]
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
@@ -151,6 +161,14 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared
 int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
                      struct ew_error *err) EW_MUST_CHECK;
+// cuda_attend.c
+uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_multiprocessors);
+uint64_t ew_cuda_attend_arrived_bytes(const struct ew_program *program);
+// After the workspace and the caches have their addresses.
+int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, uint32_t n_tokens,
+                   struct ew_error *err) EW_MUST_CHECK;
+
 // cuda_fuse.c
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;

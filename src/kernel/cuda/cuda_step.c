@@ -452,14 +452,19 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
     bool one_row = batch->n_tokens == 1 && batch->n_logits == 1 && !backend->trace; // traces want every op
+    bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX && !backend->trace;
     int rc = 0;
 
     for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
         struct ew_cuda_fused *fused = &backend->fused[i];
+        struct ew_cuda_attend *attend = &backend->attends[i];
 
         if (one_row && fused->count) {
             n = fused->count;
             rc = launch_fused(backend, fused, err);
+        } else if (alone && attend->count) {
+            n = attend->count;
+            rc = ew_cuda_attend(backend, attend, batch->n_tokens, err);
         } else {
             n = 1;
             rc = launch_step(backend, batch, &backend->plan.steps[i], err);

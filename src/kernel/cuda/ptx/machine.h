@@ -25,9 +25,9 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define BLOCK_X __nvvm_read_ptx_sreg_ctaid_x()
 #define BLOCK_Y __nvvm_read_ptx_sreg_ctaid_y()
 #define BLOCK_Z __nvvm_read_ptx_sreg_ctaid_z()
-#define N_BLOCKS_X (u32)__nvvm_read_ptx_sreg_nctaid_x()
-#define N_BLOCKS_Y (u32)__nvvm_read_ptx_sreg_nctaid_y()
-#define N_BLOCKS_Z (u32)__nvvm_read_ptx_sreg_nctaid_z()
+#define N_BLOCKS_X ((u32)__nvvm_read_ptx_sreg_nctaid_x())
+#define N_BLOCKS_Y ((u32)__nvvm_read_ptx_sreg_nctaid_y())
+#define N_BLOCKS_Z ((u32)__nvvm_read_ptx_sreg_nctaid_z())
 
 // What a launch asks for beyond the kernel's own arrays.
 extern SHARED u8 g_dynamic[] __attribute__((aligned(128)));

@@ -1,0 +1,292 @@
+// Which steps of the plan one kernel of ptx/decode.c does at once where every token is the last of its own sequence:
+// norms of the queries' and keys' heads, their rotation, appending, attention.
+
+#include "base/assert.h"
+#include "kernel/cuda/attend_job.h"
+#include "kernel/cuda/cuda_backend.h"
+
+#define BLOCKS_PER_SM 2 // asked for, of splits together
+#define STEPS_MAX 6     // two norms, two rotations, appending, attention
+
+struct found {
+    const struct ew_op *q_norm, *k_norm, *q_rope, *k_rope;
+    const struct ew_cpu_step *append, *attention;
+    uint32_t count;
+};
+
+static const struct ew_op *op_of(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step)
+{
+    return &backend->program->ops[step->op];
+}
+
+static bool is_op(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step, enum ew_op_kind kind)
+{
+    return step->kind == EW_CPU_STEP_OP && op_of(backend, step)->kind == kind;
+}
+
+// The next ATTENTION, where it is near.
+static bool find_attention(const struct ew_cuda_backend *backend, uint32_t first, struct found *found)
+{
+    for (uint32_t i = first; i < backend->plan.n_steps && i < first + STEPS_MAX; i++) {
+        const struct ew_cpu_step *step = &backend->plan.steps[i];
+
+        if (step->kind == EW_CPU_STEP_APPEND)
+            found->append = step;
+        if (is_op(backend, step, EW_OP_ATTENTION)) {
+            found->attention = step;
+            found->count = i + 1 - first;
+            return true;
+        }
+    }
+    return false;
+}
+
+// A step before the attention: its op goes to the place that is meant for it.
+static bool take(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step, struct found *found)
+{
+    const struct ew_op *op = op_of(backend, step), *attention = op_of(backend, found->attention);
+    bool is_q = step->in == found->attention->in, is_k = found->append && step->in == found->append->in2;
+
+    if (step == found->append || step == found->attention)
+        return true;
+    if (step->kind != EW_CPU_STEP_OP || step->in != step->out || is_q == is_k)
+        return false;
+    if (op->kind == EW_OP_NORM && op->norm.kind == EW_NORM_RMS && op->norm.group == attention->attention.head_dim &&
+        !op->norm.weight_per_group && op->bias == EW_WEIGHT_NONE && op->weight != EW_WEIGHT_NONE) {
+        const struct ew_op **to = is_q ? &found->q_norm : &found->k_norm;
+        bool is_first = !*to && !(is_q ? found->q_rope : found->k_rope);
+
+        *to = op;
+        return is_first;
+    }
+    if (op->kind == EW_OP_ROPE) {
+        const struct ew_op **to = is_q ? &found->q_rope : &found->k_rope;
+        bool is_first = !*to;
+
+        *to = op;
+        return is_first;
+    }
+    return false;
+}
+
+static bool is_possible(const struct ew_cuda_backend *backend, const struct found *found)
+{
+    const struct ew_op *op = op_of(backend, found->attention);
+
+    if (op->attention.mask != EW_MASK_CAUSAL || backend->limits.block_tokens % EW_ATTEND_TILE ||
+        backend->limits.kv == EW_KV_F32 || backend->config.kernels == EW_KERNELS_REFERENCE ||
+        backend->program->groups[op->attention.group].kind == EW_CACHE_LATENT || op->attention.head_dim % 8 ||
+        op->attention.v_dim % 8 || EW_MAX(op->attention.head_dim, op->attention.v_dim) > EW_CUDA_HEAD_DIM_MAX)
+        return false;
+    if (found->append) // both are rotated, alike
+        return !found->q_rope == !found->k_rope &&
+               (!found->q_rope || (found->q_rope->rope.table == found->k_rope->rope.table &&
+                                   found->q_rope->rope.first == found->k_rope->rope.first));
+    return !found->k_norm && !found->k_rope;
+}
+
+// Whether a step from `first` on wants what is in the buffer now: rotated queries and keys are not written.
+static bool is_read_later(const struct ew_cuda_backend *backend, uint32_t first, uint32_t buffer)
+{
+    for (uint32_t i = first; i < backend->plan.n_steps; i++) {
+        const struct ew_cpu_step *step = &backend->plan.steps[i];
+
+        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
+            return true;
+        if (step->out == buffer)
+            return false;
+    }
+    return backend->plan.result == buffer;
+}
+
+static bool match(const struct ew_cuda_backend *backend, uint32_t first, struct found *found)
+{
+    if (!find_attention(backend, first, found))
+        return false;
+    for (uint32_t i = 0; i < found->count; i++) {
+        if (!take(backend, &backend->plan.steps[first + i], found))
+            return false;
+    }
+    if (found->attention->out != found->attention->in &&
+        is_read_later(backend, first + found->count, found->attention->in))
+        return false;
+    if (found->append && found->append->in2 != found->attention->out &&
+        is_read_later(backend, first + found->count, found->append->in2))
+        return false;
+    return is_possible(backend, found);
+}
+
+static uint64_t vector_of(const struct ew_cuda_backend *backend, uint32_t weight)
+{
+    return weight == EW_WEIGHT_NONE ? 0 : backend->vectors[weight];
+}
+
+static void fill_rows(const struct ew_cuda_backend *backend, const struct found *found, struct ew_attend_job *job)
+{
+    const struct ew_cuda_work *work = &backend->work;
+    const struct ew_cpu_buffer *buffers = backend->plan.buffers;
+    const struct ew_cpu_step *append = found->append, *attention = found->attention;
+
+    job->q = work->buffers[attention->in];
+    job->q_stride = buffers[attention->in].width;
+    job->out = work->buffers[attention->out];
+    job->out_stride = buffers[attention->out].width;
+    if (append) {
+        job->k = work->buffers[append->in2];
+        job->k_stride = buffers[append->in2].width;
+        job->v = work->buffers[append->in3];
+        job->v_stride = buffers[append->in3].width;
+    }
+}
+
+static void fill_before(const struct ew_cuda_backend *backend, const struct found *found, struct ew_attend_job *job)
+{
+    if (found->q_norm) {
+        job->q_norm = vector_of(backend, found->q_norm->weight);
+        job->q_eps = found->q_norm->norm.eps;
+        job->q_offset = found->q_norm->norm.weight_offset;
+    }
+    if (found->k_norm) {
+        job->k_norm = vector_of(backend, found->k_norm->weight);
+        job->k_eps = found->k_norm->norm.eps;
+        job->k_offset = found->k_norm->norm.weight_offset;
+    }
+    if (found->q_rope) {
+        const struct ew_rope *rope = &backend->program->ropes[found->q_rope->rope.table];
+
+        job->rope = backend->work.ropes[found->q_rope->rope.table].table;
+        job->n_dims = rope->n_dims;
+        job->rope_first = found->q_rope->rope.first;
+        job->rope_pairs = rope->kind == EW_ROPE_PAIRS;
+    }
+}
+
+static void fill_cache(const struct ew_cuda_backend *backend, const struct ew_op *op, struct ew_attend_job *job)
+{
+    const struct ew_cuda_cache *cache = &backend->caches[op->attention.group];
+    const struct ew_cuda_batch *batch = &backend->work.batch;
+
+    job->data = cache->data;
+    job->block_bytes = cache->block_bytes;
+    job->layer_at = op->attention.cache_layer * cache->layer_bytes;
+    job->head_bytes = cache->head_bytes;
+    job->block_tokens = cache->block_tokens;
+    job->kv = backend->limits.kv;
+    job->index = batch->device + batch->token_index;
+    job->table_at = batch->device + batch->table_at +
+                    (uint64_t)op->attention.group * backend->limits.n_seqs_max * sizeof(uint32_t);
+    job->tables = batch->device + batch->tables;
+    job->token_scale = op->attention.q_scale_beta != 0 && op->attention.q_scale_floor
+                           ? batch->device + batch->token_scale : 0;
+}
+
+static uint32_t per_run_of(const struct ew_op *op)
+{
+    return EW_MIN(op->attention.n_heads / op->attention.n_kv_heads, EW_ATTEND_HEADS);
+}
+
+static uint32_t runs_of(const struct ew_op *op)
+{
+    uint32_t per_kv = op->attention.n_heads / op->attention.n_kv_heads, per_run = per_run_of(op);
+
+    return (per_kv + per_run - 1) / per_run;
+}
+
+static void fill_job(const struct ew_cuda_backend *backend, const struct found *found, struct ew_attend_job *job)
+{
+    const struct ew_op *op = op_of(backend, found->attention);
+
+    *job = (struct ew_attend_job){
+        .k_dim = op->attention.head_dim, .v_dim = op->attention.v_dim, .n_heads = op->attention.n_heads,
+        .n_kv_heads = op->attention.n_kv_heads, .per_run = per_run_of(op), .runs = runs_of(op),
+        .window = op->attention.window, .chunk = op->attention.chunk, .scale = op->attention.scale,
+        .cap = op->attention.softcap, .alibi = backend->alibi[found->attention->op],
+        .sinks = vector_of(backend, op->attention.sinks), .partial = backend->work.attend_partial,
+        .arrived = backend->work.attend_arrived,
+    };
+    fill_rows(backend, found, job);
+    fill_before(backend, found, job);
+    fill_cache(backend, op, job);
+}
+
+static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
+{
+    static const enum ew_cuda_kernel kernels[][4] = {
+        [EW_KV_F16] = {EW_CUDA_DECODE_F16_64, EW_CUDA_DECODE_F16_96, EW_CUDA_DECODE_F16_128, EW_CUDA_DECODE_F16_256},
+        [EW_KV_F8] = {EW_CUDA_DECODE_F8_64, EW_CUDA_DECODE_F8_96, EW_CUDA_DECODE_F8_128, EW_CUDA_DECODE_F8_256},
+        [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128, EW_CUDA_DECODE_I8_256},
+    };
+    uint32_t dim = EW_MAX(job->k_dim, job->v_dim);
+
+    return kernels[job->kv][dim <= 64 ? 0 : dim <= 96 ? 1 : dim <= 128 ? 2 : 3];
+}
+
+int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    backend->attends = ew_arena_array(&backend->plan_arena, backend->plan.n_steps, sizeof(*backend->attends));
+    if (!backend->attends)
+        return ew_fail_memory(err, backend->plan.n_steps * sizeof(*backend->attends), "the fused steps");
+    for (uint32_t i = 0; i < backend->plan.n_steps; i++) {
+        struct ew_cuda_attend *attend = &backend->attends[i];
+        struct found found = {0};
+
+        if (!match(backend, i, &found))
+            continue;
+        fill_job(backend, &found, &attend->job);
+        attend->kernel = kernel_of(&attend->job);
+        attend->count = found.count;
+        i += found.count - 1;
+    }
+    return 0;
+}
+
+static uint32_t splits_of(uint32_t n_blocks, int n_multiprocessors)
+{
+    uint32_t wanted = (uint32_t)n_multiprocessors * BLOCKS_PER_SM;
+
+    return EW_MAX(EW_MIN(wanted / n_blocks, EW_CUDA_SPLITS_MAX), 1u);
+}
+
+// Depends on the number of tokens alone, so that a graph serves every context.
+int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, uint32_t n_tokens,
+                   struct ew_error *err)
+{
+    uint32_t n_runs = attend->job.n_kv_heads * attend->job.runs;
+    struct ew_cuda_grid grid = {n_tokens, n_runs, splits_of(n_tokens * n_runs, backend->device.n_multiprocessors),
+                                EW_ATTEND_THREADS, 0};
+
+    return ew_cuda_launch(&backend->device, attend->kernel, grid, (void *[]){&attend->job}, err);
+}
+
+// Of programs' ATTENTIONs: runs of a token at most, and floats of a split of one.
+static void widest(const struct ew_program *program, uint32_t *n_runs, uint32_t *n_floats)
+{
+    *n_runs = *n_floats = 0;
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        const struct ew_op *op = &program->ops[i];
+
+        if (op->kind != EW_OP_ATTENTION)
+            continue;
+        *n_runs = EW_MAX(*n_runs, op->attention.n_kv_heads * runs_of(op));
+        *n_floats = EW_MAX(*n_floats, EW_ATTEND_HEADS * (op->attention.v_dim + 2));
+    }
+}
+
+uint64_t ew_cuda_attend_arrived_bytes(const struct ew_program *program)
+{
+    uint32_t n_runs, n_floats;
+
+    widest(program, &n_runs, &n_floats);
+    return (uint64_t)EW_CUDA_GRAPH_TOKENS_MAX * n_runs * sizeof(uint32_t);
+}
+
+uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_multiprocessors)
+{
+    uint32_t n_runs, n_floats;
+    uint64_t most = 0;
+
+    widest(program, &n_runs, &n_floats);
+    for (uint32_t n = 1; n <= EW_CUDA_GRAPH_TOKENS_MAX && n_runs; n++)
+        most = EW_MAX(most, (uint64_t)n * n_runs * splits_of(n * n_runs, n_multiprocessors));
+    return most * n_floats * sizeof(float);
+}

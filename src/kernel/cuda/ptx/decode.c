@@ -1,0 +1,522 @@
+// Attention of tokens that each end a sequence of their own: the decode step. One kernel normalises and rotates the heads,
+// appends to the cache, attends, and joins what the splits of the keys found; the last block of a run to arrive does that.
+//
+// A block: one token, up to 8 query heads of one KV head, one split of the keys, which its warps take in tiles of 16. The
+// limit is the memory: keys and values go from global memory straight into the fragments of mma.m16n8k16, 16 bytes a lane.
+// The order of dimensions within a product is free as long as both sides have the same one, so that a lane's 16 bytes are 8
+// dimensions of one key, four of them (two products) at a time:
+//
+//   scores = q k^T     a: 8 heads (rows 8 to 15 are zero) x 16 dimensions, b: 16 dimensions x 8 keys
+//   out^T = v^T p^T    a: 16 dimensions x 16 keys, b: 16 keys x 8 heads, which is how the scores lie already
+//
+// What is in the cache before this step is asked for before the kernel before this one has ended.
+
+#include "kernel/cuda/attend_job.h"
+#include "kernel/cuda/ptx/kv.h"
+#include "kernel/cuda/ptx/mask.h"
+
+#define WARPS (EW_ATTEND_THREADS / 32)
+#define HEADS EW_ATTEND_HEADS
+#define TILE EW_ATTEND_TILE
+#define DIMS_MAX 256
+
+static SHARED float g_q[HEADS][DIMS_MAX];
+static SHARED float g_max[WARPS][HEADS], g_sum[WARPS][HEADS];
+static SHARED float g_acc[WARPS][HEADS][DIMS_MAX];
+static SHARED u32x4 g_wide[DIMS_MAX / 32][32];
+static SHARED u32 g_last;
+
+// This block's place.
+struct place {
+    u32 token, kv_head, first_head, n_heads, run;
+    u32 index, first, begin, end; // first: key that the token sees; begin, end: of the split
+    u32 owns;              // the token's own key is in it, to be appended
+    const i32 *table;
+    struct cache cache;
+};
+
+INLINE struct place find_place(const struct ew_attend_job *job)
+{
+    u32 per_kv = job->n_heads / job->n_kv_heads, begin, end, share, in_kv;
+    struct mask mask = {job->window, job->chunk, 0};
+    struct place p;
+
+    p.token = BLOCK_X;
+    p.run = BLOCK_Y;
+    p.kv_head = BLOCK_Y / job->runs;
+    in_kv = BLOCK_Y % job->runs * job->per_run;
+    p.first_head = p.kv_head * per_kv + in_kv;
+    p.n_heads = min_u32(per_kv - in_kv, job->per_run);
+    p.index = ((const u32 *)job->index)[p.token];
+    p.table = (const i32 *)job->tables + ((const u32 *)job->table_at)[p.token];
+    visible(&mask, p.index, p.index + 1, &begin, &end);
+    p.first = begin;
+    begin = begin / TILE * TILE; // tiles do not cross blocks of the cache; keys before the first one are masked
+    share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z;
+    share = (share + TILE * WARPS - 1) / (TILE * WARPS) * (TILE * WARPS);
+    p.begin = min_u32(begin + BLOCK_Z * share, end);
+    p.end = min_u32(p.begin + share, end);
+    p.owns = p.begin < p.end && p.end == end;
+    p.cache = (struct cache){(u8 *)job->data, job->block_bytes, job->layer_at, job->head_bytes, job->block_tokens,
+                             job->kv, job->k_dim, job->v_dim};
+    return p;
+}
+
+// ---- keys and values as fragments ----------------------------------------------------------------
+
+// 8 elements of a row of the cache as pairs of f16.
+INLINE u32x4 load_elements(u32 kv, const u8 *row, u32 first)
+{
+    u32x4 r;
+    u32x2 bytes;
+
+    if (kv == KV_F16)
+        return *(const u32x4 *)(row + first * 2);
+    bytes = *(const u32x2 *)(row + first);
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 pair = (i < 2 ? bytes.x : bytes.y) >> i % 2 * 16;
+
+        if (kv == KV_F8) // without the 2^8 that f16's exponent lacks: it goes into the scale
+            r[i] = (pair & 0x7F) << 7 | (pair & 0x80) << 8 | (pair & 0x7F00) << 15 | (pair & 0x8000) << 16;
+        else
+            r[i] = f16x2_of((float)(i8)pair, (float)(i8)(pair >> 8));
+    }
+    return r;
+}
+
+INLINE float scale_of(u32 kv, const u16 *scales, u32 row)
+{
+    return kv == KV_F16 ? 1 : f32_of_f16(scales[row]) * (kv == KV_F8 ? 256.0f : 1.0f);
+}
+
+// What a lane has of a tile: of the keys, dimensions 8 c to 8 c + 7 of every 32 of keys g and g + 8; of the values,
+// dimensions 8 g to 8 g + 7 of every 64 of keys 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 (g = lane / 4, c = lane % 4).
+struct keys {
+    u32x4 d[2][DIMS_MAX / 32];
+    float scale[4]; // of the keys whose scores the lane has: 2 c, 2 c + 1, 2 c + 8, 2 c + 9
+};
+
+struct values {
+    u32x4 d[4][2];
+    float scale[4];
+};
+
+INLINE u32 key_of(u32 i) { return THREAD % 4 * 2 + i % 2 + i / 2 * 8; }
+
+INLINE void load_keys(u32 kv, u32 spans, const struct place *p, u32 tile_at, struct keys *keys)
+{
+    struct tile tile = cache_tile(&p->cache, p->table[tile_at / p->cache.block_tokens], p->kv_head);
+    u32 first = tile_at % p->cache.block_tokens, lane = THREAD % 32, row_bytes = p->cache.k_dim * kv_bytes(kv);
+
+    UNROLL
+    for (u32 s = 0; s < spans; s++) {
+        u32 d = s * 32 + lane % 4 * 8;
+
+        UNROLL
+        for (u32 i = 0; i < 2; i++) {
+            keys->d[i][s] = (u32x4){0, 0, 0, 0};
+            if (d < p->cache.k_dim)
+                keys->d[i][s] = load_elements(kv, tile.k + (u64)(first + lane / 4 + i * 8) * row_bytes, d);
+        }
+    }
+    UNROLL
+    for (u32 i = 0; i < 4; i++)
+        keys->scale[i] = scale_of(kv, tile.k_scale, first + key_of(i));
+}
+
+// Two spans of 64 dimensions at most, from the first one on.
+INLINE void load_values(u32 kv, u32 first_span, u32 spans, const struct place *p, u32 tile_at, struct values *values)
+{
+    struct tile tile = cache_tile(&p->cache, p->table[tile_at / p->cache.block_tokens], p->kv_head);
+    u32 first = tile_at % p->cache.block_tokens, lane = THREAD % 32, row_bytes = p->cache.v_dim * kv_bytes(kv);
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 key = first + key_of(i), there = tile_at + key_of(i) < p->end; // others may be anything, even NaN
+
+        UNROLL
+        for (u32 s = 0; s < spans; s++) {
+            u32 d = (first_span + s) * 64 + lane / 4 * 8;
+
+            values->d[i][s] = (u32x4){0, 0, 0, 0};
+            if (there && d < p->cache.v_dim)
+                values->d[i][s] = load_elements(kv, tile.v + (u64)key * row_bytes, d);
+        }
+        values->scale[i] = there ? scale_of(kv, tile.v_scale, key) : 0;
+    }
+}
+
+// ---- what stands before -------------------------------------------------------------------------
+
+// A head of dim elements by a warp, normalised and rotated, `to` in shared memory.
+INLINE void stage_head(const struct ew_attend_job *job, SHARED float *to, const float *x, u32 dim, u64 norm, float eps,
+                       float offset, u32 token, u32 has_rope)
+{
+    const float *table = (const float *)job->rope + (u64)token * job->n_dims, *weight = (const float *)norm;
+    u32 lane = THREAD % 32, half = job->n_dims / 2;
+    float factor = 1;
+
+    if (norm) {
+        float sum = 0;
+
+        for (u32 i = lane; i < dim; i += 32)
+            sum += x[i] * x[i];
+        factor = rsqrt_f32(warp_sum(sum) / (float)dim + eps);
+    }
+    for (u32 i = lane; i < dim; i += 32)
+        to[i] = norm ? x[i] * factor * (weight[i] + offset) : x[i];
+    warp_sync();
+    for (u32 i = lane; has_rope && i < half; i += 32) {
+        SHARED float *a = to + job->rope_first + (job->rope_pairs ? 2 * i : i), *b = a + (job->rope_pairs ? 1 : half);
+        float c = table[i], s = table[half + i], old = *a;
+
+        *a = old * c - *b * s;
+        *b = *b * c + old * s;
+    }
+    warp_sync();
+}
+
+INLINE void stage_queries(const struct ew_attend_job *job, const struct place *p)
+{
+    const float *q = (const float *)job->q + (u64)p->token * job->q_stride + p->first_head * job->k_dim;
+    float scale = job->scale * (job->token_scale ? ((const float *)job->token_scale)[p->token] : 1);
+
+    for (u32 h = THREAD / 32; h < HEADS; h += WARPS) {
+        if (h < p->n_heads)
+            stage_head(job, g_q[h], q + h * job->k_dim, job->k_dim, job->q_norm, job->q_eps, job->q_offset, p->token,
+                       job->rope != 0);
+        for (u32 i = THREAD % 32; i < DIMS_MAX; i += 32)
+            g_q[h][i] = h < p->n_heads && i < job->k_dim ? g_q[h][i] * scale : 0;
+    }
+}
+
+// The token's key and value into the cache, by the last two warps. Runs of the same KV head write the same bytes, and
+// each block reads what it wrote itself.
+INLINE void append(const struct ew_attend_job *job, const struct place *p, SHARED float *staged)
+{
+    struct tile tile = cache_tile(&p->cache, p->table[p->index / job->block_tokens], p->kv_head);
+    const float *k = (const float *)job->k + (u64)p->token * job->k_stride + p->kv_head * job->k_dim;
+    const float *v = (const float *)job->v + (u64)p->token * job->v_stride + p->kv_head * job->v_dim;
+    u32 row = p->index % job->block_tokens, bytes = kv_bytes(job->kv);
+
+    if (THREAD / 32 == 0) {
+        stage_head(job, staged, k, job->k_dim, job->k_norm, job->k_eps, job->k_offset, p->token, job->rope != 0);
+        kv_put_row(job->kv, tile.k + (u64)row * job->k_dim * bytes, tile.k_scale + row, (const float *)staged, job->k_dim);
+    } else if (THREAD / 32 == 1) {
+        kv_put_row(job->kv, tile.v + (u64)row * job->v_dim * bytes, tile.v_scale + row, v, job->v_dim);
+    }
+}
+
+// ---- scores, softmax, values ---------------------------------------------------------------------
+
+struct found { // by a warp; max and sum of head g, the sum of this lane's keys alone
+    float max, sum, acc[DIMS_MAX / 64][4][4]; // of 16 dimensions: 8 g + 2 t of heads 2 c and 2 c + 1, 8 g + 2 t + 1
+};
+
+INLINE u32 query_pair(u32 dim)
+{
+    SHARED const float *q = g_q[THREAD % 32 / 4] + dim;
+
+    return f16x2_of(max_f32(min_f32(q[0], 65504), -65504), max_f32(min_f32(q[1], 65504), -65504));
+}
+
+INLINE u32x4 query_at(u32 span)
+{
+    u32 d = span * 32 + THREAD % 4 * 8;
+
+    return (u32x4){query_pair(d), query_pair(d + 2), query_pair(d + 4), query_pair(d + 6)};
+}
+
+// Wide heads have no registers left for the queries: every warp has the same ones, in shared memory.
+INLINE void load_queries(u32 spans, u32x4 *q)
+{
+    UNROLL
+    for (u32 s = 0; s < spans && spans <= 4; s++)
+        q[s] = query_at(s);
+    for (u32 s = THREAD / 32; s < spans && spans > 4; s += WARPS)
+        g_wide[s][THREAD % 32] = query_at(s);
+    if (spans > 4)
+        block_sync();
+}
+
+INLINE void find_scores(u32 spans, const u32x4 *q, const struct keys *keys, float *score)
+{
+    float c[2][4] = {{0}};
+
+    UNROLL
+    for (u32 s = 0; s < spans; s++) {
+        u32x4 words = spans > 4 ? g_wide[s][THREAD % 32] : q[s];
+        u32 low[4] = {words.x, 0, words.y, 0}, high[4] = {words.z, 0, words.w, 0};
+
+        UNROLL
+        for (u32 i = 0; i < 2; i++) {
+            mma_f16(c[i], low, keys->d[i][s].x, keys->d[i][s].y);
+            mma_f16(c[i], high, keys->d[i][s].z, keys->d[i][s].w);
+        }
+    }
+    UNROLL
+    for (u32 i = 0; i < 4; i++)
+        score[i] = c[i / 2][i % 2];
+}
+
+// Scores become what the softmax's sum consists of; *factor is what the sums so far are worth now.
+INLINE void soften(const struct ew_attend_job *job, const struct place *p, u32 tile_at, const float *scales,
+                   float *score, struct found *found, float *factor)
+{
+    u32 head = p->first_head + min_u32(THREAD % 32 / 4, p->n_heads - 1);
+    float top = NEG_INFINITY;
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 key = tile_at + key_of(i);
+
+        score[i] *= scales[i];
+        if (job->cap > 0)
+            score[i] = job->cap * tanh_f32(score[i] / job->cap);
+        if (job->alibi)
+            score[i] -= ((const float *)job->alibi)[head] * (float)(p->index - key);
+        score[i] = key >= p->first && key < p->end ? score[i] : NEG_INFINITY;
+        top = max_f32(top, score[i]);
+    }
+    top = max_f32(top, shuffle_xor(top, 1));
+    top = max_f32(found->max, max_f32(top, shuffle_xor(top, 2)));
+    *factor = found->max == top ? 1 : exp_f32(found->max - top);
+    found->max = top;
+    found->sum *= *factor;
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        score[i] = top > NEG_INFINITY ? exp_f32(score[i] - top) : 0;
+        found->sum += score[i];
+    }
+}
+
+INLINE u32 low_halves(u32 a, u32 b) { return (a & 0xFFFF) | b << 16; }
+INLINE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xFFFF0000); }
+
+INLINE void add_values(u32 first_span, u32 spans, const struct values *v, const float *p, float factor,
+                       struct found *found)
+{
+    u32 b0 = f16x2_of(p[0] * v->scale[0], p[1] * v->scale[1]), b1 = f16x2_of(p[2] * v->scale[2], p[3] * v->scale[3]);
+
+    if (warp_ballot(factor != 1)) {
+        float f0 = f32_of_bits(shuffle_from(bits_of_f32(factor), THREAD % 4 * 8));
+        float f1 = f32_of_bits(shuffle_from(bits_of_f32(factor), THREAD % 4 * 8 + 4));
+
+        UNROLL
+        for (u32 i = 0; i < spans * 4; i++) {
+            float *acc = found->acc[first_span + i / 4][i % 4];
+
+            acc[0] *= f0;
+            acc[1] *= f1;
+            acc[2] *= f0;
+            acc[3] *= f1;
+        }
+    }
+    UNROLL
+    for (u32 s = 0; s < spans; s++) {
+        UNROLL
+        for (u32 t = 0; t < 4; t++) {
+            u32 a[4] = {low_halves(v->d[0][s][t], v->d[1][s][t]), high_halves(v->d[0][s][t], v->d[1][s][t]),
+                        low_halves(v->d[2][s][t], v->d[3][s][t]), high_halves(v->d[2][s][t], v->d[3][s][t])};
+
+            mma_f16(found->acc[first_span + s][t], a, b0, b1);
+        }
+    }
+}
+
+// ---- joining ------------------------------------------------------------------------------------
+
+INLINE void share_found(u32 spans, struct found *found)
+{
+    u32 warp = THREAD / 32, g = THREAD % 32 / 4, c = THREAD % 4;
+
+    found->sum += shuffle_xor(found->sum, 1);
+    found->sum += shuffle_xor(found->sum, 2);
+    if (c == 0) {
+        g_max[warp][g] = found->max;
+        g_sum[warp][g] = found->sum;
+    }
+    UNROLL
+    for (u32 i = 0; i < spans * 16; i++)
+        g_acc[warp][c * 2 + i % 2][i / 16 * 64 + g * 8 + i / 4 % 4 * 2 + i / 2 % 2] = found->acc[i / 16][i / 4 % 4][i % 4];
+}
+
+// Of head h over the warps.
+INLINE float joined_max(u32 h)
+{
+    float top = NEG_INFINITY;
+
+    UNROLL
+    for (u32 w = 0; w < WARPS; w++)
+        top = max_f32(top, g_max[w][h]);
+    return top;
+}
+
+INLINE float weight_of(float max, float top) { return max > NEG_INFINITY ? exp_f32(max - top) : 0; }
+
+// One split: straight into the result.
+INLINE void write_result(const struct ew_attend_job *job, const struct place *p)
+{
+    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
+
+    for (u32 i = THREAD; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS) {
+        u32 h = i / job->v_dim, d = i % job->v_dim;
+        float sink = job->sinks ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY;
+        float top = max_f32(joined_max(h), sink), total = weight_of(sink, top), value = 0;
+
+        UNROLL
+        for (u32 w = 0; w < WARPS; w++) {
+            total += g_sum[w][h] * weight_of(g_max[w][h], top);
+            value += g_acc[w][h][d] * weight_of(g_max[w][h], top);
+        }
+        out[i] = total > 0 ? value / total : 0;
+    }
+}
+
+INLINE float *partial_at(const struct ew_attend_job *job, const struct place *p, u32 split, u32 head)
+{
+    return (float *)job->partial +
+           ((((u64)p->token * N_BLOCKS_Y + p->run) * N_BLOCKS_Z + split) * HEADS + head) * (job->v_dim + 2);
+}
+
+INLINE void write_partial(const struct ew_attend_job *job, const struct place *p)
+{
+    for (u32 i = THREAD; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS) {
+        u32 h = i / job->v_dim, d = i % job->v_dim;
+        float *to = partial_at(job, p, BLOCK_Z, h), top = joined_max(h), total = 0, value = 0;
+
+        UNROLL
+        for (u32 w = 0; w < WARPS; w++) {
+            total += g_sum[w][h] * weight_of(g_max[w][h], top);
+            value += g_acc[w][h][d] * weight_of(g_max[w][h], top);
+        }
+        to[2 + d] = value;
+        if (d == 0) {
+            to[0] = top;
+            to[1] = total;
+        }
+    }
+}
+
+// Whether this block is the last of its run; the counter is zero again then.
+INLINE u32 is_last(const struct ew_attend_job *job, const struct place *p)
+{
+    u32 *arrived = (u32 *)job->arrived + p->token * N_BLOCKS_Y + p->run;
+
+    device_fence();
+    block_sync();
+    if (THREAD == 0) {
+        g_last = atomic_add(arrived, 1) == N_BLOCKS_Z - 1;
+        if (g_last)
+            *arrived = 0;
+    }
+    block_sync();
+    device_fence();
+    return g_last;
+}
+
+// A warp a head: what each split is worth, then the sum; g_q serves as the table of worths.
+INLINE void join_partials(const struct ew_attend_job *job, const struct place *p)
+{
+    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
+    u32 lane = THREAD % 32;
+
+    for (u32 h = THREAD / 32; h < p->n_heads; h += WARPS) {
+        float sink = job->sinks ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY, top = sink, total = 0;
+
+        for (u32 s = lane; s < N_BLOCKS_Z; s += 32)
+            top = max_f32(top, partial_at(job, p, s, h)[0]);
+        top = warp_max(top);
+        for (u32 s = lane; s < N_BLOCKS_Z; s += 32) {
+            const float *from = partial_at(job, p, s, h);
+
+            g_q[h][s] = weight_of(from[0], top);
+            total += from[1] * g_q[h][s];
+        }
+        total = warp_sum(total) + weight_of(sink, top);
+        for (u32 d = lane; d < job->v_dim; d += 32) {
+            float value = 0;
+
+            for (u32 s = 0; s < N_BLOCKS_Z; s++)
+                value += g_q[h][s] > 0 ? partial_at(job, p, s, h)[2 + d] * g_q[h][s] : 0;
+            out[h * job->v_dim + d] = total > 0 ? value / total : 0;
+        }
+    }
+}
+
+// ---- kernels ------------------------------------------------------------------------------------
+
+// Whether a tile was in the cache before this step.
+INLINE u32 is_old(const struct place *p, u32 tile_at) { return tile_at < p->end && tile_at + TILE <= p->index; }
+
+INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job *job)
+{
+    struct place p = find_place(job);
+    u32 at = p.begin + THREAD / 32 * TILE, early = is_old(&p, at), near = min_u32(v_spans, 2);
+    u32 wide = v_spans > 2; // there are no registers for all of a tile at once
+    u32x4 q[4];
+    struct keys keys;
+    struct values values;
+    struct found found = {.max = NEG_INFINITY};
+
+    next_may_start();
+    if (early) {
+        load_keys(kv, k_spans, &p, at, &keys);
+        if (!wide)
+            load_values(kv, 0, near, &p, at, &values);
+    }
+    previous_wait();
+    if (p.owns && job->k)
+        append(job, &p, g_acc[0][0]);
+    stage_queries(job, &p);
+    block_sync();
+    load_queries(k_spans, q);
+    if (!early && at < p.end) {
+        load_keys(kv, k_spans, &p, at, &keys);
+        if (!wide)
+            load_values(kv, 0, near, &p, at, &values);
+    }
+    for (; at < p.end; at += WARPS * TILE) {
+        float score[4], scales[4], factor;
+        u32 next = at + WARPS * TILE;
+
+        find_scores(k_spans, q, &keys, score);
+        UNROLL
+        for (u32 i = 0; i < 4; i++)
+            scales[i] = keys.scale[i];
+        if (wide)
+            load_values(kv, 0, near, &p, at, &values);
+        else if (next < p.end)
+            load_keys(kv, k_spans, &p, next, &keys);
+        soften(job, &p, at, scales, score, &found, &factor);
+        add_values(0, near, &values, score, factor, &found);
+        if (wide) {
+            load_values(kv, 2, v_spans - 2, &p, at, &values);
+            add_values(2, v_spans - 2, &values, score, factor, &found);
+        }
+        if (next < p.end && wide)
+            load_keys(kv, k_spans, &p, next, &keys);
+        else if (next < p.end)
+            load_values(kv, 0, near, &p, next, &values);
+    }
+    share_found(v_spans, &found);
+    block_sync();
+    if (N_BLOCKS_Z == 1) {
+        write_result(job, &p);
+        return;
+    }
+    write_partial(job, &p);
+    if (is_last(job, &p))
+        join_partials(job, &p);
+}
+
+#define DEFINE(name, kv) \
+    KERNEL decode_##name##_64(struct ew_attend_job job) { attend(kv, 2, 1, &job); } \
+    KERNEL decode_##name##_96(struct ew_attend_job job) { attend(kv, 3, 2, &job); } \
+    KERNEL decode_##name##_128(struct ew_attend_job job) { attend(kv, 4, 2, &job); } \
+    KERNEL decode_##name##_256(struct ew_attend_job job) { attend(kv, 8, 4, &job); }
+
+DEFINE(f16, KV_F16)
+DEFINE(f8, KV_F8)
+DEFINE(i8, KV_I8)
