@@ -278,7 +278,8 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
         return ew_shape_finish(shape, err);
     }
     ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"", EW_STR_ARG(name));
-    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
+    return ew_remedy(err, EW_ERR_UNSUPPORTED,
+                     "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
 }
 
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)
