@@ -37,7 +37,7 @@ def answer(model, cases, folder, *cap):
     inputs = [{"messages": case["messages"], "add_generation_prompt": True} | ({"tools": case["tools"]} if "tools" in case else {})
               for case in cases]
     prompts.write_text("".join(json.dumps(item) + "\n" for item in inputs), encoding="utf-8")
-    result = subprocess.run([ANSWERS, model, prompts, *cap], capture_output=True, timeout=900, check=False)
+    result = subprocess.run([ANSWERS, model, prompts, *cap], capture_output=True, timeout=3600, check=False)
     assert result.returncode == 0, result.stderr.decode(errors="replace")
     return [json.loads(line) for line in result.stdout.decode().splitlines()]
 
