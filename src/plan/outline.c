@@ -94,6 +94,7 @@ static void add_caches(struct ew_outline *outline, const struct ew_program *prog
         }
     }
     outline->kv_known = true;
+    outline->makes_vectors = program->n_groups == 0;
 }
 
 static void describe(struct ew_outline *outline, const char *name, const struct ew_program *program,

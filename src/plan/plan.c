@@ -189,6 +189,16 @@ static void append_advice(const struct ew_plan_request *r, const struct ew_plan 
         ew_buf_append_str(out, EW_STR("  -> no type of weights and no context makes it fit: take a smaller model\n"));
 }
 
+static void append_vector_speed(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
+{
+    if (p->prefill_tok_s_max > 0)
+        ew_buf_printf(out, "  texts of %-13u%10.1f a second at most, %.1f expected (%.0f tok/s)\n", r->prompt_tokens,
+                      p->prefill_tok_s_max / r->prompt_tokens, p->prefill_tok_s_expected / r->prompt_tokens,
+                      p->prefill_tok_s_expected);
+    if (p->load_s_min > 0)
+        ew_buf_printf(out, "  %-22s%10.1f s at least (%.1f GB/s from disk)\n", "load", p->load_s_min, r->disk_gb_s);
+}
+
 static void append_speed(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
 {
     if (p->decode_tok_s_max <= 0) {
@@ -197,6 +207,10 @@ static void append_speed(const struct ew_plan_request *r, const struct ew_plan *
         return;
     }
     ew_buf_append_str(out, EW_STR("speed\n"));
+    if (r->model.makes_vectors) {
+        append_vector_speed(r, p, out);
+        return;
+    }
     ew_buf_printf(out, "  %-22s%10.1f tok/s at most, %.1f expected (%.0f GB/s over %.2f GB a token)\n",
                   "decode, one session", p->decode_tok_s_max, p->decode_tok_s_expected, r->bandwidth_gb_s,
                   r->model.read_bytes / 1e9);
@@ -237,7 +251,7 @@ static void append_verdict(const struct ew_plan_request *r, const struct verdict
 // What the usual contexts cost, whatever context was asked for.
 static void append_contexts(const struct ew_plan_request *r, const struct ew_plan *p, struct ew_buf *out)
 {
-    if (!r->model.kv_known)
+    if (!r->model.kv_known || r->model.makes_vectors)
         return;
     ew_buf_append_str(out, EW_STR("\n  context     a session   sessions   decode at its end\n"));
     for (size_t i = 0; i < EW_COUNT_OF(g_contexts); i++) {
@@ -260,7 +274,9 @@ void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, stru
     ew_buf_printf(out, "%s, %.4g B parameters, weights in %s\non " EW_STR_FMT "\n\nmemory\n", r->model.name,
                   r->model.params / 1e9, r->model.type, EW_STR_ARG(r->profile->title));
     append_gib(out, "weights", p->weight_mib);
-    if (r->model.kv_known) {
+    if (r->model.makes_vectors) {
+        ew_buf_printf(out, "  %-22s%10s     texts of up to %u tokens become vectors\n", "caches", "none", r->context);
+    } else if (r->model.kv_known) {
         append_gib(out, "caches", p->cache_mib);
         ew_buf_printf(out, "  %-22s%10.1f KiB a token, %u session%s of %u\n", "", p->kv_token_bytes / 1024, r->sessions,
                       r->sessions == 1 ? "" : "s", r->context);
@@ -275,7 +291,7 @@ void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, stru
         ew_buf_printf(out, "  %-22s%10.0f %% of what weights and workspace leave\n", "of which caches take",
                       100 * r->cache_fraction);
     ew_buf_printf(out, "%s", p->fits ? "fits" : "does not fit");
-    if (p->fits && r->model.kv_known)
+    if (p->fits && r->model.kv_known && !r->model.makes_vectors)
         ew_buf_printf(out, "; up to %u session%s of %u, or a context of %u", p->sessions_max,
                       p->sessions_max == 1 ? "" : "s", r->context, p->context_max);
     ew_buf_append_char(out, '\n');

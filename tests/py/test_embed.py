@@ -193,6 +193,12 @@ def test_bench_embed(model):
     assert b"writes text and makes no vectors" in support.run("bench", "embed", "-m", "demo").stderr
 
 
+def test_plan(model):
+    text = support.run_ok("plan", "-m", model).decode()
+    assert "texts of up to 128 tokens become vectors" in text and "session" not in text
+    assert "a second at most" in support.run_ok("plan", "-m", "synthetic:4b-embed:bf16", "--profile", "h200").decode()
+
+
 def test_models_that_make_no_vectors(classifier):
     for model, why in ((support.need("fixtures/models/llama_default"), b"writes text and makes no vectors"),
                        (classifier, b"scores pairs of texts and makes no vectors")):
