@@ -27,6 +27,7 @@ TIERS = {
 # Modules that exist in more tiers than the first, or in others.
 CHAINED = [
     "attention",
+    "chosen",
     "experts",
     "decode",
     "latent",
@@ -38,6 +39,7 @@ MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_9
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {
     "attention": 128,
+    "chosen": 512,
     "flash_f16": 128,
     "flash_f8": 128,
     "flash_i8": 128,

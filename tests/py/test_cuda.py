@@ -124,6 +124,16 @@ def test_experts_of_a_quantised_file(cuda, dtype, tmp_path):
     assert support.run_json("eval", "self", "-m", tmp_path / "model.gguf", "--backend", "cuda", "--json", env=cuda)["pass"]
 
 
+@pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
+def test_chosen_experts_of_one_token(cuda, dtype, tmp_path):
+    """Decode of one sequence computes a layer's experts in two kernels of its own."""
+    support.run_ok("quantize", support.need("fixtures/models/gpt_oss_bf16"), tmp_path / "model.gguf", "--to", dtype)
+    ref = support.need("fixtures/models/gpt_oss_bf16/ref.safetensors") # of other weights: both differ from it alike
+    rels = [json.loads(support.run("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", ref, "--backend", backend, "--mode", "token",
+                                   "--logits-only", "--json", env=cuda).stdout)["rel"] for backend in ("cpu", "cuda")]
+    assert rels[0] == pytest.approx(rels[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("model", ["fixtures/gguf/llama-q4_k_m.gguf", "fixtures/models/gemma3_text", "fixtures/models/qwen2_moe"])
 def test_every_op_against_the_cpu(cuda, model):
     """Each op on the inputs that plain C on the CPU computed, then whole steps."""

@@ -6,6 +6,7 @@
 #include "kernel/backend.h"
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
 #include "kernel/cuda/attend_job.h"
+#include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
 #include "kernel/cuda/cuda_uncached.h"
@@ -100,6 +101,14 @@ struct ew_cuda_attend {
     struct ew_attend_job job;
 };
 
+// Steps of a layer of experts that two kernels do at once where there is one token.
+struct ew_cuda_chosen {
+    uint32_t count; // 0: no steps begin here
+    enum ew_cuda_kernel kernels[2];
+    uint32_t shared_bytes[2];
+    struct ew_chosen_job job;
+};
+
 struct ew_cuda_backend {
     struct ew_backend base;
     struct ew_backend_config config;
@@ -123,6 +132,7 @@ struct ew_cuda_backend {
     struct ew_cpu_plan plan;
     struct ew_cuda_fused *fused;   // [plan.n_steps]
     struct ew_cuda_attend *attends; // [plan.n_steps]
+    struct ew_cuda_chosen *chosen;  // [plan.n_steps], NULL: there are no experts
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];

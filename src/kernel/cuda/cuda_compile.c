@@ -58,7 +58,7 @@ static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module m
     }
     if (module == EW_CUDA_LATENT)
         return latent;
-    if (module == EW_CUDA_EXPERTS)
+    if (module == EW_CUDA_EXPERTS || module == EW_CUDA_CHOSEN)
         return experts;
     return module < EW_CUDA_FLASH_F16 || module == flash[backend->kv_sized];
 }

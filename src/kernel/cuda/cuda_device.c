@@ -32,6 +32,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_VECTOR] = "vector",
     [EW_CUDA_DECODE] = "decode",
     [EW_CUDA_EXPERTS] = "experts",
+    [EW_CUDA_CHOSEN] = "chosen",
 };
 
 static const struct {
@@ -141,6 +142,16 @@ static const struct {
     [EW_CUDA_EXPERTS_I8_32] = {EW_CUDA_EXPERTS, "experts_i8_32"},
     [EW_CUDA_EXPERTS_U4_32] = {EW_CUDA_EXPERTS, "experts_u4_32"},
     [EW_CUDA_EXPERTS_U4_MIN_32] = {EW_CUDA_EXPERTS, "experts_u4_min_32"},
+    [EW_CUDA_CHOSEN_IN_F16] = {EW_CUDA_CHOSEN, "chosen_in_f16"},
+    [EW_CUDA_CHOSEN_OUT_F16] = {EW_CUDA_CHOSEN, "chosen_out_f16"},
+    [EW_CUDA_CHOSEN_IN_BF16] = {EW_CUDA_CHOSEN, "chosen_in_bf16"},
+    [EW_CUDA_CHOSEN_OUT_BF16] = {EW_CUDA_CHOSEN, "chosen_out_bf16"},
+    [EW_CUDA_CHOSEN_IN_I8] = {EW_CUDA_CHOSEN, "chosen_in_i8"},
+    [EW_CUDA_CHOSEN_OUT_I8] = {EW_CUDA_CHOSEN, "chosen_out_i8"},
+    [EW_CUDA_CHOSEN_IN_U4] = {EW_CUDA_CHOSEN, "chosen_in_u4"},
+    [EW_CUDA_CHOSEN_OUT_U4] = {EW_CUDA_CHOSEN, "chosen_out_u4"},
+    [EW_CUDA_CHOSEN_IN_U4_MIN] = {EW_CUDA_CHOSEN, "chosen_in_u4_min"},
+    [EW_CUDA_CHOSEN_OUT_U4_MIN] = {EW_CUDA_CHOSEN, "chosen_out_u4_min"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

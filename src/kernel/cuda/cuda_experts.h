@@ -1,6 +1,6 @@
 #pragma once
-// Mixtures of experts. The rows of pairs (a token and one of its experts) stand in the order of experts, and among those
-// of one in the order of tokens; which these are is known on the GPU alone.
+// Mixtures of experts. The rows of pairs (a token and one of its experts) stand in the order of experts, and among
+// those of one in the order of tokens; which these are is known on the GPU alone.
 
 #include "kernel/cuda/cuda_backend.h"
 
@@ -17,3 +17,8 @@ int ew_cuda_experts_op(struct ew_cuda_backend *backend, const struct ew_cpu_step
 // What ROUTE chose, by expert.
 int ew_cuda_experts_sort(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_tokens,
                          struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_chosen.c: all of a layer's experts of one token. After the workspace has its addresses.
+int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen,
+                          struct ew_error *err) EW_MUST_CHECK;

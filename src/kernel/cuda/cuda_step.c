@@ -459,7 +459,10 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
         struct ew_cuda_fused *fused = &backend->fused[i];
         struct ew_cuda_attend *attend = &backend->attends[i];
 
-        if (one_row && fused->count) {
+        if (batch->n_tokens == 1 && !backend->trace && backend->chosen && backend->chosen[i].count) {
+            n = backend->chosen[i].count;
+            rc = ew_cuda_chosen_launch(backend, &backend->chosen[i], err);
+        } else if (one_row && fused->count) {
             n = fused->count;
             rc = launch_fused(backend, fused, err);
         } else if (alone && attend->count) {

@@ -2,183 +2,31 @@
 // of each expert's matrix with the rows of its pairs, and the way back to tokens. Nothing of it comes to the host.
 
 #include "kernel/cuda/ptx/dot.h"
+#include "kernel/cuda/ptx/route.h"
 #include "kernel/cuda/ptx/tile.h"
 
 #define EXPERTS_MAX 4096 // EW_EXPERTS_MAX
 #define ACTIVE_MAX 64    // EW_EXPERTS_ACTIVE_MAX
-#define NONE 0xFFFFFFFFu
 
 // ---- the choice: one warp a token -----------------------------------------------------------------
 
-static SHARED float g_score[EXPERTS_MAX]; // what weights are made of
-static SHARED float g_rank[EXPERTS_MAX];  // what the choice is made by; -infinity where an expert was taken
-static SHARED float g_weight[ACTIVE_MAX];
+static SHARED float g_scores[EXPERTS_MAX], g_ranks[EXPERTS_MAX], g_weights[ACTIVE_MAX];
+static SHARED u32 g_experts[ACTIVE_MAX];
 
-struct best {
-    float value;
-    u32 index;
-};
-
-INLINE void take_better(struct best *best, float value, u32 index)
-{
-    if (value > best->value || (value == best->value && index < best->index)) {
-        best->value = value;
-        best->index = index;
-    }
-}
-
-// Of equal ones the first, in all lanes.
-INLINE struct best warp_best(struct best best)
-{
-    UNROLL
-    for (u32 o = 16; o; o >>= 1) {
-        float value = shuffle_xor(best.value, o);
-
-        take_better(&best, value, shuffle_xor_u32(best.index, o));
-    }
-    return best;
-}
-
-INLINE struct best find_best(SHARED const float *values, u32 n)
-{
-    struct best best = {NEG_INFINITY, NONE};
-
-    for (u32 i = THREAD; i < n; i += 32)
-        take_better(&best, values[i], i);
-    return warp_best(best);
-}
-
-// Values of enum ew_route_score.
-enum { SCORE_SOFTMAX, SCORE_SIGMOID, SCORE_SPARSEMIXER };
-
-struct route {
-    const float *logits, *bias;
-    u32 n_experts, n_active, score, n_groups, n_groups_active;
-};
-
-INLINE float no_nan(float x) { return x == x ? x : NEG_INFINITY; }
-
-INLINE void find_scores(const struct route *r)
-{
-    float max = NEG_INFINITY, sum = 0;
-
-    if (r->score == SCORE_SIGMOID) {
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
-            g_score[i] = 1 / (1 + exp_f32(-r->logits[i]));
-    } else {
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
-            max = max_f32(max, r->logits[i]);
-        max = warp_max(max);
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
-            sum += g_score[i] = exp_f32(r->logits[i] - max);
-        sum = 1 / warp_sum(sum);
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
-            g_score[i] *= sum;
-    }
-    for (u32 i = THREAD; i < r->n_experts; i += 32)
-        g_rank[i] = no_nan(g_score[i] + (r->bias ? r->bias[i] : 0));
-    warp_sync();
-}
-
-// How good a group of experts is: its best, or the sum of its two best.
-INLINE float group_score(u32 first, u32 n, u32 of_two)
-{
-    float best = NEG_INFINITY, second = NEG_INFINITY;
-
-    for (u32 i = first; i < first + n; i++) {
-        if (g_rank[i] > best) {
-            second = best;
-            best = g_rank[i];
-        } else {
-            second = max_f32(second, g_rank[i]);
-        }
-    }
-    return of_two && n > 1 ? best + second : best;
-}
-
-// Rules out the experts of all groups but the best ones; a lane has a group.
-INLINE void keep_groups(const struct route *r)
-{
-    u32 size = r->n_experts / r->n_groups, keep = 0, lane = THREAD;
-    float value = lane < r->n_groups ? group_score(lane * size, size, r->bias != 0) : NEG_INFINITY;
-
-    for (u32 i = 0; i < r->n_groups_active; i++) {
-        struct best best = warp_best((struct best){value, lane});
-
-        keep |= 1u << best.index;
-        if (best.index == lane)
-            value = NEG_INFINITY;
-    }
-    for (u32 i = lane; i < r->n_experts; i += 32)
-        if (!(keep >> i / size & 1))
-            g_rank[i] = NEG_INFINITY;
-    warp_sync();
-}
-
-// An expert that was chosen is not chosen again.
-INLINE void take(float *out, u32 n_active, u32 j, u32 expert, float weight)
-{
-    warp_sync();
-    if (THREAD == 0) {
-        g_rank[expert] = NEG_INFINITY;
-        g_weight[j] = weight;
-        out[j] = (float)expert;
-    }
-    warp_sync();
-}
-
-INLINE void choose_best(const struct route *r, float *out)
-{
-    find_scores(r);
-    if (r->n_groups > 1)
-        keep_groups(r);
-    for (u32 j = 0; j < r->n_active; j++) {
-        u32 expert = find_best(g_rank, r->n_experts).index;
-
-        take(out, r->n_active, j, expert, g_score[expert]);
-    }
-}
-
-// PhiMoE's: each one's weight is its share of those that are nearly as good as it. The distance is taken from what is
-// left; what it is compared with, from all.
-INLINE void choose_sparse(const struct route *r, float *out, float jitter)
-{
-    for (u32 i = THREAD; i < r->n_experts; i += 32)
-        g_rank[i] = no_nan(r->logits[i]);
-    warp_sync();
-    for (u32 j = 0; j < r->n_active; j++) {
-        struct best best = find_best(g_rank, r->n_experts);
-        float sum = 0;
-
-        for (u32 i = THREAD; i < r->n_experts; i += 32) {
-            float room = max_f32(abs_f32(r->logits[i]), best.value);
-
-            if ((best.value - r->logits[i]) / room <= 2 * jitter)
-                sum += exp_f32(g_rank[i] - best.value);
-        }
-        sum = warp_sum(sum);
-        take(out, r->n_active, j, best.index, sum > 0 ? 1 / sum : 1);
-    }
-}
-
-// `out`: experts by falling rank, then their weights.
+// `out`: experts, then their weights.
 KERNEL route(float *out, u32 out_stride, const float *logits, u32 stride, const float *bias, u32 n_experts,
              u32 n_active, u32 score, u32 n_groups, u32 n_groups_active, float jitter, u32 normalise, float scale)
 {
-    struct route r = {logits + (u64)BLOCK_X * stride, bias, n_experts, n_active, score, n_groups, n_groups_active};
-    float sum = 0;
+    struct route r = {logits + (u64)BLOCK_X * stride, bias, n_experts, n_active, score, n_groups, n_groups_active,
+                      normalise, jitter, scale, g_scores, g_ranks, g_weights, g_experts};
 
     kernel_begin();
     out += (u64)BLOCK_X * out_stride;
-    if (score == SCORE_SPARSEMIXER)
-        choose_sparse(&r, out, jitter);
-    else
-        choose_best(&r, out);
-    for (u32 j = 0; j < n_active; j++)
-        sum += g_weight[j];
-    sum = normalise && sum > 0 ? sum : 1;
-    for (u32 j = THREAD; j < n_active; j += 32)
-        out[n_active + j] = g_weight[j] / sum * scale;
+    choose(&r);
+    for (u32 j = THREAD; j < n_active; j += 32) {
+        out[j] = (float)g_experts[j];
+        out[n_active + j] = g_weights[j];
+    }
 }
 
 // ---- order ----------------------------------------------------------------------------------------
@@ -233,8 +81,8 @@ INLINE u32 expert_at(const float *routes, u32 stride, u32 n_active, u32 pair)
 }
 
 // A block an expert: it counts the pairs of all experts before it, and then gives its own their places, in the order of
-// tokens. So the order is the same in every run, and nothing is counted in memory. Tiles need no count of other experts'
-// either: expert e's begin at e + first / BM, and there are at most as many as fit before the next one's.
+// tokens. So the order is the same in every run, and nothing is counted in memory. Tiles need no count of other
+// experts' either: those of expert e begin at e + first / BM, and there are as many as fit before the next one's.
 KERNEL sort_pairs(struct pairs pairs, const float *routes, u32 stride, u32 n_active, u32 n_pairs)
 {
     u32 expert = BLOCK_X, n_before = 0, first, place, all, tile, tiles_end;

@@ -1,0 +1,24 @@
+#pragma once
+// What the two kernels of ptx/chosen.c work on: the experts that one token chose, from the scores to the sum of their
+// results. Shared by both sides; addresses are the GPU's.
+
+#include <stdint.h>
+
+#define EW_CHOSEN_THREADS 512
+
+struct ew_chosen_matrix {
+    uint64_t codes, scales, mins, bias; // of all experts, one after the other; bias 0: none
+};
+
+struct ew_chosen_job {
+    uint64_t logits, choice_bias;  // f32 [n_experts]; choice_bias 0: none
+    uint64_t x;                    // f32 [cols]
+    uint64_t hidden;               // f32 [n_active, hidden_stride]: the first kernel writes it for the second
+    uint64_t out, residual;        // f32 [cols]; residual 0: none. out = y_scale * sum + residual_scale * residual
+    struct ew_chosen_matrix gate, up, down;
+    uint32_t cols, hidden_cols, hidden_stride;
+    uint32_t n_experts, n_active, score, n_groups, n_groups_active, normalise, is_plain;
+    float jitter, scale, y_scale, residual_scale;
+    uint32_t act, no_gate;         // no_gate: `up` alone, through the activation; it stands in `gate`, too
+    float limit, alpha;
+};

@@ -1,0 +1,260 @@
+// Which steps of the plan the two kernels of ptx/chosen.c do at once where there is one token:
+//
+//   choice, order, rows of pairs, [8-bit activations] gate and up, activation |
+//   [8-bit activations] down, sum, [residual]
+//
+// Of what lies between them only the activated rows are written, so that nothing behind may read the rest.
+
+#include "base/assert.h"
+#include "kernel/cuda/cuda_experts.h"
+
+#define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
+
+struct match {
+    const struct ew_cuda_backend *backend;
+    uint32_t next; // step
+    const struct ew_cpu_step *route, *dispatch, *gate, *up, *act, *down, *combine, *add;
+};
+
+static const struct ew_op *op_of(const struct match *m, const struct ew_cpu_step *step)
+{
+    return &m->backend->program->ops[step->op];
+}
+
+// Takes the next step where it is such an op.
+static const struct ew_cpu_step *take(struct match *m, enum ew_op_kind kind)
+{
+    const struct ew_cpu_step *step = &m->backend->plan.steps[m->next];
+
+    if (m->next == m->backend->plan.n_steps || step->kind != EW_CPU_STEP_OP || op_of(m, step)->kind != kind)
+        return NULL;
+    m->next++;
+    return step;
+}
+
+static void skip(struct match *m, enum ew_cpu_step_kind kind)
+{
+    if (m->next < m->backend->plan.n_steps && m->backend->plan.steps[m->next].kind == kind)
+        m->next++;
+}
+
+// Both gates, or what stands for them where there is but one matrix.
+static bool match_gates(struct match *m)
+{
+    const struct ew_cpu_step *first, *second;
+
+    skip(m, EW_CPU_STEP_QUANTISE);
+    first = take(m, EW_OP_EXPERTS);
+    second = take(m, EW_OP_EXPERTS);
+    m->act = take(m, second ? EW_OP_GLU : EW_OP_ACT);
+    if (!first || !m->act || first->in != m->dispatch->out || (second && second->in != first->in))
+        return false;
+    m->gate = !second || m->act->in == first->out ? first : second;
+    m->up = !second || m->gate == second ? first : second;
+    return m->act->in == m->gate->out && (!second || m->act->in2 == m->up->out);
+}
+
+static void match_add(struct match *m)
+{
+    uint32_t next = m->next;
+    const struct ew_cpu_step *step;
+
+    do // sums over one device
+        step = take(m, EW_OP_ALL_REDUCE);
+    while (step && step->in == step->out);
+    step = take(m, EW_OP_ADD);
+    if (step && step->in != step->in2 && (step->in == m->combine->out || step->in2 == m->combine->out))
+        m->add = step;
+    else
+        m->next = next;
+}
+
+static bool match(struct match *m)
+{
+    m->route = take(m, EW_OP_ROUTE);
+    skip(m, EW_CPU_STEP_SORT);
+    m->dispatch = m->route ? take(m, EW_OP_DISPATCH) : NULL;
+    if (!m->dispatch || !match_gates(m))
+        return false;
+    skip(m, EW_CPU_STEP_QUANTISE);
+    m->down = take(m, EW_OP_EXPERTS);
+    m->combine = m->down && m->down->in == m->act->out ? take(m, EW_OP_COMBINE) : NULL;
+    if (!m->combine || m->combine->in != m->down->out || m->combine->in2 != m->route->out)
+        return false;
+    match_add(m);
+    return true;
+}
+
+// ---- safety -------------------------------------------------------------------------------------
+
+static bool is_read_later(const struct match *m, uint32_t buffer)
+{
+    const struct ew_cpu_plan *plan = &m->backend->plan;
+
+    for (uint32_t i = m->next; i < plan->n_steps; i++) {
+        const struct ew_cpu_step *step = &plan->steps[i];
+
+        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
+            return true;
+        if (step->out == buffer && step->kind == EW_CPU_STEP_OP)
+            return false;
+    }
+    return plan->result == buffer;
+}
+
+static const struct ew_cuda_matrix *matrix_of(const struct match *m, const struct ew_cpu_step *step)
+{
+    return &m->backend->matrices[op_of(m, step)->weight];
+}
+
+static const struct ew_cpu_step *last_of(const struct match *m)
+{
+    return m->add ? m->add : m->combine;
+}
+
+// The second kernel chooses the experts, too: it must not write where others still read the scores.
+static bool is_safe(const struct match *m)
+{
+    const struct ew_cuda_matrix *gate = matrix_of(m, m->gate), *down = matrix_of(m, m->down);
+
+    if (gate->layout == EW_CUDA_F32 || down->layout == EW_CUDA_F32 || gate->layout != matrix_of(m, m->up)->layout ||
+        gate->cols % EW_CUDA_GROUP || down->cols % EW_CUDA_GROUP)
+        return false;
+    if (last_of(m)->out == m->route->in)
+        return false;
+    return !is_read_later(m, m->route->out) && (!m->add || m->add->out == m->combine->out ||
+                                                !is_read_later(m, m->combine->out));
+}
+
+// ---- jobs ---------------------------------------------------------------------------------------
+
+static uint64_t vector_of(const struct match *m, uint32_t weight)
+{
+    return weight == EW_WEIGHT_NONE ? 0 : m->backend->vectors[weight];
+}
+
+static struct ew_chosen_matrix chosen_matrix(const struct match *m, const struct ew_cpu_step *step)
+{
+    const struct ew_cuda_matrix *matrix = matrix_of(m, step);
+
+    return (struct ew_chosen_matrix){matrix->codes, matrix->scales, matrix->mins, vector_of(m, op_of(m, step)->bias)};
+}
+
+static void fill_route(const struct match *m, struct ew_chosen_job *job)
+{
+    const struct ew_op *op = op_of(m, m->route);
+
+    job->logits = m->backend->work.buffers[m->route->in];
+    job->choice_bias = vector_of(m, op->bias);
+    job->n_experts = op->route.n_experts;
+    job->n_active = op->route.n_active;
+    job->score = op->route.score;
+    job->n_groups = op->route.n_groups;
+    job->n_groups_active = op->route.n_groups_active;
+    job->normalise = op->route.normalise;
+    job->jitter = op->route.jitter;
+    job->scale = op->route.scale;
+    job->is_plain = op_of(m, m->combine)->combine.is_plain;
+}
+
+static void fill_job(const struct match *m, struct ew_chosen_job *job)
+{
+    const uint64_t *buffers = m->backend->work.buffers;
+    const struct ew_op *act = op_of(m, m->act);
+
+    fill_route(m, job);
+    job->x = buffers[m->dispatch->in];
+    job->hidden = buffers[m->act->out];
+    job->hidden_stride = m->backend->plan.buffers[m->act->out].width;
+    job->out = buffers[last_of(m)->out];
+    job->gate = chosen_matrix(m, m->gate);
+    job->up = chosen_matrix(m, m->up);
+    job->down = chosen_matrix(m, m->down);
+    job->cols = matrix_of(m, m->gate)->cols;
+    job->hidden_cols = matrix_of(m, m->down)->cols;
+    job->act = act->act.act;
+    job->no_gate = act->kind == EW_OP_ACT;
+    job->limit = act->act.limit;
+    job->alpha = act->act.alpha;
+    if (m->add) {
+        bool sum_first = m->add->in == m->combine->out;
+        float scale = op_of(m, m->add)->add.scale;
+
+        job->residual = buffers[sum_first ? m->add->in2 : m->add->in];
+        job->residual_scale = sum_first ? scale : 1;
+        job->y_scale = sum_first ? 1 : scale;
+    }
+}
+
+static const struct {
+    enum ew_cuda_kernel in, out;
+    uint32_t column_bytes_times_32; // in shared memory: f32, or codes and two scales
+} LAYOUTS[EW_CUDA_LAYOUT_COUNT] = {
+    [EW_CUDA_F16] = {EW_CUDA_CHOSEN_IN_F16, EW_CUDA_CHOSEN_OUT_F16, 128},
+    [EW_CUDA_BF16] = {EW_CUDA_CHOSEN_IN_BF16, EW_CUDA_CHOSEN_OUT_BF16, 128},
+    [EW_CUDA_I8] = {EW_CUDA_CHOSEN_IN_I8, EW_CUDA_CHOSEN_OUT_I8, 40},
+    [EW_CUDA_U4] = {EW_CUDA_CHOSEN_IN_U4, EW_CUDA_CHOSEN_OUT_U4, 40},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_CHOSEN_IN_U4_MIN, EW_CUDA_CHOSEN_OUT_U4_MIN, 40},
+};
+
+static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layout layout, uint32_t cols)
+{
+    return cols / 32 * LAYOUTS[layout].column_bytes_times_32 + (job->n_experts + job->n_active) * 8;
+}
+
+// False: the steps are done one by one.
+static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, struct ew_cuda_chosen *chosen)
+{
+    struct match m = {.backend = backend, .next = step};
+    uint32_t most = (uint32_t)backend->device.shared_bytes_max;
+    enum ew_cuda_layout in, out;
+
+    if (!match(&m) || !is_safe(&m))
+        return false;
+    in = matrix_of(&m, m.gate)->layout;
+    out = matrix_of(&m, m.down)->layout;
+    fill_job(&m, &chosen->job);
+    chosen->kernels[0] = LAYOUTS[in].in;
+    chosen->kernels[1] = LAYOUTS[out].out;
+    chosen->shared_bytes[0] = shared_bytes(&chosen->job, in, chosen->job.cols);
+    chosen->shared_bytes[1] = shared_bytes(&chosen->job, out, chosen->job.hidden_cols * chosen->job.n_active);
+    if (chosen->shared_bytes[0] > most || chosen->shared_bytes[1] > most)
+        return false;
+    chosen->count = m.next - step;
+    return true;
+}
+
+int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
+    int rc = 0;
+
+    backend->chosen = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->chosen));
+    if (!backend->chosen)
+        return ew_fail_memory(err, n_steps * sizeof(*backend->chosen), "the fused steps");
+    for (uint32_t i = 0; i < n_steps; i++) {
+        struct ew_cuda_chosen *chosen = &backend->chosen[i];
+
+        if (!plan_chosen(backend, i, chosen))
+            continue;
+        for (int k = 0; k < 2; k++)
+            most[chosen->kernels[k]] = EW_MAX(most[chosen->kernels[k]], chosen->shared_bytes[k]);
+    }
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
+        if (most[i])
+            rc = ew_cuda_allow_shared(&backend->device, i, most[i], err);
+    }
+    return rc;
+}
+
+int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen, struct ew_error *err)
+{
+    struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_CHOSEN_THREADS, 0};
+    int rc = 0;
+
+    for (int i = 0; i < 2 && rc == 0; i++) {
+        grid.shared_bytes = chosen->shared_bytes[i];
+        rc = ew_cuda_launch(&backend->device, chosen->kernels[i], grid, ARGUMENTS(&chosen->job), err);
+    }
+    return rc;
+}
