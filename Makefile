@@ -18,6 +18,11 @@ test:
 	$(SETUP) build test
 	python3 tools/test.py
 
+# On a machine with an NVIDIA driver: EDGEWISE=FILE tests a binary that was brought along, without building.
+test-gpu:
+	EW_TEST_GPU=1 EDGEWISE=$(or $(EDGEWISE),$(CURDIR)/build/edgewise) python3 -m pytest -q -p no:cacheprovider tests/py/test_cuda.py
+	for model in 0.6b:q8_0 1.1b:q4_k_m 4b:q4_0; do $(or $(EDGEWISE),build/edgewise) eval self -m synthetic:$$model --backend cuda || exit 1; done
+
 asan ubsan tsan arm64 tidy:
 	$(SETUP) build test
 	python3 tools/test.py $@
@@ -45,4 +50,4 @@ install: all
 clean:
 	rm -rf build build-*
 
-.PHONY: all demo soak test asan ubsan tsan arm64 tidy fuzz format stats bench install clean
+.PHONY: all demo soak test test-gpu asan ubsan tsan arm64 tidy fuzz format stats bench install clean

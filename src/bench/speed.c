@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "bench/bandwidth.h"
+#include "engine/schedule.h"
 #include "model/pooling.h"
 #include "platform/cpu.h"
 #include "platform/energy.h"
@@ -221,6 +222,20 @@ static void summarise(struct speed *s)
     out->limit_pct = out->limit_gb_s > 0 ? 100 * out->weight_gb_s / out->limit_gb_s : 0;
 }
 
+// A device has limits of its own; the host's are measured when the engine has made room.
+static int measure_device(struct speed *s, struct ew_error *err)
+{
+    struct ew_backend *backend = s->engine->core.backend;
+    struct ew_backend_speed limits;
+    int rc;
+
+    if (!backend->ops->measure)
+        return 0;
+    rc = backend->ops->measure(backend, &limits, err);
+    s->out->limit_gb_s = rc ? 0 : limits.read_bytes_s / 1e9;
+    return rc;
+}
+
 static int measure(struct speed *s, struct ew_error *err)
 {
     struct ew_engine_stats stats;
@@ -234,6 +249,8 @@ static int measure(struct speed *s, struct ew_error *err)
             rc = measure_decode(s, run, err);
         s->out->n_runs += rc == 0;
     }
+    if (rc == 0)
+        rc = measure_device(s, err);
     s->out->peak_bytes = ew_memory_peak_bytes(); // before the bandwidth's own buffer counts
     return rc;
 }

@@ -52,7 +52,7 @@ static int read_memory(const struct ew_backend *backend, struct ew_memory *memor
     if (!backend->ops->free_bytes)
         return ew_memory_read(NULL, memory, err);
     *memory = (struct ew_memory){0};
-    return backend->ops->free_bytes(backend, &memory->available_bytes, err);
+    return backend->ops->free_bytes(backend, &memory->available_bytes, &memory->total_bytes, err);
 }
 
 static int read_budget(const struct ew_backend *backend, const struct ew_engine_config *config, uint64_t *budget,

@@ -44,6 +44,12 @@ struct ew_backend_sizes {
     uint64_t block_bytes[8];   // of one block, each cache group
 };
 
+// What the device can do at most, measured.
+struct ew_backend_speed {
+    double read_bytes_s;     // of its memory
+    double multiply_flops_s; // bf16 products on its tensor cores, those that every GPU since 8.0 has
+};
+
 struct ew_backend_ops {
     const char *name;
     int (*create)(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err);
@@ -51,8 +57,10 @@ struct ew_backend_ops {
     // 0, or EW_ERR_UNSUPPORTED with what the program needs and the backend lacks. NULL: it runs everything.
     int (*supports)(const struct ew_backend *backend, const struct ew_program *program, enum ew_kv_dtype kv,
                     struct ew_error *err);
-    // Memory of the device that is free now; NULL: the backend's memory is the machine's.
-    int (*free_bytes)(const struct ew_backend *backend, uint64_t *bytes, struct ew_error *err);
+    // Memory of the device that is free now, and all it has; NULL: the backend's memory is the machine's.
+    int (*free_bytes)(const struct ew_backend *backend, uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err);
+    // NULL: the machine's own limits are the backend's. Takes some tens of milliseconds.
+    int (*measure)(struct ew_backend *backend, struct ew_backend_speed *out, struct ew_error *err);
     // What load and prepare would take, without doing them; exact, or an upper bound within 1 %.
     int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
                  struct ew_backend_sizes *out, struct ew_error *err);

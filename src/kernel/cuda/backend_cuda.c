@@ -309,11 +309,18 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
     return rc;
 }
 
-static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, struct ew_error *err)
+static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err)
 {
     int rc = ew_cuda_enter(&of(base)->device, err);
 
-    return rc ? rc : ew_cuda_free_bytes(&of(base)->device, bytes, err);
+    return rc ? rc : ew_cuda_free_bytes(&of(base)->device, bytes, total_bytes, err);
+}
+
+static int cuda_measure(struct ew_backend *base, struct ew_backend_speed *out, struct ew_error *err)
+{
+    int rc = ew_cuda_enter(&of(base)->device, err);
+
+    return rc ? rc : ew_cuda_measure(&of(base)->device, out, err);
 }
 
 // ---- load and prepare ---------------------------------------------------------------------------
@@ -702,6 +709,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .destroy = cuda_destroy,
     .supports = cuda_supports,
     .free_bytes = cuda_free_bytes,
+    .measure = cuda_measure,
     .sizes = cuda_sizes,
     .load = cuda_load,
     .prepare = cuda_prepare,

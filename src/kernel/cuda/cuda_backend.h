@@ -190,6 +190,9 @@ int ew_cuda_latent_init(struct ew_cuda_backend *backend, struct ew_error *err) E
 enum ew_cuda_kernel ew_cuda_latent_kernel(const struct ew_cuda_backend *backend, const struct ew_op *op,
                                           uint32_t *shared_bytes);
 
+// cuda_measure.c
+int ew_cuda_measure(struct ew_cuda_device *device, struct ew_backend_speed *out, struct ew_error *err) EW_MUST_CHECK;
+
 // cuda_pick.c
 void ew_cuda_pick_shape(struct ew_cuda_picks *picks, const struct ew_program *program, const struct ew_limits *limits);
 // Before the step, and after it.

@@ -21,6 +21,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_LINEAR] = "linear",
     [EW_CUDA_SOME] = "some",
     [EW_CUDA_PICK] = "pick",
+    [EW_CUDA_MEASURE] = "measure",
     [EW_CUDA_EXPAND] = "expand",
     [EW_CUDA_GEMM] = "gemm",
     [EW_CUDA_ATTENTION] = "attention",
@@ -84,6 +85,8 @@ static const struct {
     [EW_CUDA_EXPAND_U4_MIN] = {EW_CUDA_EXPAND, "expand_u4_min"},
     [EW_CUDA_GEMM_F16] = {EW_CUDA_GEMM, "gemm_f16"},
     [EW_CUDA_GEMM_BF16] = {EW_CUDA_GEMM, "gemm_bf16"},
+    [EW_CUDA_READ_ALL] = {EW_CUDA_MEASURE, "read_all"},
+    [EW_CUDA_MULTIPLY_TILES] = {EW_CUDA_MEASURE, "multiply_tiles"},
     [EW_CUDA_PICK_ADJUST] = {EW_CUDA_PICK, "pick_adjust"},
     [EW_CUDA_PICK_MAX] = {EW_CUDA_PICK, "pick_max"},
     [EW_CUDA_PICK_WEIGH] = {EW_CUDA_PICK, "pick_weigh"},
@@ -349,12 +352,14 @@ int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_modul
     return rc;
 }
 
-int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, struct ew_error *err)
+int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, uint64_t *total_bytes,
+                       struct ew_error *err)
 {
     size_t free_now = 0, total = 0;
     int rc = ew_cuda_check(device, device->driver.cuMemGetInfo_v2(&free_now, &total), "asking for free memory", err);
 
     *free_bytes = free_now;
+    *total_bytes = total;
     return rc;
 }
 

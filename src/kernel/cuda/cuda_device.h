@@ -44,6 +44,7 @@ enum ew_cuda_kernel {
     EW_CUDA_CHOSEN_IN_F16, EW_CUDA_CHOSEN_OUT_F16, EW_CUDA_CHOSEN_IN_BF16, EW_CUDA_CHOSEN_OUT_BF16,
     EW_CUDA_CHOSEN_IN_I8, EW_CUDA_CHOSEN_OUT_I8, EW_CUDA_CHOSEN_IN_U4, EW_CUDA_CHOSEN_OUT_U4,
     EW_CUDA_CHOSEN_IN_U4_MIN, EW_CUDA_CHOSEN_OUT_U4_MIN,
+    EW_CUDA_READ_ALL, EW_CUDA_MULTIPLY_TILES,
     EW_CUDA_KERNEL_COUNT
 };
 
@@ -52,6 +53,7 @@ enum ew_cuda_module {
     EW_CUDA_WGMMA, EW_CUDA_VECTOR, EW_CUDA_DECODE, EW_CUDA_PICK,
     // loaded when the program and the type of caches are known
     EW_CUDA_LATENT, EW_CUDA_FLASH_F16, EW_CUDA_FLASH_F8, EW_CUDA_FLASH_I8, EW_CUDA_EXPERTS, EW_CUDA_CHOSEN,
+    EW_CUDA_MEASURE,
     EW_CUDA_MODULE_COUNT
 };
 
@@ -76,7 +78,8 @@ int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_
 // 0, or the error that a driver's status stands for; `what` was tried: "copying a batch".
 int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
     EW_MUST_CHECK;
-int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes, uint64_t *total_bytes,
+                       struct ew_error *err) EW_MUST_CHECK;
 
 struct ew_cuda_grid {
     uint32_t x, y, z, threads;
