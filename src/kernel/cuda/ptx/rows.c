@@ -187,12 +187,12 @@ KERNEL softcap(float *out, u32 out_stride, const float *in, u32 in_stride, u32 w
 // Row i of the result is row from[i], or row i where from is NULL.
 KERNEL gather(float *out, u32 out_stride, const float *in, u32 in_stride, const u32 *from, u32 width)
 {
-    u64 row = BLOCK_Y, source = from ? from[row] : row;
+    u64 row = BLOCK_Y;
     u32 i = BLOCK_X * N_THREADS + THREAD;
 
-    kernel_begin();
+    kernel_begin(); // what comes from where may be an earlier kernel's work, too
     if (i < width)
-        out[row * out_stride + i] = in[source * in_stride + i];
+        out[row * out_stride + i] = in[(from ? from[row] : row) * in_stride + i];
 }
 
 // Rows to 8 bits, a scale a group of 32 columns: one warp a group. `sums` is the scale times the sum of a group's
