@@ -8,6 +8,8 @@
 #include "base/assert.h"
 #include "kernel/cuda/cuda_experts.h"
 
+#define GATE_BLOCKS 2 // of a multiprocessor: it has the registers for them
+
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
 struct match {
@@ -253,6 +255,7 @@ int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen
     int rc = 0;
 
     for (int i = 0; i < 2 && rc == 0; i++) {
+        grid.x = (uint32_t)backend->device.n_multiprocessors * (i == 0 ? GATE_BLOCKS : 1);
         grid.shared_bytes = chosen->shared_bytes[i];
         rc = ew_cuda_launch(&backend->device, chosen->kernels[i], grid, ARGUMENTS(&chosen->job), err);
     }

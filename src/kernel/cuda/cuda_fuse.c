@@ -17,7 +17,7 @@ struct match {
     uint32_t x;                     // buffer that the kernel reads
     uint32_t width;                 // of x
     const struct ew_op *norm;
-    uint32_t normed;                // buffer of its result, which is not written
+    uint32_t normed;                // buffer of its result, written only where it is read later
     bool quantises;
     uint32_t products[EW_VECTOR_PARTS_MAX], n_products; // steps
     const struct ew_cpu_step *glu, *add;
@@ -164,7 +164,8 @@ static bool is_safe(const struct match *m)
 {
     const struct ew_cpu_step *last = m->glu ? m->glu : m->add;
 
-    if (m->norm && !is_written(m, m->normed) && is_read_later(m, m->normed))
+    // One block alone writes what was normalised, where others want it: for them, not for these.
+    if (m->norm && m->add && (m->add->in == m->normed || m->add->in2 == m->normed))
         return false;
     if (m->quantises && codes_are_read_later(m))
         return false;
@@ -239,6 +240,8 @@ static void fill_job(const struct match *m, struct ew_vector_job *job)
     *job = (struct ew_vector_job){.x = m->backend->work.buffers[m->x], .cols = m->width};
     job->layout = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].layout;
     if (m->norm) {
+        if (!is_written(m, m->normed) && is_read_later(m, m->normed))
+            job->normed = m->backend->work.buffers[m->normed];
         job->norm = m->norm->norm.kind == EW_NORM_LAYER ? EW_VECTOR_LAYER : EW_VECTOR_RMS;
         job->norm_weight = vector_of(m->backend, m->norm->weight);
         job->norm_bias = vector_of(m->backend, m->norm->bias);

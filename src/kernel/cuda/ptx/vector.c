@@ -263,6 +263,13 @@ INLINE f32x4 normal_at(const struct ew_vector_job *job, const struct normal *n, 
     return job->norm_bias ? v + ((const f32x4 *)job->norm_bias)[i] : v;
 }
 
+// For others than this kernel; one block does it.
+INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
+{
+    if (job->normed && BLOCK_X == 0 && i < job->cols / 4)
+        ((f32x4 *)job->normed)[i] = v;
+}
+
 INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
 
 // Eight lanes a group of 32; numbers as in rows.c, quantise.
@@ -276,6 +283,7 @@ INLINE void stage_q8(const struct ew_vector_job *job, const struct places *p, u3
         u32 word, in_group = i % 8;
         int sum;
 
+        keep_normal(job, i, v);
         UNROLL
         for (u32 o = 1; o < 8; o *= 2)
             max = max_f32(max, shuffle_xor(max, o));
@@ -295,8 +303,12 @@ INLINE void stage_f32(const struct ew_vector_job *job, const struct places *p, u
 {
     struct normal n = find_normal(job);
 
-    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS)
-        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = normal_at(job, &n, i);
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
+        f32x4 v = normal_at(job, &n, i);
+
+        keep_normal(job, i, v);
+        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
+    }
 }
 
 // ---- results ------------------------------------------------------------------------------------
