@@ -175,7 +175,7 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
 {
     const struct ew_program *program = plan->program;
     uint64_t n_tokens = limits->n_tokens_max, n_rows = EW_MAX(n_tokens, limits->n_logits_max);
-    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP, x_bytes, w_bytes, q8_rows, pairs;
+    uint64_t groups = plan->q8_cols_max / EW_CUDA_GROUP, x_bytes, q8_rows, pairs;
 
     for (uint32_t i = 0; i < plan->n_buffers; i++) {
         uint64_t rows = plan->buffers[i].rows == EW_CPU_ROWS_LOGITS  ? limits->n_logits_max
@@ -204,9 +204,10 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->q8_sums = carve(carver, q8_rows * groups * sizeof(float));
     pairs = carve(carver, ew_cuda_pairs_place(plan, n_tokens, 0, &work->pairs));
     (void)ew_cuda_pairs_place(plan, n_tokens, pairs, &work->pairs);
-    ew_cuda_prefill_bytes(program, backend->config.kernels == EW_KERNELS_REFERENCE, n_rows, &x_bytes, &w_bytes);
-    work->x16 = carve(carver, x_bytes);
-    work->w16 = carve(carver, w_bytes);
+    ew_cuda_prefill_bytes(backend, program, n_rows, &x_bytes, &work->w16_bytes);
+    work->x16[0] = carve(carver, x_bytes);
+    work->x16[1] = carve(carver, x_bytes);
+    work->w16 = carve(carver, work->w16_bytes);
     work->maps = carve(carver, ew_cuda_wgmma_maps_bytes(program));
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));

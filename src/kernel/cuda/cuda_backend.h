@@ -53,6 +53,7 @@ struct ew_cuda_narrow {
     uint64_t of; // the buffer's address; 0: nothing
     uint32_t cols, n_rows;
     bool is_bf16;
+    uint32_t turn; // which x16
 };
 
 // The order of pairs of the layer at hand; as `struct pairs` in ptx/experts.c. Addresses of arrays of u32.
@@ -75,7 +76,9 @@ struct ew_cuda_work {
     uint64_t *buffers;  // [plan.n_buffers] addresses
     struct ew_cuda_rope *ropes;
     uint64_t q8_codes, q8_scales, q8_sums;
-    uint64_t x16, w16;  // 16-bit operands of large products: activations, a part of a decoded matrix
+    // 16-bit operands of large products: activations (by turns: one is written from the other), a part of a decoded
+    // matrix.
+    uint64_t x16[2], w16, w16_bytes;
     struct ew_cuda_narrow narrow;
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
@@ -86,12 +89,16 @@ struct ew_cuda_work {
     struct ew_cuda_picks picks;
 };
 
-// Steps that one kernel does at once where there is one row of activations.
+// Steps that are done at once: by one kernel where there is one row of activations, by few where there are many.
 struct ew_cuda_fused {
     uint32_t count; // 0: no steps begin here
     enum ew_cuda_kernel kernel;
     uint32_t shared_bytes;
     struct ew_vector_job job;
+    // What many rows of activations need beyond the job, where the addresses are not enough.
+    uint32_t x, residual, out;                            // buffers
+    uint32_t outs[EW_VECTOR_PARTS_MAX], weights[EW_VECTOR_PARTS_MAX];
+    bool is_narrow; // a gate whose result only the next product reads
 };
 
 // The same for steps around an attention, where every token is the last of its own sequence.

@@ -210,8 +210,9 @@ static void fill_part(const struct match *m, uint32_t product, uint64_t out, str
                                     matrix->rows};
 }
 
-static void fill_parts(const struct match *m, struct ew_vector_job *job)
+static void fill_parts(const struct match *m, struct ew_cuda_fused *fused)
 {
+    struct ew_vector_job *job = &fused->job;
     const uint64_t *buffers = m->backend->work.buffers;
     bool swapped = m->glu && m->glu->in != step_at(m, m->products[0])->out;
 
@@ -220,6 +221,8 @@ static void fill_parts(const struct match *m, struct ew_vector_job *job)
         uint64_t out = buffers[m->glu ? m->glu->out : m->add ? m->add->out : step_at(m, product)->out];
 
         fill_part(m, product, out, &job->parts[i]);
+        fused->weights[i] = op_of(m, step_at(m, product))->weight;
+        fused->outs[i] = step_at(m, product)->out;
         if (i == 0 || !m->glu)
             job->rows += (uint32_t)job->parts[i].rows;
     }
@@ -235,8 +238,15 @@ static void fill_add(const struct match *m, struct ew_vector_job *job)
     job->y_scale = product_first ? 1 : scale;
 }
 
-static void fill_job(const struct match *m, struct ew_vector_job *job)
+static void fill(const struct match *m, struct ew_cuda_fused *fused)
 {
+    struct ew_vector_job *job = &fused->job;
+
+    fused->x = m->x;
+    fused->out = m->glu ? m->glu->out : m->add ? m->add->out : EW_CPU_NO_BUFFER;
+    fused->residual = EW_CPU_NO_BUFFER;
+    if (m->add)
+        fused->residual = m->add->in == step_at(m, m->products[0])->out ? m->add->in2 : m->add->in;
     *job = (struct ew_vector_job){.x = m->backend->work.buffers[m->x], .cols = m->width};
     job->layout = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].layout;
     if (m->norm) {
@@ -258,7 +268,23 @@ static void fill_job(const struct match *m, struct ew_vector_job *job)
     }
     if (m->add)
         fill_add(m, job);
-    fill_parts(m, job);
+    fill_parts(m, fused);
+}
+
+// Whether what these steps write is read by the products behind them alone.
+static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first)
+{
+    const struct ew_cuda_fused *fused = &backend->fused[first], *next;
+    struct match m = {.backend = backend, .next = first + fused->count};
+
+    if (!fused->job.is_glu || m.next >= backend->plan.n_steps)
+        return false;
+    next = &backend->fused[m.next];
+    if (!next->count || next->x != fused->out || next->job.norm != EW_VECTOR_PLAIN ||
+        (next->job.layout == EW_CUDA_BF16) != (fused->job.layout == EW_CUDA_BF16))
+        return false;
+    m.next += next->count;
+    return next->out == fused->out || !is_read_later(&m, fused->out);
 }
 
 static const struct {
@@ -301,7 +327,7 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
 
         if (!match(&m))
             continue;
-        fill_job(&m, &fused->job);
+        fill(&m, fused);
         fused->kernel = CLASSES[fused->job.layout].kernel;
         fused->shared_bytes = shared_bytes(backend, &fused->job);
         if (fused->shared_bytes + EW_VECTOR_STATIC_BYTES > (uint32_t)backend->device.shared_bytes_max)
@@ -310,6 +336,8 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
         most[fused->kernel] = EW_MAX(most[fused->kernel], fused->shared_bytes);
         i = m.next - 1;
     }
+    for (uint32_t i = 0; i < n_steps; i++)
+        backend->fused[i].is_narrow = backend->fused[i].count && feeds_products(backend, i);
     for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
         if (most[i])
             rc = ew_cuda_allow_shared(&backend->device, i, most[i], err);

@@ -9,7 +9,10 @@
 #define STEP 32                             // columns that a product takes at a time
 #define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used
 #define SOME_STEP 64                        // columns that they take at a time
-#define SCRATCH_BYTES ((uint64_t)64 << 20)  // about a large GPU's second cache
+// Of decoded parts of matrices: large enough for the tiles of a part to fill a GPU of this size several times.
+#define SCRATCH_BYTES_LARGE ((uint64_t)128 << 20)
+#define SCRATCH_BYTES_SMALL ((uint64_t)32 << 20)
+#define MULTIPROCESSORS_LARGE 64
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
@@ -18,10 +21,15 @@ static uint32_t ceil_div(uint64_t n, uint32_t by)
     return (uint32_t)((n + by - 1) / by);
 }
 
-// Parts of equal size, so that the last one fills the GPU, too.
-uint32_t ew_cuda_prefill_part(uint64_t rows, uint64_t cols)
+static uint64_t scratch_bytes(const struct ew_cuda_backend *backend)
 {
-    uint64_t fit = EW_MAX(SCRATCH_BYTES / (cols * 2) / PART_STEP * PART_STEP, PART_STEP);
+    return backend->device.n_multiprocessors >= MULTIPROCESSORS_LARGE ? SCRATCH_BYTES_LARGE : SCRATCH_BYTES_SMALL;
+}
+
+// Rows of a quantised matrix that are decoded at a time: parts of equal size, so that the last one fills the GPU, too.
+static uint32_t part_rows(const struct ew_cuda_backend *backend, uint64_t rows, uint64_t cols)
+{
+    uint64_t fit = EW_MAX(scratch_bytes(backend) / (cols * 2) / PART_STEP * PART_STEP, PART_STEP);
     uint64_t parts = (rows + fit - 1) / fit;
 
     return ceil_div(ceil_div(rows, (uint32_t)parts), PART_STEP) * PART_STEP;
@@ -37,9 +45,11 @@ bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows)
     return n_rows >= EW_CUDA_PREFILL_TOKENS && takes(matrix->layout, matrix->cols);
 }
 
-void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uint64_t n_rows, uint64_t *x_bytes,
-                           uint64_t *w_bytes)
+void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program, uint64_t n_rows,
+                           uint64_t *x_bytes, uint64_t *w_bytes)
 {
+    bool reference = backend->config.kernels == EW_KERNELS_REFERENCE;
+
     *x_bytes = *w_bytes = 0;
     for (uint32_t i = 0; i < program->n_ops && n_rows >= EW_CUDA_PREFILL_TOKENS; i++) {
         const struct ew_weight *weight;
@@ -54,7 +64,7 @@ void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uin
             continue;
         *x_bytes = EW_MAX(*x_bytes, n_rows * weight->cols * 2);
         if (ew_cuda_layout_is_quantised(layout))
-            *w_bytes = EW_MAX(*w_bytes, ew_cuda_prefill_part(weight->rows, weight->cols) * weight->cols * 2);
+            *w_bytes = EW_MAX(*w_bytes, part_rows(backend, weight->rows, weight->cols) * weight->cols * 2);
     }
 }
 
@@ -64,7 +74,8 @@ void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address)
         backend->work.narrow.of = 0;
 }
 
-static int narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, bool is_bf16, struct ew_error *err)
+int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, bool is_bf16,
+                           struct ew_error *err)
 {
     struct ew_cuda_narrow *to = &backend->work.narrow;
     uint32_t cols = p->matrix->cols, in_stride = p->in_stride;
@@ -73,13 +84,13 @@ static int narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product 
 
     if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->is_bf16 == is_bf16)
         return 0;
-    *to = (struct ew_cuda_narrow){in, cols, p->n_rows, is_bf16};
+    *to = (struct ew_cuda_narrow){in, cols, p->n_rows, is_bf16, to->turn ^ 1};
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
-                          ARGUMENTS(&backend->work.x16, &in, &in_stride, &cols), err);
+                          ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols), err);
 }
 
-static int expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *m, uint32_t first, uint32_t rows,
-                  struct ew_error *err)
+int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *m, uint32_t first,
+                           uint32_t rows, uint32_t row, struct ew_error *err)
 {
     static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT] = {
         [EW_CUDA_I8] = EW_CUDA_EXPAND_I8,
@@ -89,11 +100,11 @@ static int expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *
     uint64_t codes = m->codes + first * ew_cuda_code_bytes(m->layout, m->cols);
     uint64_t scales = m->scales + first * ew_cuda_scale_bytes(m->layout, m->cols);
     uint64_t mins = m->mins + first * ew_cuda_min_bytes(m->layout, m->cols);
-    uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP;
+    uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP, to = backend->work.w16 + (uint64_t)row * m->cols * 2;
 
     return ew_cuda_launch(&backend->device, kernels[m->layout],
                           (struct ew_cuda_grid){ceil_div(n_groups, THREADS / 4), 1, 1, THREADS},
-                          ARGUMENTS(&backend->work.w16, &codes, &scales, &mins, &n_groups), err);
+                          ARGUMENTS(&to, &codes, &scales, &mins, &n_groups), err);
 }
 
 // `rows` rows of the result, whose matrix lies at `w`.
@@ -107,7 +118,7 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
         return ew_cuda_wgmma_multiply(backend, p, first, rows, err);
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_GEMM_BF16 : EW_CUDA_GEMM_F16,
                           (struct ew_cuda_grid){ceil_div(n_rows, TILE), ceil_div(rows, TILE), 1, TILE_THREADS},
-                          ARGUMENTS(&out, &out_stride, &backend->work.x16, &w, &bias, &rows, &cols, &n_rows), err);
+                          ARGUMENTS(&out, &out_stride, &backend->work.x16[backend->work.narrow.turn], &w, &bias, &rows, &cols, &n_rows), err);
 }
 
 static bool is_for_some(const struct ew_cuda_product *p)
@@ -131,7 +142,7 @@ static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_p
 
     return ew_cuda_launch(&backend->device, kernels[m->layout][kind],
                           (struct ew_cuda_grid){ceil_div(rows, tile), 1, 1, THREADS, 0},
-                          ARGUMENTS(&out, &out_stride, &backend->work.x16, &codes, &scales, &mins, &bias, &rows, &cols,
+                          ARGUMENTS(&out, &out_stride, &backend->work.x16[backend->work.narrow.turn], &codes, &scales, &mins, &bias, &rows, &cols,
                                     &n_rows),
                           err);
 }
@@ -140,8 +151,8 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
 {
     const struct ew_cuda_matrix *m = p->matrix;
     bool is_bf16 = m->layout == EW_CUDA_BF16;
-    uint32_t part = ew_cuda_prefill_part(m->rows, m->cols);
-    int rc = narrow(backend, p, is_bf16, err);
+    uint32_t part = part_rows(backend, m->rows, m->cols);
+    int rc = ew_cuda_prefill_narrow(backend, p, is_bf16, err);
 
     if (rc == 0 && is_for_some(p))
         return multiply_some(backend, p, err);
@@ -150,7 +161,7 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
     for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {
         uint32_t rows = EW_MIN(part, m->rows - first);
 
-        rc = expand(backend, m, first, rows, err);
+        rc = ew_cuda_prefill_expand(backend, m, first, rows, 0, err);
         if (rc == 0)
             rc = multiply(backend, p, is_bf16, backend->work.w16, first, rows, err);
     }

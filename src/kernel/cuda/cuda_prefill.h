@@ -7,32 +7,50 @@
 
 #define EW_CUDA_PREFILL_TOKENS 9 // rows from which on these products are used
 
-// A product of a step: rows of f32 at `in`, to `out`; addresses and strides in floats. bias 0: none.
+// A product of a step: rows of f32 at `in`, to `out`; addresses and strides in floats. bias 0: none. With a residual
+// (the wgmma tier alone), out = y_scale * product + residual_scale * residual, maybe in place.
 struct ew_cuda_product {
     const struct ew_cuda_matrix *matrix;
     uint64_t in, out, bias;
     uint32_t in_stride, out_stride, n_rows;
+    uint64_t residual;
+    uint32_t residual_stride;
+    float y_scale, residual_scale;
 };
 
 // Bytes of the two 16-bit operands: activations of the widest product, and a part of the largest quantised matrix.
-void ew_cuda_prefill_bytes(const struct ew_program *program, bool reference, uint64_t n_rows, uint64_t *x_bytes,
-                           uint64_t *w_bytes);
+void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program, uint64_t n_rows,
+                           uint64_t *x_bytes, uint64_t *w_bytes);
 bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows);
 int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
                             struct ew_error *err) EW_MUST_CHECK;
 // The buffer at `address` was written: what was narrowed from it is of no use any more.
 void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address);
-
-// Rows of a matrix that are decoded at a time.
-uint32_t ew_cuda_prefill_part(uint64_t rows, uint64_t cols);
+// Narrows rows, or takes what was narrowed before.
+int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *product, bool is_bf16,
+                           struct ew_error *err) EW_MUST_CHECK;
+// Decodes rows of a quantised matrix to f16, into w16 from `row` on.
+int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix, uint32_t first,
+                           uint32_t rows, uint32_t row, struct ew_error *err) EW_MUST_CHECK;
 
 // The tier of sm_90a: maps are made once the workspace has its place.
 uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program);
 int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 bool ew_cuda_wgmma_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
-// As `multiply` of the base tier: `rows` rows of the matrix from `first` on, of narrowed activations.
+// `rows` rows of the matrix from `first` on, of narrowed activations.
 int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda_product *product, uint32_t first,
                            uint32_t rows, struct ew_error *err) EW_MUST_CHECK;
+// out = act(gate) * up in 16 bits, into the other x16; the activation is in the job of the fused steps.
+struct ew_cuda_gate {
+    struct ew_cuda_product gate, up; // out: unused
+    float linear, cubic;             // as ptx/wgmma.c has it
+};
+int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *gate, uint64_t out_of,
+                       struct ew_error *err) EW_MUST_CHECK;
+// Fused steps with many rows: whether the tier of sm_90a does them, and doing them.
+bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
+int ew_cuda_many(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
+                 struct ew_error *err) EW_MUST_CHECK;
 
 // Whether a step's attention goes to the kernels for prompts.
 bool ew_cuda_flash_takes(const struct ew_cuda_backend *backend, const struct ew_op *op, const struct ew_batch *batch,

@@ -455,6 +455,7 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
     bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX && !backend->trace;
     int rc = 0;
 
+    backend->work.narrow.of = 0;
     for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
         struct ew_cuda_fused *fused = &backend->fused[i];
         struct ew_cuda_attend *attend = &backend->attends[i];
@@ -468,6 +469,9 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
         } else if (alone && attend->count) {
             n = attend->count;
             rc = ew_cuda_attend(backend, attend, batch->n_tokens, err);
+        } else if (!backend->trace && ew_cuda_many_takes(backend, fused, batch->n_tokens)) {
+            n = fused->count;
+            rc = ew_cuda_many(backend, fused, batch->n_tokens, err);
         } else {
             n = 1;
             rc = launch_step(backend, batch, &backend->plan.steps[i], err);

@@ -14,9 +14,9 @@
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
-// Of a weight: of its activations, and of itself.
+// Of a weight: of its activations in either place, and of itself.
 struct maps {
-    struct ew_cuda_tensor_map x, w;
+    struct ew_cuda_tensor_map x[2], w;
 };
 
 uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program)
@@ -60,10 +60,11 @@ static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct
         is_quantised = ew_cuda_layout_is_quantised(m->layout);
         if (!ew_cuda_prefill_takes(m, (uint32_t)n_rows) || m->cols % STEP != 0)
             continue;
-        rc = encode(backend, &maps[weight].x, backend->work.x16, n_rows, m->cols, err);
+        for (int turn = 0; turn < 2 && rc == 0; turn++)
+            rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, err);
         if (rc == 0)
             rc = encode(backend, &maps[weight].w, is_quantised ? backend->work.w16 : m->codes,
-                        is_quantised ? ew_cuda_prefill_part(m->rows, m->cols) : m->rows, m->cols, err);
+                        is_quantised ? backend->work.w16_bytes / (m->cols * 2ull) : m->rows, m->cols, err);
     }
     return rc;
 }
@@ -78,7 +79,7 @@ int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err)
     if (!device->functions[EW_CUDA_WGMMA_F16_256] || !device->driver.cuTensorMapEncodeTiled ||
         device->shared_bytes_max < SHARED_BYTES)
         return 0;
-    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_128 && rc == 0; kernel++)
+    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_GATED && rc == 0; kernel++)
         rc = ew_cuda_allow_shared(device, kernel, SHARED_BYTES, err);
     if (rc)
         return rc;
@@ -100,6 +101,18 @@ static uint32_t ceil_div(uint32_t n, uint32_t by)
     return n / by + (n % by != 0);
 }
 
+static uint64_t x_map_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
+           backend->work.narrow.turn * sizeof(struct ew_cuda_tensor_map);
+}
+
+static uint64_t w_map_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
+           offsetof(struct maps, w);
+}
+
 // Tiles of 256 rows are faster, those of 128 leave less of the GPU idle at the end.
 static bool wants_large(uint32_t n_multiprocessors, uint32_t token_tiles, uint32_t rows)
 {
@@ -117,12 +130,66 @@ int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda
     uint32_t n_multiprocessors = (uint32_t)backend->device.n_multiprocessors, token_tiles = ceil_div(p->n_rows, TOKENS);
     bool large = wants_large(n_multiprocessors, token_tiles, rows), is_bf16 = p->matrix->layout == EW_CUDA_BF16;
     uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128);
-    uint64_t at = backend->work.maps + (uint64_t)(p->matrix - backend->matrices) * sizeof(struct maps);
-    uint64_t x_map = at + offsetof(struct maps, x), w_map = at + offsetof(struct maps, w);
+    uint64_t x_map = x_map_of(backend, p->matrix), w_map = w_map_of(backend, p->matrix);
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
+    uint64_t residual = p->residual ? p->residual + first * sizeof(float) : 0;
     uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
+    uint32_t residual_stride = p->residual_stride;
+    float y_scale = p->y_scale, residual_scale = p->residual_scale;
 
     return ew_cuda_launch(&backend->device, kernels[is_bf16][large],
                           (struct ew_cuda_grid){EW_MIN(n_tiles, n_multiprocessors), 1, 1, THREADS, SHARED_BYTES},
-                          ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows), err);
+                          ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows, &residual,
+                                    &residual_stride, &y_scale, &residual_scale),
+                          err);
 }
+
+// `rows` rows of both from `first` on, where those of `up` are rows up_row on of its map.
+static int multiply_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *g, uint32_t first, uint32_t rows,
+                         uint32_t up_row, struct ew_error *err)
+{
+    const struct ew_cuda_matrix *m = g->gate.matrix;
+    uint32_t turn = backend->work.narrow.turn ^ 1, token_tiles = ceil_div(g->gate.n_rows, TOKENS);
+    uint32_t n_tiles = token_tiles * ceil_div(rows, BOX_ROWS), out_stride = m->rows, cols = m->cols;
+    uint64_t x_map = x_map_of(backend, m), gate_map = w_map_of(backend, m), up_map = w_map_of(backend, g->up.matrix);
+    uint64_t out = backend->work.x16[turn] + first * 2ull;
+    uint64_t gate_bias = g->gate.bias ? g->gate.bias + first * sizeof(float) : 0;
+    uint64_t up_bias = g->up.bias ? g->up.bias + first * sizeof(float) : 0;
+    uint32_t n_rows = g->gate.n_rows;
+    float linear = g->linear, cubic = g->cubic;
+
+    return ew_cuda_launch(&backend->device,
+                          m->layout == EW_CUDA_BF16 ? EW_CUDA_WGMMA_BF16_GATED : EW_CUDA_WGMMA_F16_GATED,
+                          (struct ew_cuda_grid){EW_MIN(n_tiles, (uint32_t)backend->device.n_multiprocessors), 1, 1,
+                                                THREADS, SHARED_BYTES},
+                          ARGUMENTS(&out, &out_stride, &x_map, &gate_map, &up_map, &up_row, &gate_bias, &up_bias, &rows,
+                                    &cols, &n_rows, &linear, &cubic),
+                          err);
+}
+
+int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *g, uint64_t out_of,
+                       struct ew_error *err)
+{
+    const struct ew_cuda_matrix *m = g->gate.matrix;
+    bool is_quantised = ew_cuda_layout_is_quantised(m->layout);
+    uint32_t fit = (uint32_t)(backend->work.w16_bytes / (m->cols * 4ull) / BOX_ROWS * BOX_ROWS), part = m->rows;
+    int rc = 0;
+
+    if (is_quantised) // both matrices share the scratch, in parts of equal size
+        part = ceil_div(ceil_div(m->rows, ceil_div(m->rows, fit)), BOX_ROWS) * BOX_ROWS;
+    for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {
+        uint32_t rows = EW_MIN(part, m->rows - first);
+
+        if (is_quantised)
+            rc = ew_cuda_prefill_expand(backend, m, first, rows, 0, err);
+        if (is_quantised && rc == 0)
+            rc = ew_cuda_prefill_expand(backend, g->up.matrix, first, rows, part, err);
+        if (rc == 0)
+            rc = multiply_gate(backend, g, first, rows, is_quantised ? part : 0, err);
+    }
+    backend->work.narrow = (struct ew_cuda_narrow){out_of, m->rows, g->gate.n_rows, m->layout == EW_CUDA_BF16,
+                                                   backend->work.narrow.turn ^ 1};
+    return rc;
+}
+
+

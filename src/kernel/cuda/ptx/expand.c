@@ -27,6 +27,71 @@ INLINE void narrow(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 co
 KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(0, out, in, in_stride, cols); }
 KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(1, out, in, in_stride, cols); }
 
+static SHARED float g_part[32];
+
+// The sum over a block of whole warps, known to all its threads.
+INLINE float block_sum(float v)
+{
+    u32 n_warps = N_THREADS / 32;
+    float sum = 0;
+
+    v = warp_sum(v);
+    block_sync();
+    if (THREAD % 32 == 0)
+        g_part[THREAD / 32] = v;
+    block_sync();
+    for (u32 i = 0; i < n_warps; i++)
+        sum += g_part[i];
+    return sum;
+}
+
+INLINE f32x4 four_of(const float *v, u32 i, float otherwise)
+{
+    return v ? *(const f32x4 *)(v + i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
+}
+
+// A norm of a whole row (EW_OP_NORM), a block each; four columns a thread at a time.
+INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight,
+                        const float *bias, float eps, float weight_offset, u32 is_layer)
+{
+    float mean = 0, sum = 0, factor;
+
+    in += (u64)BLOCK_X * in_stride;
+    out += (u64)BLOCK_X * cols;
+    if (is_layer) {
+        for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
+            f32x4 x = four_of(in, i, 0);
+
+            sum += x.x + x.y + x.z + x.w;
+        }
+        mean = block_sum(sum) / (float)cols;
+        sum = 0;
+    }
+    for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
+        f32x4 x = four_of(in, i, 0) - mean;
+
+        sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+    }
+    factor = rsqrt_f32(block_sum(sum) / (float)cols + eps);
+    for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
+        f32x4 w = weight ? four_of(weight, i, 0) + weight_offset : four_of(weight, i, 1);
+        f32x4 y = (four_of(in, i, 0) - mean) * factor * w + four_of(bias, i, 0);
+
+        *(u32x2 *)(out + i) = is_bf16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
+                                      : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
+    }
+}
+
+#define DEFINE_NORM(name, is_bf16) \
+    KERNEL name(u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight, const float *bias, float eps, \
+                float weight_offset, u32 is_layer) \
+    { \
+        narrow_norm(is_bf16, out, in, in_stride, cols, weight, bias, eps, weight_offset, is_layer); \
+    }
+
+DEFINE_NORM(norm_f16, 0)
+DEFINE_NORM(norm_bf16, 1)
+
 // Eight of a group's 32 columns a thread, from bytes whose codes are they.
 INLINE void expand(u32 layout, u16 *out, const struct weight *w, u64 n_groups)
 {

@@ -15,10 +15,13 @@
 static SHARED barrier g_full[STAGES_MAX], g_empty[STAGES_MAX];
 
 struct job {
-    const void *x_map, *w_map;
-    float *out;
-    const float *bias;
-    u32 out_stride, rows, cols, n_tokens;
+    const void *x_map, *w_map, *up_map; // up: of the gated form, whose w is the gate
+    void *out;                          // f32, gated: 16 bits
+    const float *bias, *up_bias;
+    const float *residual; // NULL, or out = y_scale * (product + bias) + residual_scale * residual
+    float y_scale, residual_scale;
+    float gate_linear, gate_cubic;
+    u32 residual_stride, out_stride, up_row, rows, cols, n_tokens;
     u32 token_tiles, n_tiles;
 };
 
@@ -30,12 +33,12 @@ INLINE SHARED u8 *stage_at(u32 stage, u32 stage_bytes)
     return g_dynamic + (base - shared_address(g_dynamic)) + stage * stage_bytes;
 }
 
-INLINE void produce(u32 BN, u32 STAGES, const struct job *job)
+INLINE void produce(u32 is_gated, u32 BN, u32 STAGES, const struct job *job)
 {
     u32 stage = 0, parity = 1, stage_bytes = (BM + BN) * BK * 2;
 
     for (u32 tile = BLOCK_X; tile < job->n_tiles; tile += N_BLOCKS_X) {
-        u32 token = tile % job->token_tiles * BM, row = tile / job->token_tiles * BN;
+        u32 token = tile % job->token_tiles * BM, row = tile / job->token_tiles * (is_gated ? BN / 2 : BN);
 
         for (u32 k = 0; k < job->cols; k += BK) {
             SHARED u8 *to = stage_at(stage, stage_bytes);
@@ -43,9 +46,11 @@ INLINE void produce(u32 BN, u32 STAGES, const struct job *job)
             barrier_wait(&g_empty[stage], parity);
             barrier_expect(&g_full[stage], stage_bytes);
             copy_tile(to, job->x_map, k, token, &g_full[stage]);
-            UNROLL
-            for (u32 i = 0; i < BN / BOX; i++)
-                copy_tile(to + (i + 1) * BOX_BYTES, job->w_map, k, row + i * BOX, &g_full[stage]);
+            copy_tile(to + BOX_BYTES, job->w_map, k, row, &g_full[stage]);
+            if (is_gated)
+                copy_tile(to + 2 * BOX_BYTES, job->up_map, k, row + job->up_row, &g_full[stage]);
+            else if (BN > BOX)
+                copy_tile(to + 2 * BOX_BYTES, job->w_map, k, row + BOX, &g_full[stage]);
             if (++stage == STAGES) {
                 stage = 0;
                 parity ^= 1;
@@ -54,14 +59,20 @@ INLINE void produce(u32 BN, u32 STAGES, const struct job *job)
     }
 }
 
-// Two neighbours of a row of the result.
-INLINE void store_pair(const struct job *job, float *out, u32 row, float low, float high)
+INLINE float finish(const struct job *job, const float *residual, u32 row, float x)
+{
+    x += job->bias ? job->bias[row] : 0;
+    return residual ? job->y_scale * x + job->residual_scale * residual[row] : x;
+}
+
+// Two neighbours of a row of the result. It may stand where the residual does: who writes an element has read it.
+INLINE void store_pair(const struct job *job, float *out, const float *residual, u32 row, float low, float high)
 {
     if (row >= job->rows)
         return;
-    low += job->bias ? job->bias[row] : 0;
+    low = finish(job, residual, row, low);
     if (row + 1 < job->rows)
-        high += job->bias ? job->bias[row + 1] : 0;
+        high = finish(job, residual, row + 1, high);
     if (row + 1 < job->rows && job->out_stride % 2 == 0) {
         *(f32x2 *)(out + row) = (f32x2){low, high};
         return;
@@ -80,17 +91,57 @@ INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
 
     UNROLL
     for (u32 half = 0; half < 2; half++) {
-        float *out = job->out + (u64)(token + half * 8) * job->out_stride;
+        float *out = (float *)job->out + (u64)(token + half * 8) * job->out_stride;
+        const float *residual = job->residual;
 
+        if (residual)
+            residual += (u64)(token + half * 8) * job->residual_stride;
         if (token + half * 8 < job->n_tokens) {
             UNROLL
             for (u32 n = 0; n < BN / 8; n++)
-                store_pair(job, out, first_row + n * 8, acc[n * 4 + half * 2], acc[n * 4 + half * 2 + 1]);
+                store_pair(job, out, residual, first_row + n * 8, acc[n * 4 + half * 2], acc[n * 4 + half * 2 + 1]);
         }
     }
 }
 
-INLINE void consume(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
+// SiLU and the tanh form of GELU are both x / (1 + exp(-x (a + b x^2))). f16 stops at its largest number.
+INLINE float gated(u32 is_bf16, const struct job *job, u32 row, float gate, float up)
+{
+    float y;
+
+    gate += job->bias ? job->bias[row] : 0;
+    up += job->up_bias ? job->up_bias[row] : 0;
+    y = gate / (1 + exp2_approx(-1.44269504f * gate * (job->gate_linear + job->gate_cubic * gate * gate))) * up;
+    return is_bf16 ? y : max_f32(min_f32(y, 65504), -65504);
+}
+
+// The lower half of the rows are the gate's, the upper half the same rows of `up`: a lane has both. rows is even.
+INLINE void store_gated(u32 is_bf16, const struct job *job, u32 tile, const float *acc)
+{
+    u32 lane = THREAD % 32, first_row = tile / job->token_tiles * BOX + lane % 4 * 2;
+    u32 token = tile % job->token_tiles * BM + THREAD / 32 * 16 + lane / 4;
+
+    UNROLL
+    for (u32 half = 0; half < 2; half++) {
+        u16 *out = (u16 *)job->out + (u64)(token + half * 8) * job->out_stride;
+
+        if (token + half * 8 >= job->n_tokens)
+            continue;
+        UNROLL
+        for (u32 n = 0; n < BOX / 8; n++) {
+            u32 row = first_row + n * 8;
+            const float *gate = acc + n * 4 + half * 2, *up = gate + BOX / 2;
+
+            if (row < job->rows) {
+                float low = gated(is_bf16, job, row, gate[0], up[0]), high = gated(is_bf16, job, row + 1, gate[1], up[1]);
+
+                *(u32 *)(out + row) = is_bf16 ? bf16x2_of(low, high) : f16x2_of(low, high);
+            }
+        }
+    }
+}
+
+INLINE void consume(u32 is_bf16, u32 is_gated, u32 BN, u32 STAGES, const struct job *job)
 {
     u32 stage = 0, parity = 0, stage_bytes = (BM + BN) * BK * 2, group = THREAD / 128;
     float acc[128];
@@ -119,11 +170,14 @@ INLINE void consume(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
         warpgroup_wait(0);
         if (THREAD % 128 == 0)
             barrier_arrive(&g_empty[before]);
-        store_out(BN, job, tile, acc);
+        if (is_gated)
+            store_gated(is_bf16, job, tile, acc);
+        else
+            store_out(BN, job, tile, acc);
     }
 }
 
-INLINE void multiply(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
+INLINE void multiply(u32 is_bf16, u32 is_gated, u32 BN, u32 STAGES, const struct job *job)
 {
     if (THREAD == 0) {
         for (u32 i = 0; i < STAGES; i++) {
@@ -135,9 +189,9 @@ INLINE void multiply(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
     block_sync();
     if (THREAD >= CONSUMERS) {
         if (THREAD == CONSUMERS)
-            produce(BN, STAGES, job);
+            produce(is_gated, BN, STAGES, job);
     } else {
-        consume(is_bf16, BN, STAGES, job);
+        consume(is_bf16, is_gated, BN, STAGES, job);
     }
 }
 
@@ -145,16 +199,38 @@ INLINE void multiply(u32 is_bf16, u32 BN, u32 STAGES, const struct job *job)
 // Tiles next to each other share rows of the matrix.
 #define DEFINE(name, is_bf16, BN, STAGES) \
     KERNEL name(float *out, u32 out_stride, const void *x_map, const void *w_map, const float *bias, u32 rows, \
-                u32 cols, u32 n_tokens) \
+                u32 cols, u32 n_tokens, const float *residual, u32 residual_stride, float y_scale, \
+                float residual_scale) \
     { \
         u32 token_tiles = (n_tokens + BM - 1) / BM; \
-        struct job job = {x_map, w_map, out,      bias,        out_stride, rows, \
-                          cols,  n_tokens, token_tiles, token_tiles * ((rows + BN - 1) / BN)}; \
+        struct job job = {.x_map = x_map, .w_map = w_map, .out = out, .bias = bias, .residual = residual, \
+                          .y_scale = y_scale, .residual_scale = residual_scale, .residual_stride = residual_stride, \
+                          .out_stride = out_stride, .rows = rows, .cols = cols, .n_tokens = n_tokens, \
+                          .token_tiles = token_tiles, .n_tiles = token_tiles * ((rows + BN - 1) / BN)}; \
                                                                                                                        \
-        multiply(is_bf16, BN, STAGES, &job); \
+        multiply(is_bf16, 0, BN, STAGES, &job); \
     }
 
 DEFINE(wgmma_f16_256, 0, 256, 4)
 DEFINE(wgmma_f16_128, 0, 128, 6)
 DEFINE(wgmma_bf16_256, 1, 256, 4)
 DEFINE(wgmma_bf16_128, 1, 128, 6)
+
+// out = act(gate) * up in 16 bits; row 0 of `up` is row up_row of its map.
+#define DEFINE_GATED(name, is_bf16) \
+    KERNEL name(u16 *out, u32 out_stride, const void *x_map, const void *gate_map, const void *up_map, u32 up_row, \
+                const float *gate_bias, const float *up_bias, u32 rows, u32 cols, u32 n_tokens, float gate_linear, \
+                float gate_cubic) \
+    { \
+        u32 token_tiles = (n_tokens + BM - 1) / BM; \
+        struct job job = {.x_map = x_map, .w_map = gate_map, .up_map = up_map, .out = out, .bias = gate_bias, \
+                          .up_bias = up_bias, .gate_linear = gate_linear, .gate_cubic = gate_cubic, \
+                          .out_stride = out_stride, .up_row = up_row, .rows = rows, .cols = cols, \
+                          .n_tokens = n_tokens, .token_tiles = token_tiles, \
+                          .n_tiles = token_tiles * ((rows + BOX - 1) / BOX)}; \
+                                                                                                                       \
+        multiply(is_bf16, 1, 256, 4, &job); \
+    }
+
+DEFINE_GATED(wgmma_f16_gated, 0)
+DEFINE_GATED(wgmma_bf16_gated, 1)

@@ -1,0 +1,114 @@
+// Fused steps (cuda_fuse.c) with many rows of activations, on the tier of sm_90a: norms leave 16 bits, gates are made of
+// both products where they stand, residuals are added as results are written.
+
+#include "base/assert.h"
+#include "kernel/cuda/cuda_prefill.h"
+
+#define NORM_THREADS 256
+#define MANY_ROWS 65 // from which on
+
+#define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
+
+static uint32_t stride_of(const struct ew_cuda_backend *backend, uint32_t buffer)
+{
+    return buffer == EW_CPU_NO_BUFFER ? 0 : backend->plan.buffers[buffer].width;
+}
+
+static uint64_t address_of(const struct ew_cuda_backend *backend, uint32_t buffer)
+{
+    return buffer == EW_CPU_NO_BUFFER ? 0 : backend->work.buffers[buffer];
+}
+
+// The activation's form in ptx/wgmma.c.
+static bool gate_form(const struct ew_vector_job *job, float *linear, float *cubic)
+{
+    if (job->limit > 0 || job->alpha > 0)
+        return false;
+    if (job->act == EW_ACT_SILU) {
+        *linear = 1;
+        *cubic = 0;
+        return true;
+    }
+    *linear = 1.5957691216f; // 2 sqrt(2 / pi)
+    *cubic = 0.0713548162726f; // and 0.044715 times that
+    return job->act == EW_ACT_GELU_TANH;
+}
+
+bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows)
+{
+    const struct ew_vector_job *job = &fused->job;
+    float linear, cubic;
+
+    if (!fused->count || n_rows < MANY_ROWS || !backend->work.has_maps ||
+        backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
+        return false;
+    for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows; i++) {
+        if (!ew_cuda_wgmma_takes(backend, &backend->matrices[fused->weights[i]]))
+            return false;
+    }
+    if (job->is_glu && (!fused->is_narrow || job->rows % 64 || !gate_form(job, &linear, &cubic)))
+        return false;
+    return stride_of(backend, fused->x) % 4 == 0; // the norm reads 16 bytes at a time
+}
+
+static int launch_norm(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
+                       struct ew_error *err)
+{
+    const struct ew_vector_job *job = &fused->job;
+    struct ew_cuda_narrow *to = &backend->work.narrow;
+    uint32_t in_stride = stride_of(backend, fused->x), cols = job->cols, is_layer = job->norm == EW_VECTOR_LAYER;
+    uint64_t in = job->x, weight = job->norm_weight, bias = job->norm_bias;
+    float eps = job->eps, offset = job->norm_offset;
+    bool is_bf16 = job->layout == EW_CUDA_BF16;
+
+    *to = (struct ew_cuda_narrow){0, cols, n_rows, is_bf16, to->turn ^ 1};
+    return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NORM_BF16 : EW_CUDA_NORM_F16,
+                          (struct ew_cuda_grid){n_rows, 1, 1, NORM_THREADS, 0},
+                          ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &weight, &bias, &eps, &offset,
+                                    &is_layer),
+                          err);
+}
+
+static struct ew_cuda_product product_of(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused,
+                                         uint32_t i, uint32_t n_rows)
+{
+    const struct ew_vector_job *job = &fused->job;
+    uint32_t out = fused->out == EW_CPU_NO_BUFFER ? fused->outs[i] : fused->out;
+
+    return (struct ew_cuda_product){
+        .matrix = &backend->matrices[fused->weights[i]],
+        .in = job->norm == EW_VECTOR_PLAIN ? job->x : 0,
+        .out = address_of(backend, out),
+        .bias = job->parts[i].bias,
+        .in_stride = stride_of(backend, fused->x),
+        .out_stride = stride_of(backend, out),
+        .n_rows = n_rows,
+        .residual = address_of(backend, fused->residual),
+        .residual_stride = stride_of(backend, fused->residual),
+        .y_scale = job->y_scale,
+        .residual_scale = job->residual_scale,
+    };
+}
+
+int ew_cuda_many(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
+                 struct ew_error *err)
+{
+    const struct ew_vector_job *job = &fused->job;
+    bool is_bf16 = job->layout == EW_CUDA_BF16;
+    struct ew_cuda_gate gate = {product_of(backend, fused, 0, n_rows), product_of(backend, fused, 1, n_rows), 0, 0};
+    int rc;
+
+    if (job->norm != EW_VECTOR_PLAIN)
+        rc = launch_norm(backend, fused, n_rows, err);
+    else
+        rc = ew_cuda_prefill_narrow(backend, &gate.gate, is_bf16, err);
+    if (job->is_glu && gate_form(job, &gate.linear, &gate.cubic))
+        return rc ? rc : ew_cuda_wgmma_gate(backend, &gate, gate.gate.out, err);
+    for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows && rc == 0; i++) {
+        struct ew_cuda_product product = product_of(backend, fused, i, n_rows);
+
+        rc = ew_cuda_prefill_product(backend, &product, err);
+        ew_cuda_prefill_wrote(backend, product.out);
+    }
+    return rc;
+}
