@@ -38,7 +38,6 @@ CHAINED = [
 MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_90a"]}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {
-    "attention": 128,
     "chosen": 512,
     "flash_f16": 128,
     "flash_f8": 128,
@@ -51,6 +50,8 @@ THREADS = {
     "vector": 512,
     "wgmma": 288,
 }
+# Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
+PAIRED = {"some": ("f16_16", "f16_24", "i8_16", "i8_24", "u4_16", "u4_24")}
 
 
 def path_of(module, tier):
@@ -65,7 +66,12 @@ def compile_module(module, tier):
     text = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout
     text = re.sub(r"^//.*\n", "", text, flags=re.M)  # the compiler's own name and version
     threads = THREADS.get(module.stem)
-    return re.sub(r"(\.visible \.entry \w+\([^)]*\)\n)", rf"\1.maxntid {threads}, 1, 1\n", text) if threads else text
+
+    def bounds(entry):
+        pair = ".minnctapersm 2\n" if entry[2].endswith(PAIRED.get(module.stem, ())) else ""
+        return f"{entry[1]}.maxntid {threads}, 1, 1\n{pair}"
+
+    return re.sub(r"(\.visible \.entry (\w+)\([^)]*\)[^\n]*\n)", bounds, text) if threads else text
 
 
 def ptxas():

@@ -1,5 +1,5 @@
-// Fused steps (cuda_fuse.c) with many rows of activations, on the tier of sm_90a: norms leave 16 bits, gates are made of
-// both products where they stand, residuals are added as results are written.
+// Fused steps (cuda_fuse.c) with many rows of activations, on the tier of sm_90a: norms leave 16 bits, gates are made
+// of both products where they stand, residuals are added as results are written.
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_prefill.h"

@@ -8,6 +8,7 @@
 #define PART_STEP 256                       // rows of the largest tile of any tier
 #define STEP 32                             // columns that a product takes at a time
 #define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used
+#define SOME_ROWS 32                        // of the matrix, that a block of theirs takes
 #define SOME_STEP 64                        // columns that they take at a time
 // Of decoded parts of matrices: large enough for the tiles of a part to fill a GPU of this size several times.
 #define SCRATCH_BYTES_LARGE ((uint64_t)128 << 20)
@@ -100,7 +101,8 @@ int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda
     uint64_t codes = m->codes + first * ew_cuda_code_bytes(m->layout, m->cols);
     uint64_t scales = m->scales + first * ew_cuda_scale_bytes(m->layout, m->cols);
     uint64_t mins = m->mins + first * ew_cuda_min_bytes(m->layout, m->cols);
-    uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP, to = backend->work.w16 + (uint64_t)row * m->cols * 2;
+    uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP;
+    uint64_t to = backend->work.w16 + (uint64_t)row * m->cols * 2;
 
     return ew_cuda_launch(&backend->device, kernels[m->layout],
                           (struct ew_cuda_grid){ceil_div(n_groups, THREADS / 4), 1, 1, THREADS},
@@ -112,13 +114,14 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
                     uint32_t first, uint32_t rows, struct ew_error *err)
 {
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
+    uint64_t x = backend->work.x16[backend->work.narrow.turn];
     uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
 
     if (ew_cuda_wgmma_takes(backend, p->matrix))
         return ew_cuda_wgmma_multiply(backend, p, first, rows, err);
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_GEMM_BF16 : EW_CUDA_GEMM_F16,
                           (struct ew_cuda_grid){ceil_div(n_rows, TILE), ceil_div(rows, TILE), 1, TILE_THREADS},
-                          ARGUMENTS(&out, &out_stride, &backend->work.x16[backend->work.narrow.turn], &w, &bias, &rows, &cols, &n_rows), err);
+                          ARGUMENTS(&out, &out_stride, &x, &w, &bias, &rows, &cols, &n_rows), err);
 }
 
 static bool is_for_some(const struct ew_cuda_product *p)
@@ -128,22 +131,23 @@ static bool is_for_some(const struct ew_cuda_product *p)
 
 static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
 {
-    static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT][3] = {
-        [EW_CUDA_F16] = {EW_CUDA_SOME_F16_16, EW_CUDA_SOME_F16_32, EW_CUDA_SOME_F16_64},
-        [EW_CUDA_BF16] = {EW_CUDA_SOME_BF16_16, EW_CUDA_SOME_BF16_32, EW_CUDA_SOME_BF16_64},
-        [EW_CUDA_I8] = {EW_CUDA_SOME_I8_16, EW_CUDA_SOME_I8_32, EW_CUDA_SOME_I8_64},
-        [EW_CUDA_U4] = {EW_CUDA_SOME_U4_16, EW_CUDA_SOME_U4_32, EW_CUDA_SOME_U4_64},
-        [EW_CUDA_U4_MIN] = {EW_CUDA_SOME_U4_MIN_16, EW_CUDA_SOME_U4_MIN_32, EW_CUDA_SOME_U4_MIN_64},
+    static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT][4] = {
+        [EW_CUDA_F16] = {EW_CUDA_SOME_F16_16, EW_CUDA_SOME_F16_24, EW_CUDA_SOME_F16_32, EW_CUDA_SOME_F16_64},
+        [EW_CUDA_BF16] = {EW_CUDA_SOME_BF16_16, EW_CUDA_SOME_BF16_24, EW_CUDA_SOME_BF16_32, EW_CUDA_SOME_BF16_64},
+        [EW_CUDA_I8] = {EW_CUDA_SOME_I8_16, EW_CUDA_SOME_I8_24, EW_CUDA_SOME_I8_32, EW_CUDA_SOME_I8_64},
+        [EW_CUDA_U4] = {EW_CUDA_SOME_U4_16, EW_CUDA_SOME_U4_24, EW_CUDA_SOME_U4_32, EW_CUDA_SOME_U4_64},
+        [EW_CUDA_U4_MIN] = {EW_CUDA_SOME_U4_MIN_16, EW_CUDA_SOME_U4_MIN_24, EW_CUDA_SOME_U4_MIN_64,
+                            EW_CUDA_SOME_U4_MIN_64},
     };
     const struct ew_cuda_matrix *m = p->matrix;
+    uint64_t x = backend->work.x16[backend->work.narrow.turn];
     uint64_t out = p->out, codes = m->codes, scales = m->scales, mins = m->mins, bias = p->bias;
     uint32_t out_stride = p->out_stride, rows = m->rows, cols = m->cols, n_rows = p->n_rows;
-    uint32_t kind = n_rows <= 16 ? 0 : n_rows <= 32 ? 1 : 2, tile = kind == 2 ? 32 : 64;
+    uint32_t kind = n_rows <= 16 ? 0 : n_rows <= 24 ? 1 : n_rows <= 32 ? 2 : 3;
 
     return ew_cuda_launch(&backend->device, kernels[m->layout][kind],
-                          (struct ew_cuda_grid){ceil_div(rows, tile), 1, 1, THREADS, 0},
-                          ARGUMENTS(&out, &out_stride, &backend->work.x16[backend->work.narrow.turn], &codes, &scales, &mins, &bias, &rows, &cols,
-                                    &n_rows),
+                          (struct ew_cuda_grid){ceil_div(rows, SOME_ROWS), 1, 1, THREADS, 0},
+                          ARGUMENTS(&out, &out_stride, &x, &codes, &scales, &mins, &bias, &rows, &cols, &n_rows),
                           err);
 }
 

@@ -169,6 +169,14 @@ INLINE float exp2_approx(float x)
     return r;
 }
 
+INLINE float reciprocal_approx(float x)
+{
+    float r;
+
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 INLINE float sqrt_f32(float x)
 {
     float r;

@@ -1,13 +1,13 @@
 // Products of a matrix with some rows of activations, which are in 16 bits, on the tensor cores. What bounds them is
-// reading the matrix: a block takes 16 MT of its rows, whose columns its warps share out; weights go from memory to
+// reading the matrix: a block takes 32 of its rows, whose columns its warps share out; weights go from memory to
 // registers, are made f16 there, and are the left operand, so that the tokens come in eights. Warps join their sums at
 // the end, in one order whatever the number of tokens.
 
 #include "kernel/cuda/ptx/gpu.h"
 
 #define WARPS 8
-#define MT_MAX 4
-#define TILES_MAX 16    // MT * NT: of 16 rows and 8 tokens
+#define MT 2            // tiles of 16 rows that a warp takes
+#define NT_MAX 8        // and of 8 tokens
 #define WORDS 4         // of a row's part of a chunk that a lane holds
 
 struct job {
@@ -25,12 +25,12 @@ INLINE u32 groups_of_chunk(u32 layout) { return is_half(layout) ? 1 : 2; }
 
 // What a lane holds of a chunk: rows lane / 4 and 8 more of each 16.
 struct chunk {
-    u32 words[MT_MAX * 2][WORDS];
-    u32 scales[MT_MAX * 2], mins[MT_MAX * 2]; // of two groups
+    u32 words[MT * 2][WORDS];
+    u32 scales[MT * 2], mins[MT * 2]; // of two groups
 };
 
 // Rows beyond the last one repeat it: nobody stores their results.
-INLINE void fetch(u32 layout, u32 MT, const struct job *job, u32 first_group, struct chunk *chunk)
+INLINE void fetch(u32 layout, const struct job *job, u32 first_group, struct chunk *chunk)
 {
     u32 lane = THREAD % 32;
 
@@ -128,33 +128,34 @@ INLINE void fetch_x(u32 layout, const struct job *job, u32 group, u32 n, u32 *b)
     }
 }
 
-INLINE void multiply(u32 layout, u32 MT, u32 NT, const struct job *job, u32 first_group, const struct chunk *chunk,
+INLINE void multiply(u32 layout, u32 NT, const struct job *job, u32 first_group, const struct chunk *chunk,
                      float (*acc)[4])
 {
-    UNROLL
-    for (u32 g = 0; g < groups_of_chunk(layout); g++) {
-        u32 a[MT_MAX][2][4], b[4];
+    u32 b[2][NT_MAX][4], n_groups = groups_of_chunk(layout), at_once = NT > 3 ? 1 : n_groups;
 
+    UNROLL
+    for (u32 g = 0; g < n_groups; g++) {
+        u32 a[MT][2][4];
+
+        UNROLL
+        for (u32 i = 0; i < at_once * NT && g % at_once == 0; i++) // they come from afar
+            fetch_x(layout, job, first_group + g + i / NT, i % NT, b[g + i / NT][i % NT]);
         UNROLL
         for (u32 m = 0; m < MT; m++)
             widen(layout, chunk, 2 * m, g, a[m]);
         UNROLL
-        for (u32 n = 0; n < NT; n++) {
-            fetch_x(layout, job, first_group + g, n, b);
-            UNROLL
-            for (u32 i = 0; i < MT * 2; i++) {
-                u32 m = i % MT, half = i / MT;
+        for (u32 i = 0; i < NT * MT * 2; i++) {
+            u32 n = i / (MT * 2), m = i % MT, half = i / MT % 2, *x = b[g][n] + 2 * half;
 
-                if (layout == LAYOUT_BF16)
-                    mma_bf16(acc[m * NT + n], a[m][half], b[2 * half], b[2 * half + 1]);
-                else
-                    mma_f16(acc[m * NT + n], a[m][half], b[2 * half], b[2 * half + 1]);
-            }
+            if (layout == LAYOUT_BF16)
+                mma_bf16(acc[m * NT + n], a[m][half], x[0], x[1]);
+            else
+                mma_f16(acc[m * NT + n], a[m][half], x[0], x[1]);
         }
     }
 }
 
-static SHARED f32x4 g_sums[WARPS / 2][TILES_MAX][32];
+static SHARED f32x4 g_sums[WARPS / 2][(MT * NT_MAX)][32];
 
 // The upper half of the warps hand theirs to the lower half, until one has them all.
 INLINE void join(u32 n_tiles, float (*acc)[4])
@@ -184,7 +185,7 @@ INLINE void join(u32 n_tiles, float (*acc)[4])
     }
 }
 
-INLINE void store_out(u32 MT, u32 NT, const struct job *job, float (*acc)[4])
+INLINE void store_out(u32 NT, const struct job *job, float (*acc)[4])
 {
     u32 lane = THREAD % 32;
 
@@ -198,46 +199,50 @@ INLINE void store_out(u32 MT, u32 NT, const struct job *job, float (*acc)[4])
     }
 }
 
-INLINE void some(u32 layout, u32 MT, u32 NT, const struct job *job)
+INLINE void some(u32 layout, u32 NT, const struct job *job)
 {
     u32 per_chunk = groups_of_chunk(layout), step = WARPS * per_chunk, group = THREAD / 32 * per_chunk;
     struct chunk chunk, next;
-    float acc[TILES_MAX][4];
+    float acc[(MT * NT_MAX)][4];
 
     UNROLL
     for (u32 i = 0; i < MT * NT * 4; i++)
         acc[i / 4][i % 4] = 0;
     if (group < job->n_groups)
-        fetch(layout, MT, job, group, &chunk);
+        fetch(layout, job, group, &chunk);
     for (; group < job->n_groups; group += step) {
         if (group + step < job->n_groups)
-            fetch(layout, MT, job, group + step, &next);
-        multiply(layout, MT, NT, job, group, &chunk, acc);
+            fetch(layout, job, group + step, &next);
+        multiply(layout, NT, job, group, &chunk, acc);
         chunk = next;
     }
     join(MT * NT, acc);
     if (THREAD < 32)
-        store_out(MT, NT, job, acc);
+        store_out(NT, job, acc);
 }
 
 // cols is a multiple of 64 (of 32 in f16 and bf16); n_tokens at most 8 NT.
-#define DEFINE(name, layout, MT, NT) \
+#define DEFINE(name, layout, NT) \
     KERNEL name(float *out, u32 out_stride, const u16 *x, const u8 *codes, const u16 *scales, const u16 *mins, \
                 const float *bias, u32 rows, u32 cols, u32 n_tokens) \
     { \
         struct job job = {out,  x,    bias,     {codes, scales, mins}, out_stride, \
                           rows, cols, n_tokens, BLOCK_X * MT * 16,     cols / 32}; \
                                                                                                                        \
-        some(layout, MT, NT, &job); \
+        some(layout, NT, &job); \
     }
 
 #define DEFINE_OF(name, layout) \
-    DEFINE(some_##name##_16, layout, 4, 2) \
-    DEFINE(some_##name##_32, layout, 4, 4) \
-    DEFINE(some_##name##_64, layout, 2, 8)
+    DEFINE(some_##name##_16, layout, 2) \
+    DEFINE(some_##name##_24, layout, 3) \
+    DEFINE(some_##name##_32, layout, 4) \
+    DEFINE(some_##name##_64, layout, 8)
 
 DEFINE_OF(f16, LAYOUT_F16)
 DEFINE_OF(bf16, LAYOUT_BF16)
 DEFINE_OF(i8, LAYOUT_I8)
 DEFINE_OF(u4, LAYOUT_U4)
-DEFINE_OF(u4_min, LAYOUT_U4_MIN)
+// With minima, registers for 32 tokens do not quite suffice.
+DEFINE(some_u4_min_16, LAYOUT_U4_MIN, 2)
+DEFINE(some_u4_min_24, LAYOUT_U4_MIN, 3)
+DEFINE(some_u4_min_64, LAYOUT_U4_MIN, 8)

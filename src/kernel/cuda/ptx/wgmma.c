@@ -133,7 +133,8 @@ INLINE void store_gated(u32 is_bf16, const struct job *job, u32 tile, const floa
             const float *gate = acc + n * 4 + half * 2, *up = gate + BOX / 2;
 
             if (row < job->rows) {
-                float low = gated(is_bf16, job, row, gate[0], up[0]), high = gated(is_bf16, job, row + 1, gate[1], up[1]);
+                float low = gated(is_bf16, job, row, gate[0], up[0]);
+                float high = gated(is_bf16, job, row + 1, gate[1], up[1]);
 
                 *(u32 *)(out + row) = is_bf16 ? bf16x2_of(low, high) : f16x2_of(low, high);
             }
