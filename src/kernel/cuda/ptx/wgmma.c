@@ -82,12 +82,31 @@ INLINE void store_pair(const struct job *job, float *out, const float *residual,
         out[row + 1] = high;
 }
 
+#define AT_ONCE 2
+
+// Pairs of AT_ONCE eights of rows. What is read comes before what is written, so that reads do not wait for each other.
+INLINE void store_pairs(const struct job *job, float *out, const float *residual, u32 row, const float *acc)
+{
+    f32x2 bias[AT_ONCE], added[AT_ONCE];
+    float scale = residual ? job->y_scale : 1;
+
+    UNROLL
+    for (u32 i = 0; i < AT_ONCE; i++) {
+        bias[i] = job->bias ? *(const f32x2 *)(job->bias + row + i * 8) : (f32x2){0, 0};
+        added[i] = residual ? job->residual_scale * *(const f32x2 *)(residual + row + i * 8) : (f32x2){0, 0};
+    }
+    UNROLL
+    for (u32 i = 0; i < AT_ONCE; i++)
+        *(f32x2 *)(out + row + i * 8) = ((f32x2){acc[i * 4], acc[i * 4 + 1]} + bias[i]) * scale + added[i];
+}
+
 // A warpgroup's accumulators: warp w has tokens 16 w on, of them a lane has lane / 4 and 8 more; of each 8 rows it has
 // 2 (lane % 4) and the next.
 INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
 {
     u32 lane = THREAD % 32, first_row = tile / job->token_tiles * BN + lane % 4 * 2;
     u32 token = tile % job->token_tiles * BM + THREAD / 32 * 16 + lane / 4;
+    u32 is_whole = (tile / job->token_tiles + 1) * BN <= job->rows && (job->out_stride | job->residual_stride) % 2 == 0;
 
     UNROLL
     for (u32 half = 0; half < 2; half++) {
@@ -96,7 +115,11 @@ INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
 
         if (residual)
             residual += (u64)(token + half * 8) * job->residual_stride;
-        if (token + half * 8 < job->n_tokens) {
+        if (token + half * 8 < job->n_tokens && is_whole) {
+            UNROLL
+            for (u32 n = 0; n < BN / 8; n += AT_ONCE)
+                store_pairs(job, out, residual, first_row + n * 8, acc + n * 4 + half * 2);
+        } else if (token + half * 8 < job->n_tokens) {
             UNROLL
             for (u32 n = 0; n < BN / 8; n++)
                 store_pair(job, out, residual, first_row + n * 8, acc[n * 4 + half * 2], acc[n * 4 + half * 2 + 1]);
@@ -111,7 +134,8 @@ INLINE float gated(u32 is_bf16, const struct job *job, u32 row, float gate, floa
 
     gate += job->bias ? job->bias[row] : 0;
     up += job->up_bias ? job->up_bias[row] : 0;
-    y = gate / (1 + exp2_approx(-1.44269504f * gate * (job->gate_linear + job->gate_cubic * gate * gate))) * up;
+    y = exp2_approx(-1.44269504f * gate * (job->gate_linear + job->gate_cubic * gate * gate));
+    y = gate * reciprocal_approx(1 + y) * up;
     return is_bf16 ? y : max_f32(min_f32(y, 65504), -65504);
 }
 
