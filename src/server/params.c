@@ -64,7 +64,9 @@ static int check_events(struct ew_str body, struct ew_fault *fault)
     ew_json_reader_init(&reader, body);
     do {
         event = ew_json_next(&reader, &err);
-        if (event < 0)
+        if (event < 0 && err.code == EW_ERR_MEMORY)
+            rc = ew_fault_of(fault, &err);
+        else if (event < 0)
             rc = ew_fault_set(fault, 400, "invalid_request_error", "invalid_json", "the body is not JSON: %s",
                               err.message);
         else
