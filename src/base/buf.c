@@ -21,7 +21,7 @@ void ew_buf_fini(struct ew_buf *buf)
 void ew_buf_reset(struct ew_buf *buf)
 {
     buf->len = 0;
-    buf->failed = false;
+    buf->failed = buf->no_memory = false;
     if (buf->ptr)
         buf->ptr[0] = '\0';
 }
@@ -44,7 +44,7 @@ bool ew_buf_reserve(struct ew_buf *buf, size_t more)
     cap = EW_MAX(cap, 64);
     grown = ew_realloc_array(buf->ptr, cap, 1);
     if (!grown) {
-        buf->failed = true;
+        buf->failed = buf->no_memory = true;
         return false;
     }
     buf->ptr = grown;

@@ -12,12 +12,12 @@
 struct ew_buf {
     char *ptr; // always NUL-terminated once something was appended
     size_t len, cap, max;
-    bool failed;
+    bool failed, no_memory; // no_memory: it was not the maximum
 };
 
 void ew_buf_init(struct ew_buf *buf, size_t max);
 void ew_buf_fini(struct ew_buf *buf);
-void ew_buf_reset(struct ew_buf *buf);           // keeps the memory, clears `failed`
+void ew_buf_reset(struct ew_buf *buf);           // keeps the memory, clears both
 bool ew_buf_reserve(struct ew_buf *buf, size_t more);
 void ew_buf_append(struct ew_buf *buf, const void *bytes, size_t len);
 void ew_buf_append_str(struct ew_buf *buf, struct ew_str text);

@@ -246,6 +246,8 @@ struct ew_jj_value ew_jj_build_end(struct ew_jj_run *run, size_t mark)
     struct ew_buf *buf = &run->scratch;
     struct ew_jj_value made;
 
+    if (buf->no_memory && run->code == EW_OK)
+        return failed(run, ew_fail_memory(run->err, buf->len, "a string of the chat template"));
     if (!ew_buf_ok(buf))
         return ew_jj_fail_limit(run, "it builds a longer string than is allowed");
     made = ew_jj_string_copy(run, (struct ew_str){buf->ptr ? buf->ptr + mark : "", buf->len - mark});
