@@ -28,6 +28,7 @@ enum ew_cuda_attribute { // CUdevice_attribute
 #define EW_CUDA_ERROR_OUT_OF_MEMORY 2
 
 #define EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES 8 // CU_FUNC_ATTRIBUTE_...
+#define EW_CUDA_FUNC_SHARED_CARVEOUT 9          // percent
 #define EW_CUDA_LAUNCH_PROGRAMMATIC 6 // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 struct ew_cuda_launch_attribute { // CUlaunchAttribute

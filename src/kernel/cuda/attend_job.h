@@ -16,7 +16,7 @@ struct ew_attend_job {
     uint64_t data, block_bytes, layer_at, head_bytes; // the cache
     uint64_t index, table_at, tables; // u32 [token], u32 [sequence], i32: token t is of sequence t
     uint64_t token_scale, alibi, sinks; // f32; 0: none
-    uint64_t partial;                // f32 [token][run][split][EW_ATTEND_HEADS][v_dim + 2]
+    uint64_t partial;                // f32 [token][run][split][EW_ATTEND_HEADS * (v_dim + 2)]
     uint64_t arrived;                // u32 [token][run], zeros before and after
     uint32_t q_stride, k_stride, v_stride, out_stride;
     uint32_t block_tokens, kv, k_dim, v_dim;

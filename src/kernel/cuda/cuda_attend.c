@@ -72,11 +72,12 @@ static bool take(const struct ew_cuda_backend *backend, const struct ew_cpu_step
 static bool is_possible(const struct ew_cuda_backend *backend, const struct found *found)
 {
     const struct ew_op *op = op_of(backend, found->attention);
+    uint32_t dim = EW_MAX(op->attention.head_dim, op->attention.v_dim);
 
     if (op->attention.mask != EW_MASK_CAUSAL || backend->limits.block_tokens % EW_ATTEND_TILE ||
         backend->limits.kv == EW_KV_F32 || backend->config.kernels == EW_KERNELS_REFERENCE ||
         backend->program->groups[op->attention.group].kind == EW_CACHE_LATENT || op->attention.head_dim % 8 ||
-        op->attention.v_dim % 8 || EW_MAX(op->attention.head_dim, op->attention.v_dim) > EW_CUDA_HEAD_DIM_MAX)
+        op->attention.v_dim % 8 || dim > (backend->limits.kv == EW_KV_I8 ? 128u : EW_CUDA_HEAD_DIM_MAX))
         return false;
     if (found->append) // both are rotated, alike
         return !found->q_rope == !found->k_rope &&
@@ -214,7 +215,7 @@ static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
     static const enum ew_cuda_kernel kernels[][4] = {
         [EW_KV_F16] = {EW_CUDA_DECODE_F16_64, EW_CUDA_DECODE_F16_96, EW_CUDA_DECODE_F16_128, EW_CUDA_DECODE_F16_256},
         [EW_KV_F8] = {EW_CUDA_DECODE_F8_64, EW_CUDA_DECODE_F8_96, EW_CUDA_DECODE_F8_128, EW_CUDA_DECODE_F8_256},
-        [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128, EW_CUDA_DECODE_I8_256},
+        [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128},
     };
     uint32_t dim = EW_MAX(job->k_dim, job->v_dim);
 

@@ -138,7 +138,6 @@ static const struct {
     [EW_CUDA_DECODE_I8_64] = {EW_CUDA_DECODE, "decode_i8_64"},
     [EW_CUDA_DECODE_I8_96] = {EW_CUDA_DECODE, "decode_i8_96"},
     [EW_CUDA_DECODE_I8_128] = {EW_CUDA_DECODE, "decode_i8_128"},
-    [EW_CUDA_DECODE_I8_256] = {EW_CUDA_DECODE, "decode_i8_256"},
     [EW_CUDA_ROUTE] = {EW_CUDA_EXPERTS, "route"},
     [EW_CUDA_SORT_PAIRS] = {EW_CUDA_EXPERTS, "sort_pairs"},
     [EW_CUDA_COMBINE] = {EW_CUDA_EXPERTS, "combine"},
@@ -356,6 +355,12 @@ int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_modul
                                                               KERNELS[i].name),
                            KERNELS[i].name, err);
         device->waits_itself[i] = rc == 0 && waits_itself(device, i);
+        // Blocks of one such kernel lie beside those of the next: no multiprocessor may have to divide its memory anew.
+        if (device->waits_itself[i])
+            rc = ew_cuda_check(device,
+                               device->driver.cuFuncSetAttribute(device->functions[i], EW_CUDA_FUNC_SHARED_CARVEOUT,
+                                                                 100),
+                               KERNELS[i].name, err);
     }
     return rc;
 }

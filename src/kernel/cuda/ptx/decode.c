@@ -30,6 +30,7 @@ static SHARED u32 g_last;
 struct place {
     u32 token, kv_head, first_head, n_heads, run;
     u32 index, first, begin, end; // first: key that the token sees; begin, end: of the split
+    u32 n_splits;                 // that have keys; the other blocks have nothing to do
     u32 owns;              // the token's own key is in it, to be appended
     const i32 *table;
     struct cache cache;
@@ -54,6 +55,7 @@ INLINE struct place find_place(const struct ew_attend_job *job)
     begin = begin / TILE * TILE; // tiles do not cross blocks of the cache; keys before the first one are masked
     share = (end - begin + N_BLOCKS_Z - 1) / N_BLOCKS_Z;
     share = (share + TILE * WARPS - 1) / (TILE * WARPS) * (TILE * WARPS);
+    p.n_splits = (end - begin + share - 1) / share;
     p.begin = min_u32(begin + BLOCK_Z * share, end);
     p.end = min_u32(p.begin + share, end);
     p.owns = p.begin < p.end && p.end == end;
@@ -374,27 +376,30 @@ INLINE void write_result(const struct ew_attend_job *job, const struct place *p)
     }
 }
 
-INLINE float *partial_at(const struct ew_attend_job *job, const struct place *p, u32 split, u32 head)
+// What a split found: values of all heads, then their maxima and sums.
+INLINE float *partial_at(const struct ew_attend_job *job, const struct place *p, u32 split)
 {
     return (float *)job->partial +
-           ((((u64)p->token * N_BLOCKS_Y + p->run) * N_BLOCKS_Z + split) * HEADS + head) * (job->v_dim + 2);
+           (((u64)p->token * N_BLOCKS_Y + p->run) * N_BLOCKS_Z + split) * HEADS * (job->v_dim + 2);
 }
 
 INLINE void write_partial(const struct ew_attend_job *job, const struct place *p)
 {
+    float *to = partial_at(job, p, BLOCK_Z), *ends = to + HEADS * job->v_dim;
+
     for (u32 i = THREAD; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS) {
         u32 h = i / job->v_dim, d = i % job->v_dim;
-        float *to = partial_at(job, p, BLOCK_Z, h), top = joined_max(h), total = 0, value = 0;
+        float top = joined_max(h), total = 0, value = 0;
 
         UNROLL
         for (u32 w = 0; w < WARPS; w++) {
             total += g_sum[w][h] * weight_of(g_max[w][h], top);
             value += g_acc[w][h][d] * weight_of(g_max[w][h], top);
         }
-        to[2 + d] = value;
+        to[i] = value;
         if (d == 0) {
-            to[0] = top;
-            to[1] = total;
+            ends[2 * h] = top;
+            ends[2 * h + 1] = total;
         }
     }
 }
@@ -407,7 +412,7 @@ INLINE u32 is_last(const struct ew_attend_job *job, const struct place *p)
     device_fence();
     block_sync();
     if (THREAD == 0) {
-        g_last = atomic_add(arrived, 1) == N_BLOCKS_Z - 1;
+        g_last = atomic_add(arrived, 1) == p->n_splits - 1;
         if (g_last)
             *arrived = 0;
     }
@@ -416,32 +421,53 @@ INLINE u32 is_last(const struct ew_attend_job *job, const struct place *p)
     return g_last;
 }
 
-// A warp a head: what each split is worth, then the sum; g_q serves as the table of worths.
-INLINE void join_partials(const struct ew_attend_job *job, const struct place *p)
+// What each split is worth, a warp a head; g_q serves as the table, with 1 / total behind the splits.
+INLINE void weigh_partials(const struct ew_attend_job *job, const struct place *p)
 {
-    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
     u32 lane = THREAD % 32;
 
     for (u32 h = THREAD / 32; h < p->n_heads; h += WARPS) {
         float sink = job->sinks ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY, top = sink, total = 0;
 
-        for (u32 s = lane; s < N_BLOCKS_Z; s += 32)
-            top = max_f32(top, partial_at(job, p, s, h)[0]);
+        for (u32 s = lane; s < p->n_splits; s += 32)
+            top = max_f32(top, partial_at(job, p, s)[HEADS * job->v_dim + 2 * h]);
         top = warp_max(top);
-        for (u32 s = lane; s < N_BLOCKS_Z; s += 32) {
-            const float *from = partial_at(job, p, s, h);
+        for (u32 s = lane; s < p->n_splits; s += 32) {
+            const float *ends = partial_at(job, p, s) + HEADS * job->v_dim + 2 * h;
 
-            g_q[h][s] = weight_of(from[0], top);
-            total += from[1] * g_q[h][s];
+            g_q[h][s] = weight_of(ends[0], top);
+            total += ends[1] * g_q[h][s];
         }
         total = warp_sum(total) + weight_of(sink, top);
-        for (u32 d = lane; d < job->v_dim; d += 32) {
-            float value = 0;
+        if (lane == 0)
+            g_q[h][p->n_splits] = total > 0 ? 1 / total : 0;
+    }
+}
 
-            for (u32 s = 0; s < N_BLOCKS_Z; s++)
-                value += g_q[h][s] > 0 ? partial_at(job, p, s, h)[2 + d] * g_q[h][s] : 0;
-            out[h * job->v_dim + d] = total > 0 ? value / total : 0;
+// Four dimensions a thread, of four splits at once: they wait for each other's latency only once.
+INLINE void join_partials(const struct ew_attend_job *job, const struct place *p)
+{
+    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
+    u64 step = (u64)HEADS * (job->v_dim + 2);
+    const float *first = partial_at(job, p, 0);
+
+    weigh_partials(job, p);
+    block_sync();
+    for (u32 i = THREAD * 4; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS * 4) {
+        u32 h = i / job->v_dim;
+        f32x4 value = {0, 0, 0, 0};
+
+        for (u32 s = 0; s < p->n_splits; s += 4) {
+            f32x4 part[4];
+
+            UNROLL
+            for (u32 j = 0; j < 4; j++)
+                part[j] = *(const f32x4 *)(first + min_u32(s + j, p->n_splits - 1) * step + i);
+            UNROLL
+            for (u32 j = 0; j < 4; j++)
+                value += part[j] * (s + j < p->n_splits ? g_q[h][s + j] : 0);
         }
+        *(f32x4 *)(out + i) = value * g_q[h][p->n_splits];
     }
 }
 
@@ -461,6 +487,8 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     struct found found = {.max = NEG_INFINITY};
 
     next_may_start();
+    if (p.begin >= p.end)
+        return;
     if (early) {
         load_keys(kv, k_spans, &p, at, &keys);
         if (!wide)
@@ -502,7 +530,8 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     }
     share_found(v_spans, &found);
     block_sync();
-    if (N_BLOCKS_Z == 1) {
+    p = find_place(job); // anew: the loop has no registers to keep it in
+    if (p.n_splits == 1) {
         write_result(job, &p);
         return;
     }
@@ -514,9 +543,11 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
 #define DEFINE(name, kv) \
     KERNEL decode_##name##_64(struct ew_attend_job job) { attend(kv, 2, 1, &job); } \
     KERNEL decode_##name##_96(struct ew_attend_job job) { attend(kv, 3, 2, &job); } \
-    KERNEL decode_##name##_128(struct ew_attend_job job) { attend(kv, 4, 2, &job); } \
-    KERNEL decode_##name##_256(struct ew_attend_job job) { attend(kv, 8, 4, &job); }
+    KERNEL decode_##name##_128(struct ew_attend_job job) { attend(kv, 4, 2, &job); }
 
 DEFINE(f16, KV_F16)
 DEFINE(f8, KV_F8)
 DEFINE(i8, KV_I8)
+// Of wide heads in int8 the registers do not suffice.
+KERNEL decode_f16_256(struct ew_attend_job job) { attend(KV_F16, 8, 4, &job); }
+KERNEL decode_f8_256(struct ew_attend_job job) { attend(KV_F8, 8, 4, &job); }
