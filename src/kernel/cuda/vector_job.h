@@ -9,13 +9,12 @@
 #define EW_VECTOR_STATIC_BYTES 128 // of the kernel's own shared arrays, with room to spare
 
 // How weights go through shared memory: what a warp takes at a time.
-#define EW_VECTOR_COLS_Q8 1024  // columns: of quantised layouts
+#define EW_VECTOR_COLS_U4 2048  // columns
+#define EW_VECTOR_COLS_I8 1024
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
-#define EW_VECTOR_STAGES_U4 8   // such pieces under way
-#define EW_VECTOR_STAGES_I8 4
-#define EW_VECTOR_STAGES_HALF 4
-#define EW_VECTOR_BYTES_U4 (512 + 128) // codes, scales, minima
-#define EW_VECTOR_BYTES_I8 (1024 + 128)
+#define EW_VECTOR_STAGES 4      // such pieces, of which three are under way
+#define EW_VECTOR_BYTES_U4 (1024 + 256) // codes, scales, minima
+#define EW_VECTOR_BYTES_I8 (1024 + 64)  // codes, scales
 #define EW_VECTOR_BYTES_HALF 1024
 
 struct ew_vector_part {

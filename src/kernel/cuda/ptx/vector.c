@@ -15,20 +15,20 @@
 enum { CLASS_U4, CLASS_I8, CLASS_HALF };
 
 // Pieces of a class: constants once the kernels are made of the templates below.
-#define COLS(class) ((class) == CLASS_HALF ? EW_VECTOR_COLS_HALF : EW_VECTOR_COLS_Q8)
-#define STAGES(class) \
-    ((class) == CLASS_U4 ? EW_VECTOR_STAGES_U4 : (class) == CLASS_I8 ? EW_VECTOR_STAGES_I8 : EW_VECTOR_STAGES_HALF)
+#define COLS(class) \
+    ((class) == CLASS_U4 ? EW_VECTOR_COLS_U4 : (class) == CLASS_I8 ? EW_VECTOR_COLS_I8 : EW_VECTOR_COLS_HALF)
+#define STAGES EW_VECTOR_STAGES
 #define BYTES(class) \
     ((class) == CLASS_U4 ? EW_VECTOR_BYTES_U4 : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 : EW_VECTOR_BYTES_HALF)
-#define CODE_BYTES(class) ((class) == CLASS_U4 ? 512u : 1024u)
+#define CODE_BYTES 1024
 
 static SHARED float g_part[WARPS];
 
 // Where the parts of dynamic shared memory lie: rings, activations, sums.
 struct places {
     SHARED u8 *ring;    // of this warp
-    SHARED u32x4 *low;  // columns 0 to 15 of each group of 32 in 8 bits; or 0 to 3 of 8 in f32: lanes read neighbours
-    SHARED u32x4 *high; // the others
+    SHARED u32x4 *low;  // for 4 bits columns 0 to 15 of each group of 32, for f16 0 to 3 of 8: lanes read neighbours
+    SHARED u32x4 *high; // the others; for 8 bits all lie in `low`, in order
     SHARED f32x2 *scales; // scale, and scale times the sum of the codes
     SHARED float *sums;
 };
@@ -55,10 +55,10 @@ INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
 INLINE struct places find_places(u32 class, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = class == CLASS_HALF ? cols / 8 : cols / 32;
-    SHARED u8 *at = g_dynamic + WARPS * STAGES(class) * BYTES(class);
+    SHARED u8 *at = g_dynamic + WARPS * STAGES * BYTES(class);
     struct places p;
 
-    p.ring = g_dynamic + THREAD / 32 * STAGES(class) * BYTES(class);
+    p.ring = g_dynamic + THREAD / 32 * STAGES * BYTES(class);
     p.low = (SHARED u32x4 *)at;
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
@@ -106,19 +106,17 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
 
     if (there) {
         UNROLL
-        for (u32 j = 0; j < CODE_BYTES(class) / 512; j++) {
+        for (u32 j = 0; j < CODE_BYTES / 512; j++) {
             u32 at = j * 512 + lane * 16, column = class == CLASS_U4   ? first + at * 2
                                                   : class == CLASS_I8 ? first + at
                                                                       : first + at / 2;
 
-            copy_async(slot + at, r->codes + (u64)r->piece * CODE_BYTES(class) + at, column < job->cols);
+            copy_async(slot + at, r->codes + (u64)r->piece * CODE_BYTES + at, column < job->cols);
         }
-        if (class != CLASS_HALF && lane < 8) { // 8 groups a copy
-            u32 group = first / 32 + lane % 4 * 8;
+        if (class != CLASS_HALF && lane < COLS(class) / 256 * (job->layout == LAYOUT_U4_MIN ? 2 : 1)) {
+            u32 n = COLS(class) / 256, group = first / 32 + lane % n * 8; // 8 groups a copy
 
-            if (lane < 4 || job->layout == LAYOUT_U4_MIN)
-                copy_async(slot + CODE_BYTES(class) + lane * 16, (lane < 4 ? r->scales : r->mins) + group,
-                           group * 32 < job->cols);
+            copy_async(slot + CODE_BYTES + lane * 16, (lane < n ? r->scales : r->mins) + group, group * 32 < job->cols);
         }
         if (++r->piece == s->n_pieces_row) {
             r->piece = 0;
@@ -130,13 +128,10 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
     copy_commit();
 }
 
-// Until all but STAGES - 2 of the pieces that were asked for are there.
-INLINE void wait_piece(u32 class)
+// Until the oldest piece that was asked for is there.
+INLINE void wait_piece(void)
 {
-    if (STAGES(class) == 8)
-        copy_wait(6);
-    else
-        copy_wait(2);
+    copy_wait(EW_VECTOR_STAGES - 2);
     warp_sync();
 }
 
@@ -149,14 +144,21 @@ INLINE int dot16(u32x4 a, u32x4 b, int sum)
 
 INLINE float dot_u4(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
 {
-    u32 lane = THREAD % 32, group = piece * 32 + lane;
-    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16);
-    float scale = f32_of_f16(((SHARED const u16 *)(slot + 512))[lane]), min;
-    f32x2 x = p->scales[group];
-    int dot = dot16(w & 0x0F0F0F0F, p->low[group], dot16(w >> 4 & 0x0F0F0F0F, p->high[group], 0));
+    u32 lane = THREAD % 32;
+    float sum = 0;
 
-    min = layout == LAYOUT_U4_MIN ? f32_of_f16(((SHARED const u16 *)(slot + 576))[lane]) : scale * 8;
-    return scale * x.x * (float)dot - min * x.y;
+    UNROLL
+    for (u32 j = 0; j < 2; j++) {
+        u32 in_piece = j * 32 + lane, group = piece * 64 + in_piece;
+        u32x4 w = *(SHARED const u32x4 *)(slot + in_piece * 16);
+        float scale = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]), min;
+        f32x2 x = p->scales[group];
+        int dot = dot16(w & 0x0F0F0F0F, p->low[group], dot16(w >> 4 & 0x0F0F0F0F, p->high[group], 0));
+
+        min = layout == LAYOUT_U4_MIN ? f32_of_f16(((SHARED const u16 *)(slot + 1152))[in_piece]) : scale * 8;
+        sum += scale * x.x * (float)dot - min * x.y;
+    }
+    return sum;
 }
 
 INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
@@ -166,11 +168,11 @@ INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
 
     UNROLL
     for (u32 j = 0; j < 2; j++) {
-        u32 in_piece = j * 16 + lane / 2, group = piece * 32 + in_piece;
-        u32x4 w = *(SHARED const u32x4 *)(slot + j * 512 + lane * 16);
+        u32 at = j * 32 + lane, in_piece = at / 2; // half a group
+        u32x4 w = *(SHARED const u32x4 *)(slot + at * 16);
         float scale = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]);
 
-        sum += scale * p->scales[group].x * (float)dot16(w, lane % 2 ? p->high[group] : p->low[group], 0);
+        sum += scale * p->scales[piece * 32 + in_piece].x * (float)dot16(w, p->low[piece * 64 + at], 0);
     }
     return sum;
 }
@@ -273,7 +275,7 @@ INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
 INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
 
 // Eight lanes a group of 32; numbers as in rows.c, quantise.
-INLINE void stage_q8(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+INLINE void stage_q8(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
 {
     struct normal n = find_normal(job);
 
@@ -293,7 +295,10 @@ INLINE void stage_q8(const struct ew_vector_job *job, const struct places *p, u3
         UNROLL
         for (u32 o = 1; o < 8; o *= 2)
             sum += (int)shuffle_xor_u32((u32)sum, o);
-        ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
+        if (class == CLASS_I8)
+            ((SHARED u32 *)p->low)[i] = word;
+        else
+            ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
         if (in_group == 0)
             p->scales[i / 8] = (f32x2){max / 127, max / 127 * (float)sum};
     }
@@ -366,20 +371,20 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     if (at < end)
         open_row(job, &s, &r);
     UNROLL
-    for (u32 i = 0; i < STAGES(class) - 1; i++, asked++)
-        ask(class, job, &s, &r, p.ring + asked % STAGES(class) * BYTES(class), asked < end);
+    for (u32 i = 0; i < STAGES - 1; i++, asked++)
+        ask(class, job, &s, &r, p.ring + asked % STAGES * BYTES(class), asked < end);
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
     previous_wait();
     if (class == CLASS_HALF)
         stage_f32(job, &p, s.n_pieces_row * COLS(class) / 4);
     else
-        stage_q8(job, &p, s.n_pieces_row * COLS(class) / 4);
+        stage_q8(class, job, &p, s.n_pieces_row * COLS(class) / 4);
     block_sync();
     for (; at < end; at++, asked++) {
-        wait_piece(class);
-        ask(class, job, &s, &r, p.ring + asked % STAGES(class) * BYTES(class), asked < end);
-        sum += dot_piece(class, p.ring + at % STAGES(class) * BYTES(class), job->layout, &p, piece);
+        wait_piece();
+        ask(class, job, &s, &r, p.ring + asked % STAGES * BYTES(class), asked < end);
+        sum += dot_piece(class, p.ring + at % STAGES * BYTES(class), job->layout, &p, piece);
         if (++piece == s.n_pieces_row || at + 1 == end) {
             sum = warp_sum(sum);
             if (THREAD % 32 == 0)
