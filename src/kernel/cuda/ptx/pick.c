@@ -1,5 +1,5 @@
-// From rows of logits to tokens, as engine/sampler.c chooses them: the greatest, or a draw from what temperature, top-k,
-// top-p and min-p leave, walked in the order of the ids.
+// From rows of logits to tokens, as engine/sampler.c chooses them: the greatest, or a draw from what temperature,
+// top-k, top-p and min-p leave, walked in the order of the ids.
 //
 //   pick_adjust   bias, mask and penalties, in place (only where there are any)
 //   pick_max      the greatest logit of a row; greedy rows are done
