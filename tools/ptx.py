@@ -29,8 +29,9 @@ SPILL_MAX = 32  # bytes a thread: a few words outside of the loops, on some arch
 CHAINED = [
     "attention",
     "chosen",
-    "experts",
     "decode",
+    "experts",
+    "few",
     "latent",
     "linear",
     "rows",
@@ -44,6 +45,7 @@ THREADS = {
     "flash_f8": 128,
     "flash_i8": 128,
     "decode": 128,
+    "few": 256,
     "gemm": 128,
     "latent": 256,
     "linear": 256,

@@ -83,6 +83,7 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
+    uint64_t few_packed; // activations of several sequences
     uint64_t attend_partial, attend_arrived; // of decode attention
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
@@ -178,6 +179,15 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared
 int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
                      struct ew_error *err) EW_MUST_CHECK;
+// cuda_few.c
+uint64_t ew_cuda_few_bytes(const struct ew_program *program);
+int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK; // once kernels are loaded
+// Whether fused steps may be done for all tokens of this step at once, and that.
+bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused,
+                       const struct ew_batch *batch);
+int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, const struct ew_batch *batch,
+                struct ew_error *err) EW_MUST_CHECK;
+
 // cuda_attend.c
 uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_multiprocessors);
 uint64_t ew_cuda_attend_arrived_bytes(const struct ew_program *program);

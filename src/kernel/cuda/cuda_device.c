@@ -34,6 +34,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_DECODE] = "decode",
     [EW_CUDA_EXPERTS] = "experts",
     [EW_CUDA_CHOSEN] = "chosen",
+    [EW_CUDA_FEW] = "few",
 };
 
 static const struct {
@@ -162,6 +163,19 @@ static const struct {
     [EW_CUDA_CHOSEN_OUT_U4] = {EW_CUDA_CHOSEN, "chosen_out_u4"},
     [EW_CUDA_CHOSEN_IN_U4_MIN] = {EW_CUDA_CHOSEN, "chosen_in_u4_min"},
     [EW_CUDA_CHOSEN_OUT_U4_MIN] = {EW_CUDA_CHOSEN, "chosen_out_u4_min"},
+    [EW_CUDA_FEW_PACK] = {EW_CUDA_FEW, "few_pack"},
+    [EW_CUDA_FEW_F16_1] = {EW_CUDA_FEW, "few_f16_1"},
+    [EW_CUDA_FEW_F16_2] = {EW_CUDA_FEW, "few_f16_2"},
+    [EW_CUDA_FEW_F16_4] = {EW_CUDA_FEW, "few_f16_4"},
+    [EW_CUDA_FEW_BF16_1] = {EW_CUDA_FEW, "few_bf16_1"},
+    [EW_CUDA_FEW_BF16_2] = {EW_CUDA_FEW, "few_bf16_2"},
+    [EW_CUDA_FEW_BF16_4] = {EW_CUDA_FEW, "few_bf16_4"},
+    [EW_CUDA_FEW_I8_1] = {EW_CUDA_FEW, "few_i8_1"},
+    [EW_CUDA_FEW_I8_2] = {EW_CUDA_FEW, "few_i8_2"},
+    [EW_CUDA_FEW_I8_4] = {EW_CUDA_FEW, "few_i8_4"},
+    [EW_CUDA_FEW_U4_1] = {EW_CUDA_FEW, "few_u4_1"},
+    [EW_CUDA_FEW_U4_2] = {EW_CUDA_FEW, "few_u4_2"},
+    [EW_CUDA_FEW_U4_4] = {EW_CUDA_FEW, "few_u4_4"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

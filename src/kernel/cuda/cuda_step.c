@@ -466,6 +466,9 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
         } else if (one_row && fused->count) {
             n = fused->count;
             rc = launch_fused(backend, fused, err);
+        } else if (ew_cuda_few_takes(backend, fused, batch)) {
+            n = fused->count;
+            rc = ew_cuda_few(backend, fused, batch, err);
         } else if (alone && attend->count) {
             n = attend->count;
             rc = ew_cuda_attend(backend, attend, batch->n_tokens, err);

@@ -137,6 +137,23 @@ INLINE u32 mul_f16x2(u32 a, u32 b)
     return r;
 }
 
+// 1024 more than each of the two lower bytes, in f16; and than the upper ones.
+INLINE u32 low_bytes(u32 v)
+{
+    u32 r;
+
+    asm("prmt.b32 %0, %1, %2, 0x4140;" : "=r"(r) : "r"(v), "r"(0x64646464));
+    return r;
+}
+
+INLINE u32 high_bytes(u32 v)
+{
+    u32 r;
+
+    asm("prmt.b32 %0, %1, %2, 0x4342;" : "=r"(r) : "r"(v), "r"(0x64646464));
+    return r;
+}
+
 INLINE u32 fma_f16x2(u32 a, u32 b, u32 c)
 {
     u32 r;

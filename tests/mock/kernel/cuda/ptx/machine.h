@@ -98,6 +98,9 @@ INLINE u32 byte_permute(u32 a, u32 b, u32 which)
     return r;
 }
 
+INLINE u32 low_bytes(u32 v) { return (v & 0xFF) | (v & 0xFF00) << 8 | 0x64006400; }
+INLINE u32 high_bytes(u32 v) { return low_bytes(v >> 16); }
+
 INLINE u32 fma_f16x2(u32 a, u32 b, u32 c)
 {
     return f16x2_of(f32_of_f16((u16)a) * f32_of_f16((u16)b) + f32_of_f16((u16)c),
