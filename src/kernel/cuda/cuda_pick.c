@@ -7,7 +7,7 @@
 
 #define PARTS 32 // blocks that share a row, as in ptx/pick.c
 #define WIDE 256
-#define DRAW_THREADS 1024
+#define DRAW_THREADS 512 // of 1024 each could have 64 registers, and the kernel takes 80
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
 enum { HAS_MASK = 1, BY_HOST = 2 };
