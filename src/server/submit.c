@@ -250,7 +250,8 @@ static int refuse_text(const struct ew_api *api, struct ew_fault *fault)
 
     return ew_fault_set(fault, 400, "invalid_request_error", "unsupported",
                         "the model makes %s and writes no text; use %s",
-                        scores ? "scores of pairs of texts" : "vectors", scores ? "/v1/rerank or /v1/score" : "/v1/embeddings");
+                        scores ? "scores of pairs of texts" : "vectors",
+                        scores ? "/v1/rerank or /v1/score" : "/v1/embeddings");
 }
 
 static void start(struct ew_api *api, struct ew_exchange *x, enum ew_params_route route)
