@@ -469,6 +469,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = map_caches(backend, limits->n_blocks, err);
     if (rc == 0)
         rc = ew_cuda_attend_find(backend, err);
+    if (rc == 0 && limits->n_seqs_max == 1)
+        rc = ew_cuda_share_multiprocessors(&backend->device, err);
     if (rc == 0)
         rc = pin(backend, (uint64_t)limits->n_logits_max * backend->plan.result_width * sizeof(float), &logits, err);
     backend->logits = logits;

@@ -369,8 +369,16 @@ int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_modul
                                                               KERNELS[i].name),
                            KERNELS[i].name, err);
         device->waits_itself[i] = rc == 0 && waits_itself(device, i);
-        // Blocks of one such kernel lie beside those of the next: no multiprocessor may have to divide its memory anew.
-        if (device->waits_itself[i])
+    }
+    return rc;
+}
+
+int ew_cuda_share_multiprocessors(const struct ew_cuda_device *device, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
+        if (device->functions[i] && device->waits_itself[i])
             rc = ew_cuda_check(device,
                                device->driver.cuFuncSetAttribute(device->functions[i], EW_CUDA_FUNC_SHARED_CARVEOUT,
                                                                  100),

@@ -79,6 +79,9 @@ void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that wa
 // several threads at once.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
                                struct ew_error *err) EW_MUST_CHECK;
+// For steps of one sequence: blocks of a kernel that was started early lie beside those of the one before it, which
+// needs one division of a multiprocessor's memory for all. Products of several rows would miss the first cache.
+int ew_cuda_share_multiprocessors(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 // 0, or the error that a driver's status stands for; `what` was tried: "copying a batch".
 int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
