@@ -473,6 +473,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = ew_cuda_share_multiprocessors(&backend->device, err);
     if (rc == 0)
         rc = pin(backend, (uint64_t)limits->n_logits_max * backend->plan.result_width * sizeof(float), &logits, err);
+    if (rc == 0) // copies of small things may still be under way, and the step's stream does not wait for them
+        rc = ew_cuda_check(&backend->device, backend->device.driver.cuCtxSynchronize(), "making ready", err);
     backend->logits = logits;
     backend->is_prepared = rc == 0;
     return rc;
@@ -668,7 +670,8 @@ static int move_block(struct ew_cuda_backend *backend, uint32_t group, int32_t i
     if (rc == 0)
         convert_block(cache, n_tokens, block, out, in);
     if (rc == 0 && in)
-        rc = ew_cuda_check(&backend->device, driver->cuMemcpyHtoD_v2(address, block, cache->block_bytes),
+        rc = ew_cuda_check(&backend->device,
+                           driver->cuMemcpyHtoDAsync_v2(address, block, cache->block_bytes, backend->device.stream),
                            "writing a cache block", err);
     ew_free(block);
     return rc;

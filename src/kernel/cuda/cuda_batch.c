@@ -161,6 +161,8 @@ static uint64_t kind_of(const struct ew_rope *rope, uint32_t span)
     return rope->freq_long && span > rope->span_short_max ? 2 : 1;
 }
 
+// From the stack, which the driver copies before it returns; on the step's own stream, since a copy without one may
+// still be under way when the step begins.
 static int send_frequencies(struct ew_cuda_backend *backend, uint32_t index, uint32_t seq, uint32_t span,
                             struct ew_error *err)
 {
@@ -180,12 +182,13 @@ static int send_frequencies(struct ew_cuda_backend *backend, uint32_t index, uin
                         : kind == 2 ? rope->freq_long[i]
                                     : rope->freq_short[i]) / TURN;
     rc = ew_cuda_check(&backend->device,
-                       driver->cuMemcpyHtoD_v2(to->frequency + (uint64_t)seq * half * sizeof(double), frequency,
-                                               half * sizeof(double)),
+                       driver->cuMemcpyHtoDAsync_v2(to->frequency + (uint64_t)seq * half * sizeof(double),
+                                                    frequency, half * sizeof(double), backend->device.stream),
                        "copying frequencies", err);
     if (rc == 0)
         rc = ew_cuda_check(&backend->device,
-                           driver->cuMemcpyHtoD_v2(to->scale + seq * sizeof(float), &scale, sizeof(scale)),
+                           driver->cuMemcpyHtoDAsync_v2(to->scale + seq * sizeof(float), &scale, sizeof(scale),
+                                                        backend->device.stream),
                            "copying a scale", err);
     if (rc == 0)
         to->kinds[seq] = kind;

@@ -2,7 +2,9 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <zlib.h>
 
+#include "base/alloc.h"
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/data.h"
@@ -270,6 +272,7 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
         if (device->modules[i])
             (void)driver->cuModuleUnload(device->modules[i]);
+        ew_free(device->texts[i]);
     }
     if (device->stream)
         (void)driver->cuStreamDestroy_v2(device->stream);
@@ -289,31 +292,52 @@ static const struct {
     {".ptx", 80, DRIVER_VERSION_MIN, false},
 };
 
-static const char *find_file(const char *name, const char *suffix)
+static const struct ew_data_file *find_file(const char *name, const char *suffix)
 {
     size_t length = strlen(name);
 
     for (const struct ew_data_file *file = ew_cuda_ptx_files; file->path; file++) {
         if (strncmp(file->path, name, length) == 0 && strcmp(file->path + length, suffix) == 0)
-            return file->text.ptr; // NUL-terminated by tools/embed.py
+            return file;
     }
     return NULL;
 }
 
 // NULL: a module that only others have.
-static const char *find_ptx(const struct ew_cuda_device *device, enum ew_cuda_module module, const char **suffix)
+static const struct ew_data_file *find_ptx(const struct ew_cuda_device *device, enum ew_cuda_module module,
+                                           const char **suffix)
 {
     int architecture = device->major * 10 + device->minor;
 
     for (size_t i = 0; i < EW_COUNT_OF(TIERS); i++) {
-        const char *text = find_file(MODULES[module], TIERS[i].suffix);
+        const struct ew_data_file *file = find_file(MODULES[module], TIERS[i].suffix);
 
         *suffix = TIERS[i].suffix;
-        if (text && architecture >= TIERS[i].architecture && device->driver_version >= TIERS[i].driver_version_min &&
+        if (file && architecture >= TIERS[i].architecture && device->driver_version >= TIERS[i].driver_version_min &&
             (!TIERS[i].is_alone || architecture == TIERS[i].architecture))
-            return text;
+            return file;
     }
     return NULL;
+}
+
+// The text of a module, which tools/embed.py --deflate has packed; the device keeps it until it is closed.
+static int unpack(struct ew_cuda_device *device, enum ew_cuda_module module, const struct ew_data_file *file,
+                  struct ew_error *err)
+{
+    uint64_t n = 0;
+    uLongf length;
+
+    EW_ASSERT(file->text.len > sizeof(n));
+    memcpy(&n, file->text.ptr, sizeof(n)); // all our machines have the little end first
+    length = n;
+    device->texts[module] = ew_alloc(n + 1);
+    if (!device->texts[module])
+        return ew_fail_memory(err, n + 1, "the text of a module of kernels");
+    if (uncompress((Bytef *)device->texts[module], &length, (const Bytef *)file->text.ptr + sizeof(n),
+                   file->text.len - sizeof(n)) != Z_OK || length != n)
+        return ew_fail(err, EW_ERR_FORMAT, "the kernels in this program are damaged");
+    device->texts[module][n] = 0;
+    return 0;
 }
 
 static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
@@ -321,14 +345,18 @@ static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module
     char text[LOG_BYTES] = "";
     int options[] = {EW_CUDA_JIT_ERROR_LOG, EW_CUDA_JIT_ERROR_LOG_BYTES}, rc;
     void *values[] = {text, (void *)(uintptr_t)(sizeof(text) - 1)};
-    const char *suffix, *ptx = find_ptx(device, module, &suffix);
+    const char *suffix;
+    const struct ew_data_file *file = find_ptx(device, module, &suffix);
     double started_s = ew_clock_s();
 
-    if (!ptx || device->modules[module])
+    if (!file || device->modules[module])
         return 0;
+    rc = unpack(device, module, file, err);
+    if (rc)
+        return rc;
     rc = ew_cuda_check(device,
-                       device->driver.cuModuleLoadDataEx(&device->modules[module], ptx, EW_COUNT_OF(options), options,
-                                                         values),
+                       device->driver.cuModuleLoadDataEx(&device->modules[module], device->texts[module],
+                                                         EW_COUNT_OF(options), options, values),
                        "loading a module of kernels", err);
     if (rc && module == EW_CUDA_WGMMA) { // the base tier does its work, too
         ew_log(EW_LOG_WARN, "kernels of %s%s are not used: %s", MODULES[module], suffix, text[0] ? text : "no log");
@@ -345,7 +373,7 @@ static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module
 // CUDA 12.3.
 static bool waits_itself(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel)
 {
-    const char *suffix, *at = find_ptx(device, KERNELS[kernel].module, &suffix), *end, *wait;
+    const char *at = device->texts[KERNELS[kernel].module], *end, *wait;
     char entry[96];
 
     if (!device->functions[kernel] || !device->driver.cuLaunchKernelEx || device->driver_version < CHAIN_VERSION_MIN)

@@ -69,6 +69,7 @@ struct ew_cuda_device {
     int shared_bytes_max; // of a block that asks for it
     char name[64];
     void *modules[EW_CUDA_MODULE_COUNT];
+    char *texts[EW_CUDA_MODULE_COUNT]; // PTX of the modules that were loaded
     void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: of a module that this GPU or driver has not
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
 };
