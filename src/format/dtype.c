@@ -43,6 +43,9 @@ static const struct ew_dtype_info g_infos[EW_DTYPE_COUNT] = {
     [EW_DTYPE_TQ2_0] = {"tq2_0", NULL, 35, EW__SUPER, EW__TQ2_0_BYTES, ew__decode_tq2_0, NULL},
     [EW_DTYPE_MXFP4] = {"mxfp4", NULL, 39, EW__BLOCK, EW__MXFP4_BYTES, ew__decode_mxfp4, NULL},
     [EW_DTYPE_NVFP4] = {"nvfp4", NULL, 40, EW__NVFP4_ELEMENTS, EW__NVFP4_BYTES, ew__decode_nvfp4, NULL},
+    [EW_DTYPE_FP8] = {"fp8", NULL, -1, EW__FP8_ELEMENTS, EW__FP8_BYTES, ew__decode_fp8, NULL},
+    [EW_DTYPE_Q4_ZERO] = {"q4_zero", NULL, -1, EW__Q4_ZERO_ELEMENTS, EW__Q4_ZERO_BYTES, ew__decode_q4_zero, NULL},
+    [EW_DTYPE_NVFP4_S] = {"nvfp4_s", NULL, -1, EW__NVFP4_ELEMENTS, EW__NVFP4_S_BYTES, ew__decode_nvfp4_s, NULL},
 };
 
 const struct ew_dtype_info *ew_dtype_info(enum ew_dtype dtype)

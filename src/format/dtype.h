@@ -16,6 +16,10 @@ enum ew_dtype {
     EW_DTYPE_IQ4_NL, EW_DTYPE_IQ4_XS, EW_DTYPE_IQ2_XXS, EW_DTYPE_IQ2_XS, EW_DTYPE_IQ2_S,
     EW_DTYPE_IQ3_XXS, EW_DTYPE_IQ3_S, EW_DTYPE_IQ1_S, EW_DTYPE_IQ1_M,
     EW_DTYPE_TQ1_0, EW_DTYPE_TQ2_0, EW_DTYPE_MXFP4, EW_DTYPE_NVFP4,
+    // In memory only: what checkpoints keep in several tensors, as blocks that a row can be made of (quant_scaled.c).
+    EW_DTYPE_FP8,     // e4m3 with a scale for 128 columns, which may be that of the row or of the whole tensor
+    EW_DTYPE_Q4_ZERO, // 4 bits with a scale and a zero point for 64 columns: AWQ, GPTQ
+    EW_DTYPE_NVFP4_S, // nvfp4 and the scale of the whole tensor, the same in all blocks of a row
     EW_DTYPE_COUNT
 };
 

@@ -40,6 +40,11 @@ enum ew__block_bytes {
     EW__MXFP4_BYTES = 1 + 16,
     EW__NVFP4_ELEMENTS = 64,
     EW__NVFP4_BYTES = 4 + 32,
+    EW__NVFP4_S_BYTES = 4 + EW__NVFP4_BYTES,
+    EW__FP8_ELEMENTS = 128,
+    EW__FP8_BYTES = 4 + 128,
+    EW__Q4_ZERO_ELEMENTS = 64,
+    EW__Q4_ZERO_BYTES = 2 + 1 + 32,
 };
 
 static inline uint16_t ew__u16_at(const uint8_t *p)
@@ -93,6 +98,7 @@ ew__decode_fn ew__decode_q4_0, ew__decode_q4_1, ew__decode_q5_0, ew__decode_q5_1
 ew__decode_fn ew__decode_q2_k, ew__decode_q3_k, ew__decode_q4_k, ew__decode_q5_k, ew__decode_q6_k;
 ew__decode_fn ew__decode_iq4_nl, ew__decode_iq4_xs, ew__decode_mxfp4, ew__decode_nvfp4;
 ew__decode_fn ew__decode_tq1_0, ew__decode_tq2_0;
+ew__decode_fn ew__decode_fp8, ew__decode_q4_zero, ew__decode_nvfp4_s;
 ew__decode_fn ew__decode_iq2_xxs, ew__decode_iq2_xs, ew__decode_iq2_s, ew__decode_iq3_xxs, ew__decode_iq3_s;
 ew__decode_fn ew__decode_iq1_s, ew__decode_iq1_m;
 

@@ -5,6 +5,9 @@
 
 #define BLOCK 32 // elements of the block types that weights are read as
 #define FP4_GROUP 16
+#define FP8_BLOCK 128
+#define ZERO_BLOCK 64
+#define NVFP4_BLOCK 64
 
 static int fail_method(struct ew_str method, const char *what, struct ew_error *err)
 {
@@ -75,6 +78,8 @@ int ew_quantised_read(const struct ew_json *config, struct ew_quantised *out, st
     if (out->method == EW_QUANTISED_AWQ || out->method == EW_QUANTISED_GPTQ)
         return read_packed(quant, out, err);
     out->is_float = true;
+    if (ew_str_is(ew_json_str(ew_json_get(quant, "quant_algo"), ""), "NVFP4")) // modelopt's
+        out->bits = 4;
     return ew_str_is(method, "compressed-tensors") ? read_groups(quant, out, err) : 0;
 }
 
@@ -85,8 +90,8 @@ enum ew_dtype ew_quantised_type(const struct ew_quantised *q, bool is_expert, en
     if (q->method == EW_QUANTISED_MXFP4)
         return EW_DTYPE_MXFP4;
     if (q->is_float)
-        return EW_DTYPE_F16;
-    return q->bits == 8 ? EW_DTYPE_Q8_0 : q->is_symmetric ? EW_DTYPE_Q4_0 : EW_DTYPE_Q5_0;
+        return q->bits == 4 ? EW_DTYPE_NVFP4_S : EW_DTYPE_FP8;
+    return q->bits == 8 ? EW_DTYPE_Q8_0 : q->is_symmetric ? EW_DTYPE_Q4_0 : EW_DTYPE_Q4_ZERO;
 }
 
 const struct ew_quantised_names *ew_quantised_names(enum ew_quantised_method method)
@@ -279,6 +284,41 @@ static void put_mxfp4(const struct weight *w, uint64_t row, uint64_t col, unsign
     }
 }
 
+static void put_fp8(const struct weight *w, uint64_t row, uint64_t col, unsigned char *out)
+{
+    memcpy(out, &(float){scale_at(w, row, group_of(w, col))}, sizeof(float));
+    memcpy(out + 4, w->codes + row * w->cols + col, FP8_BLOCK);
+}
+
+static void put_q4_zero(const struct weight *w, uint64_t row, uint64_t col, unsigned char *out)
+{
+    uint64_t group = group_of(w, col);
+
+    put_half(out, scale_at(w, row, group));
+    out[2] = (unsigned char)zero_at(w, row, group);
+    for (uint64_t i = 0; i < ZERO_BLOCK / 2; i++) {
+        uint64_t at = col + i / 16 * 32 + i % 16;
+
+        out[3 + i] = (unsigned char)(code_at(w, row, at) | code_at(w, row, at + 16) << 4);
+    }
+}
+
+// The file has pairs of neighbours in a byte, nvfp4 elements i and i + 8 of each 16.
+static void put_nvfp4(const struct weight *w, uint64_t row, uint64_t col, unsigned char *out)
+{
+    const unsigned char *from = w->codes + row * (w->cols / 2) + col / 2;
+
+    memcpy(out, &w->global, sizeof(w->global));
+    for (uint64_t i = 0; i < NVFP4_BLOCK / FP4_GROUP; i++)
+        out[4 + i] = w->scales[row * w->n_groups + col / FP4_GROUP + i];
+    for (uint64_t i = 0; i < NVFP4_BLOCK / 2; i++) {
+        uint64_t at = i / 8 * FP4_GROUP + i % 8; // element of the block
+        uint32_t low = from[at / 2] >> (4 * (at % 2)) & 15, high = from[at / 2 + 4] >> (4 * (at % 2)) & 15;
+
+        out[8 + i] = (unsigned char)(low | high << 4);
+    }
+}
+
 static void put_block(const struct weight *w, enum ew_dtype type, uint64_t row, uint64_t col, unsigned char *out)
 {
     if (type == EW_DTYPE_Q4_0)
@@ -289,6 +329,12 @@ static void put_block(const struct weight *w, enum ew_dtype type, uint64_t row, 
         put_q8(w, row, col, out);
     else if (type == EW_DTYPE_MXFP4)
         put_mxfp4(w, row, col, out);
+    else if (type == EW_DTYPE_FP8)
+        put_fp8(w, row, col, out);
+    else if (type == EW_DTYPE_Q4_ZERO)
+        put_q4_zero(w, row, col, out);
+    else if (type == EW_DTYPE_NVFP4_S)
+        put_nvfp4(w, row, col, out);
     else if (type == EW_DTYPE_F16)
         put_half(out, value_at(w, row, col));
     else
@@ -438,13 +484,19 @@ static enum ew_dtype type_of(const struct ew_quantised *q, const struct weight *
         return EW_DTYPE_MXFP4;
     if (w->order)
         return EW_DTYPE_F32;
+    if (w->kind == KIND_FP8 && divides(w->cols, FP8_BLOCK) && (divides(w->group, FP8_BLOCK) || w->n_groups == 1))
+        return EW_DTYPE_FP8;
+    if (w->kind == KIND_NVFP4 && divides(w->cols, NVFP4_BLOCK) && w->scale_type == EW_DTYPE_F8_E4M3)
+        return EW_DTYPE_NVFP4_S;
     if (!whole_blocks || w->kind == KIND_FP8 || w->kind == KIND_NVFP4)
         return EW_DTYPE_F16;
     if (w->kind == KIND_INT8)
         return EW_DTYPE_Q8_0;
     if (w->bits == 8)
         return q->is_symmetric ? EW_DTYPE_Q8_0 : EW_DTYPE_F16;
-    return q->is_symmetric ? EW_DTYPE_Q4_0 : EW_DTYPE_Q5_0;
+    if (q->is_symmetric)
+        return EW_DTYPE_Q4_0;
+    return divides(w->group, ZERO_BLOCK) && divides(w->cols, ZERO_BLOCK) ? EW_DTYPE_Q4_ZERO : EW_DTYPE_Q5_0;
 }
 
 static bool take_parts(const struct ew_quantised *q, const struct ew_quantised_parts *parts, uint32_t n_parts,

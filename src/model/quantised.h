@@ -2,9 +2,10 @@
 // Quantised checkpoints as hubs publish them: AWQ and GPTQ in 4 (and GPTQ in 8) bits, fp8 with scales of tensors,
 // channels or blocks, compressed-tensors' int8 and packed 4 bits, NVFP4 in two layouts, gpt-oss's MXFP4.
 //
-// Each weight is read as one of the block types of GGUF that holds it: q4_0, q5_0 (4 bits with zero points), q8_0,
-// mxfp4. Codes stay what they are; scales become f16. What no block type holds (fp8, NVFP4 with its scale of the whole
-// tensor) is read as f16, rounded once; GPTQ with activation order, whose products would lose more by that, as f32.
+// Each weight is read as a block type that holds it: of GGUF's q4_0, q5_0 (4 bits with zero points, in groups that 64
+// does not divide), q8_0, mxfp4; and q4_zero, fp8 and nvfp4_s, which are no file's. Codes stay what they are; scales of
+// integers become f16. What no block type holds (groups that are no multiples of a block) is read as f16, rounded once;
+// GPTQ with activation order, whose products would lose more by that, as f32.
 
 #include "format/json.h"
 #include "format/tensors.h"

@@ -29,16 +29,49 @@ static const struct {
 #define EMBED_SUFFIX "-embed" // of a shape: it makes vectors instead of text
 #define CONTEXT_TRAINED 131072 // no limit for any benchmark
 
-// `matrix` is the type of most matrices, `better` of those that the usual mix keeps finer.
+// `matrix` is the type of most matrices, `better` of those that the usual mix keeps finer. Types that have scales of
+// their own for runs of rows and columns: how long these are, 0 for all.
 struct ew_synthetic_type {
     const char *name;
     enum ew_dtype matrix, better;
+    uint32_t scale_rows, scale_cols;
 };
 
+#define PURE(name, dtype) {name, dtype, dtype, 0, 0}
+
 static const struct ew_synthetic_type g_types[] = {
-    {"f16", EW_DTYPE_F16, EW_DTYPE_F16},    {"bf16", EW_DTYPE_BF16, EW_DTYPE_BF16},
-    {"q8_0", EW_DTYPE_Q8_0, EW_DTYPE_Q8_0}, {"q4_0", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0},
-    {"q4_k", EW_DTYPE_Q4_K, EW_DTYPE_Q4_K}, {"q4_k_m", EW_DTYPE_Q4_K, EW_DTYPE_Q6_K},
+    PURE("f16", EW_DTYPE_F16),
+    PURE("bf16", EW_DTYPE_BF16),
+    PURE("q8_0", EW_DTYPE_Q8_0),
+    PURE("q4_0", EW_DTYPE_Q4_0),
+    PURE("q4_1", EW_DTYPE_Q4_1),
+    PURE("q5_0", EW_DTYPE_Q5_0),
+    PURE("q5_1", EW_DTYPE_Q5_1),
+    PURE("q2_k", EW_DTYPE_Q2_K),
+    PURE("q3_k", EW_DTYPE_Q3_K),
+    PURE("q4_k", EW_DTYPE_Q4_K),
+    {"q4_k_m", EW_DTYPE_Q4_K, EW_DTYPE_Q6_K, 0, 0},
+    PURE("q5_k", EW_DTYPE_Q5_K),
+    PURE("q6_k", EW_DTYPE_Q6_K),
+    PURE("iq1_s", EW_DTYPE_IQ1_S),
+    PURE("iq1_m", EW_DTYPE_IQ1_M),
+    PURE("iq2_xxs", EW_DTYPE_IQ2_XXS),
+    PURE("iq2_xs", EW_DTYPE_IQ2_XS),
+    PURE("iq2_s", EW_DTYPE_IQ2_S),
+    PURE("iq3_xxs", EW_DTYPE_IQ3_XXS),
+    PURE("iq3_s", EW_DTYPE_IQ3_S),
+    PURE("iq4_nl", EW_DTYPE_IQ4_NL),
+    PURE("iq4_xs", EW_DTYPE_IQ4_XS),
+    PURE("tq1_0", EW_DTYPE_TQ1_0),
+    PURE("tq2_0", EW_DTYPE_TQ2_0),
+    PURE("mxfp4", EW_DTYPE_MXFP4),
+    // As checkpoints of hubs have them: scales of 128 x 128 elements, of rows, of the whole tensor.
+    {"fp8", EW_DTYPE_FP8, EW_DTYPE_FP8, 128, 128},
+    {"fp8_channel", EW_DTYPE_FP8, EW_DTYPE_FP8, 1, 0},
+    {"fp8_tensor", EW_DTYPE_FP8, EW_DTYPE_FP8, 0, 0},
+    PURE("nvfp4", EW_DTYPE_NVFP4_S),
+    {"awq", EW_DTYPE_Q4_ZERO, EW_DTYPE_Q4_ZERO, 1, 128},
+    {"gptq", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0, 1, 128},
 };
 
 // SplitMix64 (Steele, Lea and Flood, 2014): the k-th number of a stream is a function of k alone.
@@ -79,20 +112,50 @@ static void random_halves(uint64_t state, unsigned char *out, uint64_t n, uint32
     }
 }
 
-// Where a block keeps its f16 scales, and the deviation of its elements when every other byte is random and the
-// scale is 1.
+// How a block keeps its scales.
+enum scale_form {
+    SCALE_F16,
+    SCALE_IQ1_M,   // the upper four bits of four words
+    SCALE_E8M0,    // a byte
+    SCALE_NVFP4,   // an f32 and four e4m3
+    SCALE_FP8,     // an f32; the codes are floats themselves
+    SCALE_Q4_ZERO, // an f16 and a zero point
+};
+
+// Where, and the deviation of its elements when every other byte is random and the scale is 1.
 static const struct block_kind {
     enum ew_dtype dtype;
+    enum scale_form form;
     uint32_t scale_at;
     double deviation;
     int32_t minimum_at;   // second scale, or -1
     double minimum_ratio; // of it to the first, so that the mean is 0
 } g_blocks[] = {
-    {EW_DTYPE_Q8_0, 0, 73.9, -1, 0},   // int8
-    {EW_DTYPE_Q4_0, 0, 4.61, -1, 0},   // -8 .. 7
-    {EW_DTYPE_Q5_0, 0, 9.23, -1, 0},   // -16 .. 15
-    {EW_DTYPE_Q4_K, 0, 258, 2, 7.5},   // 6-bit scale * 4-bit value - 6-bit minimum
-    {EW_DTYPE_Q6_K, 208, 1366, -1, 0}, // int8 scale * (-32 .. 31)
+    {EW_DTYPE_Q8_0, SCALE_F16, 0, 73.9, -1, 0},   // int8
+    {EW_DTYPE_Q4_0, SCALE_F16, 0, 4.61, -1, 0},   // -8 .. 7
+    {EW_DTYPE_Q4_1, SCALE_F16, 0, 4.61, 2, -7.5}, // the minimum is added
+    {EW_DTYPE_Q5_0, SCALE_F16, 0, 9.23, -1, 0},   // -16 .. 15
+    {EW_DTYPE_Q5_1, SCALE_F16, 0, 9.23, 2, -15.5},
+    {EW_DTYPE_Q2_K, SCALE_F16, 80, 13.87, 82, 1.5},
+    {EW_DTYPE_Q3_K, SCALE_F16, 108, 43.3, -1, 0},
+    {EW_DTYPE_Q4_K, SCALE_F16, 0, 258, 2, 7.5}, // 6-bit scale * 4-bit value - 6-bit minimum
+    {EW_DTYPE_Q5_K, SCALE_F16, 0, 527, 2, 15.5},
+    {EW_DTYPE_Q6_K, SCALE_F16, 208, 1366, -1, 0}, // int8 scale * (-32 .. 31)
+    {EW_DTYPE_IQ1_S, SCALE_F16, 0, 7.19, -1, 0},
+    {EW_DTYPE_IQ1_M, SCALE_IQ1_M, 48, 7.19, -1, 0},
+    {EW_DTYPE_IQ2_XXS, SCALE_F16, 0, 53.3, -1, 0},
+    {EW_DTYPE_IQ2_XS, SCALE_F16, 0, 55.9, -1, 0},
+    {EW_DTYPE_IQ2_S, SCALE_F16, 0, 56.4, -1, 0},
+    {EW_DTYPE_IQ3_XXS, SCALE_F16, 0, 142, -1, 0},
+    {EW_DTYPE_IQ3_S, SCALE_F16, 0, 140, -1, 0},
+    {EW_DTYPE_IQ4_NL, SCALE_F16, 0, 67.4, -1, 0},
+    {EW_DTYPE_IQ4_XS, SCALE_F16, 0, 1247, -1, 0},
+    {EW_DTYPE_TQ1_0, SCALE_F16, 52, 0.817, -1, 0},
+    {EW_DTYPE_TQ2_0, SCALE_F16, 64, 1.22, -1, 0},
+    {EW_DTYPE_MXFP4, SCALE_E8M0, 0, 2.93, -1, 0},
+    {EW_DTYPE_NVFP4_S, SCALE_NVFP4, 0, 4.29, -1, 0},
+    {EW_DTYPE_FP8, SCALE_FP8, 0, 13.5, -1, 0},
+    {EW_DTYPE_Q4_ZERO, SCALE_Q4_ZERO, 0, 4.64, -1, 0},
 };
 
 static const struct block_kind *block_kind(enum ew_dtype dtype)
@@ -110,13 +173,88 @@ static void put_f16(unsigned char *at, double value)
     memcpy(at, &half, sizeof(half));
 }
 
-// arg: seed, cols, dtype.
+static void put_f32(unsigned char *at, double value)
+{
+    float number = (float)value;
+
+    memcpy(at, &number, sizeof(number));
+}
+
+static void put_iq1_m(unsigned char *at, double value)
+{
+    uint32_t half = ew_f16_of_f32((float)value);
+
+    for (uint32_t i = 0; i < 4; i++)
+        at[2 * i + 1] = (unsigned char)((at[2 * i + 1] & 0x0F) | (half >> (4 * i) & 15) << 4);
+}
+
+// Sign and mantissa stay random; the exponent is one of four neighbouring ones.
+static void put_fp8(unsigned char *at, double value)
+{
+    put_f32(at, value);
+    for (uint32_t i = 0; i < 128; i++)
+        at[4 + i] = (unsigned char)((at[4 + i] & 0x9F) + 0x40);
+}
+
+static void put_nvfp4(unsigned char *at, double value)
+{
+    put_f32(at, value);
+    for (uint32_t i = 0; i < 4; i++) // from 1 to 1.875
+        at[4 + i] = (unsigned char)((at[4 + i] & 7) | 0x38);
+}
+
+static void put_q4_zero(unsigned char *at, double value)
+{
+    put_f16(at, value);
+    at[2] = (unsigned char)(7 + (at[2] & 1));
+}
+
+static void put_scale(const struct block_kind *kind, unsigned char *block, double scale)
+{
+    unsigned char *at = block + kind->scale_at;
+
+    switch (kind->form) {
+    case SCALE_F16:
+        put_f16(at, scale);
+        if (kind->minimum_at >= 0)
+            put_f16(block + kind->minimum_at, scale * kind->minimum_ratio);
+        break;
+    case SCALE_IQ1_M:
+        put_iq1_m(at, scale);
+        break;
+    case SCALE_E8M0:
+        at[0] = (unsigned char)(127 + (int)floor(log2(scale)));
+        break;
+    case SCALE_NVFP4:
+        put_nvfp4(at, scale);
+        break;
+    case SCALE_FP8:
+        put_fp8(at, scale);
+        break;
+    case SCALE_Q4_ZERO:
+        put_q4_zero(at, scale);
+        break;
+    }
+}
+
+// From 3/4 to 5/4, where a type has scales for runs of its own, and the same within one of them.
+static double vary(const struct ew_synthetic_type *type, uint64_t seed, uint64_t row, uint64_t col)
+{
+    uint64_t run;
+
+    if (!type->scale_rows)
+        return 1;
+    run = row / type->scale_rows * 0x10000 + (type->scale_cols ? col / type->scale_cols : 0);
+    return 0.75 + (double)(mix(seed + run * GOLDEN) >> 11) * 0x1p-54;
+}
+
+// arg: seed, cols; ctx: the type.
 static int read_matrix(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
                        struct ew_error *err)
 {
     uint64_t cols = source->arg[1], row_bytes = ew_dtype_row_bytes(source->dtype, cols);
     const struct block_kind *kind = block_kind(source->dtype);
-    uint32_t block_bytes = ew_dtype_info(source->dtype)->block_bytes;
+    const struct ew_dtype_info *info = ew_dtype_info(source->dtype);
     double deviation = 1 / sqrt((double)cols);
     unsigned char *out = dst;
 
@@ -132,11 +270,9 @@ static int read_matrix(const struct ew_weight_source *source, uint64_t row, uint
             continue;
         }
         random_bytes(state, out, row_bytes);
-        for (uint64_t at = 0; at < row_bytes; at += block_bytes) {
-            put_f16(out + at + kind->scale_at, deviation / kind->deviation);
-            if (kind->minimum_at >= 0)
-                put_f16(out + at + kind->minimum_at, deviation / kind->deviation * kind->minimum_ratio);
-        }
+        for (uint64_t col = 0; col < cols; col += info->block_elements)
+            put_scale(kind, out + col / info->block_elements * info->block_bytes,
+                      deviation / kind->deviation * vary(source->ctx, source->arg[0], r, col));
     }
     return 0;
 }
@@ -190,6 +326,7 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
     if (want->is_matrix) {
         out->dtype = matrix_type(synthetic, want);
         out->read = read_matrix;
+        out->ctx = synthetic->type;
         out->arg[0] = mix(++synthetic->seed);
     }
     row_bytes = ew_dtype_row_bytes(out->dtype, want->cols);
@@ -215,7 +352,9 @@ static int set_type(struct ew_synthetic *synthetic, const char *name, struct ew_
             return 0;
         }
     ew_fail(err, EW_ERR_UNSUPPORTED, "synthetic weights of type \"%.32s\" cannot be made", name);
-    return ew_remedy(err, EW_ERR_UNSUPPORTED, "use one of f16, bf16, q8_0, q4_0, q4_k, q4_k_m");
+    return ew_remedy(err, EW_ERR_UNSUPPORTED,
+                     "use a type of GGUF (q8_0, q4_0, q4_k, q4_k_m, ...), bf16, fp8, fp8_channel, fp8_tensor, nvfp4, "
+                     "awq or gptq");
 }
 
 // DeepSeek's proportions: 64 elements of a head rotate, and values have the 128 that the others are.

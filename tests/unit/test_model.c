@@ -547,8 +547,10 @@ static void check_row(const struct ew_weight *weight)
 
 static void synthetic_models_have_sane_weights(void **state)
 {
-    static const char *const shapes[] = {"8b", "4b", "1.1b", "0.6b"}, *const types[] = {"f16",  "bf16", "q8_0",
-                                                                                        "q4_0", "q4_k", "q4_k_m"};
+    static const char *const shapes[] = {"8b", "4b", "1.1b", "0.6b"}, *const types[] = {
+        "f16",    "bf16",    "q8_0",  "q4_0",    "q4_1",  "q5_0",   "q5_1",   "q2_k",  "q3_k",  "q4_k", "q4_k_m",
+        "q5_k",   "q6_k",    "iq1_s", "iq1_m",   "iq2_s", "iq3_s",  "iq3_xxs", "iq2_xs", "iq4_nl", "iq4_xs", "tq1_0",
+        "mxfp4",  "iq2_xxs", "fp8",   "nvfp4",   "awq",   "gptq",   "fp8_tensor", "fp8_channel"};
     static const double params[] = {8.03e9, 4.41e9, 1.10e9, 0.63e9};
 
     (void)state;
@@ -572,7 +574,7 @@ static void synthetic_models_have_sane_weights(void **state)
 
 static void synthetic_names_are_checked(void **state)
 {
-    static const char *const names[] = {"synthetic:", "synthetic:8b", "synthetic:9b:f16", "synthetic:8b:awq",
+    static const char *const names[] = {"synthetic:", "synthetic:8b", "synthetic:9b:f16", "synthetic:8b:awk",
                                         "synthetic:30b:q4_k_m"};
 
     (void)state;

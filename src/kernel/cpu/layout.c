@@ -82,7 +82,9 @@ enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact)
     *exact = false;
     if (dtype == EW_DTYPE_F64)
         return EW_CPU_F32;
-    return dtype == EW_DTYPE_F8_E4M3 || dtype == EW_DTYPE_F8_E5M2 ? EW_CPU_F16 : EW_CPU_I8;
+    if (dtype == EW_DTYPE_F8_E4M3 || dtype == EW_DTYPE_F8_E5M2 || dtype == EW_DTYPE_FP8 || dtype == EW_DTYPE_NVFP4_S)
+        return EW_CPU_F16;
+    return EW_CPU_I8;
 }
 
 static uint64_t round_up(uint64_t bytes)
