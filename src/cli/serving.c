@@ -15,6 +15,7 @@
 
 const struct ew_opt ew_opts_serving[] = {
     {"model", 'm', EW_OPT_STRINGS, "M[=ALIAS]", "GGUF file, Hugging Face directory or demo; clients call it ALIAS"},
+    {"tokenizer", 0, EW_OPT_STRING, "M", "vocabulary and template of another model, or a GGUF of nothing else"},
     {"profile", 0, EW_OPT_STRING, "NAME", "settings of a device of `edgewise profiles`; options given here win"},
     {"batch", 'b', EW_OPT_INT, "N", "sequences of one step; default the profile's, or 32", NULL, 1, 4096},
     {"sessions", 0, EW_OPT_INT, "N", "requests that run at once; default the profile's, or --batch", NULL, 1, 65536},
@@ -112,27 +113,49 @@ static int configure(struct ew_serving *serving, const struct ew_args *args, str
     return 0;
 }
 
-// A model without a tokenizer can be asked with token ids, and one without a template with plain prompts.
-static int load_text(struct ew_serving *serving, struct ew_error *err)
+// The file that has the vocabulary; NULL: none has.
+static int find_vocabulary(struct ew_serving *serving, const char *given, const struct ew_modelfile **file,
+                           struct ew_error *err)
 {
-    struct ew_error why = {0};
-    int rc = 0;
-
-    if (serving->model->is_synthetic)
+    *file = serving->model->is_synthetic ? NULL : &serving->model->file;
+    if (!given)
         return 0;
-    rc = ew_tokenizer_load(&serving->model->file, &serving->tok, &why);
+    *file = &serving->tok_file;
+    return ew_modelfile_open(&serving->tok_file, given, false, err);
+}
+
+static int check_vocabulary(const struct ew_serving *serving, const char *given, struct ew_error *err)
+{
+    uint32_t n_model = serving->model->program.n_vocab, n_given = ew_tokenizer_info(serving->tok)->n_vocab;
+
+    if (!given || n_given <= n_model)
+        return 0;
+    return ew_fail(err, EW_ERR_USAGE, "the vocabulary of %s has %u tokens and the model %s knows %u", given, n_given,
+                   serving->model_path, n_model);
+}
+
+// A model without a tokenizer can be asked with token ids, and one without a template with plain prompts.
+static int load_text(struct ew_serving *serving, const char *given, struct ew_error *err)
+{
+    const struct ew_modelfile *file;
+    struct ew_error why = {0};
+    int rc = find_vocabulary(serving, given, &file, err);
+
+    if (rc < 0 || !file)
+        return rc;
+    rc = ew_tokenizer_load(file, &serving->tok, &why);
     if (rc < 0)
         serving->tok = NULL;
     else if (serving->model->pooling.kind == EW_POOLING_NONE &&
-             (rc = ew_chat_format_load(&serving->model->file, serving->tok, &serving->chat, &why)) < 0)
+             (rc = ew_chat_format_load(file, serving->tok, &serving->chat, &why)) < 0)
         serving->chat = NULL;
-    if (rc == EW_ERR_UNSUPPORTED) {
+    if (rc == EW_ERR_UNSUPPORTED && (serving->tok || !given)) {
         ew_log_error(&why);
-        return 0;
+        rc = 0;
     }
     if (rc < 0 && err)
         *err = why;
-    return rc;
+    return rc < 0 || !serving->tok ? rc : check_vocabulary(serving, given, err);
 }
 
 int ew_serving_open(struct ew_serving *serving, const struct ew_args *args, struct ew_error *err)
@@ -150,7 +173,7 @@ int ew_serving_open(struct ew_serving *serving, const struct ew_args *args, stru
     if (rc == 0)
         rc = configure(serving, args, err);
     if (rc == 0)
-        rc = load_text(serving, err);
+        rc = load_text(serving, ew_args_str(args, "tokenizer", NULL), err);
     if (rc < 0) {
         ew_serving_close(serving);
         return rc;
@@ -166,6 +189,7 @@ void ew_serving_close(struct ew_serving *serving)
 {
     ew_chat_format_free(serving->chat);
     ew_tokenizer_free(serving->tok);
+    ew_modelfile_close(&serving->tok_file);
     ew_model_close(serving->model);
     if (serving->profiles.list)
         ew_profiles_fini(&serving->profiles);

@@ -9,6 +9,7 @@ extern const struct ew_opt ew_opts_serving[]; // -m M[=ALIAS], --profile, sizes,
 
 struct ew_serving {
     struct ew_model *model;
+    struct ew_modelfile tok_file; // --tokenizer; else zero, and the model's file has the vocabulary
     struct ew_tokenizer *tok;    // NULL: the model has none
     struct ew_chat_format *chat; // NULL: none
     struct ew_profiles profiles;
