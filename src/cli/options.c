@@ -23,7 +23,7 @@ const struct ew_opt ew_opts_engine[] = {
     {"kv", 0, EW_OPT_CHOICE, "TYPE", "type of the caches; default f16", "f32|f16|fp8|int8"},
     {"kv-block", 0, EW_OPT_INT, "N", "tokens of a cache block; default 16", NULL, 1, 4096},
     {"ctx", 'c', EW_OPT_INT, "N", "context in tokens; default the model's, as far as memory allows", NULL, 1, 16777216},
-    {"chunk", 0, EW_OPT_INT, "N", "prompt tokens of one step; default 512", NULL, 1, 65536},
+    {"chunk", 0, EW_OPT_INT, "N", "prompt tokens of one step; default 512, 2048 on large GPUs", NULL, 1, 65536},
     {"cpu-max", 0, EW_OPT_CHOICE, "ISA", "use no newer instruction set",
      "reference|avx2|avx512|avx512-vnni|amx|neon|dotprod|i8mm"},
     {"kernels", 0, EW_OPT_CHOICE, "SET", "reference: plain C, f32 activations; default auto", "auto|reference"},

@@ -19,7 +19,7 @@ const struct ew_opt ew_opts_serving[] = {
     {"profile", 0, EW_OPT_STRING, "NAME", "settings of a device of `edgewise profiles`; options given here win"},
     {"batch", 'b', EW_OPT_INT, "N", "sequences of one step; default the profile's, or 32", NULL, 1, 4096},
     {"sessions", 0, EW_OPT_INT, "N", "requests that run at once; default the profile's, or --batch", NULL, 1, 65536},
-    {"max-num-tokens", 0, EW_OPT_INT, "N", "tokens of one step; default the profile's, or 512", NULL, 1, 65536},
+    {"max-num-tokens", 0, EW_OPT_INT, "N", "tokens of one step; default the profile's, or as --chunk", NULL, 1, 65536},
     {"queue", 0, EW_OPT_INT, "N", "requests that may wait besides; beyond them 429; default 64", NULL, 1, 1000000},
     {"policy", 0, EW_OPT_CHOICE, "NAME", "who is admitted; default the profile's, or guaranteed_no_evict",
      "guaranteed_no_evict|max_utilization"},

@@ -52,11 +52,13 @@ int ew_core_init(struct ew_core *core, const struct ew_model *model, const struc
     const struct ew_fit *fit = &core->fit;
     int rc;
 
-    *core = (struct ew_core){.model = model, .config = ew_engine_config_complete(config, model)};
-    rc = ew_backend_create_for(core->config.backend, &core->config.device, &model->program, core->config.kv,
-                               &core->backend, err);
-    if (rc == 0)
-        rc = ew_fit(model, core->backend, &core->config, n_logits_max, &core->fit, err);
+    *core = (struct ew_core){.model = model};
+    rc = ew_backend_create_for(config->backend ? config->backend : "auto", &config->device, &model->program,
+                               config->kv, &core->backend, err);
+    if (rc < 0)
+        return rc;
+    core->config = ew_engine_config_complete(config, model, core->backend);
+    rc = ew_fit(model, core->backend, &core->config, n_logits_max, &core->fit, err);
     if (rc == 0)
         rc = load(core, err);
     if (rc == 0)

@@ -25,7 +25,7 @@ struct ew_engine_config { // 0 is the default of everything
     uint32_t block_tokens;   // 16
     bool contiguous;         // one block for a whole context instead of paging
     uint32_t context_max;    // the model's, as far as the budget allows
-    uint32_t max_num_tokens; // of a step, 512 (also the prefill chunk unless `chunk` is smaller)
+    uint32_t max_num_tokens; // of a step, 512 or the backend's (also the prefill chunk unless `chunk` is smaller)
     uint32_t chunk;          // largest prompt chunk, max_num_tokens
     bool whole_prompts;      // a prompt is one step's; longer ones than a step takes are refused
     uint32_t max_batch_size; // sequences of one step, 8

@@ -5,6 +5,7 @@
 #include "engine/prefix.h"
 #include "platform/memory.h"
 
+#define STEP_TOKENS_USUAL 512u
 #define CONTEXT_UNKNOWN 4096u   // for models whose file does not say what context they were trained with
 #define TEXT_TOKENS_USUAL 8192u // models that read longer texts do so where a longer context is asked for
 #define STATES_KEPT 2u     // by the prefix tree, for each context that there is room for: of a prompt and of an end
@@ -23,15 +24,16 @@ static void complete_for_texts(struct ew_engine_config *c, const struct ew_model
     c->reuse = false;
 }
 
-struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config, const struct ew_model *model)
+struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config, const struct ew_model *model,
+                                                  const struct ew_backend *backend)
 {
     struct ew_engine_config c = *config;
+    uint32_t usual = backend->ops->step_tokens ? backend->ops->step_tokens(backend) : STEP_TOKENS_USUAL;
 
-    c.backend = c.backend ? c.backend : "auto";
     c.block_tokens = c.block_tokens ? c.block_tokens : 16;
     c.max_batch_size = c.max_batch_size ? c.max_batch_size : 8;
     c.max_sessions = EW_MAX(c.max_sessions, c.max_batch_size); // every sequence of a step is resident
-    c.max_num_tokens = c.max_num_tokens ? c.max_num_tokens : EW_MAX(512u, c.chunk);
+    c.max_num_tokens = c.max_num_tokens ? c.max_num_tokens : EW_MAX(usual, c.chunk);
     c.max_num_tokens = EW_MAX(c.max_num_tokens, c.max_batch_size);
     if (model->pooling.kind != EW_POOLING_NONE)
         complete_for_texts(&c, model);

@@ -13,7 +13,8 @@ struct ew_fit {
 };
 
 // Fills every 0 of the configuration with its default.
-struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config, const struct ew_model *model);
+struct ew_engine_config ew_engine_config_complete(const struct ew_engine_config *config, const struct ew_model *model,
+                                                  const struct ew_backend *backend);
 
 // The config is complete. n_logits_max: rows of logits of one step. EW_ERR_MEMORY with the figures where not even one
 // sequence fits; EW_ERR_USAGE where the context asked for is more than the model can have.

@@ -39,12 +39,12 @@ int ew_outline_size(const char *model_path, const struct ew_outline_load *load, 
         rc = ew_fail(err, EW_ERR_UNSUPPORTED, "%s has no weights", model_path);
     if (rc == 0)
         rc = configure(model, load, &config, err);
-    if (rc == 0) {
-        config = ew_engine_config_complete(&config, model);
-        rc = ew_backend_create(config.backend, &config.device, &backend, err);
-    }
     if (rc == 0)
+        rc = ew_backend_create(config.backend, &config.device, &backend, err);
+    if (rc == 0) {
+        config = ew_engine_config_complete(&config, model, backend);
         rc = ew_fit(model, backend, &config, 0, &fit, err);
+    }
     if (rc == 0)
         *out = (struct ew_outline_sizes){
             .known = true,

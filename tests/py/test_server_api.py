@@ -502,6 +502,7 @@ def test_a_profile_sets_what_options_do_not():
     (["-m", "DEMO", "--profile", "abacus"], "abacus"),
     (["-m", "DEMO", "--sessions", "2", "--batch", "4"], "--sessions is 2"),
     (["-m", "/nowhere/model.gguf"], "/nowhere/model.gguf"),
+    (["-m", "DEMO", "--tokenizer", "/nowhere/vocabulary.gguf"], "/nowhere/vocabulary.gguf"),
 ])
 def test_what_cannot_be_served_says_why(arguments, why):
     demo = str(served.demo())
@@ -517,3 +518,14 @@ def test_a_model_without_a_tokenizer_takes_token_ids():
     assert server.post(CHAT, {"messages": user("x")}, status=400)["error"]["code"] in ("no_tokenizer", "no_chat_template")
     assert server.post("/tokenize", {"prompt": "x"}, status=400)["error"]["code"] == "no_tokenizer"
     assert server.stop() == 0
+
+
+def test_the_vocabulary_of_another_model():
+    server = served.Server("--tokenizer", served.demo(), "--ctx", "64", model="synthetic:0.6b:q4_0")
+    ids = server.post("/tokenize", {"prompt": "Hello there"})["tokens"]
+    assert server.post(TEXT, {"prompt": "Hello there", "max_tokens": 2})["usage"]["prompt_tokens"] == len(ids)
+    assert server.post(CHAT, {"messages": user("Hello"), "max_tokens": 2, "ignore_eos": True})["usage"]["completion_tokens"] == 2
+    assert server.stop() == 0
+    small = support.need("fixtures/models/qwen3")
+    result = support.run("serve", "-m", small, "--tokenizer", served.demo())
+    assert result.returncode != 0 and "8192 tokens" in result.stderr.decode()

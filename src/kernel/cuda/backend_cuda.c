@@ -9,6 +9,9 @@
 #include "kernel/cuda/cuda_experts.h"
 #include "kernel/cuda/cuda_prefill.h"
 
+#define STEP_MULTIPROCESSORS 64
+#define STEP_BYTES_FREE ((uint64_t)16 << 30)
+
 static struct ew_cuda_backend *of(const struct ew_backend *backend)
 {
     return (struct ew_cuda_backend *)backend;
@@ -316,6 +319,18 @@ static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, uint6
     int rc = ew_cuda_enter(&of(base)->device, err);
 
     return rc ? rc : ew_cuda_free_bytes(&of(base)->device, bytes, total_bytes, err);
+}
+
+// Large GPUs are filled by so many rows: an H200 reads prompts with the 8 B shape at 35,000 tok/s in steps of 512, and
+// at 40,000 in steps of 2,048. The workspace grows with them, so that small memories keep to the usual number.
+static uint32_t cuda_step_tokens(const struct ew_backend *base)
+{
+    uint64_t free_bytes = 0, total_bytes = 0;
+    struct ew_error ignored;
+    bool is_large = of(base)->device.n_multiprocessors >= STEP_MULTIPROCESSORS &&
+                    cuda_free_bytes(base, &free_bytes, &total_bytes, &ignored) == 0 && free_bytes >= STEP_BYTES_FREE;
+
+    return is_large ? 2048 : 512;
 }
 
 static int cuda_measure(struct ew_backend *base, struct ew_backend_speed *out, struct ew_error *err)
@@ -718,6 +733,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .destroy = cuda_destroy,
     .supports = cuda_supports,
     .free_bytes = cuda_free_bytes,
+    .step_tokens = cuda_step_tokens,
     .measure = cuda_measure,
     .sizes = cuda_sizes,
     .load = cuda_load,
