@@ -8,6 +8,7 @@
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
+#include "kernel/cuda/ptx/normal.h"
 
 #define WARPS (EW_FEW_THREADS / 32)
 #define TILES EW_FEW_TILES
@@ -20,62 +21,7 @@
 // Columns of a row in 16 bytes, by layout; a chunk is those of four lanes.
 #define COLUMNS(layout) ((layout) <= LAYOUT_BF16 ? 8u : (layout) == LAYOUT_I8 ? 16u : 32u)
 
-static SHARED float g_part[WARPS];
-
 // ---- activations --------------------------------------------------------------------------------
-
-INLINE float block_sum(float v)
-{
-    float sum = 0;
-
-    v = warp_sum(v);
-    block_sync();
-    if (THREAD % 32 == 0)
-        g_part[THREAD / 32] = v;
-    block_sync();
-    UNROLL
-    for (u32 i = 0; i < WARPS; i++)
-        sum += g_part[i];
-    return sum;
-}
-
-struct normal {
-    float mean, factor;
-};
-
-INLINE struct normal find_normal(const struct ew_vector_job *v, const f32x4 *x)
-{
-    struct normal n = {0, 1};
-    float sum = 0;
-
-    if (v->norm == EW_VECTOR_PLAIN)
-        return n;
-    if (v->norm == EW_VECTOR_LAYER) {
-        for (u32 i = THREAD; i < v->cols / 4; i += EW_FEW_THREADS)
-            sum += x[i].x + x[i].y + x[i].z + x[i].w;
-        n.mean = block_sum(sum) / (float)v->cols;
-        sum = 0;
-    }
-    for (u32 i = THREAD; i < v->cols / 4; i += EW_FEW_THREADS) {
-        f32x4 d = x[i] - n.mean;
-
-        sum += d.x * d.x + d.y * d.y + d.z * d.z + d.w * d.w;
-    }
-    n.factor = rsqrt_f32(block_sum(sum) / (float)v->cols + v->eps);
-    return n;
-}
-
-INLINE f32x4 normal_at(const struct ew_vector_job *v, const f32x4 *x, const struct normal *n, u32 i)
-{
-    f32x4 r = x[i];
-
-    if (v->norm == EW_VECTOR_PLAIN)
-        return r;
-    r = (r - n->mean) * n->factor;
-    if (v->norm_weight)
-        r *= ((const f32x4 *)v->norm_weight)[i] + v->norm_offset;
-    return v->norm_bias ? r + ((const f32x4 *)v->norm_bias)[i] : r;
-}
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 
@@ -100,7 +46,7 @@ KERNEL few_pack(struct ew_few_job job)
 
     kernel_begin();
     if (token < job.n_tokens)
-        n = find_normal(&job.v, x);
+        n = find_normal(EW_FEW_THREADS, &job.v, x);
     for (u32 i = THREAD; i < job.v.cols / 8; i += EW_FEW_THREADS) {
         u32 chunk = i / (4 * per_lane), lane = token % 8 * 4 + i / per_lane % 4, j = i % per_lane;
         u32x2 low = {0, 0}, high = {0, 0};

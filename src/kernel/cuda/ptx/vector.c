@@ -8,7 +8,7 @@
 // behind it (bias, residual, activation of a gate) is done with the sums.
 
 #include "kernel/cuda/ptx/act.h"
-#include "kernel/cuda/vector_job.h"
+#include "kernel/cuda/ptx/normal.h"
 
 #define WARPS (EW_VECTOR_THREADS / 32)
 
@@ -21,8 +21,6 @@ enum { CLASS_U4, CLASS_I8, CLASS_HALF };
 #define BYTES(class) \
     ((class) == CLASS_U4 ? EW_VECTOR_BYTES_U4 : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 : EW_VECTOR_BYTES_HALF)
 #define CODE_BYTES 1024
-
-static SHARED float g_part[WARPS];
 
 // Where the parts of dynamic shared memory lie: rings, activations, sums.
 struct places {
@@ -207,64 +205,6 @@ INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struc
 
 // ---- activations --------------------------------------------------------------------------------
 
-INLINE float block_sum(float v)
-{
-    float sum = 0;
-
-    v = warp_sum(v);
-    block_sync();
-    if (THREAD % 32 == 0)
-        g_part[THREAD / 32] = v;
-    block_sync();
-    UNROLL
-    for (u32 i = 0; i < WARPS; i++)
-        sum += g_part[i];
-    return sum;
-}
-
-struct normal {
-    float mean, factor;
-};
-
-INLINE struct normal find_normal(const struct ew_vector_job *job)
-{
-    const f32x4 *x = (const f32x4 *)job->x;
-    struct normal n = {0, 1};
-    float sum = 0;
-
-    if (job->norm == EW_VECTOR_PLAIN)
-        return n;
-    if (job->norm == EW_VECTOR_LAYER) {
-        for (u32 i = THREAD; i < job->cols / 4; i += EW_VECTOR_THREADS)
-            sum += x[i].x + x[i].y + x[i].z + x[i].w;
-        n.mean = block_sum(sum) / (float)job->cols;
-        sum = 0;
-    }
-    for (u32 i = THREAD; i < job->cols / 4; i += EW_VECTOR_THREADS) {
-        f32x4 v = x[i] - n.mean;
-
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
-    n.factor = rsqrt_f32(block_sum(sum) / (float)job->cols + job->eps);
-    return n;
-}
-
-// Columns 4 i to 4 i + 3, normalised; beyond the last one zeros.
-INLINE f32x4 normal_at(const struct ew_vector_job *job, const struct normal *n, u32 i)
-{
-    f32x4 v = {0, 0, 0, 0};
-
-    if (i >= job->cols / 4)
-        return v;
-    v = ((const f32x4 *)job->x)[i];
-    if (job->norm == EW_VECTOR_PLAIN)
-        return v;
-    v = (v - n->mean) * n->factor;
-    if (job->norm_weight)
-        v *= ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
-    return job->norm_bias ? v + ((const f32x4 *)job->norm_bias)[i] : v;
-}
-
 // For others than this kernel; one block does it.
 INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
 {
@@ -277,10 +217,10 @@ INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * fa
 // Eight lanes a group of 32; numbers as in rows.c, quantise.
 INLINE void stage_q8(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
 {
-    struct normal n = find_normal(job);
+    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
 
     for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
-        f32x4 v = normal_at(job, &n, i);
+        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
         float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
         u32 word, in_group = i % 8;
         int sum;
@@ -306,10 +246,10 @@ INLINE void stage_q8(u32 class, const struct ew_vector_job *job, const struct pl
 
 INLINE void stage_f32(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
 {
-    struct normal n = find_normal(job);
+    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
 
     for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
-        f32x4 v = normal_at(job, &n, i);
+        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
 
         keep_normal(job, i, v);
         ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;

@@ -1,0 +1,65 @@
+#pragma once
+// The norm that stands before a product, of one row of activations, by a block that does it on the way.
+
+#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/vector_job.h"
+
+static SHARED float g_part[EW_VECTOR_THREADS / 32]; // of the warps, of which no block has more
+
+// Of a block of so many threads, in one order.
+INLINE float block_sum(u32 threads, float v)
+{
+    float sum = 0;
+
+    v = warp_sum(v);
+    block_sync();
+    if (THREAD % 32 == 0)
+        g_part[THREAD / 32] = v;
+    block_sync();
+    UNROLL
+    for (u32 i = 0; i < threads / 32; i++)
+        sum += g_part[i];
+    return sum;
+}
+
+struct normal {
+    float mean, factor;
+};
+
+INLINE struct normal find_normal(u32 threads, const struct ew_vector_job *job, const f32x4 *x)
+{
+    struct normal n = {0, 1};
+    float sum = 0;
+
+    if (job->norm == EW_VECTOR_PLAIN)
+        return n;
+    if (job->norm == EW_VECTOR_LAYER) {
+        for (u32 i = THREAD; i < job->cols / 4; i += threads)
+            sum += x[i].x + x[i].y + x[i].z + x[i].w;
+        n.mean = block_sum(threads, sum) / (float)job->cols;
+        sum = 0;
+    }
+    for (u32 i = THREAD; i < job->cols / 4; i += threads) {
+        f32x4 v = x[i] - n.mean;
+
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+    n.factor = rsqrt_f32(block_sum(threads, sum) / (float)job->cols + job->eps);
+    return n;
+}
+
+// Columns 4 i to 4 i + 3, normalised; beyond the last one zeros.
+INLINE f32x4 normal_at(const struct ew_vector_job *job, const f32x4 *x, const struct normal *n, u32 i)
+{
+    f32x4 v = {0, 0, 0, 0};
+
+    if (i >= job->cols / 4)
+        return v;
+    v = x[i];
+    if (job->norm == EW_VECTOR_PLAIN)
+        return v;
+    v = (v - n->mean) * n->factor;
+    if (job->norm_weight)
+        v *= ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
+    return job->norm_bias ? v + ((const f32x4 *)job->norm_bias)[i] : v;
+}
