@@ -50,6 +50,10 @@ static const struct function COMPUTING[] = {
     FUNCTION(cuStreamCreate),
     FUNCTION(cuStreamDestroy_v2),
     FUNCTION(cuStreamSynchronize),
+    FUNCTION(cuEventCreate),
+    FUNCTION(cuEventDestroy_v2),
+    FUNCTION(cuEventRecord),
+    FUNCTION(cuEventSynchronize),
     FUNCTION(cuStreamBeginCapture_v2),
     FUNCTION(cuStreamEndCapture),
     FUNCTION(cuGraphInstantiateWithFlags),
@@ -61,8 +65,16 @@ static const struct function COMPUTING[] = {
     FUNCTION(cuFuncSetAttribute),
 };
 
-// What newer drivers have; the code that uses one asks for it.
+// What newer drivers have, or not every GPU; the code that uses one asks for it.
 static const struct function OPTIONAL[] = {
+    FUNCTION(cuMemGetAllocationGranularity),
+    FUNCTION(cuMemAddressReserve),
+    FUNCTION(cuMemAddressFree),
+    FUNCTION(cuMemCreate),
+    FUNCTION(cuMemRelease),
+    FUNCTION(cuMemMap),
+    FUNCTION(cuMemUnmap),
+    FUNCTION(cuMemSetAccess),
     FUNCTION(cuLaunchKernelEx),
     FUNCTION(cuTensorMapEncodeTiled),
 };

@@ -19,6 +19,7 @@ enum ew_cuda_attribute { // CUdevice_attribute
     EW_CUDA_ATTR_CC_MAJOR = 75,
     EW_CUDA_ATTR_CC_MINOR = 76,
     EW_CUDA_ATTR_SHARED_BYTES_MAX = 97, // of a block, where it asks for more than 48 KiB
+    EW_CUDA_ATTR_VIRTUAL_MEMORY = 102,  // VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
 };
 
 #define EW_CUDA_STREAM_NON_BLOCKING 1     // CU_STREAM_NON_BLOCKING
@@ -55,6 +56,22 @@ struct ew_cuda_tensor_map { // CUtensorMap
     _Alignas(64) uint64_t opaque[16];
 };
 
+#define EW_CUDA_ALLOCATION_PINNED 1     // CU_MEM_ALLOCATION_TYPE_PINNED: the only type
+#define EW_CUDA_LOCATION_DEVICE 1       // CU_MEM_LOCATION_TYPE_DEVICE
+#define EW_CUDA_ACCESS_READ_WRITE 3     // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+#define EW_CUDA_GRANULARITY_RECOMMENDED 1 // CU_MEM_ALLOC_GRANULARITY_RECOMMENDED
+#define EW_CUDA_EVENT_QUIET 2           // CU_EVENT_DISABLE_TIMING
+
+struct ew_cuda_memory_kind { // CUmemAllocationProp
+    int type, handle_types, location_type, location;
+    void *windows;
+    unsigned char flags[8];
+};
+
+struct ew_cuda_memory_access { // CUmemAccessDesc
+    int location_type, location, flags;
+};
+
 // One member a function, filled by name; a NULL one is missing from this driver.
 struct ew_cuda_driver {
     void *library;
@@ -84,6 +101,10 @@ struct ew_cuda_driver {
     int (*cuStreamCreate)(void **stream, unsigned flags);
     int (*cuStreamDestroy_v2)(void *stream);
     int (*cuStreamSynchronize)(void *stream);
+    int (*cuEventCreate)(void **event, unsigned flags);
+    int (*cuEventDestroy_v2)(void *event);
+    int (*cuEventRecord)(void *event, void *stream);
+    int (*cuEventSynchronize)(void *event);
     int (*cuStreamBeginCapture_v2)(void *stream, int mode);
     int (*cuStreamEndCapture)(void *stream, void **graph);
     int (*cuGraphInstantiateWithFlags)(void **executable, void *graph, unsigned long long flags);
@@ -98,7 +119,15 @@ struct ew_cuda_driver {
                           unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
                           void **extra);
     int (*cuFuncSetAttribute)(void *function, int attribute, int value);
-    // Of newer drivers only; may be NULL.
+    // Of newer drivers, or not of every GPU; may be NULL.
+    int (*cuMemGetAllocationGranularity)(size_t *bytes, const struct ew_cuda_memory_kind *kind, int which);
+    int (*cuMemAddressReserve)(uint64_t *address, size_t bytes, size_t alignment, uint64_t wish, uint64_t flags);
+    int (*cuMemAddressFree)(uint64_t address, size_t bytes);
+    int (*cuMemCreate)(uint64_t *handle, size_t bytes, const struct ew_cuda_memory_kind *kind, uint64_t flags);
+    int (*cuMemRelease)(uint64_t handle);
+    int (*cuMemMap)(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags);
+    int (*cuMemUnmap)(uint64_t address, size_t bytes);
+    int (*cuMemSetAccess)(uint64_t address, size_t bytes, const struct ew_cuda_memory_access *access, size_t count);
     int (*cuLaunchKernelEx)(const struct ew_cuda_launch_config *config, void *function, void **arguments, void **extra);
     int (*cuTensorMapEncodeTiled)(struct ew_cuda_tensor_map *map, int type, uint32_t rank, uint64_t address,
                                   const uint64_t *dims, const uint64_t *strides, const uint32_t *box,

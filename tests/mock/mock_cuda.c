@@ -5,6 +5,7 @@
 //   EW_MOCK_CUDA_FAIL=cuMemAlloc_v2:3:2   the third call of cuMemAlloc_v2 answers 2; after an error that takes a real
 //                                         context along, every later call answers the same. :0: means every call
 //   EW_MOCK_CUDA_CC=90, _DRIVER=12040, _MEMORY=1000000000, _INTEGRATED=1, _DEVICES=0
+//   EW_MOCK_CUDA_VMM=0, _RESERVE=1000000  maps no memory; reserves no more addresses than that at once
 //   EW_MOCK_CUDA_CALLS=FILE               the calls and their numbers, written at the end
 
 #include <dlfcn.h>
@@ -338,6 +339,141 @@ API cuMemFree_v2(uint64_t address)
 {
     ENTER();
     return leave(release((void *)(uintptr_t)address));
+}
+
+// ---- mapped memory ------------------------------------------------------------------------------
+
+#define PART ((size_t)2 << 20) // every mapping's granularity
+
+// Memory that was created, until it is neither held nor mapped.
+struct part {
+    size_t bytes;
+    bool is_held, is_mapped;
+};
+
+static struct mapping {
+    struct mapping *next;
+    uint8_t *data;
+    struct part *part;
+} *g_mappings;
+
+static void drop(struct part *part)
+{
+    if (part->is_held || part->is_mapped)
+        return;
+    g_used -= part->bytes;
+    free(part);
+}
+
+API cuMemGetAllocationGranularity(size_t *bytes, const void *kind, int which)
+{
+    ENTER();
+    (void)kind;
+    (void)which;
+    *bytes = PART;
+    return leave(OK);
+}
+
+API cuMemAddressReserve(uint64_t *address, size_t bytes, size_t alignment, uint64_t wish, uint64_t flags)
+{
+    size_t most = (size_t)setting("EW_MOCK_CUDA_RESERVE", 1L << 40);
+    void *map;
+
+    ENTER();
+    if (alignment || wish || flags || bytes == 0 || bytes % PART)
+        return leave(INVALID_VALUE);
+    map = bytes > most ? MAP_FAILED
+                       : mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED)
+        return leave(OUT_OF_MEMORY);
+    *address = (uint64_t)(uintptr_t)map;
+    return leave(OK);
+}
+
+API cuMemAddressFree(uint64_t address, size_t bytes)
+{
+    ENTER();
+    return leave(munmap((void *)(uintptr_t)address, bytes) ? INVALID_VALUE : OK);
+}
+
+API cuMemCreate(uint64_t *handle, size_t bytes, const void *kind, uint64_t flags)
+{
+    struct part *part;
+
+    ENTER();
+    (void)kind;
+    if (flags || bytes == 0 || bytes % PART)
+        return leave(INVALID_VALUE);
+    if (bytes > total_memory() - g_used)
+        return leave(OUT_OF_MEMORY);
+    part = checked(malloc(sizeof(*part)));
+    *part = (struct part){.bytes = bytes, .is_held = true};
+    g_used += bytes;
+    *handle = (uint64_t)(uintptr_t)part;
+    return leave(OK);
+}
+
+API cuMemRelease(uint64_t handle)
+{
+    struct part *part = (struct part *)(uintptr_t)handle;
+
+    ENTER();
+    part->is_held = false;
+    drop(part);
+    return leave(OK);
+}
+
+API cuMemMap(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags)
+{
+    struct part *part = (struct part *)(uintptr_t)handle;
+    struct mapping *mapping;
+
+    ENTER();
+    if (offset || flags || bytes != part->bytes || part->is_mapped)
+        return leave(INVALID_VALUE);
+    part->is_mapped = true;
+    mapping = checked(malloc(sizeof(*mapping)));
+    *mapping = (struct mapping){g_mappings, (uint8_t *)(uintptr_t)address, part};
+    g_mappings = mapping;
+    return leave(OK);
+}
+
+// Of what was mapped and nothing else.
+API cuMemSetAccess(uint64_t address, size_t bytes, const void *access, size_t n)
+{
+    uint8_t *data = (uint8_t *)(uintptr_t)address;
+
+    ENTER();
+    (void)access;
+    if (n != 1 || !g_mappings || g_mappings->data != data || g_mappings->part->bytes != bytes)
+        return leave(INVALID_VALUE);
+    if (mprotect(data, bytes, PROT_READ | PROT_WRITE))
+        return leave(OUT_OF_MEMORY);
+    memset(data, 0xFF, bytes < FILL_BYTES ? bytes : FILL_BYTES);
+    return leave(OK);
+}
+
+API cuMemUnmap(uint64_t address, size_t bytes)
+{
+    uint8_t *data = (uint8_t *)(uintptr_t)address;
+    size_t left = bytes;
+
+    ENTER();
+    for (struct mapping **at = &g_mappings; *at;) {
+        struct mapping *mapping = *at;
+
+        if (mapping->data < data || mapping->data >= data + bytes) {
+            at = &mapping->next;
+            continue;
+        }
+        *at = mapping->next;
+        left -= mapping->part->bytes;
+        mapping->part->is_mapped = false;
+        drop(mapping->part);
+        free(mapping);
+    }
+    mprotect(data, bytes, PROT_NONE);
+    return leave(left ? INVALID_VALUE : OK);
 }
 
 API cuMemHostAlloc(void **data, size_t bytes, unsigned flags)

@@ -8,6 +8,7 @@
 #include "kernel/cpu/cpu_cache.h"
 #include "kernel/cuda/cuda_experts.h"
 #include "kernel/cuda/cuda_prefill.h"
+#include "platform/memory.h"
 
 #define STEP_MULTIPROCESSORS 64
 #define STEP_BYTES_FREE ((uint64_t)16 << 30)
@@ -314,11 +315,30 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
     return rc;
 }
 
+// A GPU without memory of its own takes the machine's. Its driver calls only that free which is not in use as a cache of
+// files; and what control groups leave this process, it does not know.
+static int machine_bytes(uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err)
+{
+    struct ew_memory memory;
+    int rc = ew_memory_read(NULL, &memory, err);
+
+    if (rc)
+        return rc;
+    *bytes = memory.available_bytes;
+    *total_bytes = memory.cgroup_limit_bytes ? EW_MIN(memory.cgroup_limit_bytes, memory.total_bytes)
+                                             : memory.total_bytes;
+    return 0;
+}
+
 static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err)
 {
     int rc = ew_cuda_enter(&of(base)->device, err);
 
-    return rc ? rc : ew_cuda_free_bytes(&of(base)->device, bytes, total_bytes, err);
+    if (rc)
+        return rc;
+    if (of(base)->device.is_integrated)
+        return machine_bytes(bytes, total_bytes, err);
+    return ew_cuda_free_bytes(&of(base)->device, bytes, total_bytes, err);
 }
 
 // Large GPUs are filled by so many rows: an H200 reads prompts with the 8 B shape at 35,000 tok/s in steps of 512, and

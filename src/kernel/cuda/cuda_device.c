@@ -10,7 +10,6 @@
 #include "base/data.h"
 #include "base/log.h"
 
-#define CHUNK_BYTES ((uint64_t)64 << 20)
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
 #define CHAIN_VERSION_MIN 12030
@@ -188,6 +187,7 @@ int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)
 static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
 {
     const struct ew_cuda_driver *driver = &device->driver;
+    int is_integrated = 0, maps_memory = 0;
     const struct {
         enum ew_cuda_attribute attribute;
         int *value;
@@ -196,6 +196,8 @@ static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
         {EW_CUDA_ATTR_CC_MINOR, &device->minor},
         {EW_CUDA_ATTR_MULTIPROCESSORS, &device->n_multiprocessors},
         {EW_CUDA_ATTR_SHARED_BYTES_MAX, &device->shared_bytes_max},
+        {EW_CUDA_ATTR_INTEGRATED, &is_integrated},
+        {EW_CUDA_ATTR_VIRTUAL_MEMORY, &maps_memory},
     };
     int rc = ew_cuda_check(device, driver->cuDeviceGetName(device->name, sizeof(device->name), device->device),
                            "reading the GPU's name", err);
@@ -205,6 +207,9 @@ static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
                            driver->cuDeviceGetAttribute(facts[i].value, facts[i].attribute, device->device),
                            "reading what the GPU can do", err);
     device->name[sizeof(device->name) - 1] = 0;
+    device->is_integrated = is_integrated;
+    if (maps_memory)
+        ew_cuda_arena_probe(device);
     return rc;
 }
 
@@ -452,35 +457,4 @@ int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kerne
                          device->driver.cuFuncSetAttribute(device->functions[kernel],
                                                            EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)bytes),
                          KERNELS[kernel].name, err);
-}
-
-int ew_cuda_arena_alloc(const struct ew_cuda_device *device, struct ew_cuda_arena *arena, uint64_t bytes,
-                        const char *what, uint64_t *address, struct ew_error *err)
-{
-    bytes = (bytes + 255) & ~(uint64_t)255;
-    if (bytes > arena->left) {
-        uint64_t chunk = EW_MAX(bytes, CHUNK_BYTES);
-        int rc;
-
-        if (arena->n_chunks == EW_CUDA_CHUNKS_MAX)
-            return ew_fail(err, EW_ERR_LIMIT, "%s: more than %d chunks of GPU memory", what, EW_CUDA_CHUNKS_MAX);
-        rc = ew_cuda_check(device, device->driver.cuMemAlloc_v2(&arena->chunks[arena->n_chunks], chunk), what, err);
-        if (rc)
-            return rc;
-        arena->n_chunks++;
-        arena->used = 0;
-        arena->left = chunk;
-    }
-    *address = arena->chunks[arena->n_chunks - 1] + arena->used;
-    arena->used += bytes;
-    arena->left -= bytes;
-    return 0;
-}
-
-void ew_cuda_arena_fini(const struct ew_cuda_device *device, struct ew_cuda_arena *arena)
-{
-    for (uint32_t i = 0; i < arena->n_chunks; i++)
-        (void)device->driver.cuMemFree_v2(arena->chunks[i]);
-    arena->n_chunks = 0;
-    arena->used = arena->left = 0;
 }

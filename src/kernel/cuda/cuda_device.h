@@ -9,7 +9,7 @@
 
 #include "platform/cuda_driver.h"
 
-#define EW_CUDA_CHUNKS_MAX 4096
+#define EW_CUDA_SPANS_MAX 4096
 
 // The kernels, in the order of the table in cuda_device.c.
 enum ew_cuda_kernel {
@@ -67,6 +67,8 @@ struct ew_cuda_device {
     void *context, *stream;
     int device, major, minor, driver_version, n_multiprocessors;
     int shared_bytes_max; // of a block that asks for it
+    bool is_integrated;   // its memory is the machine's
+    uint64_t part_bytes;  // what mapped memory comes in multiples of; 0: there is only cuMemAlloc
     char name[64];
     void *modules[EW_CUDA_MODULE_COUNT];
     char *texts[EW_CUDA_MODULE_COUNT]; // PTX of the modules that were loaded
@@ -100,12 +102,23 @@ int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kern
 int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
                          struct ew_error *err) EW_MUST_CHECK;
 
-// Memory of the GPU in chunks, freed all at once; pieces are 256-byte aligned and never cross a chunk.
-struct ew_cuda_arena {
-    uint64_t chunks[EW_CUDA_CHUNKS_MAX];
-    uint32_t n_chunks;
-    uint64_t used, left; // of the last chunk
+// Memory of the GPU in spans, freed all at once; pieces are 256-byte aligned and never cross a span.
+struct ew_cuda_span {
+    uint64_t address, bytes;
+    uint64_t mapped; // from its beginning
+    bool is_plain;   // of cuMemAlloc: all of it has memory
 };
+
+struct ew_cuda_arena {
+    struct ew_cuda_span spans[EW_CUDA_SPANS_MAX];
+    uint32_t n_spans;
+    uint64_t used;     // of the last span
+    uint64_t expected; // that will still be asked for
+};
+// Of a GPU that can map memory: whether the driver does, and in which units.
+void ew_cuda_arena_probe(struct ew_cuda_device *device);
+// What will be asked for in all: addresses for it are reserved at once, memory comes as it is needed.
+void ew_cuda_arena_expect(struct ew_cuda_arena *arena, uint64_t bytes);
 int ew_cuda_arena_alloc(const struct ew_cuda_device *device, struct ew_cuda_arena *arena, uint64_t bytes,
                         const char *what, uint64_t *address, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_arena_fini(const struct ew_cuda_device *device, struct ew_cuda_arena *arena);

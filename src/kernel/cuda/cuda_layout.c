@@ -134,6 +134,11 @@ static void pack_plain(enum ew_cuda_layout layout, enum ew_dtype dtype, const ui
         half[i] = layout == EW_CUDA_F16 ? ew_f16_of_f32(scratch[i]) : ew_bf16_of_f32(scratch[i]);
 }
 
+bool ew_cuda_pack_is_copy(enum ew_cuda_layout layout, enum ew_dtype dtype)
+{
+    return (layout == EW_CUDA_F16 && dtype == EW_DTYPE_F16) || (layout == EW_CUDA_BF16 && dtype == EW_DTYPE_BF16);
+}
+
 void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
                       uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch)
 {
@@ -145,7 +150,7 @@ void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uin
         pack_q4_k(row, cols, codes, scales, mins);
     else if (layout == EW_CUDA_U4_MIN)
         pack_small(row, cols, 16, codes, scales, mins);
-    else if ((layout == EW_CUDA_F16 && dtype == EW_DTYPE_F16) || (layout == EW_CUDA_BF16 && dtype == EW_DTYPE_BF16))
+    else if (ew_cuda_pack_is_copy(layout, dtype))
         memcpy(codes, row, cols * 2);
     else
         pack_plain(layout, dtype, row, cols, codes, scratch);

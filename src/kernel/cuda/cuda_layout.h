@@ -36,6 +36,8 @@ enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool r
 uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols);
 uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols);
 uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols);
+// Whether rows lie in memory as they do in the file.
+bool ew_cuda_pack_is_copy(enum ew_cuda_layout layout, enum ew_dtype dtype);
 // Converts one row as the file has it. `scratch` holds cols floats.
 void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
                       uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch);

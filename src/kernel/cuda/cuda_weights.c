@@ -1,4 +1,5 @@
-// Weights into the GPU's memory: rows are read and converted by all threads, slab by slab, into pinned memory.
+// Weights into the GPU's memory: rows are read and converted by all threads, slab by slab, into pinned memory, while
+// the slab before is copied.
 
 #include <stdatomic.h>
 #include <string.h>
@@ -6,16 +7,19 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_upload.h"
 #include "platform/topology.h"
 
 #define SLAB_BYTES ((uint64_t)32 << 20) // of codes, scales and minima together
-#define TASK_ROWS 32
+#define TASK_BYTES ((uint64_t)512 << 10) // that a thread reads at once, or a row where that is longer
 
 struct loading {
     struct ew_cuda_backend *backend;
     struct ew_pool *pool;
     uint32_t n_threads;
-    uint8_t *slab; // pinned
+    struct ew_cuda_upload upload;
+    uint8_t *scratch; // [n_threads, scratch_bytes]: file rows, then a row of f32
+    uint64_t scratch_bytes;
     bool (*progress)(void *ctx, uint64_t done, uint64_t total);
     void *ctx;
     uint64_t done, total, said; // said: bit a type: that it was expanded
@@ -25,10 +29,11 @@ struct loading {
 struct slab {
     const struct ew_weight *weight;
     const struct ew_cuda_matrix *matrix;
-    uint64_t first, n_rows;
+    uint64_t first, n_rows, task_rows;
     uint8_t *codes, *scales, *mins;
-    uint8_t *scratch; // [n_threads, scratch_bytes]: file rows, then a row of f32
-    uint64_t scratch_bytes, rows_bytes;
+    uint8_t *scratch; // as in struct loading
+    uint64_t scratch_bytes;
+    bool is_copy; // rows lie in the file as they will in memory
     _Atomic int rc;
     struct ew_error *err;
 };
@@ -80,64 +85,81 @@ static int check_weight(const struct ew_weight *weight, struct ew_error *err)
     return 0;
 }
 
+// Rows of the file that a thread reads at once.
+static uint64_t task_rows(const struct ew_weight *weight)
+{
+    return EW_MAX(TASK_BYTES / ew_dtype_row_bytes(weight->source.dtype, weight->cols), 1);
+}
+
+static void pack_rows(const struct slab *slab, const uint8_t *rows, uint64_t at, uint64_t n, float *scratch)
+{
+    enum ew_cuda_layout layout = slab->matrix->layout;
+    enum ew_dtype dtype = slab->weight->source.dtype;
+    uint64_t cols = slab->weight->cols, file_bytes = ew_dtype_row_bytes(dtype, cols);
+    uint64_t code_bytes = ew_cuda_code_bytes(layout, cols), scale_bytes = ew_cuda_scale_bytes(layout, cols);
+
+    for (uint64_t i = 0; i < n; i++)
+        ew_cuda_pack_row(layout, dtype, rows + i * file_bytes, cols, slab->codes + (at + i) * code_bytes,
+                         slab->scales + (at + i) * scale_bytes, slab->mins + (at + i) * scale_bytes, scratch);
+}
+
 static void convert_rows(void *ctx, uint32_t task, uint32_t thread)
 {
     struct slab *slab = ctx;
     const struct ew_weight *weight = slab->weight;
-    enum ew_cuda_layout layout = slab->matrix->layout;
-    uint64_t at = (uint64_t)task * TASK_ROWS, n = EW_MIN(slab->n_rows - at, TASK_ROWS), cols = weight->cols;
-    uint64_t file_bytes = ew_dtype_row_bytes(weight->source.dtype, cols);
-    uint64_t code_bytes = ew_cuda_code_bytes(layout, cols), scale_bytes = ew_cuda_scale_bytes(layout, cols);
+    uint64_t at = task * slab->task_rows, n = EW_MIN(slab->n_rows - at, slab->task_rows);
+    uint64_t rows_bytes = aligned(ew_dtype_row_bytes(weight->source.dtype, weight->cols) * slab->task_rows);
     uint8_t *rows = slab->scratch + thread * slab->scratch_bytes;
     struct ew_error err;
     int rc, ok = 0;
 
     if (atomic_load(&slab->rc))
         return;
+    if (slab->is_copy)
+        rows = slab->codes + at * ew_cuda_code_bytes(slab->matrix->layout, weight->cols);
     rc = weight->source.read(&weight->source, slab->first + at, n, rows, &err);
-    if (rc) {
-        if (atomic_compare_exchange_strong(&slab->rc, &ok, rc) && slab->err)
-            *slab->err = err;
-        return;
-    }
-    for (uint64_t i = 0; i < n; i++)
-        ew_cuda_pack_row(layout, weight->source.dtype, rows + i * file_bytes, cols, slab->codes + (at + i) * code_bytes,
-                         slab->scales + (at + i) * scale_bytes, slab->mins + (at + i) * scale_bytes,
-                         (float *)(rows + slab->rows_bytes));
+    if (rc == 0 && !slab->is_copy)
+        pack_rows(slab, rows, at, n, (float *)(rows + rows_bytes));
+    if (rc && atomic_compare_exchange_strong(&slab->rc, &ok, rc) && slab->err)
+        *slab->err = err;
 }
 
-static int copy_plane(const struct ew_cuda_device *device, uint64_t to, uint64_t row, uint64_t n_rows,
-                      uint64_t row_bytes, const uint8_t *from, struct ew_error *err)
+static int copy_planes(struct loading *loading, const struct slab *slab, struct ew_error *err)
 {
-    if (row_bytes == 0)
-        return 0;
-    return ew_cuda_check(device, device->driver.cuMemcpyHtoD_v2(to + row * row_bytes, from, n_rows * row_bytes),
-                         "copying weights", err);
+    const struct ew_cuda_matrix *matrix = slab->matrix;
+    const struct {
+        uint64_t to, row_bytes;
+        const uint8_t *from;
+    } planes[] = {
+        {matrix->codes, ew_cuda_code_bytes(matrix->layout, matrix->cols), slab->codes},
+        {matrix->scales, ew_cuda_scale_bytes(matrix->layout, matrix->cols), slab->scales},
+        {matrix->mins, ew_cuda_min_bytes(matrix->layout, matrix->cols), slab->mins},
+    };
+    int rc = 0;
+
+    for (size_t i = 0; i < EW_COUNT_OF(planes) && rc == 0; i++)
+        rc = ew_cuda_upload_copy(&loading->upload, planes[i].to + slab->first * planes[i].row_bytes, planes[i].from,
+                                 slab->n_rows * planes[i].row_bytes, err);
+    return rc ? rc : ew_cuda_upload_turn(&loading->upload, err);
 }
 
 static int load_slab(struct loading *loading, struct slab *slab, struct ew_error *err)
 {
-    const struct ew_cuda_device *device = &loading->backend->device;
     const struct ew_cuda_matrix *matrix = slab->matrix;
-    uint64_t cols = matrix->cols, code_bytes = ew_cuda_code_bytes(matrix->layout, cols);
-    uint64_t scale_bytes = ew_cuda_scale_bytes(matrix->layout, cols);
-    uint64_t min_bytes = ew_cuda_min_bytes(matrix->layout, cols);
-    int rc;
+    const struct ew_weight_source *source = &slab->weight->source;
+    int rc = ew_cuda_upload_next(&loading->upload, &slab->codes, err);
 
-    slab->codes = loading->slab;
-    slab->scales = slab->codes + slab->n_rows * code_bytes;
-    slab->mins = slab->scales + slab->n_rows * scale_bytes;
-    ew_pool_run(loading->pool, convert_rows, slab, (uint32_t)((slab->n_rows + TASK_ROWS - 1) / TASK_ROWS));
+    if (rc)
+        return rc;
+    slab->scales = slab->codes + slab->n_rows * ew_cuda_code_bytes(matrix->layout, matrix->cols);
+    slab->mins = slab->scales + slab->n_rows * ew_cuda_scale_bytes(matrix->layout, matrix->cols);
+    ew_pool_run(loading->pool, convert_rows, slab, (uint32_t)((slab->n_rows + slab->task_rows - 1) / slab->task_rows));
     rc = slab->rc;
-    if (slab->weight->source.release)
-        slab->weight->source.release(&slab->weight->source, slab->first, slab->n_rows);
+    if (source->release)
+        source->release(source, slab->first, slab->n_rows);
     if (rc == 0)
-        rc = copy_plane(device, matrix->codes, slab->first, slab->n_rows, code_bytes, slab->codes, err);
-    if (rc == 0)
-        rc = copy_plane(device, matrix->scales, slab->first, slab->n_rows, scale_bytes, slab->scales, err);
-    if (rc == 0)
-        rc = copy_plane(device, matrix->mins, slab->first, slab->n_rows, min_bytes, slab->mins, err);
-    loading->done += slab->n_rows * (code_bytes + scale_bytes + min_bytes);
+        rc = copy_planes(loading, slab, err);
+    loading->done += slab->n_rows * row_bytes_of(matrix->layout, matrix->cols);
     if (rc == 0 && loading->progress && !loading->progress(loading->ctx, loading->done, loading->total))
         return ew_fail(err, EW_ERR_CANCELLED, "loading was stopped");
     return rc;
@@ -146,22 +168,19 @@ static int load_slab(struct loading *loading, struct slab *slab, struct ew_error
 static int load_rows(struct loading *loading, const struct ew_weight *weight, const struct ew_cuda_matrix *matrix,
                      struct ew_error *err)
 {
-    struct slab slab = {.weight = weight, .matrix = matrix, .err = err};
+    struct slab slab = {.weight = weight, .matrix = matrix, .err = err, .task_rows = task_rows(weight)};
     uint64_t step = SLAB_BYTES / row_bytes_of(matrix->layout, matrix->cols);
     int rc = 0;
 
     if (step == 0)
         return ew_fail(err, EW_ERR_LIMIT, "its rows are too long");
-    slab.rows_bytes = aligned(ew_dtype_row_bytes(weight->source.dtype, weight->cols) * TASK_ROWS);
-    slab.scratch_bytes = slab.rows_bytes + aligned(weight->cols * sizeof(float));
-    slab.scratch = ew_alloc_aligned(slab.scratch_bytes * loading->n_threads);
-    if (!slab.scratch)
-        return ew_fail_memory(err, slab.scratch_bytes * loading->n_threads, "the rows being loaded");
+    slab.scratch = loading->scratch;
+    slab.scratch_bytes = loading->scratch_bytes;
+    slab.is_copy = ew_cuda_pack_is_copy(matrix->layout, weight->source.dtype);
     for (; slab.first < weight->rows && rc == 0; slab.first += slab.n_rows) {
         slab.n_rows = EW_MIN(step, weight->rows - slab.first);
         rc = load_slab(loading, &slab, err);
     }
-    ew_free(slab.scratch);
     return rc;
 }
 
@@ -198,10 +217,8 @@ static int load_weight(struct loading *loading, uint32_t index, struct ew_error 
     const struct ew_weight *weight = &backend->program->weights[index];
     struct ew_cuda_matrix *matrix = &backend->matrices[index];
     bool exact = true, reference = backend->config.kernels == EW_KERNELS_REFERENCE || !weight->is_matrix;
-    int rc = check_weight(weight, err);
+    int rc;
 
-    if (rc)
-        return rc;
     *matrix = (struct ew_cuda_matrix){.rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
     matrix->layout = ew_cuda_layout_of(weight->source.dtype, weight->cols, reference, &exact);
     rc = allocate(loading, weight, matrix, err);
@@ -247,28 +264,50 @@ static int load_all(struct loading *loading, struct ew_error *err)
     return rc;
 }
 
+static int alloc_scratch(struct loading *loading, struct ew_error *err)
+{
+    const struct ew_program *program = loading->backend->program;
+
+    for (uint32_t i = 0; i < program->n_weights; i++) {
+        const struct ew_weight *weight = &program->weights[i];
+        uint64_t row_bytes = ew_dtype_row_bytes(weight->source.dtype, weight->cols);
+        int rc = check_weight(weight, err);
+
+        if (rc)
+            return ew_fail_in(err, rc, "weight %s", weight->name);
+        loading->scratch_bytes = EW_MAX(loading->scratch_bytes, aligned(row_bytes * task_rows(weight)) +
+                                                                    aligned(weight->cols * sizeof(float)));
+    }
+    loading->scratch = ew_alloc_aligned(loading->scratch_bytes * loading->n_threads);
+    return loading->scratch ? 0 : ew_fail_memory(err, loading->scratch_bytes * loading->n_threads, "the rows being loaded");
+}
+
 int ew_cuda_weights_load(struct ew_cuda_backend *backend, bool (*progress)(void *ctx, uint64_t done, uint64_t total),
                          void *ctx, struct ew_error *err)
 {
-    const struct ew_cuda_driver *driver = &backend->device.driver;
     struct loading loading = {.backend = backend, .progress = progress, .ctx = ctx};
     struct ew_topology topology;
-    void *slab = NULL;
     int rc;
 
     ew_topology_read(NULL, &topology);
     loading.n_threads = backend->config.n_threads ? EW_MIN(backend->config.n_threads, EW_POOL_THREADS_MAX)
                                                   : topology.n_usable;
     loading.total = ew_cuda_weights_bytes(backend->program, backend->config.kernels == EW_KERNELS_REFERENCE);
-    rc = ew_pool_create(loading.n_threads, "ew-load", &loading.pool, err);
+    ew_cuda_arena_expect(&backend->weights, loading.total);
+    rc = alloc_scratch(&loading, err);
     if (rc)
         return rc;
-    rc = ew_cuda_check(&backend->device, driver->cuMemHostAlloc(&slab, SLAB_BYTES, 0), "taking pinned memory", err);
-    loading.slab = slab;
+    rc = ew_pool_create(loading.n_threads, "ew-load", &loading.pool, err);
+    if (rc)
+        goto free_scratch;
+    rc = ew_cuda_upload_init(&loading.upload, &backend->device, SLAB_BYTES, err);
     if (rc == 0)
         rc = load_all(&loading, err);
-    if (slab)
-        (void)driver->cuMemFreeHost(slab);
+    if (rc == 0)
+        rc = ew_cuda_upload_wait(&loading.upload, err);
+    ew_cuda_upload_fini(&loading.upload);
     ew_pool_destroy(loading.pool);
+free_scratch:
+    ew_free(loading.scratch);
     return rc;
 }
