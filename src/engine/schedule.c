@@ -392,10 +392,17 @@ static uint32_t prompt_budget(const struct ew_engine *engine)
     return EW_MIN(left, ew_pace_chunk(&engine->pace, engine->n_decoding, config->itl_target_s, left));
 }
 
+// Of a prompt that has n tokens to go. A little more than the pace allows takes less time than another step.
+static uint32_t prompt_part(uint32_t n, uint32_t left, uint32_t room)
+{
+    n = EW_MIN(n, room);
+    return n <= left + left / 4 ? n : left;
+}
+
 static void plan_prompts(struct ew_engine *engine)
 {
     const struct ew_engine_config *config = &engine->core.config;
-    uint32_t left = prompt_budget(engine);
+    uint32_t left = prompt_budget(engine), room = config->max_num_tokens - engine->n_work;
 
     for (uint32_t i = 0; i < engine->n_running && left > 0 && engine->n_work < config->max_batch_size; i++) {
         struct ew_job *job = engine->running[i];
@@ -403,13 +410,15 @@ static void plan_prompts(struct ew_engine *engine)
 
         if (!is_prompt(job))
             continue;
-        n = EW_MIN(EW_MIN(tokens_pending(job), config->whole_prompts ? UINT32_MAX : config->chunk), left);
+        n = prompt_part(EW_MIN(tokens_pending(job), config->whole_prompts ? UINT32_MAX : config->chunk), left, room);
         if (config->whole_prompts && n < tokens_pending(job) && job->n_preempted == 0)
             continue; // a later step has room for all of it
         if (engine->core.prefix && !config->whole_prompts)
             n = ew_prefix_chunk(engine->core.prefix, job->seq, n);
-        if (add_work(engine, job, n))
-            left -= n;
+        if (!add_work(engine, job, n))
+            continue;
+        left -= EW_MIN(n, left);
+        room -= n;
     }
 }
 

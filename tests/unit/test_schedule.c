@@ -535,27 +535,6 @@ static void caches_take_their_share_of_the_memory(void **state)
     ew_model_close(model);
 }
 
-// A step that only decodes takes 10 ms here, and a prompt's token 0.1 ms.
-static void prompts_join_as_far_as_time_allows(void **state)
-{
-    struct ew_pace pace = {0};
-
-    (void)state;
-    assert_int_equal(ew_pace_chunk(&pace, 4, 0, 512), 64); // nothing is known
-    for (uint32_t i = 0; i < 50; i++) {
-        ew_pace_note(&pace, 4, 0, 0.010);
-        ew_pace_note(&pace, 0, 256, 0.0256);
-    }
-    assert_in_range(ew_pace_chunk(&pace, 4, 0, 512), 240, 256); // 2.5 times as long as decoding alone
-    assert_in_range(ew_pace_chunk(&pace, 4, 0.050, 512), 384, 400);
-    assert_int_equal(ew_pace_chunk(&pace, 4, 10, 512), 512);
-    assert_int_equal(ew_pace_chunk(&pace, 4, 10, 5), 5);
-    ew_pace_note(&pace, 4, 0, 5.0); // the machine slept
-    assert_in_range(ew_pace_chunk(&pace, 4, 0, 512), 240, 288);
-    ew_pace_note(&pace, 4, 100, 0.02);
-    assert_in_range(ew_pace_chunk(&pace, 5, 0, 512), 240, 300); // a size not seen yet counts as the nearest
-}
-
 // ---- failures ------------------------------------------------------------------------------------------------------
 
 static struct ew_backend_ops g_failing;
@@ -797,7 +776,6 @@ int main(void)
         cmocka_unit_test(whole_prompts_are_not_cut),
         cmocka_unit_test(one_block_a_sequence_answers_as_paging_does),
         cmocka_unit_test(caches_take_their_share_of_the_memory),
-        cmocka_unit_test(prompts_join_as_far_as_time_allows),
         cmocka_unit_test(a_failed_step_ends_its_requests_and_no_others),
         cmocka_unit_test(no_memory_for_a_request_is_its_own_error),
         cmocka_unit_test(no_memory_for_the_engine_leaves_nothing_behind),
