@@ -16,7 +16,7 @@
 #define BLOCK_BYTES (1u << 20) // of activations: half of the second cache of every CPU that has AMX
 
 // Tile registers: products 0 ... 3 as [of two groups][half], activations 4 and 5, weights 6 and 7.
-#define MULTIPLY(product, x, w, q, q_stride, codes)                                                                    \
+#define START(product, x, w, q, q_stride, codes)                                                                       \
     do {                                                                                                               \
         _tile_zero(product);                                                                                           \
         _tile_loadd(x, q, q_stride);                                                                                   \
@@ -42,15 +42,15 @@ VEC_INLINE void start(bool halves, int parity, const struct weights *w, const st
     const int8_t *q = x->q + (uint64_t)group * EW_CPU_GROUP;
 
     if (!halves && parity == 0) {
-        MULTIPLY(0, 4, 6, q, x->q_stride, codes);
+        START(0, 4, 6, q, x->q_stride, codes);
     } else if (!halves) {
-        MULTIPLY(2, 5, 7, q, x->q_stride, codes);
+        START(2, 5, 7, q, x->q_stride, codes);
     } else if (parity == 0) {
-        MULTIPLY(0, 4, 6, q, x->q_stride, codes);
-        MULTIPLY(1, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
+        START(0, 4, 6, q, x->q_stride, codes);
+        START(1, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
     } else {
-        MULTIPLY(2, 4, 6, q, x->q_stride, codes);
-        MULTIPLY(3, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
+        START(2, 4, 6, q, x->q_stride, codes);
+        START(3, 5, 7, q + EW_CPU_GROUP / 2, x->q_stride, codes + 256);
     }
 }
 
@@ -72,6 +72,7 @@ VEC_INLINE void finish(bool halves, bool minimum, int parity, const struct weigh
 {
     const float(*scales)[EW_CPU_TILE_ROWS] = w->slab->scales[group];
     vf first = vf_load(scales[0]), second = vf_load(scales[1]), min = vf_load(scales[2]);
+    vf min_second = vf_load(scales[3]);
     struct products product;
 
     take(halves, parity, &product);
@@ -83,6 +84,8 @@ VEC_INLINE void finish(bool halves, bool minimum, int parity, const struct weigh
         if (halves) {
             total = vf_fma(first, total, vf_mul(second, vf_of_vi(_mm512_load_si512(product.half[1][i]))));
             acc[i] = vf_fma(total, scale, acc[i]);
+            if (minimum)
+                acc[i] = add_minima(acc[i], min, min_second, x, i, group);
             continue;
         }
         acc[i] = vf_fma(vf_mul(first, scale), total, acc[i]);
@@ -127,6 +130,12 @@ static void multiply_minimum(const struct weights *w, const struct activations *
     multiply(false, true, w, x, sums);
 }
 
+static void multiply_halves_minimum(const struct weights *w, const struct activations *x,
+                                    float (*sums)[EW_CPU_TILE_ROWS])
+{
+    multiply(true, true, w, x, sums);
+}
+
 static void multiply_halves(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS])
 {
     multiply(true, false, w, x, sums);
@@ -152,6 +161,8 @@ VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first
             vf_store(slab->scales[i][1], s.second);
         if (has_minimum(form.scale))
             vf_store(slab->scales[i][2], s.min);
+        if (has_halves(form.scale) && has_minimum(form.scale))
+            vf_store(slab->scales[i][3], s.min_second);
         if (form.code == EW_CPU_CODE_I8)
             continue;
 #pragma GCC unroll 4
@@ -165,43 +176,29 @@ VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first
     }
 }
 
-#define DEFINE(name, code, scale, offset)                                                                              \
+#define DEFINE(name, form)                                                                                             \
     static void unpack_##name(const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)                  \
     {                                                                                                                  \
-        unpack((struct form){code, scale, offset, false}, tile, first, n, slab);                                       \
+        unpack(form, tile, first, n, slab);                                                                            \
     }
+DEFINE_ALL
 
-DEFINE(i8, EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0)
-DEFINE(u4, EW_CPU_CODE_U4, EW_CPU_SCALE_F16, 8)
-DEFINE(u4_min, EW_CPU_CODE_U4, EW_CPU_SCALE_MIN, 0)
-DEFINE(u4_k, EW_CPU_CODE_U4, EW_CPU_SCALE_K, 0)
-DEFINE(u5, EW_CPU_CODE_U5, EW_CPU_SCALE_F16, 16)
-DEFINE(u5_min, EW_CPU_CODE_U5, EW_CPU_SCALE_MIN, 0)
-DEFINE(u5_k, EW_CPU_CODE_U5, EW_CPU_SCALE_K, 0)
-DEFINE(u6_k, EW_CPU_CODE_U6, EW_CPU_SCALE_S16, 32)
-DEFINE(iq4, EW_CPU_CODE_IQ4, EW_CPU_SCALE_F16, 0)
-DEFINE(iq4_xs, EW_CPU_CODE_IQ4, EW_CPU_SCALE_S32, 0)
-DEFINE(mxfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0)
-DEFINE(nvfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0)
+#define X(NAME, name, code, scale, offset, unit) [EW_CPU_##NAME] = unpack_##name,
+static void (*const UNPACK[EW_CPU_LAYOUT_COUNT])(const struct tile *tile, uint32_t first, uint32_t n,
+                                                 struct slab *slab) = {EW_CPU_CODED_LAYOUTS(X)};
+#undef X
 
-static const struct kernel {
-    void (*unpack)(const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab);
-    void (*multiply)(const struct weights *w, const struct activations *x, float (*sums)[EW_CPU_TILE_ROWS]);
-} KERNELS[EW_CPU_LAYOUT_COUNT] = {
-    [EW_CPU_I8] = {unpack_i8, multiply_plain},           [EW_CPU_U4] = {unpack_u4, multiply_plain},
-    [EW_CPU_U4_MIN] = {unpack_u4_min, multiply_minimum}, [EW_CPU_U4_K] = {unpack_u4_k, multiply_minimum},
-    [EW_CPU_U5] = {unpack_u5, multiply_plain},           [EW_CPU_U5_MIN] = {unpack_u5_min, multiply_minimum},
-    [EW_CPU_U5_K] = {unpack_u5_k, multiply_minimum},     [EW_CPU_U6_K] = {unpack_u6_k, multiply_halves},
-    [EW_CPU_IQ4] = {unpack_iq4, multiply_plain},         [EW_CPU_IQ4_XS] = {unpack_iq4_xs, multiply_plain},
-    [EW_CPU_MXFP4] = {unpack_mxfp4, multiply_plain},     [EW_CPU_NVFP4] = {unpack_nvfp4, multiply_halves},
-};
+// [has_halves][has_minimum]
+static void (*const MULTIPLY[2][2])(const struct weights *w, const struct activations *x,
+                                    float (*sums)[EW_CPU_TILE_ROWS]) = {{multiply_plain, multiply_minimum},
+                                                                        {multiply_halves, multiply_halves_minimum}};
 
 // ---- tiles --------------------------------------------------------------------------------------
 
 // One tile by activations [first, first + n), whole tile registers of them.
 static void multiply_block(const struct ew_cpu_linear *job, uint32_t index, uint32_t first, uint32_t n)
 {
-    const struct kernel *kernel = &KERNELS[job->matrix->layout];
+    enum ew_cpu_scale kind = ew_cpu_layout_info(job->matrix->layout)->scale;
     bool in_place = job->matrix->layout == EW_CPU_I8;
     struct tile tile = tile_at(job->matrix, index);
     _Alignas(64) float sums[BLOCK_ROWS][EW_CPU_TILE_ROWS];
@@ -212,14 +209,14 @@ static void multiply_block(const struct ew_cpu_linear *job, uint32_t index, uint
         uint32_t n_groups = EW_MIN(tile.n_groups - group, SLAB_GROUPS);
         struct weights w = {in_place ? tile.codes + (uint64_t)group * 512 : slab.codes[0][0], &slab, n_groups};
 
-        kernel->unpack(&tile, group, n_groups, &slab);
+        UNPACK[job->matrix->layout](&tile, group, n_groups, &slab);
         amx_fence();
         for (uint32_t b = 0; b < n; b += AMX_ROWS) {
             struct activations x = rows_from(job->q8, first + b, group);
 
             if (group + n_groups == tile.n_groups)
                 prefetch_out(job, index, first + b, AMX_ROWS);
-            kernel->multiply(&w, &x, sums + b);
+            MULTIPLY[has_halves(kind)][has_minimum(kind)](&w, &x, sums + b);
         }
     }
     for (uint32_t b = 0; b < n; b++)

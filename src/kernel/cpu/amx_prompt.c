@@ -80,7 +80,7 @@ VEC_INLINE void unpack(struct form form, const struct ew_cpu_matrix *matrix, uin
         open_super(form, tile.scales, group, &factors);
         s = load_scales(form, tile.scales, &factors, group, 0);
         first = line_of(form, s.first, s.min);
-        second = has_halves(form.scale) ? line_of(form, s.second, s.min) : first;
+        second = has_halves(form.scale) ? line_of(form, s.second, s.min_second) : first;
 #pragma GCC unroll 4
         for (uint32_t word = 0; word < 4; word++) {
             vb low, high;
@@ -92,34 +92,17 @@ VEC_INLINE void unpack(struct form form, const struct ew_cpu_matrix *matrix, uin
     }
 }
 
-#define DEFINE(name, code, scale, offset)                                                                              \
+#define DEFINE(name, form)                                                                                             \
     static void unpack_##name(const struct ew_cpu_matrix *matrix, uint32_t index, uint32_t group, uint32_t n_groups,   \
                               uint8_t *to)                                                                             \
     {                                                                                                                  \
-        unpack((struct form){code, scale, offset, false}, matrix, index, group, n_groups, to);                         \
+        unpack(form, matrix, index, group, n_groups, to);                                                              \
     }
+DEFINE_ALL
 
-DEFINE(i8, EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0)
-DEFINE(u4, EW_CPU_CODE_U4, EW_CPU_SCALE_F16, 8)
-DEFINE(u4_min, EW_CPU_CODE_U4, EW_CPU_SCALE_MIN, 0)
-DEFINE(u4_k, EW_CPU_CODE_U4, EW_CPU_SCALE_K, 0)
-DEFINE(u5, EW_CPU_CODE_U5, EW_CPU_SCALE_F16, 16)
-DEFINE(u5_min, EW_CPU_CODE_U5, EW_CPU_SCALE_MIN, 0)
-DEFINE(u5_k, EW_CPU_CODE_U5, EW_CPU_SCALE_K, 0)
-DEFINE(u6_k, EW_CPU_CODE_U6, EW_CPU_SCALE_S16, 32)
-DEFINE(iq4, EW_CPU_CODE_IQ4, EW_CPU_SCALE_F16, 0)
-DEFINE(iq4_xs, EW_CPU_CODE_IQ4, EW_CPU_SCALE_S32, 0)
-DEFINE(mxfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0)
-DEFINE(nvfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0)
-
-static const struct source SOURCES[EW_CPU_LAYOUT_COUNT] = {
-    [EW_CPU_I8] = {unpack_i8, 1},         [EW_CPU_U4] = {unpack_u4, 1},
-    [EW_CPU_U4_MIN] = {unpack_u4_min, 1}, [EW_CPU_U4_K] = {unpack_u4_k, 1},
-    [EW_CPU_U5] = {unpack_u5, 1},         [EW_CPU_U5_MIN] = {unpack_u5_min, 1},
-    [EW_CPU_U5_K] = {unpack_u5_k, 1},     [EW_CPU_U6_K] = {unpack_u6_k, 1},
-    [EW_CPU_IQ4] = {unpack_iq4, 1},       [EW_CPU_IQ4_XS] = {unpack_iq4_xs, 1},
-    [EW_CPU_MXFP4] = {unpack_mxfp4, 1},   [EW_CPU_NVFP4] = {unpack_nvfp4, 1},
-};
+#define X(NAME, name, code, scale, offset, unit) [EW_CPU_##NAME] = {unpack_##name, 1},
+static const struct source SOURCES[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODED_LAYOUTS(X)};
+#undef X
 
 static void linear_prompt(const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
 {

@@ -492,23 +492,32 @@ static const struct {
     enum ew_cpu_layout layout;
     enum ew_dtype dtype;
     int16_t f16_at[2]; // f16 fields of a block that must be ordinary numbers; -1: none
+    bool has_f32;      // at the block's beginning, likewise
 } FORMATS[] = {
-    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}},         {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}},
-    {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}},       {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}},
-    {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}},          {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}},
-    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}},         {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}},
-    {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}},       {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}},
-    {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}},      {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}},
-    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}},    {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}},
-    {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}},     {EW_CPU_F16_TILES, EW_DTYPE_F16, {-1, -1}},
-    {EW_CPU_BF16_TILES, EW_DTYPE_BF16, {-1, -1}},
+    {EW_CPU_F32, EW_DTYPE_F32, {-1, -1}, false},         {EW_CPU_F16, EW_DTYPE_F16, {-1, -1}, false},
+    {EW_CPU_BF16, EW_DTYPE_BF16, {-1, -1}, false},       {EW_CPU_FP8, EW_DTYPE_FP8, {-1, -1}, true},
+    {EW_CPU_I8, EW_DTYPE_Q8_0, {0, -1}, false},          {EW_CPU_U4, EW_DTYPE_Q4_0, {0, -1}, false},
+    {EW_CPU_U4_MIN, EW_DTYPE_Q4_1, {0, 2}, false},       {EW_CPU_U4_ZERO, EW_DTYPE_Q4_ZERO, {0, -1}, false},
+    {EW_CPU_U4_K, EW_DTYPE_Q4_K, {0, 2}, false},         {EW_CPU_U4_S16, EW_DTYPE_Q3_K, {108, -1}, false},
+    {EW_CPU_U4_S16_MIN, EW_DTYPE_Q2_K, {80, 82}, false}, {EW_CPU_U4_S32, EW_DTYPE_TQ1_0, {52, -1}, false},
+    {EW_CPU_U4_S32, EW_DTYPE_TQ2_0, {64, -1}, false},    {EW_CPU_U5, EW_DTYPE_Q5_0, {0, -1}, false},
+    {EW_CPU_U5_MIN, EW_DTYPE_Q5_1, {0, 2}, false},       {EW_CPU_U5_K, EW_DTYPE_Q5_K, {0, 2}, false},
+    {EW_CPU_U6_K, EW_DTYPE_Q6_K, {208, -1}, false},      {EW_CPU_IQ4, EW_DTYPE_IQ4_NL, {0, -1}, false},
+    {EW_CPU_IQ4_XS, EW_DTYPE_IQ4_XS, {0, -1}, false},    {EW_CPU_IQ1_S, EW_DTYPE_IQ1_S, {0, -1}, false},
+    {EW_CPU_IQ1_M, EW_DTYPE_IQ1_M, {-1, -1}, false},     {EW_CPU_IQ2_XXS, EW_DTYPE_IQ2_XXS, {0, -1}, false},
+    {EW_CPU_IQ2_S, EW_DTYPE_IQ2_XS, {0, -1}, false},     {EW_CPU_IQ2_S, EW_DTYPE_IQ2_S, {0, -1}, false},
+    {EW_CPU_IQ3_XXS, EW_DTYPE_IQ3_XXS, {0, -1}, false},  {EW_CPU_IQ3_S, EW_DTYPE_IQ3_S, {0, -1}, false},
+    {EW_CPU_MXFP4, EW_DTYPE_MXFP4, {-1, -1}, false},     {EW_CPU_NVFP4, EW_DTYPE_NVFP4, {-1, -1}, false},
+    {EW_CPU_NVFP4, EW_DTYPE_NVFP4_S, {-1, -1}, true},    {EW_CPU_F16_TILES, EW_DTYPE_F16, {-1, -1}, false},
+    {EW_CPU_BF16_TILES, EW_DTYPE_BF16, {-1, -1}, false},
 };
 
 // Random codes, all values possible; scales of ordinary size and either sign.
 static void fill_blocks(struct checker *checker, uint32_t format, uint32_t rows, uint32_t cols)
 {
     const struct ew_dtype_info *info = ew_dtype_info(FORMATS[format].dtype);
-    uint64_t bytes = rows * ew_dtype_row_bytes(FORMATS[format].dtype, cols);
+    uint64_t row_bytes = ew_dtype_row_bytes(FORMATS[format].dtype, cols), bytes = rows * row_bytes;
+    float scale_of_row = 0;
     struct ew_rng rng = ew_rng_at(21, checker->seed++);
 
     if (info->encode && info->block_elements == 1) {
@@ -518,12 +527,18 @@ static void fill_blocks(struct checker *checker, uint32_t format, uint32_t rows,
     }
     ew_rng_fill(22, checker->seed++, checker->bytes, bytes);
     for (uint64_t at = 0; at < bytes; at += info->block_bytes) {
+        if (at % row_bytes == 0)
+            scale_of_row = ew_rng_normal(&rng) * 0.01f;
         for (int i = 0; i < 2; i++) {
             uint16_t scale = ew_f16_of_f32(ew_rng_normal(&rng) * 0.01f);
 
             if (FORMATS[format].f16_at[i] >= 0)
                 memcpy(checker->bytes + at + FORMATS[format].f16_at[i], &scale, 2);
         }
+        if (FORMATS[format].has_f32)
+            memcpy(checker->bytes + at, &(float){scale_of_row}, sizeof(float));
+        if (FORMATS[format].dtype == EW_DTYPE_IQ1_M) // upper nibbles of four words: an f16 below 2
+            checker->bytes[at + 55] = (uint8_t)((checker->bytes[at + 55] & 0x0F) | 0x30);
         if (FORMATS[format].dtype == EW_DTYPE_MXFP4)
             checker->bytes[at] = (uint8_t)(110 + ew_rng_below(&rng, 20));
     }
@@ -548,7 +563,7 @@ static struct ew_cpu_matrix pack(struct checker *checker, uint32_t format, uint3
     return matrix;
 }
 
-// Packing loses nothing: rows read back as the codec of the file format gives them, to the rounding of one product.
+// Packing loses nothing: rows read back as the codec of the file format gives them, to the rounding of a product or two.
 static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matrix)
 {
     uint64_t row_bytes = ew_dtype_row_bytes(matrix->dtype, matrix->cols);
@@ -557,7 +572,7 @@ static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matr
         ew_cpu_matrix_row(matrix, row, checker->got);
         ew_dtype_info(matrix->dtype)->decode(checker->bytes + row * row_bytes, checker->want, matrix->cols);
         for (uint32_t i = 0; i < matrix->cols; i++)
-            compare(checker, checker->got[i], checker->want[i], 1e-37 + 1e-7 * fabs(checker->want[i]));
+            compare(checker, checker->got[i], checker->want[i], 1e-37 + 1.3e-7 * fabs(checker->want[i]));
     }
 }
 

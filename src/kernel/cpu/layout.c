@@ -5,24 +5,10 @@
 #include "base/assert.h"
 #include "base/half.h"
 
-static const struct ew_cpu_layout_info INFOS[EW_CPU_LAYOUT_COUNT] = {
-    [EW_CPU_I8] = {"i8", EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0},
-    [EW_CPU_U4] = {"u4", EW_CPU_CODE_U4, EW_CPU_SCALE_F16, 8},
-    [EW_CPU_U4_MIN] = {"u4_min", EW_CPU_CODE_U4, EW_CPU_SCALE_MIN, 0},
-    [EW_CPU_U4_K] = {"u4_k", EW_CPU_CODE_U4, EW_CPU_SCALE_K, 0},
-    [EW_CPU_U5] = {"u5", EW_CPU_CODE_U5, EW_CPU_SCALE_F16, 16},
-    [EW_CPU_U5_MIN] = {"u5_min", EW_CPU_CODE_U5, EW_CPU_SCALE_MIN, 0},
-    [EW_CPU_U5_K] = {"u5_k", EW_CPU_CODE_U5, EW_CPU_SCALE_K, 0},
-    [EW_CPU_U6_K] = {"u6_k", EW_CPU_CODE_U6, EW_CPU_SCALE_S16, 32},
-    [EW_CPU_IQ4] = {"iq4", EW_CPU_CODE_IQ4, EW_CPU_SCALE_F16, 0},
-    [EW_CPU_IQ4_XS] = {"iq4_xs", EW_CPU_CODE_IQ4, EW_CPU_SCALE_S32, 0},
-    [EW_CPU_MXFP4] = {"mxfp4", EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0},
-    [EW_CPU_NVFP4] = {"nvfp4", EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0},
-};
-
-// The table of iq4_nl (ggml's types), and E2M1 of the OCP microscaling formats, doubled to be whole.
-const int8_t ew_cpu_values_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
-const int8_t ew_cpu_values_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+#define X(NAME, name, code, scale, offset, unit)                                                                       \
+    [EW_CPU_##NAME] = {#name, EW_CPU_CODE_##code, EW_CPU_SCALE_##scale, offset, unit},
+static const struct ew_cpu_layout_info INFOS[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODED_LAYOUTS(X)};
+#undef X
 
 const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout)
 {
@@ -31,27 +17,32 @@ const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout)
 
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout)
 {
-    static const char *const row_names[] = {
-        [EW_CPU_FILE] = "file", [EW_CPU_F32] = "f32", [EW_CPU_F16] = "f16", [EW_CPU_BF16] = "bf16",
-        [EW_CPU_F16_TILES] = "f16_tiles", [EW_CPU_BF16_TILES] = "bf16_tiles"};
+    static const char *const row_names[] = {[EW_CPU_FILE] = "file",
+                                            [EW_CPU_F32] = "f32",
+                                            [EW_CPU_F16] = "f16",
+                                            [EW_CPU_BF16] = "bf16",
+                                            [EW_CPU_F16_TILES] = "f16_tiles",
+                                            [EW_CPU_BF16_TILES] = "bf16_tiles",
+                                            [EW_CPU_FP8] = "fp8"};
 
     return ew_cpu_layout_wants_q8(layout) ? INFOS[layout].name : row_names[layout];
 }
 
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code)
 {
-    static const uint16_t words[] = {[EW_CPU_CODE_I8] = 8, [EW_CPU_CODE_U4] = 4,  [EW_CPU_CODE_U5] = 5,
-                                     [EW_CPU_CODE_U6] = 6, [EW_CPU_CODE_IQ4] = 4, [EW_CPU_CODE_E2M1] = 4};
+    static const uint16_t words[EW_CPU_CODE_COUNT] = {
+        [EW_CPU_CODE_I8] = 8, [EW_CPU_CODE_U4] = 4, [EW_CPU_CODE_U5] = 5, [EW_CPU_CODE_U6] = 6};
 
-    return words[code] * 4u * EW_CPU_TILE_ROWS;
+    return (words[code] ? words[code] : 4) * 4u * EW_CPU_TILE_ROWS;
 }
 
 uint32_t ew_cpu_scale_bytes(enum ew_cpu_scale scale)
 {
     static const uint16_t bytes[] = {
         // of a row
-        [EW_CPU_SCALE_F16] = 2,     [EW_CPU_SCALE_MIN] = 4,  [EW_CPU_SCALE_K] = 4 + 8 + 4, [EW_CPU_SCALE_S16] = 2 + 16,
-        [EW_CPU_SCALE_S32] = 2 + 8, [EW_CPU_SCALE_E8M0] = 1, [EW_CPU_SCALE_E4M3] = 2,
+        [EW_CPU_SCALE_F16] = 2,      [EW_CPU_SCALE_MIN] = 4,      [EW_CPU_SCALE_K] = 4 + 8 + 4,
+        [EW_CPU_SCALE_S16] = 2 + 16, [EW_CPU_SCALE_S32] = 2 + 8,  [EW_CPU_SCALE_E8M0] = 1,
+        [EW_CPU_SCALE_E4M3] = 2,     [EW_CPU_SCALE_ZERO] = 2 + 1, [EW_CPU_SCALE_S16_MIN] = 4 + 16,
     };
 
     return (uint32_t)bytes[scale] * EW_CPU_TILE_ROWS;
@@ -59,7 +50,18 @@ uint32_t ew_cpu_scale_bytes(enum ew_cpu_scale scale)
 
 uint32_t ew_cpu_scale_groups(enum ew_cpu_scale scale)
 {
-    return scale == EW_CPU_SCALE_K || scale == EW_CPU_SCALE_S16 || scale == EW_CPU_SCALE_S32 ? EW_CPU_SUPER : 1;
+    static const uint8_t groups[] = {[EW_CPU_SCALE_K] = EW_CPU_SUPER,
+                                     [EW_CPU_SCALE_S16] = EW_CPU_SUPER,
+                                     [EW_CPU_SCALE_S32] = EW_CPU_SUPER,
+                                     [EW_CPU_SCALE_ZERO] = 2,
+                                     [EW_CPU_SCALE_S16_MIN] = EW_CPU_SUPER};
+
+    return groups[scale] ? groups[scale] : 1;
+}
+
+uint32_t ew_cpu_scale_head(enum ew_cpu_scale scale)
+{
+    return scale == EW_CPU_SCALE_E4M3 ? EW_CPU_TILE_ROWS * sizeof(float) : 0;
 }
 
 enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact)
@@ -67,11 +69,16 @@ enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact)
     static const struct {
         uint8_t dtype, layout;
     } EXACT[] = {
-        {EW_DTYPE_F32, EW_CPU_F32},       {EW_DTYPE_F16, EW_CPU_F16},     {EW_DTYPE_BF16, EW_CPU_BF16},
-        {EW_DTYPE_Q8_0, EW_CPU_I8},       {EW_DTYPE_Q4_0, EW_CPU_U4},     {EW_DTYPE_Q4_1, EW_CPU_U4_MIN},
-        {EW_DTYPE_Q4_K, EW_CPU_U4_K},     {EW_DTYPE_Q5_0, EW_CPU_U5},     {EW_DTYPE_Q5_1, EW_CPU_U5_MIN},
-        {EW_DTYPE_Q5_K, EW_CPU_U5_K},     {EW_DTYPE_Q6_K, EW_CPU_U6_K},   {EW_DTYPE_IQ4_NL, EW_CPU_IQ4},
-        {EW_DTYPE_IQ4_XS, EW_CPU_IQ4_XS}, {EW_DTYPE_MXFP4, EW_CPU_MXFP4}, {EW_DTYPE_NVFP4, EW_CPU_NVFP4},
+        {EW_DTYPE_F32, EW_CPU_F32},         {EW_DTYPE_F16, EW_CPU_F16},         {EW_DTYPE_BF16, EW_CPU_BF16},
+        {EW_DTYPE_FP8, EW_CPU_FP8},         {EW_DTYPE_Q8_0, EW_CPU_I8},         {EW_DTYPE_Q4_0, EW_CPU_U4},
+        {EW_DTYPE_Q4_1, EW_CPU_U4_MIN},     {EW_DTYPE_Q4_ZERO, EW_CPU_U4_ZERO}, {EW_DTYPE_Q4_K, EW_CPU_U4_K},
+        {EW_DTYPE_Q3_K, EW_CPU_U4_S16},     {EW_DTYPE_Q2_K, EW_CPU_U4_S16_MIN}, {EW_DTYPE_TQ1_0, EW_CPU_U4_S32},
+        {EW_DTYPE_TQ2_0, EW_CPU_U4_S32},    {EW_DTYPE_Q5_0, EW_CPU_U5},         {EW_DTYPE_Q5_1, EW_CPU_U5_MIN},
+        {EW_DTYPE_Q5_K, EW_CPU_U5_K},       {EW_DTYPE_Q6_K, EW_CPU_U6_K},       {EW_DTYPE_IQ4_NL, EW_CPU_IQ4},
+        {EW_DTYPE_IQ4_XS, EW_CPU_IQ4_XS},   {EW_DTYPE_IQ1_S, EW_CPU_IQ1_S},     {EW_DTYPE_IQ1_M, EW_CPU_IQ1_M},
+        {EW_DTYPE_IQ2_XXS, EW_CPU_IQ2_XXS}, {EW_DTYPE_IQ2_XS, EW_CPU_IQ2_S},    {EW_DTYPE_IQ2_S, EW_CPU_IQ2_S},
+        {EW_DTYPE_IQ3_XXS, EW_CPU_IQ3_XXS}, {EW_DTYPE_IQ3_S, EW_CPU_IQ3_S},     {EW_DTYPE_MXFP4, EW_CPU_MXFP4},
+        {EW_DTYPE_NVFP4, EW_CPU_NVFP4},     {EW_DTYPE_NVFP4_S, EW_CPU_NVFP4},
     };
 
     *exact = true;
@@ -82,9 +89,7 @@ enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact)
     *exact = false;
     if (dtype == EW_DTYPE_F64)
         return EW_CPU_F32;
-    if (dtype == EW_DTYPE_F8_E4M3 || dtype == EW_DTYPE_F8_E5M2 || dtype == EW_DTYPE_FP8 || dtype == EW_DTYPE_NVFP4_S)
-        return EW_CPU_F16;
-    return EW_CPU_I8;
+    return dtype == EW_DTYPE_F8_E4M3 || dtype == EW_DTYPE_F8_E5M2 ? EW_CPU_F16 : EW_CPU_I8;
 }
 
 static uint64_t round_up(uint64_t bytes)
@@ -102,6 +107,11 @@ uint64_t ew_cpu_matrix_shape(struct ew_cpu_matrix *matrix)
         matrix->scale_at = matrix->tile_bytes = (n_groups + (matrix->cols % EW_CPU_GROUP != 0)) * EW_CPU_HALF_BYTES;
         return __builtin_mul_overflow(matrix->tile_bytes, (uint64_t)ew_cpu_tiles(matrix->rows), &bytes) ? 0 : bytes;
     }
+    if (matrix->layout == EW_CPU_FP8) {
+        matrix->scale_at = (uint64_t)matrix->cols * EW_CPU_TILE_ROWS;
+        matrix->tile_bytes = matrix->scale_at + matrix->cols / EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS * sizeof(float);
+        return __builtin_mul_overflow(matrix->tile_bytes, (uint64_t)ew_cpu_tiles(matrix->rows), &bytes) ? 0 : bytes;
+    }
     if (!info) {
         matrix->row_bytes = matrix->layout == EW_CPU_FILE ? ew_dtype_row_bytes(matrix->dtype, matrix->cols)
                                                           : (uint64_t)element[matrix->layout] * matrix->cols;
@@ -109,7 +119,8 @@ uint64_t ew_cpu_matrix_shape(struct ew_cpu_matrix *matrix)
     }
     matrix->scale_at = n_groups * ew_cpu_code_bytes(info->code);
     matrix->tile_bytes = matrix->scale_at +
-                         round_up(n_groups / ew_cpu_scale_groups(info->scale) * ew_cpu_scale_bytes(info->scale));
+                         round_up(ew_cpu_scale_head(info->scale) +
+                                  n_groups / ew_cpu_scale_groups(info->scale) * ew_cpu_scale_bytes(info->scale));
     return __builtin_mul_overflow(matrix->tile_bytes, (uint64_t)ew_cpu_tiles(matrix->rows), &bytes) ? 0 : bytes;
 }
 
@@ -130,12 +141,9 @@ static int code_at(enum ew_cpu_code code, const uint8_t *group, uint32_t row, ui
         return (int)(nibble | (group[256 + at] >> (e / 4) & 1u) << 4);
     case EW_CPU_CODE_U6:
         return (int)(nibble | (group[256 + 64 * half + at] >> (2 * word) & 3u) << 4);
-    case EW_CPU_CODE_IQ4:
-        return ew_cpu_values_iq4[nibble];
-    case EW_CPU_CODE_E2M1:
-        return ew_cpu_values_e2m1[nibble];
+    default:
+        return EW_CPU_TABLES[code].values[nibble];
     }
-    return 0;
 }
 
 static float f16_at(const uint8_t *table, uint32_t row)
@@ -166,11 +174,21 @@ static void k_scale_at(const uint8_t *record, uint32_t group, uint32_t row, floa
     *min = -f16_at(record + 32, row) * (float)(low >> 4 | (high >> 2 & 3) << 4);
 }
 
+static float f32_at(const uint8_t *p)
+{
+    float value;
+
+    memcpy(&value, p, sizeof(value));
+    return value;
+}
+
 // Scale and minimum of half group `half` of a row; `scales` are those of the tile.
 static void scale_at(enum ew_cpu_scale kind, const uint8_t *scales, uint32_t row, uint32_t group, uint32_t half,
                      float *scale, float *min)
 {
-    const uint8_t *record = scales + (uint64_t)(group / ew_cpu_scale_groups(kind)) * ew_cpu_scale_bytes(kind);
+    const uint8_t *record = scales + ew_cpu_scale_head(kind) +
+                            (uint64_t)(group / ew_cpu_scale_groups(kind)) * ew_cpu_scale_bytes(kind);
+    uint8_t factors;
 
     *scale = *min = 0;
     group %= EW_CPU_SUPER;
@@ -194,7 +212,15 @@ static void scale_at(enum ew_cpu_scale kind, const uint8_t *scales, uint32_t row
         *scale = half_e8m0(record[row]);
         break;
     case EW_CPU_SCALE_E4M3:
-        *scale = half_e4m3(record[16 * half + row]);
+        *scale = half_e4m3(record[16 * half + row]) * f32_at(scales + 4 * row);
+        break;
+    case EW_CPU_SCALE_ZERO:
+        *scale = f16_at(record, row), *min = -*scale * (float)record[32 + row];
+        break;
+    case EW_CPU_SCALE_S16_MIN:
+        factors = record[64 + (2 * group + half) * 16 + row];
+        *scale = f16_at(record, row) * (float)(factors & 15);
+        *min = -f16_at(record + 32, row) * (float)(factors >> 4);
         break;
     }
 }
@@ -223,8 +249,19 @@ static void tile_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *ou
 
         scale_at(info->scale, tile + matrix->scale_at, row, i / 2, i % 2, &scale, &min);
         for (uint32_t e = 0; e < 16; e++)
-            *out++ = scale * (float)(code_at(info->code, group, row, i % 2 * 16 + e) - info->offset) + min;
+            *out++ = info->unit * scale * (float)(code_at(info->code, group, row, i % 2 * 16 + e) - info->offset) + min;
     }
+}
+
+static void fp8_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out)
+{
+    const uint8_t *tile = matrix->data + row / EW_CPU_TILE_ROWS * matrix->tile_bytes;
+    const uint8_t *scales = tile + matrix->scale_at;
+
+    row %= EW_CPU_TILE_ROWS;
+    for (uint32_t i = 0; i < matrix->cols; i++)
+        out[i] = ew_f32_of_e4m3(tile[(uint64_t)i * EW_CPU_TILE_ROWS + row]) *
+                 f32_at(scales + 4ull * (i / EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS + row));
 }
 
 void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out)
@@ -235,6 +272,10 @@ void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *
 
     if (ew_cpu_layout_wants_bf16(matrix->layout)) {
         half_tile_row(matrix, row, out);
+        return;
+    }
+    if (matrix->layout == EW_CPU_FP8) {
+        fp8_row(matrix, row, out);
         return;
     }
     if (ew_cpu_layout_is_tiled(matrix->layout)) {

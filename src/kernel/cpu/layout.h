@@ -21,30 +21,40 @@
 #define EW_CPU_TILE_ROWS 16 // rows of a matrix that one kernel call works on; row layouts are walked in the same steps
 #define EW_CPU_GROUP 32     // elements of a row that share a scale
 #define EW_CPU_SUPER 8      // groups under one scale of the second level
+#define EW_CPU_FP8_SPAN 128 // columns of FP8 under one scale
 
-enum ew_cpu_layout {
-    EW_CPU_FILE, // rows in the file's own encoding, decoded by the reference codec
-    EW_CPU_F32,  // rows
-    EW_CPU_F16,
-    EW_CPU_BF16,
-    EW_CPU_F16_TILES, // tiles from here on: f16 and bf16 for matrix units, pairs of columns, no scales
-    EW_CPU_BF16_TILES,
-    EW_CPU_I8,     // with 8-bit activations from here on: q8_0
-    EW_CPU_U4,     // q4_0
-    EW_CPU_U4_MIN, // q4_1
-    EW_CPU_U4_K,   // q4_k
-    EW_CPU_U5,     // q5_0
-    EW_CPU_U5_MIN, // q5_1
-    EW_CPU_U5_K,   // q5_k
-    EW_CPU_U6_K,   // q6_k
-    EW_CPU_IQ4,    // iq4_nl
-    EW_CPU_IQ4_XS, // iq4_xs
-    EW_CPU_MXFP4,  // mxfp4
-    EW_CPU_NVFP4,  // nvfp4
-    EW_CPU_LAYOUT_COUNT
+// What the codes of a group are. Those that stand for the values of a table (EW_CPU_TABLES) are nibbles.
+enum ew_cpu_code {
+    EW_CPU_CODE_I8,
+    EW_CPU_CODE_U4,
+    EW_CPU_CODE_U5,
+    EW_CPU_CODE_U6,
+    EW_CPU_CODE_IQ4, // tables from here on
+    EW_CPU_CODE_E2M1,
+    EW_CPU_CODE_IQ1,
+    EW_CPU_CODE_IQ2,
+    EW_CPU_CODE_IQ3_XXS,
+    EW_CPU_CODE_IQ3_S,
+    EW_CPU_CODE_COUNT
 };
 
-enum ew_cpu_code { EW_CPU_CODE_I8, EW_CPU_CODE_U4, EW_CPU_CODE_U5, EW_CPU_CODE_U6, EW_CPU_CODE_IQ4, EW_CPU_CODE_E2M1 };
+// What the nibbles of a code stand for. Where `offset` is not 0, kernels look up value + offset, which is no less than
+// 0 and has few bits, instead of the value.
+struct ew_cpu_table {
+    int8_t values[16];
+    int offset;
+};
+
+// Values of ggml's types, and E2M1 of the OCP microscaling formats, doubled to be whole. Those of iq1 are
+// 8 * (-1, 0, 1) less and more 1, those of iq3_xxs half of the lattice's, and signs the upper bit of their codes.
+static const struct ew_cpu_table EW_CPU_TABLES[EW_CPU_CODE_COUNT] = {
+    [EW_CPU_CODE_IQ4] = {{-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}, 0},
+    [EW_CPU_CODE_E2M1] = {{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}, 12},
+    [EW_CPU_CODE_IQ1] = {{-9, -7, -1, 1, 7, 9}, 9},
+    [EW_CPU_CODE_IQ2] = {{8, 25, 43, 0, 0, 0, 0, 0, -8, -25, -43}, 0},
+    [EW_CPU_CODE_IQ3_XXS] = {{2, 6, 10, 14, 18, 22, 26, 31, -2, -6, -10, -14, -18, -22, -26, -31}, 0},
+    [EW_CPU_CODE_IQ3_S] = {{1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -9, -11, -13, -15}, 15},
+};
 
 // Scales of a tile, each entry for all 16 rows.
 enum ew_cpu_scale {
@@ -56,14 +66,61 @@ enum ew_cpu_scale {
     EW_CPU_SCALE_S16,  // a super-group: f16 [16], i8 [16 half groups][16]
     EW_CPU_SCALE_S32,  // a super-group: f16 [16], i8 [8 groups][16]
     EW_CPU_SCALE_E8M0, // a group: u8 [16], half of 2^(e - 127); 0 and 1 (below f32's normal numbers) count as zero
-    EW_CPU_SCALE_E4M3, // half a group: u8 [16], half of the unsigned e4m3 (no NaN: 0x7F is 480)
+    // Half a group: u8 [16], half of the unsigned e4m3 (no NaN: 0x7F is 480). Before all of them stands what each row's
+    // are multiplied with: f32 [16].
+    EW_CPU_SCALE_E4M3,
+    EW_CPU_SCALE_ZERO, // two groups: f16 [16], zero point u8 [16]
+    // A super-group: f16 scale [16], f16 minimum [16], then their 4-bit factors: u8 [16 half groups][16]
+    // (scale | minimum << 4).
+    EW_CPU_SCALE_S16_MIN,
+};
+
+// Layouts with codes and scales: name, code, scale, what is taken from codes, what scales are multiplied with. The
+// value is unit * scale * (code - offset) + minimum.
+#define EW_CPU_CODED_LAYOUTS(X)                                                                                        \
+    X(I8, i8, I8, F16, 0, 1)                     /* q8_0 */                                                            \
+    X(U4, u4, U4, F16, 8, 1)                     /* q4_0 */                                                            \
+    X(U4_MIN, u4_min, U4, MIN, 0, 1)             /* q4_1 */                                                            \
+    X(U4_ZERO, u4_zero, U4, ZERO, 0, 1)          /* q4_zero: AWQ, GPTQ */                                              \
+    X(U4_K, u4_k, U4, K, 0, 1)                   /* q4_k */                                                            \
+    X(U4_S16, u4_s16, U4, S16, 4, 1)             /* q3_k */                                                            \
+    X(U4_S16_MIN, u4_s16_min, U4, S16_MIN, 0, 1) /* q2_k */                                                            \
+    X(U4_S32, u4_s32, U4, S32, 1, 1)             /* tq1_0, tq2_0 */                                                    \
+    X(U5, u5, U5, F16, 16, 1)                    /* q5_0 */                                                            \
+    X(U5_MIN, u5_min, U5, MIN, 0, 1)             /* q5_1 */                                                            \
+    X(U5_K, u5_k, U5, K, 0, 1)                   /* q5_k */                                                            \
+    X(U6_K, u6_k, U6, S16, 32, 1)                /* q6_k */                                                            \
+    X(IQ4, iq4, IQ4, F16, 0, 1)                  /* iq4_nl */                                                          \
+    X(IQ4_XS, iq4_xs, IQ4, S32, 0, 1)            /* iq4_xs */                                                          \
+    X(IQ1_S, iq1_s, IQ1, S32, 0, 0.125f)         /* iq1_s */                                                           \
+    X(IQ1_M, iq1_m, IQ1, S16, 0, 0.125f)         /* iq1_m */                                                           \
+    X(IQ2_XXS, iq2_xxs, IQ2, S32, 0, 0.125f)     /* iq2_xxs */                                                         \
+    X(IQ2_S, iq2_s, IQ2, S16, 0, 0.125f)         /* iq2_xs, iq2_s */                                                   \
+    X(IQ3_XXS, iq3_xxs, IQ3_XXS, S32, 0, 0.5f)   /* iq3_xxs */                                                         \
+    X(IQ3_S, iq3_s, IQ3_S, S32, 0, 1)            /* iq3_s */                                                           \
+    X(MXFP4, mxfp4, E2M1, E8M0, 0, 1)            /* mxfp4 */                                                           \
+    X(NVFP4, nvfp4, E2M1, E4M3, 0, 1)            /* nvfp4, nvfp4_s */
+
+enum ew_cpu_layout {
+    EW_CPU_FILE, // rows in the file's own encoding, decoded by the reference codec
+    EW_CPU_F32,  // rows
+    EW_CPU_F16,
+    EW_CPU_BF16,
+    EW_CPU_F16_TILES, // tiles from here on: f16 and bf16 for matrix units, pairs of columns, no scales
+    EW_CPU_BF16_TILES,
+    EW_CPU_FP8, // e4m3 [column][row], then for each 128 columns f32 [row]; with activations in f32
+#define X(NAME, name, code, scale, offset, unit) EW_CPU_##NAME,
+    EW_CPU_CODED_LAYOUTS(X) // with 8-bit activations
+#undef X
+    EW_CPU_LAYOUT_COUNT
 };
 
 struct ew_cpu_layout_info {
     const char *name;
     enum ew_cpu_code code;
     enum ew_cpu_scale scale;
-    int offset; // of unsigned codes: the value is scale * (code - offset)
+    int offset;
+    float unit;
 };
 
 struct ew_cpu_matrix {
@@ -83,8 +140,8 @@ const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout); 
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout);
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code);     // of a group of a tile
 uint32_t ew_cpu_scale_bytes(enum ew_cpu_scale scale);  // of a group, or of a super-group
-uint32_t ew_cpu_scale_groups(enum ew_cpu_scale scale); // that these serve: 1 or EW_CPU_SUPER
-extern const int8_t ew_cpu_values_iq4[16], ew_cpu_values_e2m1[16];
+uint32_t ew_cpu_scale_groups(enum ew_cpu_scale scale); // that these serve: 1, 2 or EW_CPU_SUPER
+uint32_t ew_cpu_scale_head(enum ew_cpu_scale scale);   // bytes before the scales of a tile
 
 // The layout that holds a file type exactly, or else the one that it is expanded to (*exact false).
 enum ew_cpu_layout ew_cpu_layout_of(enum ew_dtype dtype, bool *exact);

@@ -13,7 +13,8 @@ struct group {
     uint8_t codes[32];           // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
     uint8_t high[32];            // bits 4 and 5 of each element
     uint16_t scale, min;         // f16
-    uint8_t small[2], small_min; // scales under a super-group's; E8M0; E4M3
+    uint8_t small[2], small_min; // scales under a super-group's, maybe with minima; E8M0; E4M3; zero point
+    float factor;                // of the whole row
 };
 
 static uint16_t u16_at(const uint8_t *p)
@@ -152,6 +153,7 @@ static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct group *out)
 
     row += 36ull * (group / 2);
     codes = row + 4 + group % 2 * 16;
+    out->factor = 1;
     for (uint32_t half = 0; half < 2; half++) {
         uint8_t scale = row[group % 2 * 2 + half];
 
@@ -161,37 +163,184 @@ static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct group *out)
         out->codes[i] = (uint8_t)((codes[i % 8] >> (i / 8 * 4) & 15) | (codes[8 + i % 8] >> (i / 8 * 4) & 15) << 4);
 }
 
-typedef void (*unpack_fn)(const uint8_t *row, uint32_t group, struct group *out);
-
-static unpack_fn unpacker(enum ew_dtype dtype)
+static void unpack_nvfp4_s(const uint8_t *row, uint32_t group, struct group *out)
 {
-    switch (dtype) {
-    case EW_DTYPE_Q8_0:
-        return unpack_q8_0;
-    case EW_DTYPE_Q4_0:
-    case EW_DTYPE_IQ4_NL:
-        return unpack_q4_0;
-    case EW_DTYPE_Q4_1:
-        return unpack_q4_1;
-    case EW_DTYPE_Q5_0:
-        return unpack_q5_0;
-    case EW_DTYPE_Q5_1:
-        return unpack_q5_1;
-    case EW_DTYPE_Q4_K:
-        return unpack_q4_k;
-    case EW_DTYPE_Q5_K:
-        return unpack_q5_k;
-    case EW_DTYPE_Q6_K:
-        return unpack_q6_k;
-    case EW_DTYPE_IQ4_XS:
-        return unpack_iq4_xs;
-    case EW_DTYPE_MXFP4:
-        return unpack_mxfp4;
-    case EW_DTYPE_NVFP4:
-        return unpack_nvfp4;
-    default:
-        return NULL;
+    row += 40ull * (group / 2);
+    unpack_nvfp4(row + 4, group % 2, out);
+    memcpy(&out->factor, row, sizeof(out->factor));
+}
+
+static void unpack_q4_zero(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 35ull * (group / 2);
+    out->scale = u16_at(row);
+    out->small[0] = row[2];
+    memcpy(out->codes, row + 3 + group % 2 * 16, 16);
+}
+
+// Two bits each of 32 elements, which four groups share a byte for, and maybe a third.
+static void pair_crumbs(const uint8_t *bytes, uint32_t group, const uint8_t *high, struct group *out)
+{
+    uint8_t codes[32];
+
+    for (uint32_t i = 0; i < 32; i++) {
+        codes[i] = bytes[group / 4 * 32 + i] >> (group % 4 * 2) & 3;
+        if (high && high[i] >> group & 1)
+            codes[i] |= 4;
     }
+    for (uint32_t i = 0; i < 16; i++)
+        out->codes[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
+}
+
+static void unpack_q2_k(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 84ull * (group / 8);
+    group %= 8;
+    out->scale = u16_at(row + 80);
+    out->min = u16_at(row + 82);
+    memcpy(out->small, row + 2 * group, 2);
+    pair_crumbs(row + 16, group, NULL, out);
+}
+
+static void unpack_q3_k(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 110ull * (group / 8);
+    group %= 8;
+    out->scale = u16_at(row + 108);
+    for (uint32_t half = 0; half < 2; half++) {
+        uint32_t i = 2 * group + half;
+        int low = row[96 + i % 8] >> (i / 8 * 4) & 15, high = row[104 + i % 4] >> (i / 4 * 2) & 3;
+
+        out->small[half] = (uint8_t)((low | high << 4) - 32);
+    }
+    pair_crumbs(row + 32, group, row, out);
+}
+
+static void unpack_tq2_0(const uint8_t *row, uint32_t group, struct group *out)
+{
+    row += 66ull * (group / 8);
+    out->scale = u16_at(row + 64);
+    out->small[0] = 1;
+    pair_crumbs(row, group % 8, NULL, out);
+}
+
+// ---- scales of types whose codes are read off what the reference codec decodes -----------------
+
+static void put_odd(struct group *out, uint32_t first, uint32_t second)
+{
+    out->small[0] = (uint8_t)(2 * first + 1);
+    out->small[1] = (uint8_t)(2 * second + 1);
+}
+
+static void scales_tq1_0(const uint8_t *row, uint32_t group, struct group *out)
+{
+    out->scale = u16_at(row + 54ull * (group / 8) + 52);
+    put_odd(out, 0, 0);
+}
+
+static void scales_iq1_s(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t scale = row[50ull * (group / 8) + 35 + group % 8 * 2] >> 4 & 7;
+
+    out->scale = u16_at(row + 50ull * (group / 8));
+    put_odd(out, scale, scale);
+}
+
+static void scales_iq1_m(const uint8_t *row, uint32_t group, struct group *out)
+{
+    const uint8_t *scales = row + 56ull * (group / 8) + 48;
+    uint32_t both = u16_at(scales + group % 8 / 2 * 2) >> (group % 2 * 6);
+
+    out->scale = (uint16_t)(scales[1] >> 4 | (scales[3] & 0xF0) | (scales[5] & 0xF0) << 4 | (scales[7] & 0xF0) << 8);
+    put_odd(out, both & 7, both >> 3 & 7);
+}
+
+static void scales_iq2_xxs(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t scale = row[66ull * (group / 8) + 2 + group % 8 * 8 + 7] >> 4;
+
+    out->scale = u16_at(row + 66ull * (group / 8));
+    put_odd(out, scale, scale);
+}
+
+static void scales_iq2_xs(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint8_t both = row[74ull * (group / 8) + 66 + group % 8];
+
+    out->scale = u16_at(row + 74ull * (group / 8));
+    put_odd(out, both & 15, both >> 4);
+}
+
+static void scales_iq2_s(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint8_t both = row[82ull * (group / 8) + 74 + group % 8];
+
+    out->scale = u16_at(row + 82ull * (group / 8));
+    put_odd(out, both & 15, both >> 4);
+}
+
+static void scales_iq3_xxs(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t scale = row[98ull * (group / 8) + 66 + group % 8 * 4 + 3] >> 4;
+
+    out->scale = u16_at(row + 98ull * (group / 8));
+    put_odd(out, scale, scale);
+}
+
+static void scales_iq3_s(const uint8_t *row, uint32_t group, struct group *out)
+{
+    uint32_t scale = row[110ull * (group / 8) + 106 + group % 8 / 2] >> (group % 2 * 4) & 15;
+
+    out->scale = u16_at(row + 110ull * (group / 8));
+    put_odd(out, scale, scale);
+}
+
+static const struct packer {
+    void (*unpack)(const uint8_t *row, uint32_t group, struct group *out);
+    bool without_codes; // these come from the decoded row
+} PACKERS[EW_DTYPE_COUNT] = {
+    [EW_DTYPE_Q8_0] = {unpack_q8_0, false},       [EW_DTYPE_Q4_0] = {unpack_q4_0, false},
+    [EW_DTYPE_IQ4_NL] = {unpack_q4_0, false},     [EW_DTYPE_Q4_1] = {unpack_q4_1, false},
+    [EW_DTYPE_Q5_0] = {unpack_q5_0, false},       [EW_DTYPE_Q5_1] = {unpack_q5_1, false},
+    [EW_DTYPE_Q2_K] = {unpack_q2_k, false},       [EW_DTYPE_Q3_K] = {unpack_q3_k, false},
+    [EW_DTYPE_Q4_K] = {unpack_q4_k, false},       [EW_DTYPE_Q5_K] = {unpack_q5_k, false},
+    [EW_DTYPE_Q6_K] = {unpack_q6_k, false},       [EW_DTYPE_IQ4_XS] = {unpack_iq4_xs, false},
+    [EW_DTYPE_MXFP4] = {unpack_mxfp4, false},     [EW_DTYPE_NVFP4] = {unpack_nvfp4, false},
+    [EW_DTYPE_NVFP4_S] = {unpack_nvfp4_s, false}, [EW_DTYPE_Q4_ZERO] = {unpack_q4_zero, false},
+    [EW_DTYPE_TQ2_0] = {unpack_tq2_0, false},     [EW_DTYPE_TQ1_0] = {scales_tq1_0, true},
+    [EW_DTYPE_IQ1_S] = {scales_iq1_s, true},      [EW_DTYPE_IQ1_M] = {scales_iq1_m, true},
+    [EW_DTYPE_IQ2_XXS] = {scales_iq2_xxs, true},  [EW_DTYPE_IQ2_XS] = {scales_iq2_xs, true},
+    [EW_DTYPE_IQ2_S] = {scales_iq2_s, true},      [EW_DTYPE_IQ3_XXS] = {scales_iq3_xxs, true},
+    [EW_DTYPE_IQ3_S] = {scales_iq3_s, true},
+};
+
+// The code of each whole number from -128.
+static void fill_inverse(const struct ew_cpu_layout_info *info, uint8_t *code_of)
+{
+    const int8_t *values = EW_CPU_TABLES[info->code].values;
+
+    memset(code_of, 0, 256);
+    for (uint32_t code = 16; code-- > 0;) {
+        int value = info->code >= EW_CPU_CODE_IQ4 ? values[code] : (int)code - info->offset;
+
+        code_of[value + 128] = (uint8_t)code;
+    }
+}
+
+// Nibbles of 32 decoded elements, which are whole multiples of unit * scale * small. Where that is no number, neither
+// are they, and codes do not matter.
+static void find_codes(const struct ew_cpu_layout_info *info, const uint8_t *code_of, const float *in,
+                       struct group *out)
+{
+    uint8_t codes[32];
+
+    for (uint32_t i = 0; i < 32; i++) {
+        float step = info->unit * ew_f32_of_f16(out->scale) * (float)(int8_t)out->small[i / 16], x = in[i] / step;
+
+        codes[i] = fabsf(x) < 127 ? code_of[lrintf(x) + 128] : 0;
+    }
+    for (uint32_t i = 0; i < 16; i++)
+        out->codes[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
 }
 
 // Rounds 32 numbers to an 8-bit group, for types that have no layout of their own.
@@ -261,6 +410,16 @@ static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t 
         record[row] = in->small[0];
         record[16 + row] = in->small[1];
         break;
+    case EW_CPU_SCALE_ZERO:
+        memcpy(record + 2 * row, &in->scale, 2);
+        record[32 + row] = in->small[0];
+        break;
+    case EW_CPU_SCALE_S16_MIN:
+        memcpy(record + 2 * row, &in->scale, 2);
+        memcpy(record + 32 + 2 * row, &in->min, 2);
+        record[64 + 2 * sub * 16 + row] = in->small[0];
+        record[64 + (2 * sub + 1) * 16 + row] = in->small[1];
+        break;
     }
 }
 
@@ -284,22 +443,39 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
                           uint8_t *dst, float *scratch)
 {
     const struct ew_cpu_layout_info *info = ew_cpu_layout_info(matrix->layout);
+    const struct packer *packer = &PACKERS[dtype];
     uint32_t code_bytes = ew_cpu_code_bytes(info->code), scale_bytes = ew_cpu_scale_bytes(info->scale),
-             span = ew_cpu_scale_groups(info->scale);
-    unpack_fn unpack = unpacker(dtype);
+             span = ew_cpu_scale_groups(info->scale), head = ew_cpu_scale_head(info->scale);
+    uint8_t *scales = dst + matrix->scale_at, code_of[256];
 
-    if (!unpack)
+    if (!packer->unpack || packer->without_codes)
         ew_dtype_info(dtype)->decode(src, scratch, matrix->cols);
+    if (packer->without_codes)
+        fill_inverse(info, code_of);
     for (uint32_t g = 0; g < matrix->cols / EW_CPU_GROUP; g++) {
         struct group group;
 
-        if (unpack)
-            unpack(src, g, &group);
+        if (packer->unpack)
+            packer->unpack(src, g, &group);
         else
             quantise_group(scratch + (uint64_t)g * EW_CPU_GROUP, &group);
+        if (packer->without_codes)
+            find_codes(info, code_of, scratch + (uint64_t)g * EW_CPU_GROUP, &group);
         put_codes(info->code, &group, row, dst + (uint64_t)g * code_bytes);
-        put_scales(info->scale, &group, row, g % EW_CPU_SUPER,
-                   dst + matrix->scale_at + (uint64_t)(g / span) * scale_bytes);
+        put_scales(info->scale, &group, row, g % EW_CPU_SUPER, scales + head + (uint64_t)(g / span) * scale_bytes);
+        if (head)
+            memcpy(scales + 4 * row, &group.factor, sizeof(group.factor));
+    }
+}
+
+static void pack_fp8_row(const struct ew_cpu_matrix *matrix, const uint8_t *src, uint32_t row, uint8_t *tile)
+{
+    for (uint32_t span = 0; span < matrix->cols / EW_CPU_FP8_SPAN; span++, src += 4 + EW_CPU_FP8_SPAN) {
+        uint8_t *codes = tile + (uint64_t)span * EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS + row;
+
+        memcpy(tile + matrix->scale_at + 4ull * (span * EW_CPU_TILE_ROWS + row), src, 4);
+        for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i++) // NaN counts as zero, as in the type
+            codes[i * EW_CPU_TILE_ROWS] = (src[4 + i] & 0x7F) == 0x7F ? 0 : src[4 + i];
     }
 }
 
@@ -335,6 +511,8 @@ void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew
     for (uint32_t row = 0; row < n_rows; row++, rows += src_bytes) {
         if (ew_cpu_layout_wants_bf16(matrix->layout)) {
             pack_half_row(matrix, dtype, rows, row, dst, scratch);
+        } else if (matrix->layout == EW_CPU_FP8) {
+            pack_fp8_row(matrix, rows, row, dst);
         } else if (ew_cpu_layout_is_tiled(matrix->layout)) {
             pack_tile_row(matrix, dtype, rows, row, dst, scratch);
         } else if (src_bytes == matrix->row_bytes &&

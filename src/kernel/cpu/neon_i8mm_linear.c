@@ -60,6 +60,8 @@ VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first
                 vf_store(slab->scales[i][1] + row, s.second);
             if (has_minimum(form.scale))
                 vf_store(slab->scales[i][2] + row, s.min);
+            if (has_halves(form.scale) && has_minimum(form.scale))
+                vf_store(slab->scales[i][3] + row, s.min_second);
             unpack_codes(form, codes, row, slab->codes[i]);
         }
     }
@@ -95,8 +97,10 @@ VEC_INLINE vf join(enum ew_cpu_scale kind, vf acc, struct scales s, vi first, vi
     uint64_t at = (uint64_t)b * x->group_stride + group;
     vf scale = vf_set1(x->scale[at]), total = vf_of_vi(first);
 
-    if (has_halves(kind))
-        return vf_fma(vf_fma(s.first, total, vf_mul(s.second, vf_of_vi(second))), scale, acc);
+    if (has_halves(kind)) {
+        acc = vf_fma(vf_fma(s.first, total, vf_mul(s.second, vf_of_vi(second))), scale, acc);
+        return has_minimum(kind) ? add_minima(acc, s.min, s.min_second, x, b, group) : acc;
+    }
     acc = vf_fma(vf_mul(s.first, scale), total, acc);
     return has_minimum(kind) ? vf_fma(s.min, vf_set1(x->scaled_sum[at]), acc) : acc;
 }
@@ -106,7 +110,8 @@ VEC_INLINE void multiply_group(enum ew_cpu_scale kind, const struct slab *slab, 
                                const struct activations *x, vf *acc)
 {
     const float(*scales)[EW_CPU_TILE_ROWS] = slab->scales[group];
-    struct scales s = {vf_load(scales[0] + row), vf_load(scales[1] + row), vf_load(scales[2] + row)};
+    struct scales s = {vf_load(scales[0] + row), vf_load(scales[1] + row), vf_load(scales[2] + row),
+                       vf_load(scales[3] + row)};
     bool halves = has_halves(kind);
 
 #pragma GCC unroll 4
@@ -193,31 +198,16 @@ VEC_INLINE void tiles(struct form form, const struct ew_cpu_linear *job, uint32_
         multiply_rest(job, index, end, n_rows);
 }
 
-#define DEFINE(name, code, scale, offset)                                                                              \
+#define DEFINE(name, form)                                                                                             \
     static void linear_##name(const struct ew_cpu_linear *job, uint32_t index, uint32_t end)                           \
     {                                                                                                                  \
-        tiles((struct form){code, scale, offset, false}, job, index, end);                                             \
+        tiles(form, job, index, end);                                                                                  \
     }
+DEFINE_ALL
 
-DEFINE(i8, EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0)
-DEFINE(u4, EW_CPU_CODE_U4, EW_CPU_SCALE_F16, 8)
-DEFINE(u4_min, EW_CPU_CODE_U4, EW_CPU_SCALE_MIN, 0)
-DEFINE(u4_k, EW_CPU_CODE_U4, EW_CPU_SCALE_K, 0)
-DEFINE(u5, EW_CPU_CODE_U5, EW_CPU_SCALE_F16, 16)
-DEFINE(u5_min, EW_CPU_CODE_U5, EW_CPU_SCALE_MIN, 0)
-DEFINE(u5_k, EW_CPU_CODE_U5, EW_CPU_SCALE_K, 0)
-DEFINE(u6_k, EW_CPU_CODE_U6, EW_CPU_SCALE_S16, 32)
-DEFINE(iq4, EW_CPU_CODE_IQ4, EW_CPU_SCALE_F16, 0)
-DEFINE(iq4_xs, EW_CPU_CODE_IQ4, EW_CPU_SCALE_S32, 0)
-DEFINE(mxfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E8M0, 0)
-DEFINE(nvfp4, EW_CPU_CODE_E2M1, EW_CPU_SCALE_E4M3, 0)
-
-static const ew_cpu_linear_fn LINEAR[EW_CPU_LAYOUT_COUNT] = {
-    [EW_CPU_I8] = linear_i8,         [EW_CPU_U4] = linear_u4,       [EW_CPU_U4_MIN] = linear_u4_min,
-    [EW_CPU_U4_K] = linear_u4_k,     [EW_CPU_U5] = linear_u5,       [EW_CPU_U5_MIN] = linear_u5_min,
-    [EW_CPU_U5_K] = linear_u5_k,     [EW_CPU_U6_K] = linear_u6_k,   [EW_CPU_IQ4] = linear_iq4,
-    [EW_CPU_IQ4_XS] = linear_iq4_xs, [EW_CPU_MXFP4] = linear_mxfp4, [EW_CPU_NVFP4] = linear_nvfp4,
-};
+#define X(NAME, name, code, scale, offset, unit) [EW_CPU_##NAME] = linear_##name,
+static const ew_cpu_linear_fn LINEAR[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODED_LAYOUTS(X)};
+#undef X
 
 void ew_cpu_neon_i8mm_init_linear(struct ew_cpu_ops *ops)
 {

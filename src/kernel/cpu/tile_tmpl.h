@@ -12,8 +12,14 @@ struct form {
     enum ew_cpu_code code;
     enum ew_cpu_scale scale;
     int offset;
+    float unit;
     bool is_slab; // unpacked
 };
+
+// Calls DEFINE(name, form) for each layout with codes and scales.
+#define FORM_X(NAME, name, code, scale, offset, unit)                                                                  \
+    DEFINE(name, ((struct form){EW_CPU_CODE_##code, EW_CPU_SCALE_##scale, offset, unit, false}))
+#define DEFINE_ALL EW_CPU_CODED_LAYOUTS(FORM_X)
 
 struct tile {
     const uint8_t *codes, *scales;
@@ -22,7 +28,7 @@ struct tile {
 
 struct slab {
     _Alignas(64) uint8_t codes[SLAB_GROUPS][8][4 * EW_CPU_TILE_ROWS]; // as part_signed or part_unsigned takes them
-    float scales[SLAB_GROUPS][3][EW_CPU_TILE_ROWS];                   // first, second, minimum
+    float scales[SLAB_GROUPS][4][EW_CPU_TILE_ROWS];                   // as struct scales
 };
 
 struct activations { // rows of one call
@@ -33,34 +39,31 @@ struct activations { // rows of one call
 };
 
 struct scales { // of VF rows and one group, or its two halves
-    vf first, second, min;
+    vf first, second, min, min_second;
 };
 
 VEC_INLINE bool has_halves(enum ew_cpu_scale kind)
 {
-    return kind == EW_CPU_SCALE_S16 || kind == EW_CPU_SCALE_E4M3;
+    return kind == EW_CPU_SCALE_S16 || kind == EW_CPU_SCALE_E4M3 || kind == EW_CPU_SCALE_S16_MIN;
 }
 
 VEC_INLINE bool has_minimum(enum ew_cpu_scale kind)
 {
-    return kind == EW_CPU_SCALE_MIN || kind == EW_CPU_SCALE_K;
+    return kind == EW_CPU_SCALE_MIN || kind == EW_CPU_SCALE_K || kind == EW_CPU_SCALE_ZERO ||
+           kind == EW_CPU_SCALE_S16_MIN;
 }
 
 VEC_INLINE bool is_signed(enum ew_cpu_code code)
 {
-    return code == EW_CPU_CODE_I8 || code == EW_CPU_CODE_IQ4;
+    return code == EW_CPU_CODE_I8 || (code >= EW_CPU_CODE_IQ4 && !EW_CPU_TABLES[code].offset);
 }
 
 // ---- codes --------------------------------------------------------------------------------------
 
-#define E2M1_OFFSET 12 // makes the values of E2M1 unsigned numbers of 5 bits
-
-static const int8_t E2M1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
-
 // What products see is larger than the value by this.
 VEC_INLINE int offset_of(struct form form)
 {
-    return form.code == EW_CPU_CODE_E2M1 ? E2M1_OFFSET : is_signed(form.code) ? VEC_BIAS : form.offset;
+    return is_signed(form.code) ? VEC_BIAS : form.code >= EW_CPU_CODE_IQ4 ? EW_CPU_TABLES[form.code].offset : form.offset;
 }
 
 // Words `word` and `word + 4` of VF rows; `group` points at the first of these rows.
@@ -85,8 +88,9 @@ VEC_INLINE void load_codes(struct form form, const uint8_t *group, uint32_t word
     } else if (code == EW_CPU_CODE_U6) {
         *low = vb_or(*low, vb_bits(vb_load(bits), 2 * shift, 2, 4));
         *high = vb_or(*high, vb_bits(vb_load(bits + 64), 2 * shift, 2, 4));
-    } else if (code == EW_CPU_CODE_IQ4 || code == EW_CPU_CODE_E2M1) {
-        table = code == EW_CPU_CODE_IQ4 ? vb_biased(vb_table(ew_cpu_values_iq4)) : vb_table(E2M1);
+    } else if (code >= EW_CPU_CODE_IQ4) {
+        table = vb_table(EW_CPU_TABLES[code].values);
+        table = is_signed(code) ? vb_biased(table) : vb_add(table, vb_set1(EW_CPU_TABLES[code].offset));
         *low = vb_lookup(table, *low);
         *high = vb_lookup(table, *high);
     }
@@ -100,7 +104,7 @@ VEC_INLINE struct part add_product(enum ew_cpu_code code, struct part part, vb w
 // Whether the 16-bit sums of some instruction sets must be widened after half a group.
 VEC_INLINE bool widens_early(enum ew_cpu_code code)
 {
-    return code == EW_CPU_CODE_U5 || code == EW_CPU_CODE_U6 || code == EW_CPU_CODE_E2M1;
+    return code == EW_CPU_CODE_U5 || code == EW_CPU_CODE_U6 || (code >= EW_CPU_CODE_IQ4 && !is_signed(code));
 }
 
 VEC_INLINE uint32_t code_bytes(struct form form)
@@ -114,12 +118,9 @@ VEC_INLINE uint32_t code_bytes(struct form form)
         return 320;
     case EW_CPU_CODE_U6:
         return 384;
-    case EW_CPU_CODE_U4:
-    case EW_CPU_CODE_IQ4:
-    case EW_CPU_CODE_E2M1:
-        break;
+    default:
+        return 256;
     }
-    return 256;
 }
 
 // ---- scales -------------------------------------------------------------------------------------
@@ -171,44 +172,86 @@ VEC_INLINE void open_super(struct form form, const uint8_t *scales, uint32_t gro
 
 VEC_INLINE struct scales slab_scales(const uint8_t *scales, uint32_t group, uint32_t row)
 {
-    const float *record = (const float *)scales + (uint64_t)group * 3 * EW_CPU_TILE_ROWS + row;
+    const float *record = (const float *)scales + (uint64_t)group * 4 * EW_CPU_TILE_ROWS + row;
 
-    return (struct scales){vf_load(record), vf_load(record + EW_CPU_TILE_ROWS), vf_load(record + 2 * EW_CPU_TILE_ROWS)};
+    return (struct scales){vf_load(record), vf_load(record + EW_CPU_TILE_ROWS), vf_load(record + 2 * EW_CPU_TILE_ROWS),
+                           vf_load(record + 3 * EW_CPU_TILE_ROWS)};
+}
+
+// VF factors of signed bytes, of 2 * VF or VF rows.
+VEC_INLINE vf small_scales(struct form form, const uint8_t *record, const uint8_t *small, uint32_t row)
+{
+    vf scale = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(small + row)));
+
+    return form.unit == 1 ? scale : vf_mul(scale, vf_set1(form.unit));
+}
+
+// Factors and minima of half a group, four bits each.
+VEC_INLINE void nibble_scales(const uint8_t *record, const uint8_t *small, uint32_t row, vf *scale, vf *min)
+{
+    vi factors = vi_u8(small + row);
+
+    *scale = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_and(factors, vi_set1(15))));
+    *min = vf_neg(vf_mul(vf_load_f16(record + 32 + 2 * row), vf_of_vi(vi_shr(factors, 4))));
 }
 
 VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, const struct factors *factors,
                                      uint32_t group, uint32_t row)
 {
     uint32_t sub = group % EW_CPU_SUPER;
+    struct scales s = {0};
     const uint8_t *record;
 
     if (form.is_slab)
         return slab_scales(scales, group, row);
     switch (form.scale) {
     case EW_CPU_SCALE_F16:
-        return (struct scales){.first = vf_load_f16(scales + group * 32 + 2 * row)};
+        s.first = vf_load_f16(scales + group * 32 + 2 * row);
+        break;
     case EW_CPU_SCALE_MIN:
         record = scales + group * 64 + 2 * row;
-        return (struct scales){.first = vf_load_f16(record), .min = vf_load_f16(record + 32)};
+        s.first = vf_load_f16(record), s.min = vf_load_f16(record + 32);
+        break;
+    case EW_CPU_SCALE_ZERO:
+        record = scales + group / 2 * 48;
+        s.first = vf_load_f16(record + 2 * row);
+        s.min = vf_neg(vf_mul(s.first, vf_of_vi(vi_u8(record + 32 + row))));
+        break;
     case EW_CPU_SCALE_K:
         return k_scales(scales + group / EW_CPU_SUPER * 256, factors, sub, row);
     case EW_CPU_SCALE_S16:
         record = scales + group / EW_CPU_SUPER * 288;
-        return (struct scales){
-            .first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(record + 32 + sub * 32 + row))),
-            .second = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(record + 48 + sub * 32 + row))),
-        };
+        s.first = small_scales(form, record, record + 32 + sub * 32, row);
+        s.second = small_scales(form, record, record + 48 + sub * 32, row);
+        break;
+    case EW_CPU_SCALE_S16_MIN:
+        record = scales + group / EW_CPU_SUPER * 320;
+        nibble_scales(record, record + 64 + sub * 32, row, &s.first, &s.min);
+        nibble_scales(record, record + 80 + sub * 32, row, &s.second, &s.min_second);
+        break;
     case EW_CPU_SCALE_S32:
         record = scales + group / EW_CPU_SUPER * 160;
-        return (struct scales){
-            .first = vf_mul(vf_load_f16(record + 2 * row), vf_of_vi(vi_i8(record + 32 + sub * 16 + row)))};
+        s.first = small_scales(form, record, record + 32 + sub * 16, row);
+        break;
     case EW_CPU_SCALE_E8M0:
-        return (struct scales){.first = half_e8m0(scales + group * 16 + row)};
+        s.first = half_e8m0(scales + group * 16 + row);
+        break;
     case EW_CPU_SCALE_E4M3:
+        record = scales + 64 + group * 32 + row;
+        s.first = vf_mul(half_e4m3(record), vf_load((const float *)scales + row));
+        s.second = vf_mul(half_e4m3(record + 16), vf_load((const float *)scales + row));
         break;
     }
-    return (struct scales){.first = half_e4m3(scales + group * 32 + row),
-                           .second = half_e4m3(scales + group * 32 + 16 + row)};
+    return s;
+}
+
+// The minima of both halves, with the sums of theirs of activation row b.
+VEC_INLINE vf add_minima(vf acc, vf first, vf second, const struct activations *x, uint32_t b, uint32_t group)
+{
+    uint64_t at = (uint64_t)b * x->group_stride + group;
+    vf low = vf_set1(x->scale[at] * (float)x->sum[2 * at]), high = vf_set1(x->scale[at] * (float)x->sum[2 * at + 1]);
+
+    return vf_fma(second, high, vf_fma(first, low, acc));
 }
 
 // ---- tiles and rows -----------------------------------------------------------------------------

@@ -217,6 +217,14 @@ VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
     memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
 }
+VEC_INLINE vb vb_set1(int x)
+{
+    return _mm256_set1_epi8((char)x);
+}
+VEC_INLINE vb vb_add(vb a, vb b)
+{
+    return _mm256_add_epi8(a, b);
+}
 VEC_INLINE vb vb_or(vb a, vb b)
 {
     return _mm256_or_si256(a, b);

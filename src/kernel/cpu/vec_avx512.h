@@ -220,6 +220,14 @@ VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
     memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
 }
+VEC_INLINE vb vb_set1(int x)
+{
+    return _mm512_set1_epi8((char)x);
+}
+VEC_INLINE vb vb_add(vb a, vb b)
+{
+    return _mm512_add_epi8(a, b);
+}
 VEC_INLINE vb vb_or(vb a, vb b)
 {
     return _mm512_or_si512(a, b);

@@ -228,6 +228,14 @@ VEC_INLINE vb vb_broadcast(const int8_t *p)
     memcpy(&four, p, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+VEC_INLINE vb vb_set1(int x)
+{
+    return vdupq_n_s8((int8_t)x);
+}
+VEC_INLINE vb vb_add(vb a, vb b)
+{
+    return vaddq_s8(a, b);
+}
 VEC_INLINE vb vb_or(vb a, vb b)
 {
     return vorrq_s8(a, b);
