@@ -82,7 +82,7 @@ enum ew_op_kind {
     EW_OP_DISPATCH,  // out = in of each pair's token; in2: the routes
     EW_OP_EXPERTS,   // out = in * weight[expert]^T + bias[expert] of each pair
     EW_OP_COMBINE,   // out = sum over a token's pairs of weight * in; in2: the routes
-    EW_OP_SELECT,    // keeps the rows of tokens with want_logits: [n_tokens, w] -> [n_logits, w]
+    EW_OP_SELECT,    // keeps the rows of tokens with want_logits, or means: [n_tokens, w] -> [n_logits, w]
     EW_OP_ALL_REDUCE,// sums over devices; nothing to do on one
     EW_OP_COUNT
 };
@@ -170,6 +170,7 @@ struct ew_op {
             uint32_t n_groups, n_groups_active;
         } route;                   // bias: [n_experts], added to the scores for the choice alone
         struct { uint32_t n_active; bool is_plain; } combine; // plain: an unweighted sum
+        struct { bool is_mean; } select; // of all rows that the wanted token's sequence has in this step
         // table: index into program.ropes; first: of a head's elements that it rotates
         struct { uint32_t n_heads, head_dim, first; uint32_t table; } rope;
         struct { uint32_t n_heads, in_dim, out_dim; } heads; // dims of a head of `in` and of `out`

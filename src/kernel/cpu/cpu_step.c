@@ -148,6 +148,19 @@ static void combine_row(const struct ew_cpu_backend *backend, const struct ew_cp
                          op->combine.is_plain ? 1 : weights[j]);
 }
 
+// The mean over the sequence of a wanted token.
+static void mean_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row, float *out)
+{
+    const struct ew_batch_seq *seq =
+        &backend->batch->seqs[backend->work.tokens[backend->work.selected[row]].seq];
+    uint32_t width = backend->program->slot_width[backend->program->ops[step->op].out];
+
+    memset(out, 0, width * sizeof(*out));
+    for (uint32_t i = 0; i < seq->n_tokens; i++)
+        backend->ops.add(out, out, row_at(backend, step->in, seq->first + i), width, 1);
+    backend->ops.scale(out, out, width, 1 / (float)seq->n_tokens);
+}
+
 static void sort_pairs(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step)
 {
     // One thread does this stage, and nobody reads the pairs before it is finished.
@@ -226,7 +239,9 @@ static void op_row(const struct ew_cpu_backend *backend, const struct ew_cpu_ste
     case EW_OP_DISPATCH:
     case EW_OP_SELECT:
     case EW_OP_ALL_REDUCE: // one device has the whole sum
-        if (in != out)
+        if (op->kind == EW_OP_SELECT && op->select.is_mean)
+            mean_row(backend, step, row, out);
+        else if (in != out)
             memcpy(out, in, width * sizeof(*out));
         break;
     case EW_OP_LINEAR:

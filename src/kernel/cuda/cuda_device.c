@@ -53,6 +53,7 @@ static const struct {
     [EW_CUDA_SCALE] = {EW_CUDA_ROWS, "scale"},
     [EW_CUDA_SOFTCAP] = {EW_CUDA_ROWS, "softcap"},
     [EW_CUDA_GATHER] = {EW_CUDA_ROWS, "gather"},
+    [EW_CUDA_GATHER_MEAN] = {EW_CUDA_ROWS, "gather_mean"},
     [EW_CUDA_QUANTISE] = {EW_CUDA_ROWS, "quantise"},
     [EW_CUDA_LINEAR_F32] = {EW_CUDA_LINEAR, "linear_f32"},
     [EW_CUDA_LINEAR_F16_1] = {EW_CUDA_LINEAR, "linear_f16_1"},

@@ -168,9 +168,14 @@ static int launch_softcap(struct launch *l)
 static int launch_gather(struct launch *l)
 {
     uint64_t from = l->op->kind == EW_OP_SELECT ? batch_at(l, l->backend->work.batch.selected) : 0;
+    uint64_t seq = batch_at(l, l->backend->work.batch.token_seq);
+    uint64_t first = batch_at(l, l->backend->work.batch.seq_first);
 
     if (!from && l->in == l->out)
         return 0;
+    if (from && l->op->select.is_mean)
+        return run(l, EW_CUDA_GATHER_MEAN, elements(l),
+                   ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &from, &seq, &first, &l->width));
     return run(l, EW_CUDA_GATHER, elements(l),
                ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &from, &l->width));
 }

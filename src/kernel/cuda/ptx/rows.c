@@ -195,6 +195,22 @@ KERNEL gather(float *out, u32 out_stride, const float *in, u32 in_stride, const 
         out[row * out_stride + i] = in[(from ? from[row] : row) * in_stride + i];
 }
 
+// Row i of the result is the mean over the sequence of token from[i]; sequence s has the rows [first[s], first[s + 1]).
+KERNEL gather_mean(float *out, u32 out_stride, const float *in, u32 in_stride, const u32 *from, const u32 *token_seq,
+                   const u32 *first, u32 width)
+{
+    u64 row = BLOCK_Y;
+    u32 i = BLOCK_X * N_THREADS + THREAD, seq = token_seq[from[row]], begin = first[seq], end = first[seq + 1];
+    float sum = 0;
+
+    kernel_begin();
+    if (i >= width)
+        return;
+    for (u32 t = begin; t < end; t++)
+        sum += in[(u64)t * in_stride + i];
+    out[row * out_stride + i] = sum / (float)(end - begin);
+}
+
 // Rows to 8 bits, a scale a group of 32 columns: one warp a group. `sums` is the scale times the sum of a group's
 // codes.
 KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_stride, u32 width)
