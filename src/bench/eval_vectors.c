@@ -45,7 +45,7 @@ static int run(struct ew_core *core, const struct ew_refs *refs, uint32_t first,
     for (uint32_t i = 0; i < count && rc == 0; i++) {
         const struct ew_ref *ref = &refs->list[first + i];
         const float *rows = ew_step_rows(&core->step, &texts[i]);
-        enum ew_rows wanted = ew_texts_rows(pooling->kind);
+        enum ew_rows wanted = ew_texts_rows(pooling);
         uint32_t skip = wanted == EW_ROWS_LAST ? ref->n_ids - 1 : 0;
 
         compare(out, first + i, alone ? "whole" : "batch", rows, ref->hidden, (size_t)ref->n_ids * refs->width);

@@ -100,6 +100,10 @@ int ew_refs_open(struct ew_refs *refs, const char *path, const struct ew_model *
         refs->width = model->program.width;
         refs->n_vector = model->pooling.width;
     }
+    if (model->pooling.in_program)
+        return ew_fail(err, EW_ERR_UNSUPPORTED,
+                       "%s leads from hidden states to something else, with which no reference can be compared",
+                       model->path);
     ew_arena_init(&refs->arena, REFS_BYTES_MAX);
     rc = ew_safetensors_open(&st, path, err);
     if (rc < 0)

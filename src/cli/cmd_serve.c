@@ -86,8 +86,8 @@ const struct ew_command ew_cmd_serve = {
     .name = "serve",
     .usage = "serve -m MODEL[=ALIAS] [--profile NAME] [--host HOST] [--port N] [OPTIONS]",
     .summary = "Serve a model over HTTP, as the OpenAI API has it",
-    .details = "Routes: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /v1/score, /v1/models,\n"
-               "/tokenize, /detokenize, /health, /ready, /metrics.\n"
+    .details = "Routes: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /v1/score,\n"
+               "/v1/classify, /v1/models, /tokenize, /detokenize, /health, /ready, /metrics.\n"
                "SIGTERM and Ctrl-C stop taking requests and let running ones finish; the second one ends at once.\n"
                "docs/server.md has the parameters, limits, and samples for systemd, nginx and caddy.",
     .options = g_options,

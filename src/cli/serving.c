@@ -113,6 +113,18 @@ static int configure(struct ew_serving *serving, const struct ew_args *args, str
     return 0;
 }
 
+// What models that write text, or score pairs, put their input into.
+static int load_format(struct ew_serving *serving, const struct ew_modelfile *file, struct ew_error *err)
+{
+    const struct ew_pooling *pooling = &serving->model->pooling;
+
+    if (pooling->kind == EW_POOLING_NONE)
+        return ew_chat_format_load(file, serving->tok, &serving->chat, err);
+    if (pooling->pair_template.ptr)
+        return ew_pair_format_compile(pooling->pair_template, serving->tok, &serving->pairs, err);
+    return 0;
+}
+
 // The file that has the vocabulary; NULL: none has.
 static int find_vocabulary(struct ew_serving *serving, const char *given, const struct ew_modelfile **file,
                            struct ew_error *err)
@@ -146,9 +158,8 @@ static int load_text(struct ew_serving *serving, const char *given, struct ew_er
     rc = ew_tokenizer_load(file, &serving->tok, &why);
     if (rc < 0)
         serving->tok = NULL;
-    else if (serving->model->pooling.kind == EW_POOLING_NONE &&
-             (rc = ew_chat_format_load(file, serving->tok, &serving->chat, &why)) < 0)
-        serving->chat = NULL;
+    else
+        rc = load_format(serving, file, &why);
     if (rc == EW_ERR_UNSUPPORTED && (serving->tok || !given)) {
         ew_log_error(&why);
         rc = 0;
@@ -182,12 +193,14 @@ int ew_serving_open(struct ew_serving *serving, const struct ew_args *args, stru
     serving->config.model = serving->model;
     serving->config.tok = serving->tok;
     serving->config.chat = serving->chat;
+    serving->config.pairs = serving->pairs;
     return 0;
 }
 
 void ew_serving_close(struct ew_serving *serving)
 {
     ew_chat_format_free(serving->chat);
+    ew_pair_format_free(serving->pairs);
     ew_tokenizer_free(serving->tok);
     ew_modelfile_close(&serving->tok_file);
     ew_model_close(serving->model);

@@ -12,6 +12,7 @@ struct ew_serving {
     struct ew_modelfile tok_file; // --tokenizer; else zero, and the model's file has the vocabulary
     struct ew_tokenizer *tok;    // NULL: the model has none
     struct ew_chat_format *chat; // NULL: none
+    struct ew_pair_format *pairs; // NULL: none
     struct ew_profiles profiles;
     const struct ew_profile *profile; // NULL: none was asked for
     char *model_path, *model_id;

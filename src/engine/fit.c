@@ -234,7 +234,9 @@ static int shrink_to_fit(const struct ew_model *model, struct ew_backend *backen
 // Rows of results of a step: one a sequence, or all of which a mean is made.
 static uint32_t rows_max(const struct ew_model *model, const struct ew_engine_config *config)
 {
-    return model->pooling.kind == EW_POOLING_MEAN ? config->max_num_tokens : config->max_batch_size;
+    bool has_all = model->pooling.kind == EW_POOLING_MEAN && !model->pooling.in_program;
+
+    return has_all ? config->max_num_tokens : config->max_batch_size;
 }
 
 int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struct ew_engine_config *config,

@@ -20,9 +20,11 @@ int ew_texts_check(const struct ew_engine *engine, uint32_t n_ids, struct ew_err
     return ew_remedy(err, EW_ERR_LIMIT, "Shorten it, ask for truncation, or raise --ctx where the model allows it");
 }
 
-enum ew_rows ew_texts_rows(enum ew_pooling_kind kind)
+enum ew_rows ew_texts_rows(const struct ew_pooling *pooling)
 {
-    return kind == EW_POOLING_MEAN ? EW_ROWS_ALL : kind == EW_POOLING_LAST ? EW_ROWS_LAST : EW_ROWS_FIRST;
+    if (pooling->kind == EW_POOLING_MEAN && !pooling->in_program)
+        return EW_ROWS_ALL;
+    return pooling->kind == EW_POOLING_CLS ? EW_ROWS_FIRST : EW_ROWS_LAST;
 }
 
 static void add(struct ew_engine *engine, struct ew_job *job)
@@ -51,7 +53,7 @@ void ew_texts_begin(struct ew_engine *engine)
     }
     if (engine->n_work)
         ew_step_build_texts(&engine->core.step, engine->texts, engine->n_work,
-                            ew_texts_rows(engine->core.model->pooling.kind));
+                            ew_texts_rows(&engine->core.model->pooling));
 }
 
 static void count(struct ew_engine *engine, double seconds)

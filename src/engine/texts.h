@@ -9,5 +9,5 @@ bool ew_texts_made(const struct ew_engine *engine); // whether the engine's mode
 int ew_texts_check(const struct ew_engine *engine, uint32_t n_ids, struct ew_error *err) EW_MUST_CHECK;
 void ew_texts_begin(struct ew_engine *engine); // plans and builds the next step; engine->n_work 0: there is none
 int ew_texts_complete(struct ew_engine *engine, struct ew_error *err) EW_MUST_CHECK;
-// The rows that a way of pooling reads.
-enum ew_rows ew_texts_rows(enum ew_pooling_kind kind);
+// The rows of a text that the program is asked for.
+enum ew_rows ew_texts_rows(const struct ew_pooling *pooling);

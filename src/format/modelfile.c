@@ -229,23 +229,75 @@ static int read_templates(struct ew_modelfile *file, const char *dir, struct ew_
     return code;
 }
 
-// The path of a module inside the model's directory; "" where modules.json has none, or one that leads elsewhere.
-static struct ew_str module_path(const struct ew_json *modules, const char *type)
+// The path of a file of a module inside the model's directory; false where it would lead elsewhere.
+static bool module_path(const struct ew_json *module, const char *file, char *out, size_t size)
 {
-    for (const struct ew_json *module = modules->child; module; module = module->next) {
-        struct ew_str path = ew_json_str(ew_json_get(module, "path"), "");
+    struct ew_str path = ew_json_str(ew_json_get(module, "path"), "");
 
-        if (ew_str_ends(ew_json_str(ew_json_get(module, "type"), ""), type) && path.ptr[0] != '/' &&
-            ew_str_find(path, EW_STR(".."), 0) < 0)
-            return path;
+    if (path.len == 0 || path.ptr[0] == '/' || ew_str_find(path, EW_STR(".."), 0) >= 0)
+        return false;
+    return (size_t)snprintf(out, size, EW_STR_FMT "/%s", EW_STR_ARG(path), file) < size;
+}
+
+// Weights of sentence-transformers' modules stand in files of their own.
+static int read_dense(struct ew_modelfile *file, const char *dir, const struct ew_json *module, bool need_weights,
+                      struct ew_error *err)
+{
+    char path[PATH_BYTES_MAX], name[256], prefix[16];
+    int code;
+
+    if (file->n_dense == EW_DENSE_MAX)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "modules.json asks for more than %d Dense modules", EW_DENSE_MAX);
+    if (!module_path(module, "config.json", name, sizeof(name)))
+        return ew_fail(err, EW_ERR_FORMAT, "modules.json gives a Dense module no path inside the model's directory");
+    code = read_tree(&file->arena, dir, name, CONFIG_BYTES_MAX, &file->dense[file->n_dense], err);
+    if (code == EW_OK && !file->dense[file->n_dense])
+        return ew_fail(err, EW_ERR_FORMAT, "modules.json asks for a Dense module whose %s is missing", name);
+    snprintf(prefix, sizeof(prefix), "dense_%u.", file->n_dense++ + 2);
+    if (code != EW_OK || !need_weights)
+        return code;
+    (void)module_path(module, "model.safetensors", name, sizeof(name));
+    code = join(path, dir, name, err);
+    return code == EW_OK ? ew_safetensors_add(&file->safetensors, path, prefix, err) : code;
+}
+
+// The modules behind the model, once its own weights are there.
+static int read_module_files(struct ew_modelfile *file, const char *dir, bool need_weights, struct ew_error *err)
+{
+    int code = EW_OK;
+
+    for (const struct ew_json *module = file->modules ? file->modules->child : NULL; module && code == EW_OK;
+         module = module->next) {
+        struct ew_str type = ew_json_str(ew_json_get(module, "type"), "");
+        char name[256];
+
+        if (ew_str_ends(type, ".Dense"))
+            code = read_dense(file, dir, module, need_weights, err);
+        else if (ew_str_ends(type, ".Pooling") && !file->pooling && module_path(module, "config.json", name, 256))
+            code = read_tree(&file->arena, dir, name, CONFIG_BYTES_MAX, &file->pooling, err);
+        else if (ew_str_ends(type, ".LogitScore") && module_path(module, "config.json", name, 256))
+            code = read_tree(&file->arena, dir, name, CONFIG_BYTES_MAX, &file->logit_score, err);
     }
-    return EW_STR("");
+    return code;
+}
+
+// Hubs keep what a model is for in the YAML before its description. Of a checkpoint that has no other trace of it, such
+// as the Qwen 3 rerankers, that is all there is to go by. Nothing depends on a README that cannot be read.
+static void read_purpose(struct ew_modelfile *file, const char *dir)
+{
+    struct ew_str text = EW_STR("");
+    ptrdiff_t end, at;
+
+    if (read_text(file, dir, "README.md", &text, NULL) != EW_OK || !ew_str_starts(text, "---\n"))
+        return;
+    end = ew_str_find(text, EW_STR("\n---"), 3);
+    at = ew_str_find(text, EW_STR("\npipeline_tag: text-ranking\n"), 3);
+    file->is_ranker = at >= 0 && at < end;
 }
 
 static int read_modules(struct ew_modelfile *file, const char *dir, struct ew_error *err)
 {
-    char path[PATH_BYTES_MAX], name[256];
-    struct ew_str pooling;
+    char path[PATH_BYTES_MAX];
     int code = join(path, dir, "modules.json", err);
 
     if (code != EW_OK || access(path, F_OK) != 0)
@@ -258,13 +310,7 @@ static int read_modules(struct ew_modelfile *file, const char *dir, struct ew_er
                          &file->sentence_config, err);
     if (code == EW_OK)
         code = read_tree(&file->arena, dir, "sentence_bert_config.json", CONFIG_BYTES_MAX, &file->sentence_limits, err);
-    if (code != EW_OK)
-        return code;
-    pooling = module_path(file->modules, ".Pooling");
-    if (pooling.len == 0 || pooling.len >= sizeof(name) - sizeof("/config.json"))
-        return EW_OK;
-    snprintf(name, sizeof(name), EW_STR_FMT "/config.json", EW_STR_ARG(pooling));
-    return read_tree(&file->arena, dir, name, CONFIG_BYTES_MAX, &file->pooling, err);
+    return code;
 }
 
 static int open_hf(struct ew_modelfile *file, const char *dir, bool need_weights, struct ew_error *err)
@@ -283,6 +329,10 @@ static int open_hf(struct ew_modelfile *file, const char *dir, bool need_weights
         code = read_modules(file, dir, err);
     if (code == EW_OK && need_weights) // before the vocabulary: a missing shard should not take long to be told
         code = open_weights(file, dir, err);
+    if (code == EW_OK)
+        code = read_module_files(file, dir, need_weights, err);
+    if (code == EW_OK)
+        read_purpose(file, dir);
     if (code == EW_OK)
         code = read_tree(&file->tokenizer_arena, dir, "tokenizer.json", TOKENIZER_BYTES_MAX, &file->tokenizer, err);
     return code;

@@ -12,6 +12,8 @@
 #include "format/json.h"
 #include "format/safetensors.h"
 
+#define EW_DENSE_MAX 4 // modules behind the Pooling module
+
 enum ew_modelfile_kind { EW_MODELFILE_GGUF, EW_MODELFILE_HF };
 
 // Holds pointers into itself: it must stay where it was opened.
@@ -30,6 +32,11 @@ struct ew_modelfile {
     // What sentence-transformers adds to models that make vectors, each NULL where it is absent: modules.json (a list),
     // the config.json of its Pooling module, config_sentence_transformers.json and sentence_bert_config.json.
     const struct ew_json *modules, *pooling, *sentence_config, *sentence_limits;
+    // The configurations of its Dense modules in their order, whose tensors stand among the others with "dense_2.",
+    // "dense_3." and so on before their names; and of its LogitScore module, or NULL.
+    const struct ew_json *dense[EW_DENSE_MAX], *logit_score;
+    uint32_t n_dense;
+    bool is_ranker; // HF: the front matter of README.md says so ("pipeline_tag: text-ranking")
     // chat_template.jinja, or tokenizer_config's (of several the one named "default"), or chat_template.json's;
     // GGUF tokenizer.chat_template. ptr is NULL where there is none.
     struct ew_str chat_template;

@@ -24,6 +24,7 @@ struct part {
     const unsigned char *data; // behind the header
     uint64_t size;
     uint32_t file;
+    const char *prefix; // of the names
 };
 
 // What the header says of one tensor.
@@ -176,15 +177,19 @@ static int add_tensor(struct part *p, const struct entry *entry, struct ew_error
 static int read_tensor(struct part *p, struct ew_error *err)
 {
     struct entry entry = {0};
+    size_t len;
     char *name;
     int code = ew_tensor_name_check(p->reader.text, EW_TENSOR_NAME_MAX, err);
 
     if (code != EW_OK)
         return code;
-    name = ew_arena_copy(&p->st->arena, p->reader.text.ptr, p->reader.text.len);
+    len = strlen(p->prefix) + p->reader.text.len;
+    name = ew_arena_alloc(&p->st->arena, len + 1);
     if (!name)
-        return ew_fail_memory(err, p->reader.text.len, "the name of a tensor");
-    entry.name = (struct ew_str){name, p->reader.text.len};
+        return ew_fail_memory(err, len, "the name of a tensor");
+    memcpy(name, p->prefix, strlen(p->prefix));
+    memcpy(name + strlen(p->prefix), p->reader.text.ptr, p->reader.text.len);
+    entry.name = (struct ew_str){name, len};
     code = read_entry(p, &entry, err);
     return code == EW_OK ? add_tensor(p, &entry, err) : code;
 }
@@ -204,10 +209,10 @@ static int read_header(struct part *p, struct ew_error *err)
 }
 
 // Adds the tensors of one file, whose bytes stay where they are, to st.
-static int add_file(struct ew_safetensors *st, uint32_t file, const char *path, const unsigned char *bytes,
-                    uint64_t size, struct ew_error *err)
+static int add_file(struct ew_safetensors *st, uint32_t file, const char *path, const char *prefix,
+                    const unsigned char *bytes, uint64_t size, struct ew_error *err)
 {
-    struct part p = {.st = st, .file = file};
+    struct part p = {.st = st, .file = file, .prefix = prefix};
     uint64_t header = 0;
     int code = ew_file_check(path, bytes, (size_t)EW_MIN(size, 4096), err);
 
@@ -254,7 +259,25 @@ static int open_file(struct ew_safetensors *st, uint32_t i, const char *path, st
 {
     int code = ew_mapfile_open(&st->files[i], path, err);
 
-    return code == EW_OK ? add_file(st, i, path, st->files[i].data, st->files[i].size, err) : code;
+    return code == EW_OK ? add_file(st, i, path, "", st->files[i].data, st->files[i].size, err) : code;
+}
+
+int ew_safetensors_add(struct ew_safetensors *st, const char *path, const char *prefix, struct ew_error *err)
+{
+    struct ew_mapfile *files = ew_realloc_array(st->files, (size_t)st->n_files + 1, sizeof(*files)), *last;
+    int code;
+
+    if (!files)
+        return ew_fail_memory(err, sizeof(*files), "the list of files");
+    st->files = files;
+    last = &files[st->n_files];
+    *last = (struct ew_mapfile){0};
+    code = ew_mapfile_open(last, path, err);
+    if (code != EW_OK)
+        return code;
+    code = add_file(st, st->n_files++, path, prefix, last->data, last->size, err);
+    ew_tensors_fini(&st->tensors);
+    return code == EW_OK ? index_tensors(st, path, err) : code;
 }
 
 int ew_safetensors_open(struct ew_safetensors *st, const char *path, struct ew_error *err)
@@ -277,7 +300,7 @@ int ew_safetensors_parse(struct ew_safetensors *st, const unsigned char *bytes, 
     int code;
 
     init(st);
-    code = add_file(st, 0, "the safetensors file", bytes, size, err);
+    code = add_file(st, 0, "the safetensors file", "", bytes, size, err);
     if (code == EW_OK)
         code = index_tensors(st, "the safetensors file", err);
     if (code != EW_OK)

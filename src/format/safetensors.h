@@ -22,6 +22,10 @@ struct ew_safetensors {
 int ew_safetensors_open(struct ew_safetensors *st, const char *path, struct ew_error *err) EW_MUST_CHECK;
 // model.safetensors, or what model.safetensors.index.json names, or the only *.safetensors
 int ew_safetensors_open_dir(struct ew_safetensors *st, const char *dir, struct ew_error *err) EW_MUST_CHECK;
+// Adds a further file to an open one: its tensors are called by `prefix` and their own names. A failure leaves
+// something that can only be closed.
+int ew_safetensors_add(struct ew_safetensors *st, const char *path, const char *prefix,
+                       struct ew_error *err) EW_MUST_CHECK;
 // in memory
 int ew_safetensors_parse(struct ew_safetensors *st, const unsigned char *bytes, uint64_t size,
                          struct ew_error *err) EW_MUST_CHECK;

@@ -7,9 +7,9 @@
 #include "model/rope.h"
 
 // Upper bounds of what build_* emit; asserted there.
-#define OPS_OUTSIDE_LAYERS 12
+#define OPS_OUTSIDE_LAYERS 20
 #define OPS_PER_LAYER 48
-#define WEIGHTS_OUTSIDE_LAYERS 8
+#define WEIGHTS_OUTSIDE_LAYERS 16
 #define WEIGHTS_PER_LAYER 32
 #define GROUPS_MAX 8 // struct ew_backend_sizes has room for these
 
@@ -666,22 +666,86 @@ static uint32_t build_embedding(struct builder *b, uint32_t *weight)
     return b->shape->embed_norm ? build_norm(b, "token_embd_norm", x, ROLE_X_NORMED) : x;
 }
 
-// The hidden state of the wanted tokens, and a classifier's scores of it.
+// The logit of one token: a row of the head's matrix.
+static uint32_t build_logit(struct builder *b, uint32_t hidden, int32_t token, enum role role)
+{
+    const struct ew_shape *shape = b->shape;
+    struct linear row = {"cls.token", 1, shape->common.width, shape->bias_head,
+                         .whole = shape->common.tied_head ? "token_embd" : "output",
+                         .first_row = (uint32_t)token, .whole_rows = shape->common.n_vocab};
+    uint32_t logit = ew__build_linear(b, &row, hidden, role);
+
+    if (shape->logit_scale != 1)
+        ew__emit(b, EW_OP_SCALE, logit, logit)->mul.scale = shape->logit_scale;
+    if (shape->logit_softcap > 0)
+        ew__emit(b, EW_OP_SOFTCAP, logit, logit)->softcap.cap = shape->logit_softcap;
+    return logit;
+}
+
+static uint32_t build_token_score(struct builder *b, uint32_t hidden)
+{
+    const int32_t *tokens = b->shape->class_tokens;
+    uint32_t score = build_logit(b, hidden, tokens[0], ROLE_LOGITS), other;
+    struct ew_op *op;
+
+    if (tokens[1] < 0)
+        return score;
+    other = build_logit(b, hidden, tokens[1], ROLE_OTHER_LOGIT);
+    op = ew__emit(b, EW_OP_ADD, score, score);
+    op->in2 = other;
+    op->add.scale = -1;
+    return score;
+}
+
+static uint32_t build_classifier(struct builder *b, uint32_t hidden)
+{
+    const struct ew_shape *shape = b->shape;
+    uint32_t width = shape->common.width;
+    struct linear dense = {"cls", width, width, shape->bias_class};
+    struct linear output = {"cls.output", shape->n_labels, width, shape->bias_labels};
+
+    if (!shape->class_direct) {
+        hidden = ew__build_linear(b, &dense, hidden, ROLE_CLASS);
+        ew__emit(b, EW_OP_ACT, hidden, hidden)->act.act = shape->class_act;
+    }
+    if (!shape->class_direct && shape->class_norm)
+        hidden = build_norm(b, "cls.norm", hidden, ROLE_CLASS_NORMED);
+    return ew__build_linear(b, &output, hidden, ROLE_LOGITS);
+}
+
+// sentence-transformers' Dense modules.
+static uint32_t build_further(struct builder *b, uint32_t hidden)
+{
+    for (uint32_t i = 0; i < b->shape->n_dense; i++) {
+        const struct ew_dense_shape *shape = &b->shape->dense[i];
+        char name[16];
+        struct linear dense = {name, shape->width, b->program->slot_width[hidden], shape->bias};
+
+        snprintf(name, sizeof(name), "dense_%u", i + 2);
+        hidden = ew__build_linear(b, &dense, hidden, i % 2 ? ROLE_DENSE_2 : ROLE_DENSE);
+        if (shape->act != EW_ACT_NONE)
+            ew__emit(b, EW_OP_ACT, hidden, hidden)->act.act = shape->act;
+    }
+    return hidden;
+}
+
+// The hidden state of the wanted tokens or the mean of it, and what a classifier or further modules make of that.
 static void build_hidden(struct builder *b, uint32_t x)
 {
     const struct ew_shape *shape = b->shape;
-    uint32_t width = shape->common.width, hidden = ew__slot_of(b, ROLE_SELECTED, width);
-    struct linear dense = {"cls", width, width, true}, output = {"cls.output", shape->n_labels, width, true};
+    uint32_t selected = ew__slot_of(b, ROLE_SELECTED, shape->common.width);
+    bool has_norm = shape->norm_place != EW_NORM_PLACE_AROUND;
 
-    ew__emit(b, EW_OP_SELECT, x, hidden);
-    if (shape->norm_place != EW_NORM_PLACE_AROUND)
-        hidden = build_norm(b, "output_norm", hidden, ROLE_FINAL);
-    if (shape->head == EW_HEAD_SCORES) {
-        hidden = ew__build_linear(b, &dense, hidden, ROLE_CLASS);
-        ew__emit(b, EW_OP_ACT, hidden, hidden)->act.act = EW_ACT_TANH;
-        hidden = ew__build_linear(b, &output, hidden, ROLE_LOGITS);
-    }
-    b->program->logits = hidden;
+    if (has_norm && shape->select_mean) // of what is normed
+        x = build_norm(b, "output_norm", x, ROLE_FINAL);
+    ew__emit(b, EW_OP_SELECT, x, selected)->select.is_mean = shape->select_mean;
+    if (has_norm && !shape->select_mean)
+        selected = build_norm(b, "output_norm", selected, ROLE_FINAL);
+    if (shape->head == EW_HEAD_SCORES)
+        b->program->logits = shape->class_tokens[0] < 0 ? build_classifier(b, selected)
+                                                        : build_token_score(b, selected);
+    else
+        b->program->logits = build_further(b, selected);
 }
 
 static void build_head(struct builder *b, uint32_t x, uint32_t embedding)

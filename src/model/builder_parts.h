@@ -49,6 +49,10 @@ enum role {
     ROLE_SELECTED,
     ROLE_FINAL,
     ROLE_CLASS,
+    ROLE_CLASS_NORMED,
+    ROLE_DENSE, // by turns: of two equally wide ones each reads the other
+    ROLE_DENSE_2,
+    ROLE_OTHER_LOGIT,
     ROLE_LOGITS
 };
 

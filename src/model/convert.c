@@ -165,7 +165,7 @@ static bool is_superfluous(const struct ew_convert *convert, struct ew_str name,
         return true;
     if (is_of_tower(name) || ew_str_starts(name, "mtp.")) // predictors of tokens after the next
         return true;
-    if (named && strcmp(named->stem, "cls") == 0)
+    if (named && (strcmp(named->stem, "cls") == 0 || strcmp(named->stem, "cls.norm") == 0))
         return !convert->shape->classifier; // what BERT was trained with
     return convert->shape->common.tied_head && named && strcmp(named->stem, "output") == 0;
 }

@@ -350,6 +350,17 @@ static int write_sampling(const struct ew_convert *convert, struct ew_gguf_write
     return code;
 }
 
+static int check_pooling(const struct ew_shape *shape, struct ew_error *err)
+{
+    if (shape->class_tokens[0] >= 0)
+        return ew_fail(err, EW_ERR_UNSUPPORTED, "GGUF cannot express that words of this model's vocabulary score");
+    for (uint32_t i = 0; i < shape->n_dense; i++)
+        if (shape->dense[i].bias || shape->dense[i].act != EW_ACT_NONE)
+            return ew_fail(err, EW_ERR_UNSUPPORTED,
+                           "GGUF cannot express the bias or activation of this model's Dense modules");
+    return EW_OK;
+}
+
 // How a model that makes vectors pools, and which way its tokens look; prompts have no place in GGUF.
 static int write_pooling(const struct ew_convert *convert, struct ew_gguf_writer *w, struct ew_error *err)
 {
@@ -361,6 +372,9 @@ static int write_pooling(const struct ew_convert *convert, struct ew_gguf_writer
 
     if (pooling->kind == EW_POOLING_NONE)
         return EW_OK;
+    code = check_pooling(convert->shape, err);
+    if (code != EW_OK)
+        return code;
     full_key(convert, EW_STR(".pooling_type"), key);
     code = ew_gguf_write_u32(w, key, pooling->is_score ? 4 : numbers[pooling->kind], err);
     full_key(convert, EW_STR(".attention.causal"), key);

@@ -454,24 +454,27 @@ uint32_t ew_family_storage(const struct ew_family *family, enum ew_family_format
     return flags;
 }
 
+bool ew_family_rooted_name(const struct ew_yaml *root, struct ew_str name, char *out, size_t size)
+{
+    const char *beginning = "";
+    int len;
+
+    for (const struct ew_yaml *item = root ? root->child : NULL; item; item = item->next)
+        if (ew_str_starts(name, item->key.ptr) && (name.len == item->key.len || name.ptr[item->key.len] == '.')) {
+            beginning = item->text.ptr;
+            name = (struct ew_str){name.ptr + item->key.len, name.len - item->key.len};
+            break;
+        }
+    len = snprintf(out, size, "%s" EW_STR_FMT, beginning, EW_STR_ARG(name));
+    return len > 0 && (size_t)len < size;
+}
+
 const struct ew_tensor *ew_family_find_rooted(const struct ew_yaml *root, const struct ew_tensors *tensors,
                                               struct ew_str name)
 {
-    for (const struct ew_yaml *item = root ? root->child : NULL; item; item = item->next) {
-        struct ew_str rest = name;
-        char text[256];
-        int len;
+    char text[256];
 
-        if (!ew_str_starts(name, item->key.ptr))
-            continue;
-        rest.ptr += item->key.len;
-        rest.len -= item->key.len;
-        if (rest.len && rest.ptr[0] != '.')
-            continue;
-        len = snprintf(text, sizeof(text), "%s" EW_STR_FMT, item->text.ptr, EW_STR_ARG(rest));
-        return len > 0 && (size_t)len < sizeof(text) ? ew_tensors_find(tensors, ew_str_of(text)) : NULL;
-    }
-    return ew_tensors_find(tensors, name);
+    return ew_family_rooted_name(root, name, text, sizeof(text)) ? ew_tensors_find(tensors, ew_str_of(text)) : NULL;
 }
 
 const struct ew_yaml *ew_family_root(const struct ew_family *family, enum ew_family_format format,

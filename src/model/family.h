@@ -90,6 +90,8 @@ bool ew_family_tensor(const struct ew_family *family, enum ew_family_format form
 // tensors stand under: a map of beginnings, or NULL for the names as they are in the table.
 const struct ew_yaml *ew_family_root(const struct ew_family *family, enum ew_family_format format,
                                      const struct ew_tensors *tensors);
+// A name of the table as it stands under that root; false where it is longer than size.
+bool ew_family_rooted_name(const struct ew_yaml *root_or_null, struct ew_str name, char *out, size_t size);
 // Whether the tensor is there, under that root.
 const struct ew_tensor *ew_family_find_rooted(const struct ew_yaml *root_or_null, const struct ew_tensors *tensors,
                                               struct ew_str name);

@@ -28,12 +28,18 @@ struct ew_prompt { // an instruction that goes before a text, by what the text i
 struct ew_pooling {
     enum ew_pooling_kind kind; // NONE: the model writes text
     bool is_score;     // the vector is a classifier's scores
+    bool is_raw;       // ... of which one is given as it is; else its sigmoid
+    bool is_yes_no;    // ... and there are two: how much speaks for "yes", and for "no"
+    bool in_program;   // the program gives one row a text, which is pooled already
     bool normalise;    // to length 1
     uint32_t width;    // of the vector
     uint32_t n_tokens_usual; // that the model's makers cut texts to; 0: they do not say
     uint32_t n_prompts;
     struct ew_prompt prompts[EW_PROMPTS_MAX]; // as config_sentence_transformers.json has them
     struct ew_str prompt_default;             // name of the one that is used where none is asked for; may be empty
+    // Jinja: the text that a pair becomes, from messages of the roles "query", "document" and maybe, before them,
+    // "system" with an instruction. ptr is NULL where the vocabulary tells how a pair is written.
+    struct ew_str pair_template;
 };
 
 struct ew_model_tokens { // from generation_config, then config, then the tokenizer's metadata

@@ -31,6 +31,7 @@ void ew_shape_init(struct ew_shape *shape)
     shape->alibi_bias_max = 8; // the paper's
     shape->embed_scale = shape->residual_scale = shape->logit_scale = shape->route_scale = 1;
     shape->moe_period = 1;
+    shape->class_tokens[0] = shape->class_tokens[1] = -1;
 }
 
 static int apply_constants(struct ew_shape *shape, const struct ew_yaml *map, struct ew_error *err)
@@ -215,6 +216,21 @@ static void set_arch(struct ew_shape *shape, struct ew_str name)
     snprintf(shape->common.arch, sizeof(shape->common.arch), EW_STR_FMT, EW_STR_ARG(name));
 }
 
+#define CLASSIFIER "ForSequenceClassification" // how classes of Hugging Face's end that have one
+
+// What the family lists, and classifiers over its language models.
+static bool computes(const struct ew_family *family, struct ew_str arch)
+{
+    char text[96];
+
+    if (ew_family_has_architecture(family, EW_FAMILY_HF, arch))
+        return true;
+    if (!ew_str_ends(arch, CLASSIFIER))
+        return false;
+    snprintf(text, sizeof(text), "%.*sForCausalLM", (int)(arch.len - strlen(CLASSIFIER)), arch.ptr);
+    return ew_family_has_architecture(family, EW_FAMILY_HF, ew_str_of(text));
+}
+
 // The family of config.json, by model_type and else by architectures; the architecture must be one that the family
 // computes.
 static int find_hf_family(const struct ew_families *families, const struct ew_json *config,
@@ -229,7 +245,7 @@ static int find_hf_family(const struct ew_families *families, const struct ew_js
                 "config.json describes a model of type \"" EW_STR_FMT "\" (" EW_STR_FMT
                 "), which edgewise cannot compute",
                 EW_STR_ARG(type), EW_STR_ARG(arch));
-    else if (arch.len && !ew_family_has_architecture(*out, EW_FAMILY_HF, arch))
+    else if (arch.len && !computes(*out, arch))
         ew_fail(err, EW_ERR_UNSUPPORTED,
                 "config.json describes a " EW_STR_FMT ", but of the family %s edgewise computes language models only",
                 EW_STR_ARG(arch), (*out)->name);
@@ -252,6 +268,19 @@ static void find_labels(struct ew_shape *shape, const struct source *source)
     }
     if (tensor && tensor->n_dims == 2 && tensor->shape[0] <= EW_WIDTH_MAX)
         shape->n_labels = (uint32_t)tensor->shape[0];
+}
+
+// What calls itself a classifier has one.
+static int check_classifier(const struct ew_shape *shape, const struct source *source, struct ew_error *err)
+{
+    struct ew_str arch = ew_json_str(ew_json_at(ew_json_get(source->outer, "architectures"), 0), "");
+    char name[192] = "";
+
+    if (shape->classifier || !source->tensors || !ew_str_ends(arch, CLASSIFIER))
+        return 0;
+    (void)ew_family_tensor(source->family, EW_FAMILY_HF, "cls.output", 0, 0, name, sizeof(name));
+    return ew_fail(err, EW_ERR_FORMAT, "config.json describes a " EW_STR_FMT ", whose tensor %s.weight is missing",
+                   EW_STR_ARG(arch), name);
 }
 
 const struct ew_json *ew_config_of_text(const struct ew_json *config)
@@ -287,6 +316,8 @@ int ew_shape_from_config(struct ew_shape *shape, const struct ew_families *famil
     if (!rc)
         rc = ew_rope_from_config(shape, source.config, err);
     find_labels(shape, &source);
+    if (!rc)
+        rc = check_classifier(shape, &source, err);
     return rc ? rc : ew_shape_finish(shape, err);
 }
 
@@ -485,7 +516,7 @@ static int finish_encoder(struct ew_shape *shape, struct ew_error *err)
         return ew_fail(err, EW_ERR_FORMAT, "%u learned positions leave none behind the %u that padding takes",
                        c->context_trained, shape->position_first);
     c->context_trained -= shape->position_first;
-    if (!shape->encoder)
+    if (!shape->encoder && !shape->classifier)
         return 0;
     shape->head = shape->classifier ? EW_HEAD_SCORES : EW_HEAD_HIDDEN;
     shape->uncached = true;

@@ -41,7 +41,7 @@ enum ew_qk_norm {
 enum ew_head {
     EW_HEAD_LOGITS,
     EW_HEAD_HIDDEN, // nothing: the result is the final hidden state
-    EW_HEAD_SCORES, // a classifier: a dense layer, tanh, and the scores of n_labels
+    EW_HEAD_SCORES, // a classifier's scores, of n_labels or of words
 };
 
 // What mixes tokens in a layer; the first two rotate by tables of their own.
@@ -96,8 +96,21 @@ struct ew_shape {
     enum ew_head head;
     bool encoder;      // every token sees all others
     bool uncached;     // texts are computed whole, in one step: encoders, and decoders that only make vectors
-    bool classifier;   // an encoder with the classifier of EW_HEAD_SCORES
-    uint32_t n_labels; // of it
+    bool classifier;   // with the scores of EW_HEAD_SCORES
+    uint32_t n_labels; // of them
+    bool class_direct; // no dense layer stands before the scores
+    bool class_norm;   // a norm stands behind that layer
+    bool bias_class, bias_labels; // of that layer and of the scores
+    enum ew_act class_act;
+    // Instead of labels: a score is the logit of the first of these tokens, less that of the second where there is one.
+    int32_t class_tokens[2];      // -1: there is none
+    bool select_mean;             // what stands behind the last layer works on the mean of a text
+    uint32_t n_dense;
+    struct ew_dense_shape {
+        uint32_t width;
+        enum ew_act act;
+        bool bias;
+    } dense[EW_DENSE_MAX]; // matrices behind the hidden state of EW_HEAD_HIDDEN
 
     // Norms.
     enum ew_norm_kind norm;

@@ -670,11 +670,19 @@ static int bind_quantised(struct ew_binder *binder, const struct ew_weight_want 
     return rc;
 }
 
+static bool rooted_name(const struct ew_binder *binder, const char *canonical, char *out, size_t size)
+{
+    char name[256];
+
+    return file_name(binder, canonical, 0, 0, name, sizeof(name)) &&
+           ew_family_rooted_name(binder->root, ew_str_of(name), out, size);
+}
+
 static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
 {
     char own[256], whole[256];
-    bool has_own = file_name(binder, want->name, 0, 0, own, sizeof(own));
-    bool has_whole = want->whole && file_name(binder, want->whole, 0, 0, whole, sizeof(whole));
+    bool has_own = rooted_name(binder, want->name, own, sizeof(own));
+    bool has_whole = want->whole && rooted_name(binder, want->whole, whole, sizeof(whole));
     const struct ew_tensor *tensor;
 
     if (has_own && ew_tensors_need(binder->tensors, ew_str_of(own), &tensor, err) == EW_ERR_UNSUPPORTED)

@@ -9,6 +9,7 @@
 #include "engine/service.h"
 #include "server/fault.h"
 #include "text/chat.h"
+#include "text/pair_format.h"
 
 struct ew_api;
 struct ew_exchange;
@@ -16,10 +17,12 @@ struct ew_exchange;
 struct ew_api_config {
     const char *model_id; // what clients call the model
     const char *version;  // of edgewise
-    // These outlive the api. tok and chat may be NULL where the model has none; what needs them is then refused.
+    // These outlive the api. tok, chat and pairs may be NULL where the model has none; what needs them is then refused,
+    // and pairs are written as the vocabulary has it.
     const struct ew_model *model;
     const struct ew_tokenizer *tok;
     const struct ew_chat_format *chat;
+    const struct ew_pair_format *pairs;
     struct ew_service_config service; // its wake is the server's
     double deadline_s;                // of a request; 0: none
     double stall_s;                   // a step that takes longer is taken for stuck; 0: EW_API_STALL_S

@@ -71,6 +71,7 @@ void ew_vectors_forget_all(struct ew_api *api);  // as ew_api_forget_all
 void ew_api_chat(struct ew_api *api, struct ew_exchange *x);
 void ew_api_completions(struct ew_api *api, struct ew_exchange *x);
 void ew_api_embeddings(struct ew_api *api, struct ew_exchange *x);
+void ew_api_classify(struct ew_api *api, struct ew_exchange *x);
 void ew_api_rerank(struct ew_api *api, struct ew_exchange *x);
 void ew_api_score(struct ew_api *api, struct ew_exchange *x);
 void ew_api_models(struct ew_api *api, struct ew_exchange *x);

@@ -7,6 +7,7 @@ const struct ew_route ew_routes[] = {
     {"POST", "/v1/completions", ew_api_completions, true},
     {"POST", "/v1/embeddings", ew_api_embeddings, true},
     {"POST", "/v1/rerank", ew_api_rerank, true},
+    {"POST", "/v1/classify", ew_api_classify, true},
     {"POST", "/v1/score", ew_api_score, true},
     {"GET", "/v1/models", ew_api_models, true},
     {"GET", "/v1/models/", ew_api_model, true},

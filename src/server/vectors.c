@@ -253,6 +253,11 @@ void ew_api_rerank(struct ew_api *api, struct ew_exchange *x)
     start(api, x, EW_VECTORS_RERANK);
 }
 
+void ew_api_classify(struct ew_api *api, struct ew_exchange *x)
+{
+    start(api, x, EW_VECTORS_CLASSIFY);
+}
+
 void ew_api_score(struct ew_api *api, struct ew_exchange *x)
 {
     start(api, x, EW_VECTORS_SCORE);

@@ -10,7 +10,7 @@
 
 #define EW_VECTOR_TEXTS_MAX 2048 // of one request, as OpenAI has it
 
-enum ew_vector_route { EW_VECTORS_EMBED, EW_VECTORS_RERANK, EW_VECTORS_SCORE };
+enum ew_vector_route { EW_VECTORS_EMBED, EW_VECTORS_RERANK, EW_VECTORS_SCORE, EW_VECTORS_CLASSIFY };
 
 struct ew_vector_text {
     struct ew_vector_text *next_in_bucket;

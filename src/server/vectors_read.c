@@ -14,14 +14,16 @@ struct reader {
     struct ew_fault *fault;
     bool truncate;
     int64_t n_max; // tokens of a text where longer ones are cut; 0: they are refused
+    struct ew_str instruction; // for pairs; may be empty
 };
 
 static const char *const g_members[][12] = {
     [EW_VECTORS_EMBED] = {"model", "input", "encoding_format", "dimensions", "user", "truncate",
                           "truncate_prompt_tokens", "input_type", "prompt_name"},
     [EW_VECTORS_RERANK] = {"model", "query", "documents", "top_n", "return_documents", "user", "truncate",
-                           "truncate_prompt_tokens"},
-    [EW_VECTORS_SCORE] = {"model", "text_1", "text_2", "user", "truncate", "truncate_prompt_tokens"},
+                           "truncate_prompt_tokens", "instruction"},
+    [EW_VECTORS_SCORE] = {"model", "text_1", "text_2", "user", "truncate", "truncate_prompt_tokens", "instruction"},
+    [EW_VECTORS_CLASSIFY] = {"model", "input", "user", "truncate", "truncate_prompt_tokens"},
 };
 
 static bool is_known(enum ew_vector_route route, struct ew_str name)
@@ -141,12 +143,17 @@ static int add_pair(struct reader *r, struct ew_str first, struct ew_str second)
 {
     struct ew_error err = {0};
     struct ew_ids ids = {0};
+    const struct ew_api_config *config = &r->task->api->config;
     struct ew_buf segments;
     int rc;
 
     ew_buf_init(&segments, EW_PARAMS_ARENA_MAX);
-    rc = ew_tokenize_pair(r->task->api->config.tok, first, second, (uint32_t)r->n_max, &ids, &segments, &err);
-    rc = rc < 0 ? ew_fault_of(r->fault, &err) : keep(r, &ids, &segments);
+    if (config->pairs)
+        rc = ew_pair_format_ids(config->pairs, config->tok, r->instruction, first, second, (uint32_t)r->n_max, &ids,
+                                &err);
+    else
+        rc = ew_tokenize_pair(config->tok, first, second, (uint32_t)r->n_max, &ids, &segments, &err);
+    rc = rc < 0 ? ew_fault_of(r->fault, &err) : keep(r, &ids, config->pairs ? NULL : &segments);
     ew_ids_fini(&ids);
     ew_buf_fini(&segments);
     return rc;
@@ -213,26 +220,14 @@ static int add_input(struct reader *r, const struct ew_json *input, struct ew_st
     return ew_fault_field(r->fault, "input", "must be a string, an array of strings, token ids or an array of these");
 }
 
-static int read_embeddings(struct reader *r)
+// The texts of "input", each behind the prefix.
+static int read_inputs(struct reader *r, struct ew_str prefix)
 {
     const struct ew_json *input = ew_json_get(r->body, "input");
-    const struct ew_pooling *pooling = &r->task->api->config.model->pooling;
-    struct ew_str format = EW_STR("float"), prefix;
-    int64_t dimensions = pooling->width;
     bool is_list;
 
-    if (pooling->is_score)
-        return ew_fault_set(r->fault, 400, "invalid_request_error", "unsupported",
-                            "the model scores pairs of texts and makes no vectors; use /v1/rerank or /v1/score");
     if (ew_json_is_null(input))
         return ew_fault_field(r->fault, "input", "is missing");
-    if (read_string(r, "encoding_format", &format) < 0 || read_prompt(r, &prefix) < 0 ||
-        read_int(r, "dimensions", 1, pooling->width, &dimensions) < 0)
-        return -1;
-    if (!ew_str_is(format, "float") && !ew_str_is(format, "base64"))
-        return ew_fault_field(r->fault, "encoding_format", "must be \"float\" or \"base64\"");
-    r->task->base64 = ew_str_is(format, "base64");
-    r->task->dimensions = (uint32_t)dimensions;
     is_list = input->type == EW_JSON_T_ARRAY && input->count && input->child->type != EW_JSON_T_INT;
     if (input->type == EW_JSON_T_ARRAY && !input->count)
         return ew_fault_field(r->fault, "input", "is empty");
@@ -244,6 +239,33 @@ static int read_embeddings(struct reader *r)
         if (add_input(r, one, prefix) < 0)
             return -1;
     return 0;
+}
+
+static int read_embeddings(struct reader *r)
+{
+    const struct ew_pooling *pooling = &r->task->api->config.model->pooling;
+    struct ew_str format = EW_STR("float"), prefix;
+    int64_t dimensions = pooling->width;
+
+    if (pooling->is_score)
+        return ew_fault_set(r->fault, 400, "invalid_request_error", "unsupported",
+                            "the model scores pairs of texts and makes no vectors; use /v1/rerank or /v1/score");
+    if (read_string(r, "encoding_format", &format) < 0 || read_prompt(r, &prefix) < 0 ||
+        read_int(r, "dimensions", 1, pooling->width, &dimensions) < 0)
+        return -1;
+    if (!ew_str_is(format, "float") && !ew_str_is(format, "base64"))
+        return ew_fault_field(r->fault, "encoding_format", "must be \"float\" or \"base64\"");
+    r->task->base64 = ew_str_is(format, "base64");
+    r->task->dimensions = (uint32_t)dimensions;
+    return read_inputs(r, prefix);
+}
+
+static int read_classify(struct reader *r)
+{
+    if (!r->task->api->config.model->pooling.is_score)
+        return ew_fault_set(r->fault, 400, "invalid_request_error", "unsupported",
+                            "the model makes vectors and is no classifier; use /v1/embeddings");
+    return read_inputs(r, EW_STR(""));
 }
 
 // ---- pairs --------------------------------------------------------------------------------------------------------
@@ -283,6 +305,21 @@ static int add_pairs(struct reader *r, const char *names[2], const struct ew_jso
     return 0;
 }
 
+// What the query asks for, where the model's template for pairs has a place for that: the request's, or the model's
+// default prompt.
+static int read_instruction(struct reader *r)
+{
+    const struct ew_api_config *config = &r->task->api->config;
+
+    if (config->pairs)
+        ew_pooling_prompt(&config->model->pooling, EW_STR(""), &r->instruction);
+    if (read_string(r, "instruction", &r->instruction) < 0)
+        return -1;
+    if (!config->pairs && r->instruction.len)
+        return ew_fault_unsupported(r->fault, "instruction", "the model has no template for pairs with an instruction");
+    return 0;
+}
+
 // A text, or a list of texts: its first one, and how many there are.
 static int read_texts(struct reader *r, const char *name, const struct ew_json **first, uint32_t *n)
 {
@@ -311,6 +348,8 @@ static int read_scores(struct reader *r)
 
     if (read_texts(r, names[0], &firsts, &n_firsts) < 0 || read_texts(r, names[1], &seconds, &n_seconds) < 0)
         return -1;
+    if (read_instruction(r) < 0)
+        return -1;
     if (reranks && n_firsts != 1)
         return ew_fault_field(r->fault, "query", "must be one text");
     if (reranks && (read_int(r, "top_n", 1, INT32_MAX, &n_top) < 0 ||
@@ -334,11 +373,14 @@ int ew_vectors_read(struct ew_vector_task *task, struct ew_fault *fault)
                             "the model writes text and makes no vectors; use /v1/chat/completions or /v1/completions");
     if (!config->tok)
         return ew_fault_set(fault, 400, "invalid_request_error", "no_tokenizer", "the model has no tokenizer");
-    if (config->model->pooling.is_score && config->model->pooling.width != 1 && task->route != EW_VECTORS_EMBED)
+    if (config->model->pooling.is_score && !ew_pooling_scores(&config->model->pooling) &&
+        (task->route == EW_VECTORS_RERANK || task->route == EW_VECTORS_SCORE))
         return ew_fault_set(fault, 400, "invalid_request_error", "unsupported",
-                            "the model's classifier has %u labels, and a score needs one",
+                            "the model's classifier has %u labels, and a score needs one; use /v1/classify",
                             config->model->pooling.width);
     if (read_truncation(&r) < 0)
         return -1;
-    return task->route == EW_VECTORS_EMBED ? read_embeddings(&r) : read_scores(&r);
+    return task->route == EW_VECTORS_EMBED      ? read_embeddings(&r)
+           : task->route == EW_VECTORS_CLASSIFY ? read_classify(&r)
+                                                : read_scores(&r);
 }

@@ -91,13 +91,13 @@ static double cosine(const float *a, const float *b, uint32_t n)
     return ab / fmax(sqrt(aa * bb), 1e-12);
 }
 
-// Of a classifier with one label the probability, of vectors the cosine.
+// Of a classifier what it says, of vectors the cosine.
 static double score_of(const struct ew_vector_task *task, uint32_t pair)
 {
     const struct ew_pooling *pooling = &task->api->config.model->pooling;
 
     if (pooling->is_score)
-        return 1 / (1 + exp(-(double)task->texts[pair].vector[0]));
+        return ew_pooling_score(pooling, task->texts[pair].vector);
     return cosine(task->texts[task->n_firsts > 1 ? pair : 0].vector, task->texts[task->n_firsts + pair].vector,
                   pooling->width);
 }
@@ -167,6 +167,42 @@ static void reply_scores(const struct ew_vector_task *task, struct ew_buf *out)
     append_usage(task, out);
 }
 
+// ---- labels -------------------------------------------------------------------------------------------------------
+
+static void append_class(const struct ew_vector_task *task, uint32_t i, double *shares, struct ew_buf *out)
+{
+    const struct ew_model *model = task->api->config.model;
+    uint32_t n = model->pooling.width, best = 0;
+
+    ew_pooling_shares(&model->pooling, task->texts[i].vector, shares);
+    for (uint32_t k = 1; k < n; k++)
+        best = shares[k] > shares[best] ? k : best;
+    ew_buf_printf(out, "%s{\"index\":%u,\"label\":", i ? "," : "", i);
+    ew_buf_append_json(out, ew_pooling_label(model, best));
+    for (uint32_t k = 0; k < n; k++)
+        ew_buf_printf(out, "%s%.9g", k ? "," : ",\"probs\":[", shares[k]);
+    ew_buf_printf(out, "],\"num_classes\":%u}", n);
+}
+
+// As vLLM's.
+static void reply_classes(const struct ew_vector_task *task, struct ew_buf *out)
+{
+    double *shares = ew_alloc_array(task->api->config.model->pooling.width, sizeof(*shares));
+
+    if (!shares) {
+        out->failed = true;
+        return;
+    }
+    ew_buf_printf(out, "{\"object\":\"list\",\"created\":%lld,", (long long)time(NULL));
+    append_model(task, out);
+    ew_buf_append_str(out, EW_STR(",\"data\":["));
+    for (uint32_t i = 0; i < task->n_texts; i++)
+        append_class(task, i, shares, out);
+    ew_buf_append_char(out, ']');
+    append_usage(task, out);
+    ew_free(shares);
+}
+
 void ew_vectors_reply(const struct ew_vector_task *task, struct ew_buf *out)
 {
     switch (task->route) {
@@ -178,6 +214,9 @@ void ew_vectors_reply(const struct ew_vector_task *task, struct ew_buf *out)
         break;
     case EW_VECTORS_SCORE:
         reply_scores(task, out);
+        break;
+    case EW_VECTORS_CLASSIFY:
+        reply_classes(task, out);
         break;
     }
 }

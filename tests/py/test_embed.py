@@ -210,8 +210,8 @@ def test_modules_that_cannot_be_computed(model, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(model, directory)
     modules = json.loads((model / "modules.json").read_text())
-    (directory / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.Dense", "path": "3"}]))
-    assert b'"sentence_transformers.models.Dense"' in support.run("embed", "-m", directory, "-p", "a").stderr
+    (directory / "modules.json").write_text(json.dumps([*modules, {"type": "sentence_transformers.models.LSTM", "path": "3"}]))
+    assert b'"sentence_transformers.models.LSTM"' in support.run("embed", "-m", directory, "-p", "a").stderr
     (directory / "modules.json").write_text(json.dumps(modules))
     (directory / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     assert b"pools with pooling_mode_max_tokens" in support.run("embed", "-m", directory, "-p", "a").stderr
