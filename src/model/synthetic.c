@@ -19,6 +19,7 @@ static const struct {
     {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
     {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
     {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
+    {"tiny", 2, 512, 1280, 8, 2, 64, 1000}, // for tests of types: super-blocks divide its rows, and kernels' runs do not
     {"30b-a3b", 48, 2048, 768, 32, 4, 128, 151936, 128, 8},
     {"16b-a2.4b", 27, 2048, 1408, 16, 16, 192, 102400, 64, 6, .kv_latent = 512, .shared_width = 2816},
     {"2b-latent", 24, 2048, 6144, 16, 16, 192, 102400, .kv_latent = 512},
@@ -418,7 +419,7 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
     }
     ew_fail(err, EW_ERR_UNSUPPORTED, "there is no synthetic shape \"" EW_STR_FMT "\"", EW_STR_ARG(name));
     return ew_remedy(err, EW_ERR_UNSUPPORTED,
-                     "use one of 8b, 4b, 1.1b, 0.6b, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
+                     "use one of 8b, 4b, 1.1b, 0.6b, tiny, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
 }
 
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)

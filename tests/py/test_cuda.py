@@ -118,6 +118,27 @@ def test_answers_as_the_cpu_does(cuda):
     assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
 
 
+# Whose products round nothing but activations, to f16.
+FLOATS = ["fp8", "fp8_channel", "fp8_tensor"]
+INTEGERS = ["awq"]
+
+
+@pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
+def test_weights_at_their_own_width(cuda, dtype):
+    """Each op of a small model with rows that the kernels' runs of columns do not divide, prompts and steps of two sequences."""
+    model = f"synthetic:tiny:{dtype}"
+    assert support.run_json("eval", "self", "-m", model, "--backend", "cuda", "--json", env=cuda)["pass"]
+    said = support.run("run", "-m", model, "--ids", "5 6 7", "-n", "1", "--backend", "cuda", "-v", env=cuda).stderr
+    assert b"expanded" not in said
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_one_sequence_at_its_own_width(cuda, dtype):
+    options = ["run", "-m", f"synthetic:tiny:{dtype}", "--ids", " ".join(map(str, range(5, 25))), "-n", "30", "--temp", "0"]
+    answers = [support.run_ok(*options, "--backend", backend, env=cuda) for backend in ("cuda", "cpu")]
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_experts_of_a_quantised_file(cuda, dtype, tmp_path):
     support.run_ok("quantize", support.need("fixtures/models/mixtral"), tmp_path / "model.gguf", "--to", dtype)

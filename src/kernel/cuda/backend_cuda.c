@@ -258,8 +258,7 @@ static int build_plan(const struct ew_cuda_backend *backend, const struct ew_pro
     for (uint32_t i = 0; i < program->n_weights; i++) {
         const struct ew_weight *weight = &program->weights[i];
 
-        needs_q8[i] = weight->is_matrix && ew_cuda_layout_is_quantised(ew_cuda_layout_of(
-                                               weight->source.dtype, weight->cols, reference, &exact));
+        needs_q8[i] = weight->is_matrix && ew_cuda_layout_wants_q8(ew_cuda_layout_of(weight, reference, &exact));
     }
     return ew_cpu_plan_build(plan, program, needs_q8, arena, err);
 }
@@ -729,6 +728,7 @@ static enum ew_arith cuda_arith(const struct ew_backend *base)
     static const enum ew_arith of_layout[EW_CUDA_LAYOUT_COUNT] = {
         [EW_CUDA_F32] = EW_ARITH_REFERENCE, [EW_CUDA_F16] = EW_ARITH_F16, [EW_CUDA_BF16] = EW_ARITH_BF16,
         [EW_CUDA_I8] = EW_ARITH_I8,         [EW_CUDA_U4] = EW_ARITH_I8,   [EW_CUDA_U4_MIN] = EW_ARITH_I8,
+        [EW_CUDA_F8] = EW_ARITH_F16,
     };
     const struct ew_cuda_backend *backend = of(base);
     enum ew_arith widest = EW_ARITH_REFERENCE;

@@ -31,7 +31,7 @@ int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     int rc = 0;
 
-    for (int i = EW_CUDA_F16; i < EW_CUDA_LAYOUT_COUNT && rc == 0; i++)
+    for (int i = EW_CUDA_F16; i <= EW_CUDA_U4_MIN && rc == 0; i++)
         rc = ew_cuda_allow_shared(&backend->device, KERNELS[i][SIZES_COUNT - 1], EW_FEW_SHARED_BYTES(4), err);
     return rc;
 }
@@ -50,7 +50,7 @@ bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cu
 {
     const struct ew_vector_job *job = &fused->job;
 
-    if (!fused->count || job->normed || backend->trace || batch->n_tokens < 2 || batch->n_tokens > EW_FEW_TOKENS_MAX ||
+    if (!fused->count || !KERNELS[job->layout][0] || job->normed || backend->trace || batch->n_tokens < 2 || batch->n_tokens > EW_FEW_TOKENS_MAX ||
         batch->n_tokens != batch->n_logits || stride_of(backend, job->x) % 4)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++) {

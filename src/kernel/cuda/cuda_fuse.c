@@ -60,7 +60,7 @@ static bool is_read_later(const struct match *m, uint32_t buffer)
 static bool is_quantised_product(const struct match *m, const struct ew_cpu_step *step)
 {
     return (is_op(m, step, EW_OP_LINEAR) || is_op(m, step, EW_OP_EXPERTS)) &&
-           ew_cuda_layout_is_quantised(m->backend->matrices[op_of(m, step)->weight].layout);
+           ew_cuda_layout_wants_q8(m->backend->matrices[op_of(m, step)->weight].layout);
 }
 
 static bool codes_are_read_later(const struct match *m)
@@ -294,6 +294,7 @@ static const struct {
     [EW_CUDA_F16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES * EW_VECTOR_BYTES_HALF, 128},
     [EW_CUDA_BF16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES * EW_VECTOR_BYTES_HALF, 128},
     [EW_CUDA_I8] = {EW_CUDA_VECTOR_I8, EW_VECTOR_COLS_I8, EW_VECTOR_STAGES * EW_VECTOR_BYTES_I8, 40},
+    [EW_CUDA_F8] = {EW_CUDA_VECTOR_F8, EW_VECTOR_COLS_F8, EW_VECTOR_STAGES * EW_VECTOR_BYTES_F8, 64},
     [EW_CUDA_U4] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U4, 40},
     [EW_CUDA_U4_MIN] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U4, 40},
 };

@@ -7,18 +7,19 @@
 
 #define SUPER 256      // columns of a q4_k block
 #define Q4_K_BYTES 144 // f16 scale, f16 minimum, 12 bytes of 6-bit factors, 128 of codes
+#define FP8_COLS 128   // of an fp8 block: f32 scale, codes
 
 static const struct {
     const char *name;
-    uint32_t code_bits;
-    bool has_scales, has_mins;
+    uint32_t code_bytes, scale_bytes, min_bytes; // of a group
 } LAYOUTS[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F32] = {"f32", 32, false, false},
-    [EW_CUDA_F16] = {"f16", 16, false, false},
-    [EW_CUDA_BF16] = {"bf16", 16, false, false},
-    [EW_CUDA_I8] = {"i8", 8, true, false},
-    [EW_CUDA_U4] = {"u4", 4, true, false},
-    [EW_CUDA_U4_MIN] = {"u4_min", 4, true, true},
+    [EW_CUDA_F32] = {"f32", 128, 0, 0},
+    [EW_CUDA_F16] = {"f16", 64, 0, 0},
+    [EW_CUDA_BF16] = {"bf16", 64, 0, 0},
+    [EW_CUDA_I8] = {"i8", 32, 2, 0},
+    [EW_CUDA_U4] = {"u4", 16, 2, 0},
+    [EW_CUDA_U4_MIN] = {"u4_min", 16, 2, 2},
+    [EW_CUDA_F8] = {"f8", 32, 0, 0}, // scales: see below
 };
 
 const char *ew_cuda_layout_name(enum ew_cuda_layout layout)
@@ -27,11 +28,8 @@ const char *ew_cuda_layout_name(enum ew_cuda_layout layout)
     return LAYOUTS[layout].name;
 }
 
-enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool reference, bool *exact)
+static enum ew_cuda_layout layout_of(enum ew_dtype dtype, bool *exact)
 {
-    *exact = true;
-    if (reference || dtype == EW_DTYPE_F32 || cols % 8) // the fast kernels read 16 bytes at a time
-        return EW_CUDA_F32;
     switch (dtype) {
     case EW_DTYPE_F16:
         return EW_CUDA_F16;
@@ -43,26 +41,47 @@ enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool r
         return EW_CUDA_U4;
     case EW_DTYPE_Q4_1:
     case EW_DTYPE_Q4_K:
+    case EW_DTYPE_Q4_ZERO:
         return EW_CUDA_U4_MIN;
+    case EW_DTYPE_FP8:
+        return EW_CUDA_F8;
     default:
         *exact = false;
         return EW_CUDA_F16;
     }
 }
 
+enum ew_cuda_layout ew_cuda_layout_of(const struct ew_weight *weight, bool reference, bool *exact)
+{
+    enum ew_cuda_layout layout;
+
+    *exact = true;
+    if (reference || !weight->is_matrix || weight->source.dtype == EW_DTYPE_F32 ||
+        weight->cols % 8) // the fast kernels read 16 bytes at a time
+        return EW_CUDA_F32;
+    layout = layout_of(weight->source.dtype, exact);
+    if (ew_weight_parts(weight) > 1 && layout > EW_CUDA_U4_MIN) { // kernels for stacks know no other
+        *exact = false;
+        return EW_CUDA_F16;
+    }
+    return layout;
+}
+
 uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols)
 {
-    return cols * LAYOUTS[layout].code_bits / 8;
+    return cols * LAYOUTS[layout].code_bytes / EW_CUDA_GROUP;
 }
 
 uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols)
 {
-    return LAYOUTS[layout].has_scales ? cols / EW_CUDA_GROUP * 2 : 0;
+    if (layout == EW_CUDA_F8)
+        return (cols + 4 * FP8_COLS - 1) / (4 * FP8_COLS) * 16;
+    return cols / EW_CUDA_GROUP * LAYOUTS[layout].scale_bytes;
 }
 
 uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols)
 {
-    return LAYOUTS[layout].has_mins ? cols / EW_CUDA_GROUP * 2 : 0;
+    return cols / EW_CUDA_GROUP * LAYOUTS[layout].min_bytes;
 }
 
 static uint16_t u16_at(const uint8_t *p)
@@ -124,6 +143,29 @@ static void pack_q4_k(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t
     }
 }
 
+// A NaN counts as zero, as in the reference codec.
+static void pack_fp8(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales)
+{
+    memset(scales, 0, ew_cuda_scale_bytes(EW_CUDA_F8, cols));
+    for (uint64_t at = 0; at < cols; at += FP8_COLS, row += 4 + FP8_COLS, scales += 4) {
+        memcpy(scales, row, 4);
+        for (uint32_t i = 0; i < FP8_COLS; i++)
+            codes[at + i] = (row[4 + i] & 0x7F) == 0x7F ? 0 : row[4 + i];
+    }
+}
+
+// Blocks of two groups: f16 scale, zero point, nibbles in our own order.
+static void pack_q4_zero(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales, uint8_t *mins)
+{
+    for (uint64_t i = 0; i < cols / EW_CUDA_GROUP; i += 2, row += 3 + 32) {
+        for (uint64_t g = i; g < i + 2; g++) {
+            memcpy(scales + 2 * g, row, 2);
+            put_f16(mins + 2 * g, ew_f32_of_f16(u16_at(row)) * (float)row[2]);
+        }
+        memcpy(codes + i * 16, row + 3, 32);
+    }
+}
+
 static void pack_plain(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
                        uint8_t *codes, float *scratch)
 {
@@ -142,12 +184,16 @@ bool ew_cuda_pack_is_copy(enum ew_cuda_layout layout, enum ew_dtype dtype)
 void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
                       uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch)
 {
-    if (layout == EW_CUDA_I8)
+    if (layout == EW_CUDA_F8)
+        pack_fp8(row, cols, codes, scales);
+    else if (layout == EW_CUDA_I8)
         pack_small(row, cols, 32, codes, scales, NULL);
     else if (layout == EW_CUDA_U4)
         pack_small(row, cols, 16, codes, scales, NULL);
     else if (dtype == EW_DTYPE_Q4_K && layout == EW_CUDA_U4_MIN)
         pack_q4_k(row, cols, codes, scales, mins);
+    else if (dtype == EW_DTYPE_Q4_ZERO && layout == EW_CUDA_U4_MIN)
+        pack_q4_zero(row, cols, codes, scales, mins);
     else if (layout == EW_CUDA_U4_MIN)
         pack_small(row, cols, 16, codes, scales, mins);
     else if (ew_cuda_pack_is_copy(layout, dtype))

@@ -6,8 +6,11 @@
 //   U4      codes [rows, cols / 2]: byte i of a group      value = scale * (code - 8)
 //           holds columns i (low nibble) and i + 16
 //   U4_MIN  as U4, and minima f16                          value = scale * code - minimum
+//   F8      codes e4m3 [rows, cols], scales f32, one for   value = scale * code
+//           128 columns, rows of them padded to 16 bytes
 //
-// q4_k has scales of more bits than f16: they are rounded, which costs a relative 2^-11 at most.
+// q4_k has scales of more bits than f16, and so have the minima of q4_zero (scale times zero point): they are rounded,
+// which costs a relative 2^-11 at most.
 
 #include "kernel/ops.h"
 
@@ -18,6 +21,7 @@ enum ew_cuda_layout { // as in ptx/gpu.h
     EW_CUDA_I8,
     EW_CUDA_U4,
     EW_CUDA_U4_MIN,
+    EW_CUDA_F8,
     EW_CUDA_LAYOUT_COUNT
 };
 
@@ -30,8 +34,8 @@ struct ew_cuda_matrix {
 };
 
 const char *ew_cuda_layout_name(enum ew_cuda_layout layout);
-// The layout for rows of a file type; *exact is false where the type is expanded. `reference`: f32 always.
-enum ew_cuda_layout ew_cuda_layout_of(enum ew_dtype dtype, uint64_t cols, bool reference, bool *exact);
+// The layout that a weight gets; *exact is false where its file type is expanded. `reference`: f32 always.
+enum ew_cuda_layout ew_cuda_layout_of(const struct ew_weight *weight, bool reference, bool *exact);
 // Bytes of one row in each plane.
 uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols);
 uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols);
@@ -45,4 +49,10 @@ void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uin
 static inline bool ew_cuda_layout_is_quantised(enum ew_cuda_layout layout)
 {
     return layout >= EW_CUDA_I8;
+}
+
+// Whether steps of their own make 8-bit activations for products with it.
+static inline bool ew_cuda_layout_wants_q8(enum ew_cuda_layout layout)
+{
+    return layout >= EW_CUDA_I8 && layout <= EW_CUDA_U4_MIN;
 }

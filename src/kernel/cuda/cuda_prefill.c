@@ -9,6 +9,7 @@
 #define STEP 32                             // columns that a product takes at a time
 #define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used
 #define SOME_ROWS 32                        // of the matrix, that a block of theirs takes
+#define GRID_ROWS_MAX 65535u               // blocks in y
 #define SOME_STEP 64                        // columns that they take at a time
 // Of decoded parts of matrices: large enough for the tiles of a part to fill a GPU of this size several times.
 #define SCRATCH_BYTES_LARGE ((uint64_t)128 << 20)
@@ -60,7 +61,7 @@ void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct e
         if (program->ops[i].kind != EW_OP_LINEAR)
             continue;
         weight = &program->weights[program->ops[i].weight];
-        layout = ew_cuda_layout_of(weight->source.dtype, weight->cols, reference, &exact);
+        layout = ew_cuda_layout_of(weight, reference, &exact);
         if (!takes(layout, weight->cols))
             continue;
         *x_bytes = EW_MAX(*x_bytes, n_rows * weight->cols * 2);
@@ -97,13 +98,20 @@ int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda
         [EW_CUDA_I8] = EW_CUDA_EXPAND_I8,
         [EW_CUDA_U4] = EW_CUDA_EXPAND_U4,
         [EW_CUDA_U4_MIN] = EW_CUDA_EXPAND_U4_MIN,
+        [EW_CUDA_F8] = EW_CUDA_EXPAND_F8,
     };
     uint64_t codes = m->codes + first * ew_cuda_code_bytes(m->layout, m->cols);
     uint64_t scales = m->scales + first * ew_cuda_scale_bytes(m->layout, m->cols);
     uint64_t mins = m->mins + first * ew_cuda_min_bytes(m->layout, m->cols);
     uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP;
     uint64_t to = backend->work.w16 + (uint64_t)row * m->cols * 2;
+    uint32_t cols = m->cols;
 
+    if (!ew_cuda_layout_wants_q8(m->layout))
+        return ew_cuda_launch(&backend->device, kernels[m->layout],
+                              (struct ew_cuda_grid){ceil_div(cols / 8, THREADS), EW_MIN(rows, GRID_ROWS_MAX), 1,
+                                                    THREADS},
+                              ARGUMENTS(&to, &codes, &scales, &mins, &rows, &cols), err);
     return ew_cuda_launch(&backend->device, kernels[m->layout],
                           (struct ew_cuda_grid){ceil_div(n_groups, THREADS / 4), 1, 1, THREADS},
                           ARGUMENTS(&to, &codes, &scales, &mins, &n_groups), err);
@@ -126,7 +134,7 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
 
 static bool is_for_some(const struct ew_cuda_product *p)
 {
-    return p->n_rows <= SOME_TOKENS && p->matrix->cols % SOME_STEP == 0;
+    return p->n_rows <= SOME_TOKENS && p->matrix->cols % SOME_STEP == 0 && p->matrix->layout <= EW_CUDA_U4_MIN;
 }
 
 static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)

@@ -208,16 +208,21 @@ static int launch_linear(struct launch *l)
     struct ew_cuda_matrix *m = &l->backend->matrices[l->op->weight];
     struct ew_cuda_work *work = &l->backend->work;
     uint64_t bias = vector_of(l, l->op->bias);
+    uint32_t layout = m->layout;
     enum ew_cuda_kernel kernel = l->n_rows == 1 ? PRODUCTS[m->layout].one : PRODUCTS[m->layout].few;
     struct ew_cuda_grid grid = {ceil_div(m->rows, LINEAR_ROWS), ceil_div(l->n_rows, FEW_TOKENS), 1, LINEAR_THREADS};
     struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
 
     if (takes_prefill(l, m))
         return ew_cuda_prefill_product(l->backend, &product, l->err);
-    if (ew_cuda_layout_is_quantised(m->layout))
+    if (ew_cuda_layout_wants_q8(m->layout))
         return run(l, kernel, grid,
                    ARGUMENTS(&l->out, &l->out_stride, &work->q8_codes, &work->q8_scales, &work->q8_sums, &m->codes,
                              &m->scales, &m->mins, &bias, &m->rows, &m->cols, &l->n_rows));
+    if (ew_cuda_layout_is_quantised(m->layout))
+        return run(l, EW_CUDA_LINEAR_ANY, grid,
+                   ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &m->codes, &m->scales, &m->mins, &layout,
+                             &bias, &m->rows, &m->cols, &l->n_rows));
     return run(l, kernel, grid,
                ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &m->codes, &bias, &m->rows, &m->cols,
                          &l->n_rows));

@@ -53,7 +53,7 @@ static uint64_t row_bytes_of(enum ew_cuda_layout layout, uint64_t cols)
 static uint64_t weight_bytes(const struct ew_weight *weight, bool reference)
 {
     bool exact;
-    enum ew_cuda_layout layout = ew_cuda_layout_of(weight->source.dtype, weight->cols, reference, &exact);
+    enum ew_cuda_layout layout = ew_cuda_layout_of(weight, reference, &exact);
 
     if (!weight->is_matrix)
         return aligned(weight->rows * weight->cols * sizeof(float));
@@ -97,10 +97,11 @@ static void pack_rows(const struct slab *slab, const uint8_t *rows, uint64_t at,
     enum ew_dtype dtype = slab->weight->source.dtype;
     uint64_t cols = slab->weight->cols, file_bytes = ew_dtype_row_bytes(dtype, cols);
     uint64_t code_bytes = ew_cuda_code_bytes(layout, cols), scale_bytes = ew_cuda_scale_bytes(layout, cols);
+    uint64_t min_bytes = ew_cuda_min_bytes(layout, cols);
 
     for (uint64_t i = 0; i < n; i++)
         ew_cuda_pack_row(layout, dtype, rows + i * file_bytes, cols, slab->codes + (at + i) * code_bytes,
-                         slab->scales + (at + i) * scale_bytes, slab->mins + (at + i) * scale_bytes, scratch);
+                         slab->scales + (at + i) * scale_bytes, slab->mins + (at + i) * min_bytes, scratch);
 }
 
 static void convert_rows(void *ctx, uint32_t task, uint32_t thread)
@@ -216,11 +217,11 @@ static int load_weight(struct loading *loading, uint32_t index, struct ew_error 
     struct ew_cuda_backend *backend = loading->backend;
     const struct ew_weight *weight = &backend->program->weights[index];
     struct ew_cuda_matrix *matrix = &backend->matrices[index];
-    bool exact = true, reference = backend->config.kernels == EW_KERNELS_REFERENCE || !weight->is_matrix;
+    bool exact = true, reference = backend->config.kernels == EW_KERNELS_REFERENCE;
     int rc;
 
     *matrix = (struct ew_cuda_matrix){.rows = (uint32_t)weight->rows, .cols = (uint32_t)weight->cols};
-    matrix->layout = ew_cuda_layout_of(weight->source.dtype, weight->cols, reference, &exact);
+    matrix->layout = ew_cuda_layout_of(weight, reference, &exact);
     rc = allocate(loading, weight, matrix, err);
     if (rc)
         return rc;

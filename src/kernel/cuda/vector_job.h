@@ -11,10 +11,12 @@
 // How weights go through shared memory: what a warp takes at a time.
 #define EW_VECTOR_COLS_U4 2048  // columns
 #define EW_VECTOR_COLS_I8 1024
+#define EW_VECTOR_COLS_F8 1024
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
 #define EW_VECTOR_STAGES 4      // such pieces, of which three are under way
 #define EW_VECTOR_BYTES_U4 (1024 + 256) // codes, scales, minima
 #define EW_VECTOR_BYTES_I8 (1024 + 64)  // codes, scales
+#define EW_VECTOR_BYTES_F8 (1024 + 64)
 #define EW_VECTOR_BYTES_HALF 1024
 
 struct ew_vector_part {

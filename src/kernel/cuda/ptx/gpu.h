@@ -96,12 +96,15 @@ INLINE float rsqrt_f32(float x) { return 1 / sqrt_f32(x); }
 // ---- weights --------------------------------------------------------------------------------------
 
 // The layouts of kernel/cuda/cuda_layout.h, in the same order.
-enum { LAYOUT_F32, LAYOUT_F16, LAYOUT_BF16, LAYOUT_I8, LAYOUT_U4, LAYOUT_U4_MIN };
+enum { LAYOUT_F32, LAYOUT_F16, LAYOUT_BF16, LAYOUT_I8, LAYOUT_U4, LAYOUT_U4_MIN, LAYOUT_F8 };
 
 struct weight {
     const u8 *codes;
-    const u16 *scales, *mins; // a group of 32 columns
+    const u16 *scales, *mins; // a group of 32 columns; of F8 others
 };
+
+// Of one row of F8 in f32, a number for 128 columns; in whole 16 bytes.
+INLINE u32 f8_scales(u32 cols) { return (cols + 511) / 512 * 4; }
 
 // One element; for rows that are looked up.
 INLINE float weight_at(u32 layout, const struct weight *w, u64 row, u32 column, u32 cols)
@@ -118,11 +121,28 @@ INLINE float weight_at(u32 layout, const struct weight *w, u64 row, u32 column, 
         return f32_of_bits((u32)((const u16 *)w->codes)[at] << 16);
     case LAYOUT_I8:
         return (float)(i8)w->codes[at] * f32_of_f16(w->scales[group]);
+    case LAYOUT_F8:
+        return low_f16(f16x2_of_e4m3(w->codes[at])) * ((const float *)w->scales)[row * f8_scales(cols) + column / 128];
     default:
         code = w->codes[group * 16 + column % 16];
         code = column % 32 < 16 ? code & 15 : code >> 4;
         if (layout == LAYOUT_U4)
             return (float)((i32)code - 8) * f32_of_f16(w->scales[group]);
         return (float)code * f32_of_f16(w->scales[group]) - f32_of_f16(w->mins[group]);
+    }
+}
+
+// Eight columns of a row from `column` on, which 8 divides; of layouts beyond U4_MIN.
+INLINE void eight_at(u32 layout, const struct weight *w, u64 row, u32 column, u32 cols, float *v)
+{
+    u32x2 codes = *(const u32x2 *)(w->codes + row * cols + column);
+    float scale = ((const float *)w->scales)[row * f8_scales(cols) + column / 128];
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 pair = f16x2_of_e4m3(codes[i / 2] >> i % 2 * 16);
+
+        v[2 * i] = low_f16(pair) * scale;
+        v[2 * i + 1] = high_f16(pair) * scale;
     }
 }

@@ -62,3 +62,17 @@ DEFINE_Q8(linear_u4_1, 1, U4(1, 0))
 DEFINE_Q8(linear_u4_8, 8, U4(8, 0))
 DEFINE_Q8(linear_u4_min_1, 1, U4(1, 1))
 DEFINE_Q8(linear_u4_min_8, 8, U4(8, 1))
+
+// ---- layouts whose fast kernels stand elsewhere ---------------------------------------------------
+
+KERNEL linear_any(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales,
+                  const u16 *mins, u32 layout, const float *bias, u32 rows, u32 cols, u32 n_tokens)
+{
+    u32 first = BLOCK_Y * TOKENS_MAX, row = BLOCK_X * WARPS + THREAD / 32;
+    struct product p = {out + (u64)first * out_stride, bias, out_stride, rows, min_u32(n_tokens - first, TOKENS_MAX)};
+    struct weight w = {codes, scales, mins};
+
+    kernel_begin();
+    if (row < rows)
+        linear_any_row(&p, layout, &w, row, x + (u64)first * x_stride, x_stride, cols);
+}

@@ -137,6 +137,21 @@ INLINE u32 mul_f16x2(u32 a, u32 b)
     return r;
 }
 
+// The two e4m3 of the lower bytes in f16, exactly; NaN is not among them.
+INLINE u32 f16x2_of_e4m3(u32 pair)
+{
+#if EW_SM >= 90
+    u32 r;
+
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(r) : "h"((u16)pair));
+    return r;
+#else
+    u32 wide = byte_permute(pair, 0, 0x1404);
+
+    return mul_f16x2((wide & 0x80008000) | (wide >> 1 & 0x3F803F80), 0x5C005C00); // 256: the exponents' biases
+#endif
+}
+
 // 1024 more than each of the two lower bytes, in f16; and than the upper ones.
 INLINE u32 low_bytes(u32 v)
 {

@@ -12,20 +12,29 @@
 
 #define WARPS (EW_VECTOR_THREADS / 32)
 
-enum { CLASS_U4, CLASS_I8, CLASS_HALF };
+enum { CLASS_U4, CLASS_I8, CLASS_F8, CLASS_HALF };
 
 // Pieces of a class: constants once the kernels are made of the templates below.
 #define COLS(class) \
-    ((class) == CLASS_U4 ? EW_VECTOR_COLS_U4 : (class) == CLASS_I8 ? EW_VECTOR_COLS_I8 : EW_VECTOR_COLS_HALF)
+    ((class) == CLASS_U4   ? EW_VECTOR_COLS_U4 \
+     : (class) == CLASS_I8 ? EW_VECTOR_COLS_I8 \
+     : (class) == CLASS_F8 ? EW_VECTOR_COLS_F8 \
+                           : EW_VECTOR_COLS_HALF)
 #define STAGES EW_VECTOR_STAGES
 #define BYTES(class) \
-    ((class) == CLASS_U4 ? EW_VECTOR_BYTES_U4 : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 : EW_VECTOR_BYTES_HALF)
+    ((class) == CLASS_U4   ? EW_VECTOR_BYTES_U4 \
+     : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 \
+     : (class) == CLASS_F8 ? EW_VECTOR_BYTES_F8 \
+                           : EW_VECTOR_BYTES_HALF)
+// Columns whose activations are 32 bytes (`low` and `high`) in shared memory, or what a group's are.
+#define PLANE(class) ((class) == CLASS_HALF ? 8 : (class) == CLASS_F8 ? 16 : 32)
 #define CODE_BYTES 1024
 
 // Where the parts of dynamic shared memory lie: rings, activations, sums.
 struct places {
     SHARED u8 *ring;    // of this warp
-    SHARED u32x4 *low;  // for 4 bits columns 0 to 15 of each group of 32, for f16 0 to 3 of 8: lanes read neighbours
+    // For 4 bits columns 0 to 15 of each group of 32, for f8 0 to 7 of 16, for f16 0 to 3 of 8: lanes read neighbours.
+    SHARED u32x4 *low;
     SHARED u32x4 *high; // the others; for 8 bits all lie in `low`, in order
     SHARED f32x2 *scales; // scale, and scale times the sum of the codes
     SHARED float *sums;
@@ -52,7 +61,7 @@ INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
 
 INLINE struct places find_places(u32 class, const struct share *s)
 {
-    u32 cols = s->n_pieces_row * COLS(class), planes = class == CLASS_HALF ? cols / 8 : cols / 32;
+    u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
     SHARED u8 *at = g_dynamic + WARPS * STAGES * BYTES(class);
     struct places p;
 
@@ -60,7 +69,7 @@ INLINE struct places find_places(u32 class, const struct share *s)
     p.low = (SHARED u32x4 *)at;
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
-    p.sums = (SHARED float *)(p.scales + (class == CLASS_HALF ? 0 : planes));
+    p.sums = (SHARED float *)(p.scales + (class >= CLASS_F8 ? 0 : planes));
     return p;
 }
 
@@ -90,9 +99,9 @@ INLINE void open_row(const struct ew_vector_job *job, const struct share *s, str
         }
     }
     r->codes = (const u8 *)codes + (layout <= LAYOUT_BF16 ? row * cols * 2
-                                    : layout == LAYOUT_I8 ? row * cols
-                                                          : row * cols / 2);
-    r->scales = (const u16 *)scales + row * (cols / 32);
+                                    : layout == LAYOUT_I8 || layout == LAYOUT_F8 ? row * cols
+                                                                                 : row * cols / 2);
+    r->scales = (const u16 *)scales + row * (layout == LAYOUT_F8 ? f8_scales((u32)cols) * 2 : cols / 32);
     r->mins = (const u16 *)mins + row * (cols / 32);
 }
 
@@ -106,12 +115,15 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
         UNROLL
         for (u32 j = 0; j < CODE_BYTES / 512; j++) {
             u32 at = j * 512 + lane * 16, column = class == CLASS_U4   ? first + at * 2
-                                                  : class == CLASS_I8 ? first + at
+                                                  : class == CLASS_I8 || class == CLASS_F8 ? first + at
                                                                       : first + at / 2;
 
             copy_async(slot + at, r->codes + (u64)r->piece * CODE_BYTES + at, column < job->cols);
         }
-        if (class != CLASS_HALF && lane < COLS(class) / 256 * (job->layout == LAYOUT_U4_MIN ? 2 : 1)) {
+        if (class == CLASS_F8 && lane < COLS(class) / 512) // of four times 128 columns
+            copy_async(slot + CODE_BYTES + lane * 16, r->scales + r->piece * (COLS(class) / 64) + lane * 8,
+                       first + lane * 512 < job->cols);
+        if (class < CLASS_F8 && lane < COLS(class) / 256 * (job->layout == LAYOUT_U4_MIN ? 2 : 1)) {
             u32 n = COLS(class) / 256, group = first / 32 + lane % n * 8; // 8 groups a copy
 
             copy_async(slot + CODE_BYTES + lane * 16, (lane < n ? r->scales : r->mins) + group, group * 32 < job->cols);
@@ -175,6 +187,31 @@ INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
     return sum;
 }
 
+// By the tensor cores, whose sums are f32. A lane's codes and activations are of the same columns: in the tile of
+// activations they are its row, in that of the weights its column, lane / 4 both. So the diagonal of the product has the
+// sums of eight runs of columns, and the rest of it is of no use.
+INLINE float dot_f8(SHARED const u8 *slot, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32, is_diagonal = lane / 8 == lane % 4, is_odd = lane / 4 % 2;
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < 2; j++) {
+        u32x4 w = *(SHARED const u32x4 *)(slot + (j * 32 + lane) * 16);
+        u32x4 low = p->low[piece * 64 + j * 32 + lane], high = p->high[piece * 64 + j * 32 + lane];
+        float scale = ((SHARED const float *)(slot + CODE_BYTES))[j * 4 + lane / 8], c[4] = {0};
+
+        UNROLL
+        for (u32 i = 0; i < 4; i++) {
+            u32 a[4] = {i < 2 ? low[i * 2] : high[i * 2 - 4], 0, i < 2 ? low[i * 2 + 1] : high[i * 2 - 3], 0};
+
+            mma_f16(c, a, f16x2_of_e4m3(w[i]), f16x2_of_e4m3(w[i] >> 16));
+        }
+        sum += is_diagonal ? scale * (is_odd ? c[1] : c[0]) : 0;
+    }
+    return sum;
+}
+
 INLINE float dot_half(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
 {
     u32 lane = THREAD % 32;
@@ -200,6 +237,8 @@ INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struc
 {
     if (class == CLASS_U4)
         return dot_u4(slot, layout, p, piece);
+    if (class == CLASS_F8)
+        return dot_f8(slot, p, piece);
     return class == CLASS_I8 ? dot_i8(slot, p, piece) : dot_half(slot, layout, p, piece);
 }
 
@@ -253,6 +292,21 @@ INLINE void stage_f32(const struct ew_vector_job *job, const struct places *p, u
 
         keep_normal(job, i, v);
         ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
+    }
+}
+
+INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
+
+INLINE void stage_f16(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+{
+    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
+
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
+        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
+
+        keep_normal(job, i, v);
+        ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
+            (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
     }
 }
 
@@ -318,6 +372,8 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     previous_wait();
     if (class == CLASS_HALF)
         stage_f32(job, &p, s.n_pieces_row * COLS(class) / 4);
+    else if (class == CLASS_F8)
+        stage_f16(job, &p, s.n_pieces_row * COLS(class) / 4);
     else
         stage_q8(class, job, &p, s.n_pieces_row * COLS(class) / 4);
     block_sync();
@@ -341,4 +397,5 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
 
 KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, &job); }
 KERNEL vector_i8(struct ew_vector_job job) { multiply(CLASS_I8, &job); }
+KERNEL vector_f8(struct ew_vector_job job) { multiply(CLASS_F8, &job); }
 KERNEL vector_half(struct ew_vector_job job) { multiply(CLASS_HALF, &job); }

@@ -112,6 +112,14 @@ INLINE u32 mul_f16x2(u32 a, u32 b)
     return f16x2_of(f32_of_f16((u16)a) * f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) * f32_of_f16((u16)(b >> 16)));
 }
 
+// The two e4m3 of the lower bytes in f16, exactly; NaN is not among them.
+INLINE u32 f16x2_of_e4m3(u32 pair)
+{
+    u32 wide = byte_permute(pair, 0, 0x1404);
+
+    return mul_f16x2((wide & 0x80008000) | (wide >> 1 & 0x3F803F80), 0x5C005C00); // 256: the exponents' biases
+}
+
 INLINE u32 add_f16x2(u32 a, u32 b)
 {
     return f16x2_of(f32_of_f16((u16)a) + f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) + f32_of_f16((u16)(b >> 16)));
