@@ -1,5 +1,8 @@
 """The CUDA backend, on a GPU that is emulated (tests/mock: the same kernels compiled for the CPU behind a libcuda.so.1 of our
 own) or, with EW_TEST_GPU=1, on the real one: every fixture, and what becomes of errors at every call of the driver."""
+import concurrent.futures
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -268,3 +271,38 @@ def test_a_server_outlives_its_gpu(cuda):
         assert server.get("/v1/models")["data"][0]["id"] == "demo"
     finally:
         assert server.stop() == 0
+
+
+@emulated
+def test_running_streams_end_with_the_reason(cuda):
+    """The GPU is lost while several answers are on their way: each stream has text, then one error, and ends."""
+    server = served.Server("--backend", "cuda", "--ctx", "256", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:9:719"})
+    body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
+    try:
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            replies = list(pool.map(lambda _: server.request("POST", "/v1/completions", body, timeout=120), range(3)))
+        for status, _, reply in replies:
+            events = reply.decode().rstrip().split("\n\n")
+            assert status in (200, 500) and sum('"error"' in event for event in events) == 1, reply
+            assert "CUDA_ERROR_LAUNCH_FAILED (719)" in events[-1] + events[-2 if len(events) > 1 else -1]
+        assert any(status == 200 and b'"text"' in reply for status, _, reply in replies)
+        assert "719" in server.get("/health", 503)["error"]["message"]
+    finally:
+        assert server.stop() == 0
+
+
+def test_departures_and_the_drain(cuda):
+    """Who leaves in the middle frees its place at once; SIGTERM lets the others have their whole answers."""
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--batch", "2", "--drain-timeout", "300", env=cuda)
+    body = {"model": "demo", "prompt": "ls", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as leaving:
+            leaving.request("POST", "/v1/completions", json.dumps(dict(body, max_tokens=200, stream=True)), {})
+            assert leaving.getresponse().readline().startswith(b"data: ")
+        server.wait_for(lambda metrics: metrics['edgewise_answers_total{finish="cancelled"}'] == 1, 60)
+        answers = [pool.submit(server.request, "POST", "/v1/completions", body, None, 120) for _ in range(2)]
+        server.wait_for(lambda metrics: metrics["edgewise_running_prefill"] + metrics["edgewise_running_decode"] == 2, 60)
+        server.process.terminate()
+        replies = [json.loads(answer.result()[2]) for answer in answers]
+    assert server.process.wait(60) == 0
+    assert [reply["usage"]["completion_tokens"] for reply in replies] == [8, 8]
