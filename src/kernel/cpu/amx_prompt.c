@@ -92,6 +92,32 @@ VEC_INLINE void unpack(struct form form, const struct ew_cpu_matrix *matrix, uin
     }
 }
 
+// FP8: columns of rows become pairs of columns.
+static void unpack_fp8(const struct ew_cpu_matrix *matrix, uint32_t index, uint32_t group, uint32_t n_groups,
+                       uint8_t *to)
+{
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    struct tile tile = tile_at(matrix, index);
+
+    for (uint32_t end = group + n_groups; group < end; group++) {
+        const uint8_t *codes = tile.codes + (uint64_t)group * EW_CPU_GROUP * EW_CPU_TILE_ROWS;
+        uint64_t span = group / (EW_CPU_FP8_SPAN / EW_CPU_GROUP);
+        vf scale = vf_mul(vf_load((const float *)tile.scales + span * EW_CPU_TILE_ROWS), vf_set1(FP8_UNIT));
+
+        for (uint32_t column = 0; column < EW_CPU_GROUP; column += 2, to += 64) {
+            vf w[4];
+            __m512bh both;
+
+            if (column % 4 == 0)
+                vf_load_e4m3(codes + column * EW_CPU_TILE_ROWS, w);
+            both = _mm512_cvtne2ps_pbh(vf_mul(w[1], scale), vf_mul(w[0], scale));
+            w[0] = w[2], w[1] = w[3];
+            _mm512_store_si512(to, _mm512_permutexvar_epi16(pairs, (__m512i)both));
+        }
+    }
+}
+
 #define DEFINE(name, form)                                                                                             \
     static void unpack_##name(const struct ew_cpu_matrix *matrix, uint32_t index, uint32_t group, uint32_t n_groups,   \
                               uint8_t *to)                                                                             \
@@ -101,7 +127,7 @@ VEC_INLINE void unpack(struct form form, const struct ew_cpu_matrix *matrix, uin
 DEFINE_ALL
 
 #define X(NAME, name, code, scale, offset, unit) [EW_CPU_##NAME] = {unpack_##name, 1},
-static const struct source SOURCES[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODED_LAYOUTS(X)};
+static const struct source SOURCES[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODED_LAYOUTS(X)[EW_CPU_FP8] = {unpack_fp8, 1}};
 #undef X
 
 static void linear_prompt(const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
@@ -112,6 +138,7 @@ static void linear_prompt(const struct ew_cpu_linear *job, uint32_t index, uint3
 void ew_cpu_amx_init_prompt(struct ew_cpu_ops *ops)
 {
     ops->isa = "amx";
-    for (int layout = EW_CPU_I8; layout < EW_CPU_LAYOUT_COUNT; layout++)
+    ops->prompt_takes_bf16 = true;
+    for (int layout = EW_CPU_FP8; layout < EW_CPU_LAYOUT_COUNT; layout++)
         ops->linear_prompt[layout] = linear_prompt;
 }

@@ -87,9 +87,9 @@ static void carve_q8(struct ew_cpu_q8 *q8, struct ew_cpu_carver *carver, const s
     *q8 = (struct ew_cpu_q8){0};
     q8->q_stride = ((cols + 63) / 64 | 1) * 64; // an odd number of lines: no two of 64 neighbouring rows share a set
     q8->group_stride = q8->q_stride / EW_CPU_GROUP;
-    if (plan->has_bf16 || plan->has_prompt)
+    if (plan->has_bf16 || plan->prompt_has_bf16)
         q8->bf16 = ew_cpu_carve(carver, n_rows * q8->q_stride * sizeof(*q8->bf16));
-    if (!plan->has_q8)
+    if (!plan->has_q8 && !plan->prompt_has_q8)
         return;
     q8->q = ew_cpu_carve(carver, n_rows * q8->q_stride);
     q8->scale = ew_cpu_carve(carver, n_rows * q8->group_stride * sizeof(*q8->scale));
@@ -167,7 +167,7 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
                       struct ew_error *err)
 {
     bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
-    bool has_q8 = false, has_bf16 = false;
+    bool has_q8 = false, has_bf16 = false, has_prompt = false;
     int rc;
 
     if (!needs_q8)
@@ -177,10 +177,14 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
 
         has_q8 |= ew_cpu_layout_wants_q8(layout), has_bf16 |= ew_cpu_layout_wants_bf16(layout);
         needs_q8[i] = ew_cpu_layout_wants_q8(layout) || ew_cpu_layout_wants_bf16(layout);
+        if (layout < EW_CPU_LAYOUT_COUNT && backend->ops.linear_prompt[layout])
+            needs_q8[i] = has_prompt = true;
     }
     rc = ew_cpu_plan_build(plan, program, needs_q8, arena, err);
     plan->has_q8 = has_q8, plan->has_bf16 = has_bf16;
-    plan->has_prompt = has_q8 && backend->ops.linear_prompt[EW_CPU_I8];
+    plan->has_prompt = has_prompt;
+    plan->prompt_has_bf16 = has_bf16 || (has_prompt && backend->ops.prompt_takes_bf16);
+    plan->prompt_has_q8 = has_prompt && !backend->ops.prompt_takes_bf16;
     return rc;
 }
 
@@ -380,8 +384,10 @@ static int check_token(const struct ew_cpu_backend *backend, const struct ew_op 
         return 0;
     if (row < 0 || row >= backend->matrices[op->weight].rows)
         return ew_fail(err, EW_ERR_LIMIT, "%s %lld is outside the %u that the model has",
-                       op->kind == EW_OP_EMBED ? "token id" : by_segment ? "token type" : "position", (long long)row,
-                       backend->matrices[op->weight].rows);
+                       op->kind == EW_OP_EMBED ? "token id"
+                       : by_segment            ? "token type"
+                                               : "position",
+                       (long long)row, backend->matrices[op->weight].rows);
     return 0;
 }
 
@@ -460,8 +466,8 @@ static void map_tokens(struct ew_cpu_backend *backend)
         for (uint32_t i = 0; i < seq->n_tokens; i++)
             backend->work.tokens[seq->first + i] = (struct ew_cpu_token){s, seq->n_past + i};
         for (uint32_t i = 0; i < seq->n_tokens; i += n_tokens)
-            backend->work.queries[backend->n_queries++] = (struct ew_cpu_query){
-                seq->first + i, EW_MIN(seq->n_tokens - i, n_tokens)};
+            backend->work.queries[backend->n_queries++] = (struct ew_cpu_query){seq->first + i,
+                                                                                EW_MIN(seq->n_tokens - i, n_tokens)};
     }
     for (uint32_t t = 0; t < batch->n_tokens; t++) {
         if (batch->want_logits[t])
@@ -554,6 +560,11 @@ static enum ew_arith cpu_arith(const struct ew_backend *base)
             return EW_ARITH_I8;
         if (ew_cpu_layout_wants_bf16(backend->matrices[i].layout))
             arith = EW_ARITH_BF16;
+        if (backend->matrices[i].layout == EW_CPU_FP8 && backend->ops.linear_prompt[EW_CPU_FP8]) {
+            if (!backend->ops.prompt_takes_bf16)
+                return EW_ARITH_I8;
+            arith = EW_ARITH_BF16;
+        }
     }
     return arith;
 }

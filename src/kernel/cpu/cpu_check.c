@@ -563,7 +563,8 @@ static struct ew_cpu_matrix pack(struct checker *checker, uint32_t format, uint3
     return matrix;
 }
 
-// Packing loses nothing: rows read back as the codec of the file format gives them, to the rounding of a product or two.
+// Packing loses nothing: rows read back as the codec of the file format gives them, to the rounding of a product or
+// two.
 static void check_rows(struct checker *checker, const struct ew_cpu_matrix *matrix)
 {
     uint64_t row_bytes = ew_dtype_row_bytes(matrix->dtype, matrix->cols);
@@ -678,11 +679,13 @@ static void check_linear(struct checker *checker, uint32_t format)
     end(checker);
 }
 
-// Weights and activations rounded to bf16, each within 2^-8 of itself; sums as above. Minima may cancel what rounds.
+// Weights and activations rounded to bf16, each within 2^-8 of itself; or activations in 8 bits, weights within 1/254
+// of the largest of a group. Sums as above. Minima may cancel what rounds.
 static void compare_prompt(struct checker *checker, const struct ew_cpu_linear *job)
 {
     const struct ew_cpu_matrix *matrix = job->matrix;
     const struct ew_cpu_q8 *q8 = job->q8;
+    bool bf16 = checker->ops.prompt_takes_bf16;
     float *row = checker->c;
 
     for (uint32_t r = 0; r < matrix->rows; r++) {
@@ -694,10 +697,11 @@ static void compare_prompt(struct checker *checker, const struct ew_cpu_linear *
             double sum = job->bias ? job->bias[r] : 0, size = fabs(sum) * 1e-6;
 
             for (uint32_t i = 0; i < matrix->cols; i++) {
-                double x = ew_f32_of_bf16(q8->bf16[(uint64_t)b * q8->q_stride + i]);
+                uint64_t at = (uint64_t)b * q8->q_stride + i, group = (uint64_t)b * q8->group_stride + i / EW_CPU_GROUP;
+                double x = bf16 ? ew_f32_of_bf16(q8->bf16[at]) : (double)q8->q[at] * (double)q8->scale[group];
 
                 sum += x * row[i];
-                size += fabs(x) * (fabs(row[i]) * 0x1p-8 + largest * 2e-5);
+                size += fabs(x) * (bf16 ? fabs(row[i]) * 0x1p-8 + largest * 2e-5 : largest / 250);
             }
             compare(checker, checker->got[b * OUT_STRIDE + r], sum, 1e-30 + size);
         }

@@ -57,9 +57,10 @@ struct ew_cpu_ops {
     // Multiplies and adds as fast as it can, for `bench kernels`; returns how many of both.
     double (*multiply_add)(uint64_t n_rounds, float *sink);
     ew_cpu_linear_fn linear[EW_CPU_LAYOUT_COUNT];
-    // Of prompts, where a matrix unit is faster with other arithmetic: weights and activations rounded to bf16.
-    // NULL: none.
+    // Of prompts, where other arithmetic is faster: weights and activations rounded to bf16 for a matrix unit, or FP8
+    // to 8 bits with 8-bit activations. NULL: none.
     ew_cpu_linear_fn linear_prompt[EW_CPU_LAYOUT_COUNT];
+    bool prompt_takes_bf16;
     bool has_bf16_tiles; // a matrix unit takes tiles of f16 and bf16
     void (*round_bf16)(const float *x, uint32_t n, uint16_t *out); // one row; writes whole groups
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups

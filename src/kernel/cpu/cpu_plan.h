@@ -68,7 +68,8 @@ struct ew_cpu_plan {
     uint32_t q8_cols_max;         // widest input of a product that wants other activations than f32, 0: none
     bool has_states;              // CONV or SCAN, for which sequences need blocks
     bool has_q8, has_bf16;        // which forms of activations the layouts of its weights want
-    bool has_prompt;              // products of prompts want bf16 instead of 8 bits
+    bool has_prompt;              // products of prompts are others
+    bool prompt_has_q8, prompt_has_bf16; // which forms these want
 };
 
 // needs_q8: [n_weights], which matrices want their activations in 8 bits or bf16. Memory comes from the arena.

@@ -267,9 +267,11 @@ static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_c
     uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
     struct ew_cpu_q8 q8 = backend->work.q8;
 
-    if (is_prompt_row(backend, step->in, row))
+    bool is_prompt = is_prompt_row(backend, step->in, row);
+
+    if (!(is_prompt ? backend->plan.prompt_has_q8 : backend->plan.has_q8))
         q8.q = NULL;
-    else if (!backend->plan.has_bf16)
+    if (!(is_prompt ? backend->plan.prompt_has_bf16 : backend->plan.has_bf16))
         q8.bf16 = NULL;
     ew_cpu_quantise_row(&backend->ops, row_at(backend, step->in, row), width, &q8, row);
 }

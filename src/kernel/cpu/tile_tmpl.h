@@ -63,7 +63,9 @@ VEC_INLINE bool is_signed(enum ew_cpu_code code)
 // What products see is larger than the value by this.
 VEC_INLINE int offset_of(struct form form)
 {
-    return is_signed(form.code) ? VEC_BIAS : form.code >= EW_CPU_CODE_IQ4 ? EW_CPU_TABLES[form.code].offset : form.offset;
+    return is_signed(form.code)           ? VEC_BIAS
+           : form.code >= EW_CPU_CODE_IQ4 ? EW_CPU_TABLES[form.code].offset
+                                          : form.offset;
 }
 
 // Words `word` and `word + 4` of VF rows; `group` points at the first of these rows.
@@ -252,6 +254,18 @@ VEC_INLINE vf add_minima(vf acc, vf first, vf second, const struct activations *
     vf low = vf_set1(x->scale[at] * (float)x->sum[2 * at]), high = vf_set1(x->scale[at] * (float)x->sum[2 * at + 1]);
 
     return vf_fma(second, high, vf_fma(first, low, acc));
+}
+
+// FP8_CHAINS columns of FP8, without their scales.
+VEC_INLINE void fp8_unpack(const uint8_t *codes, float (*slab)[EW_CPU_TILE_ROWS])
+{
+    vf w[FP8_CHAINS][VECTORS];
+
+    vf_load_e4m3(codes, w[0]);
+    for (uint32_t c = 0; c < FP8_CHAINS; c++) {
+        for (uint32_t v = 0; v < VECTORS; v++)
+            vf_store(slab[c] + v * VF, w[c][v]);
+    }
 }
 
 // ---- tiles and rows -----------------------------------------------------------------------------

@@ -200,6 +200,21 @@ VEC_INLINE vf vf_load_bf16(const void *p)
     return vf_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 
+// FP8_CHAINS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are.
+#define FP8_UNIT 256.0f
+#define FP8_CHAINS 2 // of sums that FMAs wait for
+#define FP8_ROWS 2   // of activations that fit in registers
+VEC_INLINE void vf_load_e4m3(const uint8_t *p, vf *out)
+{
+    for (int i = 0; i < 2; i++) {
+        __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(p + 16 * i)));
+
+        wide = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xBFFF));
+        out[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(wide));
+        out[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(wide, 1));
+    }
+}
+
 // ---- products of bytes, four a lane -------------------------------------------------------------
 
 VEC_INLINE vb vb_load(const uint8_t *p)
@@ -216,6 +231,10 @@ VEC_INLINE vb vb_broadcast(const int8_t *p) // four bytes to every lane
 
     memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
+}
+VEC_INLINE vb vb_of_vi(vi v) // the bytes of each lane
+{
+    return v;
 }
 VEC_INLINE vb vb_set1(int x)
 {
