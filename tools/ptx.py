@@ -35,6 +35,7 @@ CHAINED = [
     "latent",
     "linear",
     "rows",
+    "state",
     "vector",
 ]
 MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_90a"]}
@@ -50,6 +51,7 @@ THREADS = {
     "latent": 256,
     "linear": 256,
     "some": 256,
+    "state": 256,
     "vector": 512,
     "wgmma": 288,
 }

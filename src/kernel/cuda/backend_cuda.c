@@ -113,7 +113,7 @@ static int check_op(const struct ew_program *program, const struct ew_op *op, st
     case EW_OP_ATTENTION:
         return check_attention(program, op, err);
     default:
-        return 0;
+        return ew_cuda_state_check(op, err);
     }
 }
 
@@ -123,7 +123,7 @@ static int check_program(const struct ew_program *program, struct ew_error *err)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend takes programs with 1 to %d cache groups, not %u",
                        EW_CUDA_GROUPS_MAX, program->n_groups);
     for (uint32_t i = 0; i < program->n_groups; i++) {
-        if (program->groups[i].kind == EW_CACHE_STATE || program->groups[i].kind == EW_CACHE_CROSS)
+        if (program->groups[i].kind == EW_CACHE_CROSS)
             return ew_fail(err, EW_ERR_UNSUPPORTED, "the CUDA backend has no caches of kind \"%s\" yet",
                            ew_cache_kind_name(program->groups[i].kind));
     }
@@ -243,6 +243,7 @@ static int cache_shape(struct ew_cuda_cache *cache, const struct ew_cache_group 
         .head_bytes = shape.head_bytes,
         .layer_bytes = shape.layer_bytes,
         .block_bytes = shape.block_bytes,
+        .state_bytes = shape.state_bytes,
     };
     return 0;
 }
@@ -670,6 +671,7 @@ static void convert_block(const struct ew_cuda_cache *cache, uint32_t n_tokens, 
         .head_bytes = cache->head_bytes,
         .layer_bytes = cache->layer_bytes,
         .block_bytes = cache->block_bytes,
+        .state_bytes = cache->state_bytes,
         .data = block,
     };
 

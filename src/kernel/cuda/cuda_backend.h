@@ -24,6 +24,7 @@
 
 struct ew_cuda_cache {
     uint64_t data, block_bytes, layer_bytes, head_bytes;
+    uint64_t state_bytes; // of a layer; 0: blocks hold keys and values
     uint32_t n_blocks, block_tokens, n_layers, n_kv_heads, k_dim, v_dim;
     enum ew_kv_dtype kv;
 };
@@ -217,6 +218,11 @@ int ew_cuda_pick_send(struct ew_cuda_backend *backend, const struct ew_batch *ba
                       struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_pick_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch,
                         struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_state.c: PICK, CONV and SCAN.
+int ew_cuda_state_check(const struct ew_op *op, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_state_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, const struct ew_batch *batch,
+                     uint32_t n_rows, struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_step.c
 uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint32_t n_tokens_max,

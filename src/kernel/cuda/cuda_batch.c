@@ -38,10 +38,12 @@ void ew_cuda_batch_shape(struct ew_cuda_batch *batch, const struct ew_program *p
 
 // ---- checks -------------------------------------------------------------------------------------
 
-static uint32_t blocks_of(const struct ew_cuda_backend *backend, const struct ew_batch_seq *seq)
+static uint32_t blocks_of(const struct ew_cuda_backend *backend, const struct ew_batch_seq *seq, uint32_t group)
 {
     uint32_t tokens = seq->n_past + seq->n_tokens;
 
+    if (backend->program->groups[group].kind == EW_CACHE_STATE)
+        return 1;
     return tokens / backend->limits.block_tokens + (tokens % backend->limits.block_tokens != 0);
 }
 
@@ -53,7 +55,7 @@ static int check_blocks(const struct ew_cuda_backend *backend, const struct ew_b
 
     if (shape->kind == EW_CACHE_WINDOW && seq->n_past + 1 > shape->window)
         first = (seq->n_past + 1 - shape->window) / backend->limits.block_tokens;
-    for (uint32_t i = first; i < blocks_of(backend, seq); i++) {
+    for (uint32_t i = first; i < blocks_of(backend, seq, group); i++) {
         int32_t block = seq->blocks[group][i];
 
         if (block < 0 || (uint32_t)block >= backend->caches[group].n_blocks)
@@ -250,11 +252,11 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
 
     for (uint32_t s = 0; s < batch->n_seqs; s++) {
         const struct ew_batch_seq *seq = &batch->seqs[s];
-        uint32_t n_blocks = blocks_of(backend, seq);
-
         total[s] = seq->n_past + seq->n_tokens;
         first[s] = seq->first;
         for (uint32_t g = 0; g < backend->program->n_groups; g++) {
+            uint32_t n_blocks = blocks_of(backend, seq, g);
+
             EW_ASSERT(used + n_blocks <= to->tables_max);
             at[g * backend->limits.n_seqs_max + s] = used;
             for (uint32_t i = 0; i < n_blocks && seq->no_cache; i++)

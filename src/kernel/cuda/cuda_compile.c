@@ -48,16 +48,19 @@ static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module m
         [EW_KV_F8] = EW_CUDA_FLASH_F8,      [EW_KV_I8] = EW_CUDA_FLASH_I8,
     };
     const struct ew_program *program = backend->program;
-    bool latent = false, experts = false;
+    bool latent = false, experts = false, states = false;
 
     for (uint32_t i = 0; i < program->n_groups; i++)
         latent |= program->groups[i].kind == EW_CACHE_LATENT;
     for (uint32_t i = 0; i < program->n_ops; i++) {
         latent |= program->ops[i].kind == EW_OP_HEADS;
         experts |= program->ops[i].kind == EW_OP_ROUTE || program->ops[i].kind == EW_OP_EXPERTS;
+        states |= program->ops[i].kind == EW_OP_PICK || program->ops[i].kind == EW_OP_SCAN;
     }
     if (module == EW_CUDA_LATENT)
         return latent;
+    if (module == EW_CUDA_STATE)
+        return states;
     if (module == EW_CUDA_EXPERTS || module == EW_CUDA_CHOSEN)
         return experts;
     return module < EW_CUDA_FLASH_F16 || module == flash[backend->kv_sized];

@@ -36,6 +36,7 @@ static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_EXPERTS] = "experts",
     [EW_CUDA_CHOSEN] = "chosen",
     [EW_CUDA_FEW] = "few",
+    [EW_CUDA_STATE] = "state",
 };
 
 static const struct {
@@ -96,6 +97,12 @@ static const struct {
     [EW_CUDA_EXPAND_F8] = {EW_CUDA_EXPAND, "expand_f8"},
     [EW_CUDA_GEMM_F16] = {EW_CUDA_GEMM, "gemm_f16"},
     [EW_CUDA_GEMM_BF16] = {EW_CUDA_GEMM, "gemm_bf16"},
+    [EW_CUDA_PICK_COLUMNS] = {EW_CUDA_STATE, "pick_columns"},
+    [EW_CUDA_CONV] = {EW_CUDA_STATE, "conv"},
+    [EW_CUDA_CONV_ADVANCE] = {EW_CUDA_STATE, "conv_advance"},
+    [EW_CUDA_SCAN_64] = {EW_CUDA_STATE, "scan_64"},
+    [EW_CUDA_SCAN_128] = {EW_CUDA_STATE, "scan_128"},
+    [EW_CUDA_SCAN_256] = {EW_CUDA_STATE, "scan_256"},
     [EW_CUDA_READ_ALL] = {EW_CUDA_MEASURE, "read_all"},
     [EW_CUDA_MULTIPLY_TILES] = {EW_CUDA_MEASURE, "multiply_tiles"},
     [EW_CUDA_PICK_ADJUST] = {EW_CUDA_PICK, "pick_adjust"},

@@ -387,6 +387,11 @@ static int launch_experts(struct launch *l)
     return ew_cuda_experts_op(l->backend, l->step, l->n_tokens, l->err);
 }
 
+static int launch_state(struct launch *l)
+{
+    return ew_cuda_state_op(l->backend, l->step, l->batch, l->n_rows, l->err);
+}
+
 // ---- all ----------------------------------------------------------------------------------------
 
 static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
@@ -396,7 +401,8 @@ static int (*const OPS[EW_OP_COUNT])(struct launch *l) = {
     [EW_OP_SCALE] = launch_scale,     [EW_OP_SOFTCAP] = launch_softcap,   [EW_OP_SCALE_BY] = launch_scale,
     [EW_OP_SELECT] = launch_gather,   [EW_OP_ALL_REDUCE] = launch_gather, [EW_OP_HEADS] = launch_heads,
     [EW_OP_ROUTE] = launch_experts,   [EW_OP_DISPATCH] = launch_experts,  [EW_OP_EXPERTS] = launch_experts,
-    [EW_OP_COMBINE] = launch_experts,
+    [EW_OP_COMBINE] = launch_experts, [EW_OP_PICK] = launch_state,        [EW_OP_CONV] = launch_state,
+    [EW_OP_SCAN] = launch_state,
 };
 
 static void take_buffer(const struct ew_cuda_backend *backend, uint32_t buffer, uint64_t *address, uint32_t *stride)
