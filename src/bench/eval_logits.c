@@ -6,7 +6,7 @@
 #include "base/assert.h"
 #include "bench/eval_vectors.h"
 #include "bench/refs.h"
-#include "engine/core.h"
+#include "bench/ref_routes.h"
 
 static const struct {
     const char *name;
@@ -32,6 +32,7 @@ struct eval {
     struct comparison compared[EW_REFS_MAX];
     const float *last[EW_REFS_MAX]; // logits of the newest token, until the next step
     struct ew_eval_case *cases[EW_REFS_MAX];
+    struct ew_routes *routes; // NULL: the choice of experts is the backend's own
 };
 
 static void compare(struct comparison *to, const float *out, const float *ref, uint32_t n)
@@ -44,6 +45,13 @@ static void compare(struct comparison *to, const float *out, const float *ref, u
         to->sum_diff += diff * diff;
         to->sum_ref += (double)ref[i] * (double)ref[i];
     }
+}
+
+static int run_step(struct eval *eval, struct ew_work *work, const uint32_t *owner, uint32_t n, struct ew_error *err)
+{
+    if (eval->routes)
+        ew_routes_step(eval->routes, work, owner, n);
+    return ew_step_run(&eval->core->step, work, n, err);
 }
 
 static uint32_t plan_prompt_step(struct eval *eval, uint32_t chunk, struct ew_work *work, uint32_t *owner)
@@ -69,7 +77,7 @@ static int feed_prompts(struct eval *eval, uint32_t chunk, struct ew_error *err)
     uint32_t owner[EW_REFS_MAX], n, n_vocab = eval->refs->n_vocab;
 
     while ((n = plan_prompt_step(eval, chunk, work, owner)) > 0) {
-        int rc = ew_step_run(&eval->core->step, work, n, err);
+        int rc = run_step(eval, work, owner, n, err);
 
         if (rc < 0)
             return rc;
@@ -128,7 +136,7 @@ static int continue_greedily(struct eval *eval, struct ew_error *err)
             owner[n] = s;
             work[n++] = (struct ew_work){.seq = &eval->core->seqs[s], .n_tokens = 1, .want = EW_WANT_LAST};
         }
-        rc = n > 0 ? ew_step_run(&eval->core->step, work, n, err) : 0;
+        rc = n > 0 ? run_step(eval, work, owner, n, err) : 0;
         if (rc < 0)
             return rc;
         for (uint32_t w = 0; w < n; w++)
@@ -146,6 +154,7 @@ static void start(struct eval *eval, uint32_t s)
     ew_sequence_append(seq, ref->ids, ref->n_ids);
     seq->rope_span = ref->n_ids + (eval->greedy ? ref->n_greedy : 0);
     eval->compared[s] = (struct comparison){0};
+    eval->cases[s]->near_ties = 0;
     eval->cases[s]->has_greedy = eval->cases[s]->greedy_equal = eval->greedy && ref->n_greedy > 0;
 }
 
@@ -153,12 +162,64 @@ static void conclude(const struct eval *eval, uint32_t s, double tolerance)
 {
     const struct comparison *compared = &eval->compared[s];
     struct ew_eval_case *result = eval->cases[s];
+    double rel = sqrt(compared->sum_diff / compared->sum_ref);
 
-    result->max_abs = compared->max_abs;
-    result->rel = sqrt(compared->sum_diff / compared->sum_ref);
-    result->pass = result->rel <= tolerance; // a NaN fails
+    if (eval->routes) {
+        result->route_ties = eval->routes->n_ties[s];
+        result->rel_aligned = rel;
+    } else {
+        result->max_abs = compared->max_abs;
+        result->rel = rel;
+    }
+    result->pass = rel <= tolerance && !(eval->routes && eval->routes->n_wrong[s]); // a NaN fails
     if (result->has_greedy && !result->greedy_equal && result->near_ties == 0)
         result->pass = false;
+}
+
+static int run_sequences(struct eval *eval, enum ew_eval_mode mode, double tolerance, struct ew_error *err)
+{
+    int rc;
+
+    for (uint32_t s = eval->first; s < eval->first + eval->count; s++)
+        start(eval, s);
+    rc = feed_prompts(eval, g_modes[mode].chunk, err);
+    if (rc == 0 && eval->greedy)
+        rc = continue_greedily(eval, err);
+    for (uint32_t s = eval->first; s < eval->first + eval->count; s++) {
+        conclude(eval, s, tolerance);
+        ew_sequence_reset(&eval->core->seqs[s]);
+    }
+    return rc;
+}
+
+// Whether the choice of experts may be what is wrong.
+static bool want_aligned(const struct eval *eval)
+{
+    const struct ew_backend *backend = eval->core->backend;
+    bool failed = false;
+
+    for (uint32_t s = eval->first; s < eval->first + eval->count; s++)
+        failed = failed || !eval->cases[s]->pass;
+    return failed && backend->ops->trace && ew_routes_has(&eval->core->model->program);
+}
+
+// Once more, with the reference's experts wherever others were chosen.
+static int run_aligned(struct eval *eval, enum ew_eval_mode mode, double tolerance, struct ew_error *err)
+{
+    struct ew_backend *backend = eval->core->backend;
+    struct ew_routes routes;
+    int rc = ew_routes_record(&routes, eval->core->model, &eval->core->config, eval->refs, err);
+
+    if (rc == 0) {
+        routes.tolerance = tolerance;
+        eval->routes = &routes;
+        backend->ops->trace(backend, ew_routes_trace, &routes);
+        rc = run_sequences(eval, mode, tolerance, err);
+        backend->ops->trace(backend, NULL, NULL);
+        eval->routes = NULL;
+    }
+    ew_routes_fini(&routes);
+    return rc;
 }
 
 static int run_together(struct eval *eval, enum ew_eval_mode mode, struct ew_eval_logits *out, struct ew_error *err)
@@ -168,16 +229,9 @@ static int run_together(struct eval *eval, enum ew_eval_mode mode, struct ew_eva
     for (uint32_t s = eval->first; s < eval->first + eval->count; s++) {
         eval->cases[s] = &out->cases[out->n_cases++];
         snprintf(eval->cases[s]->name, sizeof(eval->cases[s]->name), "%u/%s", s, g_modes[mode].name);
-        start(eval, s);
     }
-    rc = feed_prompts(eval, g_modes[mode].chunk, err);
-    if (rc == 0 && eval->greedy)
-        rc = continue_greedily(eval, err);
-    for (uint32_t s = eval->first; s < eval->first + eval->count; s++) {
-        conclude(eval, s, out->tolerance);
-        ew_sequence_reset(&eval->core->seqs[s]);
-    }
-    return rc;
+    rc = run_sequences(eval, mode, out->tolerance, err);
+    return rc == 0 && want_aligned(eval) ? run_aligned(eval, mode, out->tolerance, err) : rc;
 }
 
 static int run_mode(struct eval *eval, enum ew_eval_mode mode, struct ew_eval_logits *out, struct ew_error *err)

@@ -18,6 +18,10 @@ struct ew_eval_case {              // one sequence, fed in one way
     double max_abs, rel;           // of the logits of all positions
     bool has_greedy, greedy_equal; // equal to the end
     uint32_t near_ties;            // 1: it departs at a near-tie, which is no failure
+    // Where rel was too large: choices of experts that differ where what they are made by is within the tolerance, and
+    // rel with the reference's experts there, which is what counts then; greedy and near_ties are of that run.
+    uint32_t route_ties;
+    double rel_aligned;
     bool pass;
 };
 

@@ -19,6 +19,10 @@ static void print_case(const struct ew_eval_case *result, bool is_last)
     printf("  {\"name\": \"%s\", ", result->name);
     print_number("max_abs", result->max_abs);
     print_number("rel", result->rel);
+    if (result->route_ties) {
+        printf("\"route_ties\": %u, ", result->route_ties);
+        print_number("rel_aligned", result->rel_aligned);
+    }
     printf("\"greedy_equal\": %s, \"near_ties\": %u}%s\n",
            !result->has_greedy    ? "null"
            : result->greedy_equal ? "true"
@@ -103,7 +107,9 @@ const struct ew_command ew_cmd_eval_logits = {
         "Feeds the reference's token ids whole, in chunks of 5, token by token and all sequences in one batch, "
         "compares the\n"
         "logits of every position, then continues greedily. Prints JSON. Exit status 1 where the relative error is\n"
-        "larger than the arithmetic allows, or where a continuation departs at a place that is no near-tie.",
+        "larger than the arithmetic allows, or where a continuation departs at a place that is no near-tie.\n"
+        "A model that chooses experts and differs by more runs once more, with the reference's experts where others were\n"
+        "chosen by nearly the same numbers (route_ties); rel_aligned is what that leaves, and must be allowed.",
     .options = g_options,
     .run = run,
 };

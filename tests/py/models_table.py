@@ -14,8 +14,8 @@ Every checkpoint of `tests/fixtures/models` against the logits or vectors of its
 
 - CPU: whole, in chunks of 5, token by token and batched, with the reference kernels (1e-3) and with those of the machine, from both
   forms of config.json.
-- CUDA: on the emulated GPU of `tests/mock`, or on a real one (`EW_TEST_GPU=1`): batched (five of the models with experts, where
-  rounding tips a near-tie between experts, and two with delta nets, which make rounding large, token by token), and in chunks with the reference kernels.
+- CUDA: on the emulated GPU of `tests/mock`, or on a real one (`EW_TEST_GPU=1`): batched (two with delta nets, which make rounding large,
+  token by token; near-ties between experts as ARCHITECTURE.md, "Numerics", says), and in chunks with the reference kernels.
 - GGUF: the architecture under which `quantize` writes the model; the file that it wrote computes the same.
 
 | fixture | `model_type` | stored as | CPU | CUDA | GGUF |

@@ -60,6 +60,9 @@ int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *
     ew_cuda_prefill_wrote(backend, address);
     if (bytes == 0)
         return 0;
-    return ew_cuda_check(device, device->driver.cuMemcpyHtoD_v2(address, backend->trace_rows, bytes),
+    // In the stream's order: another copy has only left the host's memory when it returns, and the stream, which waits
+    // for no other, would read what the op had written.
+    return ew_cuda_check(device,
+                         device->driver.cuMemcpyHtoDAsync_v2(address, backend->trace_rows, bytes, device->stream),
                          "writing what an op computed", err);
 }
