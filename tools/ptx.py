@@ -55,6 +55,8 @@ THREADS = {
     "vector": 512,
     "wgmma": 288,
 }
+# Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
+ALONE = {"few"}
 # Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
 PAIRED = {"some": ("f16_16", "f16_24", "i8_16", "i8_24", "u4_16", "u4_24")}
 
@@ -74,7 +76,8 @@ def compile_module(module, tier):
 
     def bounds(entry):
         pair = ".minnctapersm 2\n" if entry[2].endswith(PAIRED.get(module.stem, ())) else ""
-        return f"{entry[1]}.maxntid {threads}, 1, 1\n{pair}"
+        alone = ".minnctapersm 1\n" if module.stem in ALONE else ""
+        return f"{entry[1]}.maxntid {threads}, 1, 1\n{pair}{alone}"
 
     return re.sub(r"(\.visible \.entry (\w+)\([^)]*\)[^\n]*\n)", bounds, text) if threads else text
 

@@ -215,7 +215,10 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->maps = carve(carver, ew_cuda_wgmma_maps_bytes(program));
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));
-    work->few_packed = carve(carver, ew_cuda_few_bytes(program));
+    work->few_normals = carve(carver, ew_cuda_few_normals_bytes());
+    work->few_partial_bytes = ew_cuda_few_partial_bytes(backend, program, limits->n_tokens_max);
+    work->few_partial = carve(carver, work->few_partial_bytes);
+    work->few_arrived = carve(carver, ew_cuda_few_arrived_bytes(backend));
     work->attend_partial = carve(carver, ew_cuda_attend_partial_bytes(program, backend->device.n_multiprocessors));
     work->attend_arrived = carve(carver, ew_cuda_attend_arrived_bytes(program));
     ew_cuda_batch_shape(&work->batch, program, limits);
@@ -467,6 +470,8 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     rc = ew_cuda_wgmma_init(backend, err);
     if (rc == 0)
         rc = clear(backend, work->attend_arrived, ew_cuda_attend_arrived_bytes(backend->program), err);
+    if (rc == 0)
+        rc = clear(backend, work->few_arrived, ew_cuda_few_arrived_bytes(backend), err);
     if (rc == 0)
         rc = ew_cuda_few_init(backend, err);
     if (rc)

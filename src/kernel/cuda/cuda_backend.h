@@ -84,7 +84,7 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
-    uint64_t few_packed; // activations of several sequences
+    uint64_t few_normals, few_partial, few_partial_bytes, few_arrived; // of products with several rows
     uint64_t attend_partial, attend_arrived; // of decode attention
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
@@ -181,12 +181,14 @@ void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ct
 int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
                      struct ew_error *err) EW_MUST_CHECK;
 // cuda_few.c
-uint64_t ew_cuda_few_bytes(const struct ew_program *program);
+uint64_t ew_cuda_few_normals_bytes(void);
+uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
+                                   uint32_t n_tokens_max);
+uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend);
 int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK; // once kernels are loaded
-// Whether fused steps may be done for all tokens of this step at once, and that.
-bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused,
-                       const struct ew_batch *batch);
-int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, const struct ew_batch *batch,
+// Whether fused steps may be done for so many rows of activations at once, and that.
+bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
+int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
                 struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_attend.c

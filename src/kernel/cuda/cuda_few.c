@@ -6,33 +6,132 @@
 #include "kernel/cuda/few_job.h"
 
 #define TILE 16       // rows of a matrix
-#define SIZES_COUNT 3 // of kernels, by token tiles: 1, 2, 4
+#define TOKEN_TILE 8
+#define SIZES_COUNT (EW_FEW_TOKENS_MAX / TOKEN_TILE) // of kernels, by token tiles
+#define STATIC_BYTES 1024                            // of a kernel's own shared arrays, and what the driver takes
+#define TILE_BYTES (128 * 128 * sizeof(float))
+#define PARTIAL_BYTES_MAX ((uint64_t)32 << 20)
 
-static const enum ew_cuda_kernel KERNELS[EW_CUDA_LAYOUT_COUNT][SIZES_COUNT] = {
-    [EW_CUDA_F16] = {EW_CUDA_FEW_F16_1, EW_CUDA_FEW_F16_2, EW_CUDA_FEW_F16_4},
-    [EW_CUDA_BF16] = {EW_CUDA_FEW_BF16_1, EW_CUDA_FEW_BF16_2, EW_CUDA_FEW_BF16_4},
-    [EW_CUDA_I8] = {EW_CUDA_FEW_I8_1, EW_CUDA_FEW_I8_2, EW_CUDA_FEW_I8_4},
-    [EW_CUDA_U4] = {EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_4},
-    [EW_CUDA_U4_MIN] = {EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_4},
+static const struct {
+    enum ew_cuda_kernel kernels[SIZES_COUNT];
+    uint32_t columns, planes; // as COLUMNS and PLANES in ptx/few.c
+} CLASSES[EW_CUDA_LAYOUT_COUNT] = {
+    [EW_CUDA_F16] = {{EW_CUDA_FEW_F16_1, EW_CUDA_FEW_F16_2, EW_CUDA_FEW_F16_3, EW_CUDA_FEW_F16_4}, 8, 0},
+    [EW_CUDA_BF16] = {{EW_CUDA_FEW_BF16_1, EW_CUDA_FEW_BF16_2, EW_CUDA_FEW_BF16_3, EW_CUDA_FEW_BF16_4}, 8, 0},
+    [EW_CUDA_I8] = {{EW_CUDA_FEW_I8_1, EW_CUDA_FEW_I8_2, EW_CUDA_FEW_I8_3, EW_CUDA_FEW_I8_4}, 16, 1},
+    [EW_CUDA_U4] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
+    [EW_CUDA_U4_MIN] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
 };
 
-uint64_t ew_cuda_few_bytes(const struct ew_program *program)
+static uint32_t ceil_div(uint32_t n, uint32_t by)
 {
-    uint64_t cols = 0;
+    return (n + by - 1) / by;
+}
+
+uint64_t ew_cuda_few_normals_bytes(void)
+{
+    return EW_FEW_TOKENS_MAX * 2 * sizeof(float);
+}
+
+uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend)
+{
+    return (uint64_t)backend->device.n_multiprocessors * sizeof(uint32_t);
+}
+
+// Two halves of the columns of the two matrices of a gate (what needs more is done by other kernels); or a tile of
+// every multiprocessor (cuda_wgmma.c).
+uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
+                                   uint32_t n_tokens_max)
+{
+    uint64_t rows = 0, n_tokens = EW_MIN(n_tokens_max, EW_FEW_TOKENS_MAX);
+    uint64_t tiles = n_tokens_max > EW_CUDA_GRAPH_TOKENS_MAX ? (uint64_t)backend->device.n_multiprocessors * TILE_BYTES
+                                                             : 0;
 
     for (uint32_t i = 0; i < program->n_weights; i++) {
         if (program->weights[i].is_matrix)
-            cols = EW_MAX(cols, program->weights[i].cols);
+            rows = EW_MAX(rows, program->weights[i].rows);
     }
-    return cols * EW_FEW_TOKENS_MAX * sizeof(uint16_t);
+    rows = EW_MIN(rows * 4 * ((n_tokens + TOKEN_TILE - 1) / TOKEN_TILE * TOKEN_TILE) * sizeof(float),
+                  PARTIAL_BYTES_MAX);
+    return EW_MAX(rows, tiles);
 }
+
+// ---- shares -------------------------------------------------------------------------------------
+
+// How a product is shared out, as find_share in ptx/few.c does it.
+struct sharing {
+    uint32_t n_splits, n_parts, n_groups, threads, shared_bytes;
+    double cost;
+};
+
+// Estimates in clock cycles of a multiprocessor, from measurements on one of compute capability 9.0.
+#define STAGE_CYCLES 100.0     // of a warp's chunk, where eight warps ask for them at the memory's speed
+#define PASS_CYCLES 400.0      // of joining the warps' sums
+#define ACTIVATION_BYTES 40.0  // a cycle, as they are staged
+#define JOIN_CYCLES 3000.0     // of blocks' sums, and
+#define JOIN_BYTES 50.0        // a cycle of these
+
+static void estimate(const struct ew_vector_job *job, uint32_t n_tiles, struct sharing *s)
+{
+    uint32_t per_unit = job->is_glu ? 2 : 1, at_once = EW_FEW_TILES / per_unit, warps = s->threads / 32;
+    uint32_t n_units = ceil_div(job->rows / TILE, s->n_groups);
+    uint32_t n_chunks = ceil_div(job->cols / (CLASSES[job->layout].columns * 4), s->n_splits);
+    uint32_t n_passes = ceil_div(n_units, warps / s->n_parts * at_once);
+    double sum_bytes = (double)n_units * per_unit * TILE * n_tiles * TOKEN_TILE * sizeof(float);
+
+    s->cost = n_passes * (ceil_div(n_chunks, s->n_parts) * STAGE_CYCLES * warps / 8 + PASS_CYCLES) +
+              job->cols * 4.0 / s->n_splits * n_tiles * TOKEN_TILE / ACTIVATION_BYTES;
+    if (s->n_splits > 1)
+        s->cost += JOIN_CYCLES + s->n_splits * sum_bytes / JOIN_BYTES;
+}
+
+static bool fits(const struct ew_cuda_backend *backend, const struct ew_vector_job *job, uint32_t n_tiles,
+                 struct sharing *s)
+{
+    uint32_t chunk = CLASSES[job->layout].columns * 4, warps = s->threads / 32;
+    uint64_t tiles = (uint64_t)job->rows / TILE * (job->is_glu ? 2 : 1);
+
+    s->n_groups = (uint32_t)backend->device.n_multiprocessors / s->n_splits;
+    s->shared_bytes = warps * (EW_FEW_RING_BYTES(CLASSES[job->layout].planes) + EW_FEW_SUM_BYTES(n_tiles)) +
+                      ceil_div(job->cols / chunk, s->n_splits) * chunk * n_tiles * TOKEN_TILE * 2;
+    return s->n_groups && s->n_splits * 4 <= job->cols / chunk &&
+           s->shared_bytes + STATIC_BYTES <= (uint32_t)backend->device.shared_bytes_max &&
+           (s->n_splits == 1 || s->n_splits * tiles * n_tiles * 512 <= backend->work.few_partial_bytes);
+}
+
+static bool find_sharing(const struct ew_cuda_backend *backend, const struct ew_vector_job *job, uint32_t n_tiles,
+                         struct sharing *best)
+{
+    bool found = false;
+
+    for (uint32_t threads = EW_FEW_THREADS; threads >= 128 && !found; threads /= 2) {
+        for (uint32_t n_splits = 1; n_splits <= EW_FEW_SPLITS_MAX; n_splits++) {
+            for (uint32_t n_parts = 1; n_parts <= threads / 32; n_parts *= 2) {
+                struct sharing s = {.n_splits = n_splits, .n_parts = n_parts, .threads = threads};
+
+                if (!fits(backend, job, n_tiles, &s))
+                    continue;
+                estimate(job, n_tiles, &s);
+                if (!found || s.cost < best->cost)
+                    *best = s;
+                found = true;
+            }
+        }
+    }
+    return found;
+}
+
+// ---- steps --------------------------------------------------------------------------------------
 
 int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     int rc = 0;
 
-    for (int i = EW_CUDA_F16; i <= EW_CUDA_U4_MIN && rc == 0; i++)
-        rc = ew_cuda_allow_shared(&backend->device, KERNELS[i][SIZES_COUNT - 1], EW_FEW_SHARED_BYTES(4), err);
+    for (int i = EW_CUDA_F16; i <= EW_CUDA_U4_MIN; i++) {
+        for (int size = 0; size < SIZES_COUNT && rc == 0; size++)
+            rc = ew_cuda_allow_shared(&backend->device, CLASSES[i].kernels[size],
+                                      (uint32_t)backend->device.shared_bytes_max - STATIC_BYTES, err);
+    }
     return rc;
 }
 
@@ -45,42 +144,49 @@ static uint32_t stride_of(const struct ew_cuda_backend *backend, uint64_t addres
     return 0;
 }
 
-bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused,
-                       const struct ew_batch *batch)
+bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows)
 {
     const struct ew_vector_job *job = &fused->job;
+    struct sharing sharing;
 
-    if (!fused->count || !KERNELS[job->layout][0] || job->normed || backend->trace || batch->n_tokens < 2 || batch->n_tokens > EW_FEW_TOKENS_MAX ||
-        batch->n_tokens != batch->n_logits || stride_of(backend, job->x) % 4)
+    if (!fused->count || !CLASSES[job->layout].columns || job->normed || backend->trace || n_rows < 2 ||
+        n_rows > EW_FEW_TOKENS_MAX || stride_of(backend, job->x) % 4)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++) {
         if (job->parts[i].rows % TILE)
             return false;
     }
-    return true;
+    return find_sharing(backend, job, ceil_div(n_rows, TOKEN_TILE), &sharing);
 }
 
-int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, const struct ew_batch *batch,
+int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
                 struct ew_error *err)
 {
-    uint32_t n_tiles = (batch->n_tokens + 7) / 8, size = n_tiles == 1 ? 0 : n_tiles == 2 ? 1 : 2;
-    struct ew_cuda_grid pack = {n_tiles * 8, 1, 1, EW_FEW_THREADS};
-    struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_FEW_THREADS,
-                                EW_FEW_SHARED_BYTES(1u << size)};
+    uint32_t n_tiles = ceil_div(n_rows, TOKEN_TILE);
+    struct ew_cuda_grid norm = {n_rows, 1, 1, EW_FEW_THREADS}, grid;
+    struct sharing sharing = {0};
     struct ew_few_job job = {
         .v = fused->job,
-        .packed = backend->work.few_packed,
+        .normals = backend->work.few_normals,
+        .partial = backend->work.few_partial,
+        .arrived = backend->work.few_arrived,
         .x_stride = stride_of(backend, fused->job.x),
         .residual_stride = stride_of(backend, fused->job.residual),
-        .n_tokens = batch->n_tokens,
-        .n_tiles = n_tiles,
+        .n_tokens = n_rows,
     };
-    int rc;
+    bool found = find_sharing(backend, &fused->job, n_tiles, &sharing);
+    int rc = 0;
 
+    EW_ASSERT(found); // ew_cuda_few_takes saw to it
+    job.n_splits = sharing.n_splits;
+    job.n_parts = sharing.n_parts;
+    grid = (struct ew_cuda_grid){sharing.n_groups * sharing.n_splits, 1, 1, sharing.threads, sharing.shared_bytes};
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++)
         job.out_strides[i] = stride_of(backend, fused->job.parts[i].out);
     backend->work.narrow.of = 0;
-    rc = ew_cuda_launch(&backend->device, EW_CUDA_FEW_PACK, pack, (void *[]){&job}, err);
+    if (fused->job.norm != EW_VECTOR_PLAIN)
+        rc = ew_cuda_launch(&backend->device, EW_CUDA_FEW_NORM, norm, (void *[]){&job}, err);
     return rc ? rc
-              : ew_cuda_launch(&backend->device, KERNELS[fused->job.layout][size], grid, (void *[]){&job}, err);
+              : ew_cuda_launch(&backend->device, CLASSES[fused->job.layout].kernels[n_tiles - 1], grid,
+                               (void *[]){&job}, err);
 }

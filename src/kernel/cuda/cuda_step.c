@@ -467,7 +467,6 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
 
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
-    bool one_row = batch->n_tokens == 1 && batch->n_logits == 1 && !backend->trace; // traces want every op
     bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX && !backend->trace;
     int rc = 0;
 
@@ -475,16 +474,18 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
     for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
         struct ew_cuda_fused *fused = &backend->fused[i];
         struct ew_cuda_attend *attend = &backend->attends[i];
+        // Traces want every op.
+        uint32_t n_rows = fused->count && !backend->trace ? n_rows_of(backend, batch, fused->x) : 0;
 
         if (batch->n_tokens == 1 && !backend->trace && backend->chosen && backend->chosen[i].count) {
             n = backend->chosen[i].count;
             rc = ew_cuda_chosen_launch(backend, &backend->chosen[i], err);
-        } else if (one_row && fused->count) {
+        } else if (n_rows == 1) {
             n = fused->count;
             rc = launch_fused(backend, fused, err);
-        } else if (ew_cuda_few_takes(backend, fused, batch)) {
+        } else if (ew_cuda_few_takes(backend, fused, n_rows)) {
             n = fused->count;
-            rc = ew_cuda_few(backend, fused, batch, err);
+            rc = ew_cuda_few(backend, fused, n_rows, err);
         } else if (alone && attend->count) {
             n = attend->count;
             rc = ew_cuda_attend(backend, attend, batch->n_tokens, err);

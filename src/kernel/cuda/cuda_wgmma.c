@@ -10,6 +10,9 @@
 #define STEP 64                  // columns that a product takes at a time
 #define BOX_ROWS 128             // of one copy
 #define SHARED_BYTES (4 * (128 + 256) * STEP * 2 + 1024) // four stages of the large tile, or six
+#define SPLITS_MAX 8
+#define SPLIT_STEPS_MIN 8          // of a part of the columns, so that its pipeline fills
+#define JOIN_THREADS 256
 #define SMALL_COST 1.15          // of the small tile's products against the large one's, measured
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
@@ -122,6 +125,34 @@ static bool wants_large(uint32_t n_multiprocessors, uint32_t token_tiles, uint32
     return large * 2 <= small * SMALL_COST;
 }
 
+// Into how many parts a tile's columns go, so that few tiles fill the GPU, too.
+static uint32_t splits_of(const struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t n_tiles,
+                          uint32_t rows)
+{
+    uint32_t n = (uint32_t)backend->device.n_multiprocessors / n_tiles;
+    uint64_t bytes = (uint64_t)p->n_rows * rows * sizeof(float);
+
+    if (rows % 4 || p->out_stride % 4 || p->residual_stride % 4)
+        return 1;
+    n = EW_MIN(EW_MIN(n, SPLITS_MAX), p->matrix->cols / STEP / SPLIT_STEPS_MIN);
+    return EW_MAX(EW_MIN(n, (uint32_t)(backend->work.few_partial_bytes / bytes)), 1u);
+}
+
+static int join(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t first, uint32_t rows,
+                uint32_t n_splits, struct ew_error *err)
+{
+    uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
+    uint64_t residual = p->residual ? p->residual + first * sizeof(float) : 0, partial = backend->work.few_partial;
+    uint32_t out_stride = p->out_stride, n_rows = p->n_rows, residual_stride = p->residual_stride;
+    float y_scale = p->y_scale, residual_scale = p->residual_scale;
+
+    return ew_cuda_launch(&backend->device, EW_CUDA_JOIN_SUMS,
+                          (struct ew_cuda_grid){ceil_div(rows, JOIN_THREADS * 4), n_rows, 1, JOIN_THREADS, 0},
+                          ARGUMENTS(&out, &out_stride, &partial, &n_splits, &rows, &n_rows, &bias, &residual,
+                                    &residual_stride, &y_scale, &residual_scale),
+                          err);
+}
+
 int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t first,
                            uint32_t rows, struct ew_error *err)
 {
@@ -129,19 +160,27 @@ int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda
                                                       {EW_CUDA_WGMMA_BF16_128, EW_CUDA_WGMMA_BF16_256}};
     uint32_t n_multiprocessors = (uint32_t)backend->device.n_multiprocessors, token_tiles = ceil_div(p->n_rows, TOKENS);
     bool large = wants_large(n_multiprocessors, token_tiles, rows), is_bf16 = p->matrix->layout == EW_CUDA_BF16;
-    uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128);
+    uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128), n_splits = splits_of(backend, p, n_tiles, rows);
     uint64_t x_map = x_map_of(backend, p->matrix), w_map = w_map_of(backend, p->matrix);
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
     uint64_t residual = p->residual ? p->residual + first * sizeof(float) : 0;
     uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
     uint32_t residual_stride = p->residual_stride;
     float y_scale = p->y_scale, residual_scale = p->residual_scale;
+    int rc;
 
-    return ew_cuda_launch(&backend->device, kernels[is_bf16][large],
-                          (struct ew_cuda_grid){EW_MIN(n_tiles, n_multiprocessors), 1, 1, THREADS, SHARED_BYTES},
-                          ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows, &residual,
-                                    &residual_stride, &y_scale, &residual_scale),
-                          err);
+    if (n_splits > 1) {
+        out = backend->work.few_partial;
+        out_stride = rows;
+        bias = residual = 0;
+    }
+    rc = ew_cuda_launch(&backend->device, kernels[is_bf16][large],
+                        (struct ew_cuda_grid){EW_MIN(n_tiles * n_splits, n_multiprocessors), 1, 1, THREADS,
+                                              SHARED_BYTES},
+                        ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows, &residual,
+                                  &residual_stride, &y_scale, &residual_scale, &n_splits),
+                        err);
+    return rc || n_splits == 1 ? rc : join(backend, p, first, rows, n_splits, err);
 }
 
 // `rows` rows of both from `first` on, where those of `up` are rows up_row on of its map.

@@ -4,16 +4,26 @@
 
 #include "kernel/cuda/vector_job.h"
 
-#define EW_FEW_THREADS 256
+#define EW_FEW_THREADS 256 // at most: a warp more takes as much more shared memory
 #define EW_FEW_TOKENS_MAX 32
-#define EW_FEW_TILES 4 // of 16 matrix rows, that a block has under way at once
+#define EW_FEW_SPLITS_MAX 8
+#define EW_FEW_TILES 2     // of 16 matrix rows, that a warp takes at once
+#define EW_FEW_STAGES 4    // of a warp's ring, of which three are under way
+#define EW_FEW_CODE_BYTES (EW_FEW_TILES * 16 * 64)  // of a stage: 64 of each row
+#define EW_FEW_SCALE_BYTES (EW_FEW_TILES * 16 * 16) // of 256 columns of each row
 
-// Of sums that the warps have in shared memory for up to n_tiles times eight tokens.
-#define EW_FEW_SHARED_BYTES(n_tiles) (EW_FEW_THREADS / 32 * EW_FEW_TILES * 16 * ((n_tiles) * 8 + 1) * 4)
+// Of a warp's ring, and of its sums of `n` tiles of eight tokens.
+#define EW_FEW_RING_BYTES(planes) (EW_FEW_STAGES * (EW_FEW_CODE_BYTES + (planes) * EW_FEW_SCALE_BYTES))
+#define EW_FEW_SUM_BYTES(n) (EW_FEW_TILES * (n) * 512)
 
 struct ew_few_job {
     struct ew_vector_job v;
-    uint64_t packed; // activations in 16 bits, in the order in which the tensor cores take them
-    uint32_t x_stride, residual_stride, n_tokens, n_tiles; // tiles of eight tokens
+    uint64_t normals; // f32 [n_tokens][2]: mean and factor of the norm
+    uint64_t partial; // f32 [split][tile][token tile][lane][4]
+    uint64_t arrived; // u32 [group], zeros before and after
+    uint32_t x_stride, residual_stride, n_tokens;
+    // Blocks are groups of n_splits: a group has some of the rows, each of its blocks some of the columns; within a
+    // block, its warps have n_parts of these and, where that leaves several, other rows.
+    uint32_t n_splits, n_parts;
     uint32_t out_strides[EW_VECTOR_PARTS_MAX];
 };

@@ -162,3 +162,32 @@ DEFINE(expand_u4_min, LAYOUT_U4_MIN)
     }
 
 DEFINE_ANY(expand_f8, LAYOUT_F8)
+
+#define JOINED_AT_ONCE 4
+
+// Four rows a thread of one token's results of a matrix whose columns were shared out (wgmma.c): their sum, with bias
+// and residual. rows is a multiple of 4.
+KERNEL join_sums(float *out, u32 out_stride, const float *partial, u32 n_splits, u32 rows, u32 n_tokens,
+                 const float *bias, const float *residual, u32 residual_stride, float y_scale, float residual_scale)
+{
+    u32 row = (BLOCK_X * N_THREADS + THREAD) * 4;
+    const float *from = partial + (u64)BLOCK_Y * rows + row;
+    f32x4 sum;
+
+    if (row >= rows)
+        return;
+    sum = four_of(bias, row, 0);
+    for (u32 s = 0; s < n_splits; s += JOINED_AT_ONCE) {
+        f32x4 part[JOINED_AT_ONCE];
+
+        UNROLL
+        for (u32 i = 0; i < JOINED_AT_ONCE; i++)
+            part[i] = *(const f32x4 *)(from + (u64)min_u32(s + i, n_splits - 1) * n_tokens * rows);
+        UNROLL
+        for (u32 i = 0; i < JOINED_AT_ONCE; i++)
+            sum += s + i < n_splits ? part[i] : (f32x4){0, 0, 0, 0};
+    }
+    if (residual)
+        sum = y_scale * sum + residual_scale * *(const f32x4 *)(residual + (u64)BLOCK_Y * residual_stride + row);
+    *(f32x4 *)(out + (u64)BLOCK_Y * out_stride + row) = sum;
+}

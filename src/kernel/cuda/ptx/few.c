@@ -1,308 +1,553 @@
-// Products with 2 to 32 rows of activations, the decode of several sequences. As in vector.c weights are read once, and
-// by every block its own run of rows; here the tensor cores multiply them: rows of the matrix are the rows of their
-// tiles, eight tokens the columns. A lane takes 16 bytes of two matrix rows at a time and decodes them where they are:
-// which of the columns of a tile they are does not matter as long as activations have the same order. `few_pack` brings
-// them into it, after the norm that stands before the product.
+// Products with 2 to 32 rows of activations, the decode of several sequences. As in vector.c weights are read once and
+// each warp keeps several pieces of them under way to its own ring in shared memory; here the tensor cores multiply
+// them: rows of the matrix are the rows of their tiles, eight tokens the columns. A lane takes 16 bytes of a matrix row
+// at a time and decodes them where they are: which of the columns of a tile they are does not matter as long as the
+// activations have the same order.
 //
-// The warps of a block take parts of the columns; their sums meet in shared memory.
+// A block has some rows and, where all the columns' activations are too many for its shared memory, a part of the
+// columns. Activations are normalised, narrowed and brought into the order of the products while the first weights are
+// on their way. Blocks that share rows leave their sums in memory; the last of them to arrive joins them, always in the
+// same order.
+//
+// What a new layout needs: a class of its own, whose COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for 256
+// columns of a row), its four columns at a time in `decode`, and, if these are not in order, `narrow`.
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/normal.h"
 
-#define WARPS (EW_FEW_THREADS / 32)
 #define TILES EW_FEW_TILES
+#define STAGES EW_FEW_STAGES
 #define TOKEN_TILES_MAX (EW_FEW_TOKENS_MAX / 8)
+#define AT_ONCE 4 // reads of activations, and of partial sums, that wait for each other's latency only once
 
-// Tiles that registers have room for.
-#define TILES_OF(class, N) \
-    ((class) <= LAYOUT_BF16 || (N) == 1 || ((class) == LAYOUT_I8 && (N) == 2) ? TILES : TILES / 2)
+// Columns of a row in 16 bytes, by layout. A chunk is four times as many, a span the columns whose scales come at once.
+#define COLUMNS(class) ((class) <= LAYOUT_BF16 ? 8u : (class) == LAYOUT_I8 ? 16u : 32u)
+#define PER_LANE(class) (COLUMNS(class) / 8)
+#define CHUNKS_OF_SPAN(class) (64 / COLUMNS(class))
+// Planes of scales and minima.
+#define PLANES(class) ((class) <= LAYOUT_BF16 ? 0 : (class) == LAYOUT_I8 ? 1 : 2)
 
-// Columns of a row in 16 bytes, by layout; a chunk is those of four lanes.
-#define COLUMNS(layout) ((layout) <= LAYOUT_BF16 ? 8u : (layout) == LAYOUT_I8 ? 16u : 32u)
+static SHARED f32x2 g_normals[EW_FEW_TOKENS_MAX];
+static SHARED u32 g_last;
 
-// ---- activations --------------------------------------------------------------------------------
-
-INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
-
-// Four columns in 16 bits; those of 4-bit layouts change places as their codes do.
-INLINE u32x2 narrow(u32 layout, f32x4 x)
+// One token a block.
+KERNEL few_norm(struct ew_few_job job)
 {
-    if (layout == LAYOUT_BF16)
-        return (u32x2){bf16x2_of(x.x, x.y), bf16x2_of(x.z, x.w)};
-    x = (f32x4){clamp_f16(x.x), clamp_f16(x.y), clamp_f16(x.z), clamp_f16(x.w)};
-    if (layout >= LAYOUT_U4)
-        return (u32x2){f16x2_of(x.x, x.z), f16x2_of(x.y, x.w)};
-    return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
-}
-
-// A block a token; those past the last one leave zeros.
-KERNEL few_pack(struct ew_few_job job)
-{
-    u32 token = BLOCK_X, layout = job.v.layout, columns = COLUMNS(layout), per_lane = columns / 8;
-    const f32x4 *x = (const f32x4 *)((const float *)job.v.x + (u64)token * job.x_stride);
-    u32x4 *to = (u32x4 *)job.packed;
-    struct normal n = {0, 1};
+    const f32x4 *x = (const f32x4 *)((const float *)job.v.x + (u64)BLOCK_X * job.x_stride);
+    struct normal n;
 
     kernel_begin();
-    if (token < job.n_tokens)
-        n = find_normal(EW_FEW_THREADS, &job.v, x);
-    for (u32 i = THREAD; i < job.v.cols / 8; i += EW_FEW_THREADS) {
-        u32 chunk = i / (4 * per_lane), lane = token % 8 * 4 + i / per_lane % 4, j = i % per_lane;
-        u32x2 low = {0, 0}, high = {0, 0};
-
-        if (token < job.n_tokens) {
-            low = narrow(layout, normal_at(&job.v, x, &n, 2 * i));
-            high = narrow(layout, normal_at(&job.v, x, &n, 2 * i + 1));
-        }
-        to[((u64)(chunk * job.n_tiles + token / 8) * per_lane + j) * 32 + lane] =
-            (u32x4){low.x, low.y, high.x, high.y};
-    }
+    n = find_normal(EW_FEW_THREADS, &job.v, x);
+    if (THREAD == 0)
+        ((f32x2 *)job.normals)[BLOCK_X] = (f32x2){n.mean, n.factor};
 }
 
-// ---- weights ------------------------------------------------------------------------------------
+// ---- shares -------------------------------------------------------------------------------------
 
-// Where a lane's columns of its two rows of a tile begin; the second row is 8 further.
-struct rows {
+// Units are 16 output rows: a tile, or with a gate two of them.
+struct share {
+    u32 group, split;
+    u32 unit, n_units;            // of the block
+    u32 chunk, n_chunks;          // of the block
+    u32 warp_chunk, n_warp_chunks; // of this warp, within a row
+    u32 warps, row_warps, row_warp; // row_warps: of the block's warps, how many have other rows
+    u32 units_of_warp;            // at once
+    SHARED u8 *ring;              // of this warp
+    SHARED u32x4 *x;              // activations: [chunk][token tile][piece of a lane][lane]
+    SHARED f32x4 *sums;           // [warp][tile][token tile][lane]
+};
+
+INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
+{
+    u32 n_units = job->v.rows / 16, n_chunks = job->v.cols / (COLUMNS(class) * 4), part, warp = THREAD / 32;
+    u32 groups = N_BLOCKS_X / job->n_splits, ring_bytes = EW_FEW_RING_BYTES(PLANES(class));
+    struct share s;
+
+    s.group = BLOCK_X / job->n_splits;
+    s.split = BLOCK_X % job->n_splits;
+    s.unit = n_units * s.group / groups;
+    s.n_units = n_units * (s.group + 1) / groups - s.unit;
+    s.chunk = n_chunks * s.split / job->n_splits;
+    s.n_chunks = n_chunks * (s.split + 1) / job->n_splits - s.chunk;
+    s.warps = N_THREADS / 32;
+    s.row_warps = s.warps / job->n_parts;
+    s.row_warp = warp % s.row_warps;
+    part = warp / s.row_warps;
+    s.warp_chunk = s.chunk + s.n_chunks * part / job->n_parts;
+    s.n_warp_chunks = s.chunk + s.n_chunks * (part + 1) / job->n_parts - s.warp_chunk;
+    s.units_of_warp = job->v.is_glu ? 1 : TILES;
+    s.ring = g_dynamic + warp * ring_bytes;
+    s.sums = (SHARED f32x4 *)(g_dynamic + s.warps * ring_bytes);
+    s.x = (SHARED u32x4 *)(s.sums + s.warps * EW_FEW_SUM_BYTES(N) / 16);
+    return s;
+}
+
+// Where the first row of a tile of 16 lies.
+struct tile {
     u64 codes, scales, mins;
 };
 
-// What is under way of a chunk.
-struct stage {
-    u32x4 codes[TILES][2];
-    u32 scales[TILES][2], mins[TILES][2]; // twice in a register
-};
-
-INLINE struct rows find_rows(const struct ew_vector_job *v, u32 unit, u32 part)
+INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit, u32 is_up)
 {
-    u32 layout = v->layout, begin = 0, lane = THREAD % 32;
+    u32 begin = 0;
     u64 row = (u64)unit * 16, codes = v->parts[0].codes, scales = v->parts[0].scales, mins = v->parts[0].mins;
 
     UNROLL
     for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
         begin += (u32)v->parts[i - 1].rows;
-        if (v->is_glu ? i == 1 && part == 1 : v->parts[i].rows && unit * 16 >= begin) {
+        if (v->is_glu ? i == 1 && is_up : v->parts[i].rows && unit * 16 >= begin) {
             row = v->is_glu ? row : unit * 16 - begin;
             codes = v->parts[i].codes;
             scales = v->parts[i].scales;
             mins = v->parts[i].mins;
         }
     }
-    row += lane / 4;
-    return (struct rows){codes + row * (v->cols * 16 / COLUMNS(layout)) + lane % 4 * 16,
-                         scales + row * (v->cols / 32) * 2, mins + row * (v->cols / 32) * 2};
+    return (struct tile){codes + row * (v->cols * 16 / COLUMNS(class)), scales + row * (v->cols / 32) * 2,
+                         mins + row * (v->cols / 32) * 2};
 }
 
-INLINE u32 twice(const u64 at) { return (u32) * (const u16 *)at * 0x10001u; }
+// ---- weights on their way ------------------------------------------------------------------------
 
-INLINE void ask(u32 class, u32 T, const struct ew_vector_job *v, const struct rows *rows, u32 n, u32 chunk,
-                struct stage *s)
+// The next chunk to ask for.
+struct reader {
+    u64 codes[TILES], scales, mins; // of the rows that this lane copies
+    u32 there;                      // a bit for each tile
+    u32 unit, chunk, left;          // left: chunks of all its units
+    u32 stage, span;                // places in the ring
+};
+
+INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
-    u64 row_bytes = (u64)v->cols * 16 / COLUMNS(class);
-    u32 group = class == LAYOUT_I8 ? chunk * 2 + THREAD % 4 / 2 : chunk * 4 + THREAD % 4;
+    u32 lane = THREAD % 32, is_glu = job->v.is_glu, row_bytes = job->v.cols * 16 / COLUMNS(class);
 
+    r->there = 0;
     UNROLL
-    for (u32 i = 0; i < T * 2; i++) {
-        u32 tile = i / 2, lower = i % 2 * 8;
+    for (u32 i = 0; i < TILES; i++) {
+        u32 unit = is_glu ? r->unit : r->unit + i, there = unit < s->unit + s->n_units;
+        struct tile tile = find_tile(&job->v, class, there ? unit : r->unit, i);
 
-        if (tile >= n)
-            continue;
-        s->codes[tile][i % 2] = load_once((const void *)(rows[tile].codes + chunk * 64 + lower * row_bytes));
-        if (class >= LAYOUT_I8)
-            s->scales[tile][i % 2] = twice(rows[tile].scales + (group + lower * (v->cols / 32)) * 2);
-        if (class >= LAYOUT_U4)
-            s->mins[tile][i % 2] = v->layout == LAYOUT_U4_MIN
-                                       ? twice(rows[tile].mins + (group + lower * (v->cols / 32)) * 2) ^ 0x80008000
-                                       : 0;
+        r->there |= there << i;
+        r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16;
+        if (lane / 16 == i) {
+            r->scales = tile.scales + lane % 16 * (job->v.cols / 32) * 2;
+            r->mins = tile.mins + lane % 16 * (job->v.cols / 32) * 2;
+        }
     }
 }
 
+INLINE u32 next_place(u32 at) { return at + 1 == STAGES ? 0 : at + 1; }
+
+INLINE SHARED u8 *stage_at(const struct share *s, u32 stage) { return s->ring + stage * EW_FEW_CODE_BYTES; }
+
+INLINE SHARED u8 *scales_at(u32 class, const struct share *s, u32 span)
+{
+    return s->ring + STAGES * EW_FEW_CODE_BYTES + span * PLANES(class) * EW_FEW_SCALE_BYTES;
+}
+
+// Whether a warp's chunk needs other scales than the one before it.
+INLINE u32 begins_span(u32 class, const struct share *s, u32 chunk)
+{
+    return chunk == s->warp_chunk || chunk % CHUNKS_OF_SPAN(class) == 0;
+}
+
+// Asks for a chunk, a group of copies of its own whether or not there is one left.
+INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
+{
+    u32 lane = THREAD % 32, eight_rows = job->v.cols * 16 / COLUMNS(class) * 8;
+
+    if (r->left) {
+        SHARED u8 *to = stage_at(s, r->stage) + lane * 16;
+
+        UNROLL
+        for (u32 i = 0; i < TILES * 2; i++)
+            copy_async(to + i * 512, (const u8 *)r->codes[i / 2] + i % 2 * eight_rows + r->chunk * 64,
+                       r->there >> i / 2 & 1);
+        if (PLANES(class) && begins_span(class, s, r->chunk)) {
+            u32 at = r->chunk / CHUNKS_OF_SPAN(class) * 16, there = r->there >> lane / 16 & 1;
+
+            r->span = next_place(r->span);
+            copy_async(scales_at(class, s, r->span) + lane * 16, (const u8 *)r->scales + at, there);
+            if (PLANES(class) > 1 && job->v.layout == LAYOUT_U4_MIN)
+                copy_async(scales_at(class, s, r->span) + EW_FEW_SCALE_BYTES + lane * 16, (const u8 *)r->mins + at,
+                           there);
+        }
+        r->left--;
+        if (++r->chunk == s->warp_chunk + s->n_warp_chunks) {
+            r->chunk = s->warp_chunk;
+            r->unit += s->row_warps * s->units_of_warp;
+            if (r->left)
+                open_tiles(class, job, s, r);
+        }
+    }
+    r->stage = next_place(r->stage);
+    copy_commit();
+}
+
+INLINE struct reader begin_reading(u32 class, const struct ew_few_job *job, const struct share *s)
+{
+    u32 step = s->row_warps * s->units_of_warp, skipped = s->row_warp * s->units_of_warp;
+    struct reader r = {.unit = s->unit + skipped, .chunk = s->warp_chunk};
+
+    if (skipped < s->n_units)
+        r.left = (s->n_units - skipped + step - 1) / step * s->n_warp_chunks;
+    if (r.left)
+        open_tiles(class, job, s, &r);
+    ROLL
+    for (u32 i = 0; i < STAGES - 1; i++)
+        ask(class, job, s, &r);
+    return r;
+}
+
+// ---- activations --------------------------------------------------------------------------------
+
+INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
+
+// Four columns in 16 bits; those of 4-bit layouts change places as their codes do.
+INLINE u32x2 narrow(u32 class, f32x4 x)
+{
+    if (class == LAYOUT_BF16)
+        return (u32x2){bf16x2_of(x.x, x.y), bf16x2_of(x.z, x.w)};
+    x = (f32x4){clamp_f16(x.x), clamp_f16(x.y), clamp_f16(x.z), clamp_f16(x.w)};
+    if (class >= LAYOUT_U4)
+        return (u32x2){f16x2_of(x.x, x.z), f16x2_of(x.y, x.w)};
+    return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
+}
+
+// Eight columns of a token, which a lane has in a piece.
+struct eight {
+    u32 token, column;
+    f32x4 v[2];
+};
+
+INLINE void load_eight(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32 item, struct eight *e)
+{
+    u32 lane = THREAD % 32, piece = item % PER_LANE(class), tile = item / PER_LANE(class);
+
+    e->token = min_u32(tile % N * 8 + lane / 4, job->n_tokens - 1);
+    e->column = ((s->chunk + tile / N) * 4 + lane % 4) * COLUMNS(class) + piece * 8;
+    UNROLL
+    for (u32 i = 0; i < 2; i++)
+        e->v[i] = *(const f32x4 *)((const float *)job->v.x + (u64)e->token * job->x_stride + e->column + i * 4);
+}
+
+INLINE void normalise_eight(const struct ew_vector_job *v, struct eight *e)
+{
+    f32x2 normal = g_normals[e->token];
+
+    UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        e->v[i] = (e->v[i] - normal.x) * normal.y;
+        if (v->norm_weight)
+            e->v[i] *= *(const f32x4 *)((const float *)v->norm_weight + e->column + i * 4) + v->norm_offset;
+        if (v->norm_bias)
+            e->v[i] += *(const f32x4 *)((const float *)v->norm_bias + e->column + i * 4);
+    }
+}
+
+// Columns of tokens past the last one repeat it: nobody stores their results.
+INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const struct share *s)
+{
+    u32 n_items = s->n_chunks * N * PER_LANE(class);
+
+    if (job->v.norm != EW_VECTOR_PLAIN) {
+        if ((u32)THREAD < job->n_tokens)
+            g_normals[THREAD] = ((const f32x2 *)job->normals)[THREAD];
+        block_sync();
+    }
+    ROLL
+    for (u32 first = THREAD / 32; first < n_items; first += s->warps * AT_ONCE) {
+        struct eight e[AT_ONCE];
+
+        UNROLL
+        for (u32 i = 0; i < AT_ONCE; i++)
+            load_eight(class, N, job, s, min_u32(first + i * s->warps, n_items - 1), &e[i]);
+        UNROLL
+        for (u32 i = 0; i < AT_ONCE && job->v.norm != EW_VECTOR_PLAIN; i++)
+            normalise_eight(&job->v, &e[i]);
+        UNROLL
+        for (u32 i = 0; i < AT_ONCE; i++) {
+            u32x2 low = narrow(class, e[i].v[0]), high = narrow(class, e[i].v[1]);
+
+            if (first + i * s->warps < n_items)
+                s->x[(first + i * s->warps) * 32 + THREAD % 32] = (u32x4){low.x, low.y, high.x, high.y};
+        }
+    }
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+// What a lane has of a chunk: rows lane / 4 and 8 more of each tile.
+struct piece {
+    u32x4 codes;
+    u32 scale, min; // twice in a register
+};
+
+INLINE u32 twice(u16 v) { return v * 0x10001u; }
+
+INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED const u8 *stage,
+                               SHARED const u8 *scales, u32 chunk, u32 i)
+{
+    u32 lane = THREAD % 32, row = i * 8 + lane / 4;
+    u32 group = chunk % CHUNKS_OF_SPAN(class) * (COLUMNS(class) / 8) + lane % 4 * COLUMNS(class) / 32;
+    struct piece p = {.codes = *(SHARED const u32x4 *)(stage + i * 512 + lane * 16)};
+
+    if (PLANES(class))
+        p.scale = twice(((SHARED const u16 *)scales)[row * 8 + group]);
+    if (PLANES(class) > 1 && job->v.layout == LAYOUT_U4_MIN)
+        p.min = twice(((SHARED const u16 *)(scales + EW_FEW_SCALE_BYTES))[row * 8 + group]) ^ 0x80008000;
+    return p;
+}
+
 // Columns 4 i to 4 i + 3 of a lane, in 16 bits.
-INLINE u32x2 decode(u32 class, u32 layout, u32x4 codes, u32 scale, u32 min, u32 i)
+INLINE u32x2 decode(u32 class, u32 layout, const struct piece *p, u32 i)
 {
     u32 word, offset;
 
     if (class <= LAYOUT_BF16)
-        return (u32x2){codes[2 * i], codes[2 * i + 1]};
+        return (u32x2){p->codes[2 * i], p->codes[2 * i + 1]};
     if (class == LAYOUT_I8) { // 1024 + code + 128, less 1152
-        word = codes[i] ^ 0x80808080;
-        return (u32x2){mul_f16x2(add_f16x2(low_bytes(word), 0xE480E480), scale),
-                       mul_f16x2(add_f16x2(high_bytes(word), 0xE480E480), scale)};
+        word = p->codes[i] ^ 0x80808080;
+        return (u32x2){mul_f16x2(add_f16x2(low_bytes(word), 0xE480E480), p->scale),
+                       mul_f16x2(add_f16x2(high_bytes(word), 0xE480E480), p->scale)};
     }
-    word = codes[i % 4] >> i / 4 * 4;
+    word = p->codes[i % 4] >> i / 4 * 4;
     offset = layout == LAYOUT_U4 ? 0xE408E408 : 0xE400E400; // -1032, -1024
-    return (u32x2){fma_f16x2(add_f16x2((word & 0x000F000F) | 0x64006400, offset), scale, min),
-                   fma_f16x2(add_f16x2((word >> 8 & 0x000F000F) | 0x64006400, offset), scale, min)};
+    return (u32x2){fma_f16x2(add_f16x2((word & 0x000F000F) | 0x64006400, offset), p->scale, p->min),
+                   fma_f16x2(add_f16x2((word >> 8 & 0x000F000F) | 0x64006400, offset), p->scale, p->min)};
 }
 
-INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, u32 n, u32 chunk, const struct stage *s,
+// b: eight columns of a lane, of each token tile.
+INLINE void multiply_piece(u32 class, u32 N, u32 layout, const struct piece *pieces, u32 j, const u32x4 *b,
                            float (*acc)[TOKEN_TILES_MAX][4])
 {
-    const u32x4 *packed = (const u32x4 *)job->packed + (u64)chunk * job->n_tiles * (COLUMNS(class) / 8) * 32 +
-                          THREAD % 32;
+    UNROLL
+    for (u32 i = 0; i < 2 * TILES; i++) {
+        u32 tile = i / 2, k = i % 2;
+        u32x2 upper = decode(class, layout, &pieces[2 * tile], 2 * j + k);
+        u32x2 lower = decode(class, layout, &pieces[2 * tile + 1], 2 * j + k);
+        u32 a[4] = {upper.x, lower.x, upper.y, lower.y};
+
+        UNROLL
+        for (u32 t = 0; t < N; t++) {
+            if (class == LAYOUT_BF16)
+                mma_bf16(acc[tile][t], a, b[t][2 * k], b[t][2 * k + 1]);
+            else
+                mma_f16(acc[tile][t], a, b[t][2 * k], b[t][2 * k + 1]);
+        }
+    }
+}
+
+INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32 chunk, u32 stage,
+                           u32 span, float (*acc)[TOKEN_TILES_MAX][4])
+{
+    SHARED const u32x4 *x = s->x + (chunk - s->chunk) * N * PER_LANE(class) * 32 + THREAD % 32;
+    struct piece pieces[TILES * 2];
 
     UNROLL
-    for (u32 j = 0; j < COLUMNS(class) / 8; j++) {
+    for (u32 i = 0; i < TILES * 2; i++)
+        pieces[i] = take_piece(class, job, stage_at(s, stage), scales_at(class, s, span), chunk, i);
+    UNROLL
+    for (u32 j = 0; j < PER_LANE(class); j++) {
         u32x4 b[TOKEN_TILES_MAX];
 
         UNROLL
         for (u32 t = 0; t < N; t++)
-            b[t] = packed[(min_u32(t, job->n_tiles - 1) * (COLUMNS(class) / 8) + j) * 32];
-        UNROLL
-        for (u32 i = 0; i < 2 * TILES_OF(class, N); i++) {
-            u32 tile = i / 2, k = i % 2;
-            u32x2 upper, lower;
-            u32 a[4];
-
-            if (tile >= n)
-                continue;
-            upper = decode(class, job->v.layout, s->codes[tile][0], s->scales[tile][0], s->mins[tile][0], 2 * j + k);
-            lower = decode(class, job->v.layout, s->codes[tile][1], s->scales[tile][1], s->mins[tile][1], 2 * j + k);
-            a[0] = upper.x;
-            a[1] = lower.x;
-            a[2] = upper.y;
-            a[3] = lower.y;
-            UNROLL
-            for (u32 t = 0; t < N; t++) {
-                if (class == LAYOUT_BF16)
-                    mma_bf16(acc[tile][t], a, b[t][2 * k], b[t][2 * k + 1]);
-                else
-                    mma_f16(acc[tile][t], a, b[t][2 * k], b[t][2 * k + 1]);
-            }
-        }
+            b[t] = x[(t * PER_LANE(class) + j) * 32];
+        multiply_piece(class, N, job->v.layout, pieces, j, b, acc);
     }
 }
 
 // ---- results ------------------------------------------------------------------------------------
 
-INLINE SHARED float *shared_sum(u32 N, u32 warp, u32 row, u32 token)
+INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
+
+INLINE void finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 stride, u32 row, u32 token,
+                       float value, float up)
 {
-    return (SHARED float *)g_dynamic + (warp * TILES * 16 + row) * (N * 8 + 1) + token;
+    const struct ew_vector_job *v = &job->v;
+
+    value = with_bias(part->bias, row, value);
+    if (v->is_glu)
+        value = glu_one(value, with_bias(v->parts[1].bias, row, up), v->act, v->limit, v->alpha);
+    else if (v->residual)
+        value = v->y_scale * value +
+                v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
+    ((float *)part->out)[(u64)token * stride + row] = value;
 }
 
-INLINE void leave(u32 T, u32 N, u32 n, float (*acc)[TOKEN_TILES_MAX][4])
+// A lane's sums of eight tokens and the rows of a unit: rows lane / 4 and 8 more, tokens 2 (lane % 4) and the next.
+INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f32x4 up)
 {
-    u32 lane = THREAD % 32;
+    u32 lane = THREAD % 32, begin = 0, row = unit * 16, stride = job->out_strides[0];
+    struct ew_vector_part part = {.out = job->v.parts[0].out, .bias = job->v.parts[0].bias};
 
     UNROLL
-    for (u32 i = 0; i < T * N * 4; i++) {
-        u32 tile = i / 4 / N, t = i / 4 % N, e = i % 4;
+    for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
+        begin += (u32)job->v.parts[i - 1].rows;
+        if (!job->v.is_glu && job->v.parts[i].rows && unit * 16 >= begin) {
+            row = unit * 16 - begin;
+            part.out = job->v.parts[i].out;
+            part.bias = job->v.parts[i].bias;
+            stride = job->out_strides[i];
+        }
+    }
+    ROLL
+    for (u32 e = 0; e < 4; e++) {
+        u32 token = t * 8 + lane % 4 * 2 + e % 2;
 
-        if (tile < n)
-            *shared_sum(N, THREAD / 32, tile * 16 + lane / 4 + e / 2 * 8, t * 8 + lane % 4 * 2 + e % 2) =
-                acc[tile][t][e];
+        if (token < job->n_tokens)
+            finish_one(job, &part, stride, row + lane / 4 + e / 2 * 8, token, value.x, up.x);
+        value = value.yzwx;
+        up = up.yzwx;
     }
 }
 
-INLINE float sum_of(u32 N, u32 row, u32 token)
+INLINE f32x4 *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 tile, u32 t)
 {
-    float sum = 0;
+    u32 per_unit = job->v.is_glu ? 2 : 1;
 
-    UNROLL
-    for (u32 w = 0; w < WARPS; w++)
-        sum += *shared_sum(N, w, row, token);
+    return (f32x4 *)job->partial +
+           ((((u64)split * (job->v.rows / 16) + unit) * per_unit + tile) * N + t) * 32 + THREAD % 32;
+}
+
+INLINE void deliver(u32 N, const struct ew_few_job *job, const struct share *s, u32 unit, u32 t, f32x4 value, f32x4 up)
+{
+    if (job->n_splits == 1) {
+        finish(job, unit, t, value, up);
+        return;
+    }
+    *partial_at(N, job, s->split, unit, 0, t) = value;
+    if (job->v.is_glu)
+        *partial_at(N, job, s->split, unit, 1, t) = up;
+}
+
+INLINE f32x4 sum_of_parts(u32 N, const struct ew_few_job *job, const struct share *s, u32 row_warp, u32 tile, u32 t)
+{
+    f32x4 sum = {0, 0, 0, 0};
+
+    for (u32 part = 0; part < job->n_parts; part++)
+        sum += s->sums[(((part * s->row_warps + row_warp) * TILES + tile) * N + t) * 32 + THREAD % 32];
     return sum;
 }
 
-INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
-
-// Output row `row` of one token, from row `at` of the sums.
-INLINE void finish(u32 N, const struct ew_few_job *job, u32 row, u32 at, u32 token)
+// Each warp leaves its sums, and all of them join some of those that belong together. `first`: unit of the first warp.
+INLINE void deliver_all(u32 N, const struct ew_few_job *job, const struct share *s, u32 first,
+                           float (*acc)[TOKEN_TILES_MAX][4])
 {
-    const struct ew_vector_job *v = &job->v;
-    u32 begin = 0, all = row, stride = job->out_strides[0];
-    u64 out = v->parts[0].out, bias = v->parts[0].bias;
-    float value = sum_of(N, at, token);
-
-    if (v->is_glu) {
-        float up = with_bias(v->parts[1].bias, row, sum_of(N, at + 16, token));
-
-        value = glu_one(with_bias(bias, row, value), up, v->act, v->limit, v->alpha);
-        ((float *)out)[(u64)token * stride + row] = value;
-        return;
-    }
-    UNROLL
-    for (u32 part = 1; part < EW_VECTOR_PARTS_MAX; part++) {
-        begin += (u32)v->parts[part - 1].rows;
-        if (v->parts[part].rows && all >= begin) {
-            row = all - begin;
-            out = v->parts[part].out;
-            bias = v->parts[part].bias;
-            stride = job->out_strides[part];
-        }
-    }
-    value = with_bias(bias, row, value);
-    if (v->residual)
-        value = v->y_scale * value +
-                v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
-    ((float *)out)[(u64)token * stride + row] = value;
-}
-
-// Units are 16 output rows: a tile, or with a gate two of them.
-INLINE void finish_all(u32 N, const struct ew_few_job *job, u32 first_unit, u32 n_units)
-{
-    u32 n_rows = n_units * 16, step = job->v.is_glu ? 32 : 16;
-
-    for (u32 i = THREAD; i < n_rows * job->n_tokens; i += EW_FEW_THREADS) {
-        u32 row = i % n_rows;
-
-        finish(N, job, first_unit * 16 + row, row / 16 * step + row % 16, i / n_rows);
-    }
-}
-
-// Some units at once: the parts of the columns go to the warps.
-INLINE void pass(u32 class, u32 N, const struct ew_few_job *job, u32 unit, u32 n_units, u32 is_first)
-{
-    u32 per_unit = job->v.is_glu ? 2 : 1, n = n_units * per_unit, n_chunks = job->v.cols / (COLUMNS(class) * 4);
-    u32 at = n_chunks * (THREAD / 32) / WARPS, end = n_chunks * (THREAD / 32 + 1) / WARPS;
-    float acc[TILES][TOKEN_TILES_MAX][4];
-    struct rows rows[TILES];
-    struct stage stages[2];
+    u32 warp = THREAD / 32;
 
     UNROLL
-    for (u32 i = 0; i < TILES_OF(class, N); i++) {
-        rows[i] = find_rows(&job->v, unit + min_u32(i, n - 1) / per_unit, i % per_unit);
+    for (u32 i = 0; i < TILES * N; i++) {
+        float *a = acc[i / N][i % N];
+
+        s->sums[(warp * TILES * N + i) * 32 + THREAD % 32] = (f32x4){a[0], a[1], a[2], a[3]};
+    }
+    block_sync();
+    ROLL
+    for (u32 i = warp; i < s->row_warps * s->units_of_warp * N; i += s->warps) {
+        u32 t = i % N, row_warp = i / N / s->units_of_warp, tile = i / N % s->units_of_warp;
+        u32 unit = first + row_warp * s->units_of_warp + tile;
+        f32x4 up = {0, 0, 0, 0};
+
+        if (unit >= s->unit + s->n_units)
+            continue;
+        if (job->v.is_glu)
+            up = sum_of_parts(N, job, s, row_warp, 1, t);
+        deliver(N, job, s, unit, t, sum_of_parts(N, job, s, row_warp, tile, t), up);
+    }
+    block_sync();
+}
+
+// Whether this block is the last of its group; the counter is zero again then.
+INLINE u32 is_last(const struct ew_few_job *job, const struct share *s)
+{
+    u32 *arrived = (u32 *)job->arrived + s->group;
+
+    device_fence();
+    block_sync();
+    if (THREAD == 0) {
+        g_last = atomic_add(arrived, 1) == job->n_splits - 1;
+        if (g_last)
+            *arrived = 0;
+    }
+    block_sync();
+    device_fence();
+    return g_last;
+}
+
+INLINE f32x4 sum_of_splits(u32 N, const struct ew_few_job *job, u32 unit, u32 tile, u32 t)
+{
+    f32x4 sum = {0, 0, 0, 0};
+
+    ROLL
+    for (u32 s = 0; s < job->n_splits; s += AT_ONCE) {
+        f32x4 part[AT_ONCE];
+
         UNROLL
-        for (u32 t = 0; t < N * 4; t++)
-            acc[i][t / 4][t % 4] = 0;
+        for (u32 i = 0; i < AT_ONCE; i++)
+            part[i] = *partial_at(N, job, min_u32(s + i, job->n_splits - 1), unit, tile, t);
+        UNROLL
+        for (u32 i = 0; i < AT_ONCE; i++)
+            sum += s + i < job->n_splits ? part[i] : (f32x4){0, 0, 0, 0};
     }
-    if (at < end)
-        ask(class, TILES_OF(class, N), &job->v, rows, n, at, &stages[0]);
-    if (is_first)
-        previous_wait();
-    for (; at < end; at += 2) {
-        if (at + 1 < end)
-            ask(class, TILES_OF(class, N), &job->v, rows, n, at + 1, &stages[1]);
-        multiply_chunk(class, N, job, n, at, &stages[0], acc);
-        if (at + 1 == end)
-            break;
-        if (at + 2 < end)
-            ask(class, TILES_OF(class, N), &job->v, rows, n, at + 2, &stages[0]);
-        multiply_chunk(class, N, job, n, at + 1, &stages[1], acc);
-    }
-    leave(TILES_OF(class, N), N, n, acc);
-    block_sync();
-    finish_all(N, job, unit, n_units);
-    block_sync();
+    return sum;
 }
+
+INLINE void join_splits(u32 N, const struct ew_few_job *job, const struct share *s)
+{
+    ROLL
+    for (u32 i = THREAD / 32; i < s->n_units * N; i += s->warps) {
+        u32 unit = s->unit + i / N, t = i % N;
+        f32x4 up = {0, 0, 0, 0};
+
+        if (job->v.is_glu)
+            up = sum_of_splits(N, job, unit, 1, t);
+        finish(job, unit, t, sum_of_splits(N, job, unit, 0, t), up);
+    }
+}
+
+// ---- kernels ------------------------------------------------------------------------------------
 
 INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
 {
-    u32 n_units = job->v.rows / 16, most = TILES_OF(class, N) / (job->v.is_glu ? 2 : 1);
-    u32 first = n_units * BLOCK_X / N_BLOCKS_X, end = n_units * (BLOCK_X + 1) / N_BLOCKS_X, n_passes;
+    struct share s = find_share(class, N, job);
+    struct reader r = begin_reading(class, job, &s);
+    u32 step = s.row_warps * s.units_of_warp, stage = 0, span = 0;
 
     next_may_start();
-    n_passes = (end - first + most - 1) / most;
-    for (u32 i = 0; i < n_passes; i++) {
-        u32 from = first + (end - first) * i / n_passes, to = first + (end - first) * (i + 1) / n_passes;
+    previous_wait();
+    stage_tokens(class, N, job, &s);
+    block_sync();
+    ROLL
+    for (u32 first = s.unit; first < s.unit + s.n_units; first += step) {
+        u32 unit = first + s.row_warp * s.units_of_warp;
+        u32 end = s.warp_chunk + (unit < s.unit + s.n_units ? s.n_warp_chunks : 0);
+        float acc[TILES][TOKEN_TILES_MAX][4];
 
-        pass(class, N, job, from, to - from, i == 0);
+        UNROLL
+        for (u32 i = 0; i < TILES * N * 4; i++)
+            acc[i / 4 / N][i / 4 % N][i % 4] = 0;
+        ROLL
+        for (u32 chunk = s.warp_chunk; chunk < end; chunk++) {
+            copy_wait(EW_FEW_STAGES - 2); // the oldest chunk that was asked for is there
+            warp_sync();
+            ask(class, job, &s, &r);
+            if (begins_span(class, &s, chunk))
+                span = next_place(span);
+            multiply_chunk(class, N, job, &s, chunk, stage, span, acc);
+            stage = next_place(stage);
+        }
+        deliver_all(N, job, &s, first, acc);
     }
+    if (job->n_splits > 1 && is_last(job, &s))
+        join_splits(N, job, &s);
 }
 
 #define DEFINE(name, class) \
     KERNEL few_##name##_1(struct ew_few_job job) { few(class, 1, &job); } \
     KERNEL few_##name##_2(struct ew_few_job job) { few(class, 2, &job); } \
+    KERNEL few_##name##_3(struct ew_few_job job) { few(class, 3, &job); } \
     KERNEL few_##name##_4(struct ew_few_job job) { few(class, 4, &job); }
 
 DEFINE(f16, LAYOUT_F16)

@@ -19,6 +19,7 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define SHARED __attribute__((address_space(3)))
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("unroll")
+#define ROLL _Pragma("nounroll")
 
 #define THREAD __nvvm_read_ptx_sreg_tid_x()
 #define N_THREADS __nvvm_read_ptx_sreg_ntid_x()

@@ -1,6 +1,7 @@
 // Products of a matrix with many rows of activations on sm_90a: tiles of 128 tokens and 128 or 256 rows, 64 columns at
 // a time. One thread has the tensor copy engine fill stages of shared memory; two warpgroups take 64 tokens each.
-// Blocks stay and take tile after tile, so that the copies of the next one begin while results are written.
+// Blocks stay and take tile after tile, so that the copies of the next one begin while results are written. Where there
+// are fewer tiles than multiprocessors, a tile's columns are shared out, and `join_sums` (expand.c) adds their results.
 
 #include "kernel/cuda/ptx/gpu.h"
 #include "kernel/cuda/ptx/hopper.h"
@@ -22,8 +23,21 @@ struct job {
     float y_scale, residual_scale;
     float gate_linear, gate_cubic;
     u32 residual_stride, out_stride, up_row, rows, cols, n_tokens;
-    u32 token_tiles, n_tiles;
+    u32 token_tiles, n_tiles, n_splits; // n_splits: of a tile's columns; the n-th result is n_tokens * out_stride on
 };
+
+// What a block takes at a time.
+struct item {
+    u32 tile, split, begin, end; // columns
+};
+
+INLINE struct item item_at(const struct job *job, u32 i)
+{
+    u32 n = job->cols / BK, split = i % job->n_splits;
+
+    return (struct item){i / job->n_splits, split, n * split / job->n_splits * BK,
+                         n * (split + 1) / job->n_splits * BK};
+}
 
 // Patterns repeat every 1,024 bytes of the address.
 INLINE SHARED u8 *stage_at(u32 stage, u32 stage_bytes)
@@ -37,10 +51,11 @@ INLINE void produce(u32 is_gated, u32 BN, u32 STAGES, const struct job *job)
 {
     u32 stage = 0, parity = 1, stage_bytes = (BM + BN) * BK * 2;
 
-    for (u32 tile = BLOCK_X; tile < job->n_tiles; tile += N_BLOCKS_X) {
-        u32 token = tile % job->token_tiles * BM, row = tile / job->token_tiles * (is_gated ? BN / 2 : BN);
+    for (u32 i = BLOCK_X; i < job->n_tiles * job->n_splits; i += N_BLOCKS_X) {
+        struct item item = item_at(job, i);
+        u32 token = item.tile % job->token_tiles * BM, row = item.tile / job->token_tiles * (is_gated ? BN / 2 : BN);
 
-        for (u32 k = 0; k < job->cols; k += BK) {
+        for (u32 k = item.begin; k < item.end; k += BK) {
             SHARED u8 *to = stage_at(stage, stage_bytes);
 
             barrier_wait(&g_empty[stage], parity);
@@ -102,7 +117,7 @@ INLINE void store_pairs(const struct job *job, float *out, const float *residual
 
 // A warpgroup's accumulators: warp w has tokens 16 w on, of them a lane has lane / 4 and 8 more; of each 8 rows it has
 // 2 (lane % 4) and the next.
-INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
+INLINE void store_out(u32 BN, const struct job *job, u32 tile, u32 split, const float *acc)
 {
     u32 lane = THREAD % 32, first_row = tile / job->token_tiles * BN + lane % 4 * 2;
     u32 token = tile % job->token_tiles * BM + THREAD / 32 * 16 + lane / 4;
@@ -110,7 +125,7 @@ INLINE void store_out(u32 BN, const struct job *job, u32 tile, const float *acc)
 
     UNROLL
     for (u32 half = 0; half < 2; half++) {
-        float *out = (float *)job->out + (u64)(token + half * 8) * job->out_stride;
+        float *out = (float *)job->out + ((u64)split * job->n_tokens + token + half * 8) * job->out_stride;
         const float *residual = job->residual;
 
         if (residual)
@@ -171,20 +186,21 @@ INLINE void consume(u32 is_bf16, u32 is_gated, u32 BN, u32 STAGES, const struct 
     u32 stage = 0, parity = 0, stage_bytes = (BM + BN) * BK * 2, group = THREAD / 128;
     float acc[128];
 
-    for (u32 tile = BLOCK_X; tile < job->n_tiles; tile += N_BLOCKS_X) {
+    for (u32 i = BLOCK_X; i < job->n_tiles * job->n_splits; i += N_BLOCKS_X) {
+        struct item item = item_at(job, i);
         u32 before = 0;
 
-        for (u32 k = 0; k < job->cols; k += BK) {
+        for (u32 k = item.begin; k < item.end; k += BK) {
             SHARED u8 *at = stage_at(stage, stage_bytes);
             u64 a = tile_descriptor(at + group * 64 * BK * 2), b = tile_descriptor(at + BOX_BYTES);
 
             barrier_wait(&g_full[stage], parity);
             if (BN == 256)
-                warpgroup_256(is_bf16, acc, a, b, k);
+                warpgroup_256(is_bf16, acc, a, b, k - item.begin);
             else
-                warpgroup_128(is_bf16, acc, a, b, k);
+                warpgroup_128(is_bf16, acc, a, b, k - item.begin);
             warpgroup_wait(1);
-            if (k && THREAD % 128 == 0)
+            if (k != item.begin && THREAD % 128 == 0)
                 barrier_arrive(&g_empty[before]);
             before = stage;
             if (++stage == STAGES) {
@@ -196,9 +212,9 @@ INLINE void consume(u32 is_bf16, u32 is_gated, u32 BN, u32 STAGES, const struct 
         if (THREAD % 128 == 0)
             barrier_arrive(&g_empty[before]);
         if (is_gated)
-            store_gated(is_bf16, job, tile, acc);
+            store_gated(is_bf16, job, item.tile, acc);
         else
-            store_out(BN, job, tile, acc);
+            store_out(BN, job, item.tile, item.split, acc);
     }
 }
 
@@ -225,13 +241,14 @@ INLINE void multiply(u32 is_bf16, u32 is_gated, u32 BN, u32 STAGES, const struct
 #define DEFINE(name, is_bf16, BN, STAGES) \
     KERNEL name(float *out, u32 out_stride, const void *x_map, const void *w_map, const float *bias, u32 rows, \
                 u32 cols, u32 n_tokens, const float *residual, u32 residual_stride, float y_scale, \
-                float residual_scale) \
+                float residual_scale, u32 n_splits) \
     { \
         u32 token_tiles = (n_tokens + BM - 1) / BM; \
         struct job job = {.x_map = x_map, .w_map = w_map, .out = out, .bias = bias, .residual = residual, \
                           .y_scale = y_scale, .residual_scale = residual_scale, .residual_stride = residual_stride, \
                           .out_stride = out_stride, .rows = rows, .cols = cols, .n_tokens = n_tokens, \
-                          .token_tiles = token_tiles, .n_tiles = token_tiles * ((rows + BN - 1) / BN)}; \
+                          .token_tiles = token_tiles, .n_tiles = token_tiles * ((rows + BN - 1) / BN), \
+                          .n_splits = n_splits}; \
                                                                                                                        \
         multiply(is_bf16, 0, BN, STAGES, &job); \
     }
@@ -252,7 +269,7 @@ DEFINE(wgmma_bf16_128, 1, 128, 6)
                           .up_bias = up_bias, .gate_linear = gate_linear, .gate_cubic = gate_cubic, \
                           .out_stride = out_stride, .up_row = up_row, .rows = rows, .cols = cols, \
                           .n_tokens = n_tokens, .token_tiles = token_tiles, \
-                          .n_tiles = token_tiles * ((rows + BOX - 1) / BOX)}; \
+                          .n_tiles = token_tiles * ((rows + BOX - 1) / BOX), .n_splits = 1}; \
                                                                                                                        \
         multiply(is_bf16, 1, 256, 4, &job); \
     }

@@ -23,6 +23,7 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define SHARED
 #define INLINE static inline __attribute__((always_inline, unused))
 #define UNROLL
+#define ROLL
 
 struct emu_slot {
     u32 words[16];
