@@ -308,6 +308,24 @@ static bool file_name(const struct ew_binder *binder, const char *canonical, uin
     return true;
 }
 
+// The name as it stands in this very file.
+static bool rooted_name(const struct ew_binder *binder, const char *canonical, uint32_t part, char *out, size_t size)
+{
+    char name[256];
+
+    return file_name(binder, canonical, part, 0, name, sizeof(name)) &&
+           ew_family_rooted_name(binder->root, ew_str_of(name), out, size);
+}
+
+static int fail_missing_part(const struct ew_binder *binder, const struct ew_weight_want *want, uint32_t part,
+                             struct ew_error *err)
+{
+    char name[256];
+
+    return ew_fail(err, EW_ERR_FORMAT, "tensor %s, of which %s is made with others, is missing",
+                   rooted_name(binder, want->name, part, name, sizeof(name)) ? name : "of a part", want->name);
+}
+
 static const struct ew_tensor *find_tensor(const struct ew_binder *binder, const char *canonical, uint32_t head)
 {
     const struct ew_tensor *tensor = NULL;
@@ -425,7 +443,7 @@ static int bind_head(struct ew_binder *binder, const struct ew_weight_want *want
     struct ew_weight_want part = {.name = want->name, .rows = 1, .cols = want->cols / want->n_heads};
 
     if (!tensor)
-        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to head %u is missing", want->name, head);
+        return fail_missing_part(binder, want, head, err);
     return bind_slice(binder, &part, tensor, 0, part.cols, out, err);
 }
 
@@ -465,7 +483,7 @@ static int bind_expert(struct ew_binder *binder, const struct ew_weight_want *wa
         .name = want->name, .rows = want->rows / want->n_experts, .cols = want->cols, .is_matrix = want->is_matrix};
 
     if (!tensor)
-        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to expert %u is missing", want->name, expert);
+        return fail_missing_part(binder, want, expert, err);
     return bind_slice(binder, &one, tensor, 0, one.is_matrix ? one.rows : one.cols, out, err);
 }
 
@@ -566,6 +584,29 @@ static const struct ew_tensor *find_beside(struct ew_binder *binder, const char 
     return tensor;
 }
 
+static bool is_plain(enum ew_dtype dtype)
+{
+    return dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16;
+}
+
+// Where a weight has no scales it must be a plain one.
+static int check_codes(struct ew_binder *binder, const char *canonical, struct ew_error *err)
+{
+    const struct ew_quantised_names *names = ew_quantised_names(binder->quantised.method);
+    const struct ew_tensor *codes;
+    char name[256];
+
+    if (binder->quantised.method == EW_QUANTISED_NOT || !file_name(binder, canonical, 0, 0, name, sizeof(name)))
+        return 0;
+    if (ew_str_ends(ew_str_of(name), ".weight"))
+        name[strlen(name) - strlen(".weight")] = '\0';
+    codes = find_beside(binder, name, names->codes);
+    if (!codes || is_plain(codes->dtype))
+        return 0;
+    return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " holds codes in %s, and the scales beside it are missing",
+                   EW_STR_ARG(codes->name), ew_dtype_name(codes->dtype));
+}
+
 static bool find_parts(struct ew_binder *binder, const char *canonical, uint32_t expert,
                        struct ew_quantised_parts *parts)
 {
@@ -604,7 +645,7 @@ static int bind_quantised_expert(struct ew_binder *binder, const struct ew_weigh
     int rc;
 
     if (!find_parts(binder, want->name, expert, &parts))
-        return ew_fail(err, EW_ERR_FORMAT, "the part of %s that belongs to expert %u is missing", want->name, expert);
+        return fail_missing_part(binder, want, expert, err);
     rc = ew_quantised_bind(&binder->quantised, &parts, &part, binder->arena, out, err);
     if (rc == 0)
         binder->type_bytes[out->dtype] += parts.codes->bytes;
@@ -663,26 +704,18 @@ static int bind_quantised(struct ew_binder *binder, const struct ew_weight_want 
         *found = find_parts(binder, want->name, 0, &parts);
     }
     if (!*found)
-        return 0;
+        return want->is_matrix && !want->n_experts ? check_codes(binder, want->name, err) : 0;
     rc = ew_quantised_bind(&binder->quantised, &parts, &part, binder->arena, out, err);
     if (rc == 0)
         binder->type_bytes[out->dtype] += parts.codes->bytes;
     return rc;
 }
 
-static bool rooted_name(const struct ew_binder *binder, const char *canonical, char *out, size_t size)
-{
-    char name[256];
-
-    return file_name(binder, canonical, 0, 0, name, sizeof(name)) &&
-           ew_family_rooted_name(binder->root, ew_str_of(name), out, size);
-}
-
 static int fail_missing(const struct ew_binder *binder, const struct ew_weight_want *want, struct ew_error *err)
 {
     char own[256], whole[256];
-    bool has_own = rooted_name(binder, want->name, own, sizeof(own));
-    bool has_whole = want->whole && rooted_name(binder, want->whole, whole, sizeof(whole));
+    bool has_own = rooted_name(binder, want->name, 0, own, sizeof(own));
+    bool has_whole = want->whole && rooted_name(binder, want->whole, 0, whole, sizeof(whole));
     const struct ew_tensor *tensor;
 
     if (has_own && ew_tensors_need(binder->tensors, ew_str_of(own), &tensor, err) == EW_ERR_UNSUPPORTED)
@@ -695,11 +728,6 @@ static int fail_missing(const struct ew_binder *binder, const struct ew_weight_w
 
 static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out,
                        struct ew_error *err);
-
-static bool is_plain(enum ew_dtype dtype)
-{
-    return dtype == EW_DTYPE_F32 || dtype == EW_DTYPE_F16 || dtype == EW_DTYPE_BF16;
-}
 
 // A matrix of each head: a stack in the file, or rows of a matrix that holds several of them.
 static int bind_head_matrices(struct ew_binder *binder, const struct ew_weight_want *want,
