@@ -257,6 +257,7 @@ static struct ew_engine_config config_for(const struct ew_engine_config *config,
         c.context_max = EW_MAX(c.context_max, refs->list[s].n_ids + refs->list[s].n_greedy);
     }
     c.max_batch_size = c.max_sessions = refs->count;
+    c.self_test = false; // this is one
     return c;
 }
 

@@ -8,6 +8,7 @@
 #include "base/assert.h"
 #include "base/rng.h"
 #include "engine/core.h"
+#include "engine/recording.h"
 #include "model/pooling.h"
 
 #define SEED 20261121
@@ -18,20 +19,13 @@
 #define DISTURBANCE 1e-4                // relative, of the embeddings: far above f32 rounding, far below saturation
 #define RECORD_BYTES_MAX (768ull << 20) // of what the reference computed
 
-// What one traced op computed.
-struct record {
-    uint32_t op, n_rows, width;
-    size_t first; // of its values
-};
-
 struct recording {
-    struct record *records;
-    float *values;
+    struct ew_recording ops;
     float *logits; // of all steps
     double amplification[LOGITS_ROWS];
-    size_t n_records, n_values, n_logits, records_max, values_max;
+    size_t n_logits;
     size_t at; // replaying: the next record
-    bool overflowed, mismatched;
+    bool mismatched;
     struct ew_self *out;
 };
 
@@ -40,16 +34,7 @@ struct recording {
 static void record_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
                       uint32_t width)
 {
-    struct recording *r = ctx;
-    size_t n = (size_t)n_rows * width;
-
-    if (r->n_records == r->records_max || n > r->values_max - r->n_values) {
-        r->overflowed = true;
-        return;
-    }
-    r->records[r->n_records++] = (struct record){op, n_rows, width, r->n_values};
-    memcpy(r->values + r->n_values, rows, n * sizeof(*rows));
-    r->n_values += n;
+    ew_recording_add(&((struct recording *)ctx)->ops, program, op, rows, n_rows, width);
 }
 
 static void disturb_embedding(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
@@ -62,21 +47,11 @@ static void disturb_embedding(void *ctx, const struct ew_program *program, uint3
         rows[i] *= 1 + (float)DISTURBANCE * ew_rng_normal(&rng);
 }
 
-// "linear ffn_down": the op, and its weight without the layer's number.
-static void name_op(const struct ew_program *program, const struct ew_op *op, char *out, size_t size)
-{
-    const char *weight = op->weight != EW_WEIGHT_NONE ? program->weights[op->weight].name : "", *dot;
-
-    if (strncmp(weight, "blk.", 4) == 0 && (dot = strchr(weight + 4, '.')))
-        weight = dot + 1;
-    snprintf(out, size, "%s%s%s", ew_op_name(op->kind), *weight ? " " : "", weight);
-}
-
 static struct ew_self_row *find_row(struct ew_self *out, const struct ew_program *program, const struct ew_op *op)
 {
     char name[sizeof(out->rows[0].name)];
 
-    name_op(program, op, name, sizeof(name));
+    ew_op_label(program, op, name, sizeof(name));
     for (uint32_t i = 0; i < out->n_rows; i++)
         if (strcmp(out->rows[i].name, name) == 0)
             return &out->rows[i];
@@ -87,39 +62,24 @@ static struct ew_self_row *find_row(struct ew_self *out, const struct ew_program
     return &out->rows[out->n_rows++];
 }
 
-// Relative error in the norm; 0 for two zero vectors, infinite where only the reference is zero, NaN kept.
-static double relative(const float *out, const float *ref, size_t n, double *max_abs)
-{
-    double sum_diff = 0, sum_ref = 0;
-
-    *max_abs = 0;
-    for (size_t i = 0; i < n; i++) {
-        double diff = (double)out[i] - (double)ref[i];
-
-        if (!(fabs(diff) <= *max_abs))
-            *max_abs = fabs(diff);
-        sum_diff += diff * diff;
-        sum_ref += (double)ref[i] * (double)ref[i];
-    }
-    return sum_diff == 0 ? 0 : sqrt(sum_diff / sum_ref);
-}
-
 static void compare_op(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,
                        uint32_t width)
 {
     struct recording *r = ctx;
-    const struct record *record = &r->records[r->at];
+    const struct ew_record *record = &r->ops.records[r->at];
+    const float *expected;
     size_t n = (size_t)n_rows * width;
     struct ew_self_row *row;
     double rel, max_abs;
 
-    if (r->at == r->n_records || record->op != op || record->n_rows != n_rows || record->width != width) {
+    if (r->at == r->ops.n_records || record->op != op || record->n_rows != n_rows || record->width != width) {
         r->mismatched = true;
         return;
     }
     r->at++;
     row = find_row(r->out, program, &program->ops[op]);
-    rel = relative(rows, r->values + record->first, n, &max_abs);
+    expected = r->ops.values + record->first;
+    rel = ew_relative(rows, expected, n, &max_abs);
     row->n_compared++;
     if (!(rel <= row->rel)) {
         row->rel = rel;
@@ -127,7 +87,7 @@ static void compare_op(void *ctx, const struct ew_program *program, uint32_t op,
     }
     if (!(max_abs <= row->max_abs))
         row->max_abs = max_abs;
-    memcpy(rows, r->values + record->first, n * sizeof(*rows));
+    memcpy(rows, expected, n * sizeof(*rows));
 }
 
 // ---- the steps -----------------------------------------------------------------------------------------------------
@@ -157,9 +117,9 @@ static void use_logits(struct recording *r, enum logits_use use, const float *ro
     if (use == LOGITS_KEEP)
         memcpy(kept, row, n_vocab * sizeof(*row));
     else if (use == LOGITS_AMPLIFICATION)
-        *amplification = fmax(1, relative(row, kept, n_vocab, &max_abs) / DISTURBANCE);
+        *amplification = fmax(1, ew_relative(row, kept, n_vocab, &max_abs) / DISTURBANCE);
     else if (use == LOGITS_COMPARE)
-        compare_logits(r->out, relative(row, kept, n_vocab, &max_abs), *amplification);
+        compare_logits(r->out, ew_relative(row, kept, n_vocab, &max_abs), *amplification);
     r->n_logits += n_vocab;
 }
 
@@ -221,6 +181,7 @@ static int init_core(struct ew_core *core, const struct ew_model *model, const s
     c.device.kernels = kernels;
     if (kernels == EW_KERNELS_REFERENCE)
         c.backend = "cpu"; // plain C is what every backend is measured by
+    c.self_test = false; // this is one
     c.context_max = n_prompt + 1 + DECODE_STEPS;
     c.max_num_tokens = c.chunk = EW_MAX(n_prompt, 2u);
     c.max_batch_size = c.max_sessions = 2;
@@ -247,7 +208,7 @@ static int record_reference(const struct ew_model *model, const struct ew_engine
     if (rc == 0)
         rc = run_traced(&core, recording, disturb_embedding, LOGITS_AMPLIFICATION, n_prompt, err);
     ew_core_fini(&core);
-    if (rc == 0 && (recording->overflowed || recording->n_records == 0))
+    if (rc == 0 && (recording->ops.overflowed || recording->ops.n_records == 0))
         rc = ew_fail(err, EW_ERR_MEMORY, "what the reference kernels compute could not be kept");
     return rc;
 }
@@ -265,7 +226,7 @@ static int compare_fast(const struct ew_model *model, const struct ew_engine_con
     snprintf(out->backend_text, sizeof(out->backend_text), "%s", core.backend->ops->describe(core.backend));
     out->arith = core.backend->ops->arith(core.backend);
     rc = run_traced(&core, recording, compare_op, LOGITS_IGNORE, n_prompt, err);
-    if (rc == 0 && (recording->mismatched || recording->at != recording->n_records))
+    if (rc == 0 && (recording->mismatched || recording->at != recording->ops.n_records))
         rc = ew_fail(err, EW_ERR_MISMATCH, "the fast backend ran other ops than the reference");
     if (rc == 0)
         rc = run_steps(&run, n_prompt, err);
@@ -295,34 +256,23 @@ static uint32_t tokens_of(uint32_t n_prompt)
 }
 
 // The longest prompt whose recording stays within the limit; 0 where not even the shortest does.
-static uint32_t choose_prompt(const struct ew_program *program, uint64_t *floats_per_token)
+static uint32_t choose_prompt(const struct ew_program *program)
 {
-    uint32_t n = PROMPT_TOKENS, n_active = 1, n_rows = 1;
+    uint64_t token_bytes = ew_recording_floats(program) * sizeof(float);
+    uint32_t n = PROMPT_TOKENS;
 
-    *floats_per_token = program->n_vocab; // a selected row may be wider than what it was selected from
-    for (uint32_t i = 0; i < program->n_ops; i++) {
-        const struct ew_op *op = &program->ops[i];
-
-        n_active = op->kind == EW_OP_ROUTE ? op->route.n_active : n_active;
-        n_rows = op->kind == EW_OP_DISPATCH ? n_active : op->kind == EW_OP_COMBINE ? 1 : n_rows; // pairs between them
-        *floats_per_token += (uint64_t)n_rows * program->slot_width[op->out];
-    }
-    while (n >= PROMPT_TOKENS_LEAST && tokens_of(n) * *floats_per_token * sizeof(float) > RECORD_BYTES_MAX)
+    while (n >= PROMPT_TOKENS_LEAST && tokens_of(n) * token_bytes > RECORD_BYTES_MAX)
         n--;
     return n >= PROMPT_TOKENS_LEAST ? n : 0;
 }
 
 static int alloc_recording(struct recording *r, const struct ew_program *program, uint32_t n_prompt,
-                           uint64_t floats_per_token, struct ew_error *err)
+                           struct ew_error *err)
 {
-    r->records_max = (size_t)program->n_ops * (2 + DECODE_STEPS);
-    r->values_max = tokens_of(n_prompt) * floats_per_token;
-    r->records = ew_alloc_array(r->records_max, sizeof(*r->records));
-    r->values = ew_alloc_array(r->values_max, sizeof(*r->values));
     r->logits = ew_alloc_array((size_t)program->n_vocab * LOGITS_ROWS, sizeof(*r->logits));
-    if (!r->records || !r->values || !r->logits)
-        return ew_fail_memory(err, r->values_max * sizeof(*r->values), "the reference's results");
-    return 0;
+    if (!r->logits)
+        return ew_fail_memory(err, program->n_vocab * LOGITS_ROWS * sizeof(*r->logits), "the reference's logits");
+    return ew_recording_init(&r->ops, program, tokens_of(n_prompt), 2 + DECODE_STEPS, err);
 }
 
 int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *config, struct ew_self *out,
@@ -330,8 +280,7 @@ int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *co
 {
     struct recording recording = {.out = out};
     struct ew_engine_config adapted = *config;
-    uint64_t floats_per_token;
-    uint32_t n_prompt = choose_prompt(&model->program, &floats_per_token);
+    uint32_t n_prompt = choose_prompt(&model->program);
     int rc;
 
     *out = (struct ew_self){.n_tokens = tokens_of(n_prompt)};
@@ -340,16 +289,15 @@ int ew_eval_self(const struct ew_model *model, const struct ew_engine_config *co
         return rc;
     if (n_prompt == 0)
         return ew_fail(err, EW_ERR_LIMIT, "%s computes too much a token to keep it for comparison", model->path);
-    rc = alloc_recording(&recording, &model->program, n_prompt, floats_per_token, err);
-    adapted.reserve += recording.values_max * sizeof(*recording.values); // the budget is for both
+    rc = alloc_recording(&recording, &model->program, n_prompt, err);
+    adapted.reserve += recording.ops.values_max * sizeof(*recording.ops.values); // the budget is for both
     if (rc == 0)
         rc = record_reference(model, &adapted, &recording, n_prompt, err);
     if (rc == 0)
         rc = compare_fast(model, &adapted, &recording, n_prompt, out, err);
     if (rc == 0)
         judge(out);
-    ew_free(recording.records);
-    ew_free(recording.values);
+    ew_recording_fini(&recording.ops);
     ew_free(recording.logits);
     return rc;
 }

@@ -33,6 +33,7 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
         .chunk = (uint32_t)ew_args_int(args, "chunk", 0),
         .reuse = true,
         .show_progress = true,
+        .self_test = !ew_args_flag(args, "no-self-test"),
     };
 }
 

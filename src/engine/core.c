@@ -3,6 +3,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "engine/prove.h"
 
 static bool on_progress(void *ctx, uint64_t done, uint64_t total)
 {
@@ -26,6 +27,8 @@ static int load(struct ew_core *core, struct ew_error *err)
         rc = core->backend->ops->load(core->backend, &core->model->program, on_progress, &progress, err);
         ew_progress_end(&progress);
     }
+    if (rc == 0 && core->config.self_test && core->backend->ops->sibling)
+        rc = ew_prove_or_refuse(core->backend, core->model, &core->config, err); // caches have not taken the memory yet
     if (rc == 0)
         rc = core->backend->ops->prepare(core->backend, &core->fit.limits, err);
     core->load_s = ew_clock_s() - started_s;
@@ -49,16 +52,23 @@ static int init_sequences(struct ew_core *core, struct ew_error *err)
 int ew_core_init(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
                  uint32_t n_logits_max, struct ew_error *err)
 {
+    struct ew_backend *backend;
+    int rc = ew_backend_create_for(config->backend ? config->backend : "auto", &config->device, &model->program,
+                                   config->kv, &backend, err);
+
+    *core = (struct ew_core){0};
+    return rc ? rc : ew_core_init_on(core, model, config, backend, n_logits_max, err);
+}
+
+int ew_core_init_on(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
+                    struct ew_backend *backend, uint32_t n_logits_max, struct ew_error *err)
+{
     const struct ew_fit *fit = &core->fit;
     int rc;
 
-    *core = (struct ew_core){.model = model};
-    rc = ew_backend_create_for(config->backend ? config->backend : "auto", &config->device, &model->program,
-                               config->kv, &core->backend, err);
-    if (rc < 0)
-        return rc;
-    core->config = ew_engine_config_complete(config, model, core->backend);
-    rc = ew_fit(model, core->backend, &core->config, n_logits_max, &core->fit, err);
+    *core = (struct ew_core){
+        .model = model, .config = ew_engine_config_complete(config, model, backend), .backend = backend};
+    rc = ew_fit(model, backend, &core->config, n_logits_max, &core->fit, err);
     if (rc == 0)
         rc = load(core, err);
     if (rc == 0)

@@ -21,4 +21,7 @@ struct ew_core {
 // n_logits_max 0: one row a sequence, or what pooling takes. The model must outlive it.
 int ew_core_init(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
                  uint32_t n_logits_max, struct ew_error *err) EW_MUST_CHECK;
+// The same on a backend that was made before, which it takes.
+int ew_core_init_on(struct ew_core *core, const struct ew_model *model, const struct ew_engine_config *config,
+                    struct ew_backend *backend, uint32_t n_logits_max, struct ew_error *err) EW_MUST_CHECK;
 void ew_core_fini(struct ew_core *core);

@@ -34,6 +34,7 @@ struct ew_engine_config { // 0 is the default of everything
     bool reuse;          // keeps computed prefixes in a tree
     double itl_target_s; // steps that mix prompts with decoding may take this long, at least; see engine/pace.h
     bool show_progress;
+    bool self_test; // of the kernels of a device, before anything is answered: engine/prove.h
 };
 
 struct ew_engine;

@@ -71,6 +71,14 @@ struct ew_backend_ops {
                 bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err);
     int (*prepare)(struct ew_backend *backend, const struct ew_limits *limits, struct ew_error *err);
     void (*trace)(struct ew_backend *backend, ew_trace_fn fn, void *ctx); // NULL fn: off
+    // The same without disabling fusion: shown is what is left where later ops read it, after the launch that wrote it.
+    // Off with trace. NULL, as is the next: what trace shows is all there is.
+    void (*trace_launches)(struct ew_backend *backend, ew_trace_fn fn, void *ctx);
+    // Names of the kernels that were launched since it was called before, while something traces: "few_pack few_i8_1".
+    // Valid until the next call.
+    const char *(*launched)(struct ew_backend *backend);
+    // Another one on the same device, that has the kernels which this one loaded; goes first. NULL: create makes one.
+    int (*sibling)(struct ew_backend *backend, struct ew_backend **out, struct ew_error *err);
     // Starts a step, and waits for it. Between them the host may prepare the next batch; the batch's arrays stay until
     // wait.
     int (*submit)(struct ew_backend *backend, const struct ew_batch *batch, struct ew_error *err);

@@ -1,5 +1,8 @@
 #include "kernel/ops.h"
 
+#include <stdio.h>
+#include <string.h>
+
 #include "base/assert.h"
 
 const char *ew_op_name(enum ew_op_kind kind)
@@ -30,6 +33,15 @@ const char *ew_op_name(enum ew_op_kind kind)
     };
 
     return kind < EW_OP_COUNT ? names[kind] : "unknown";
+}
+
+void ew_op_label(const struct ew_program *program, const struct ew_op *op, char *out, size_t size)
+{
+    const char *weight = op->weight != EW_WEIGHT_NONE ? program->weights[op->weight].name : "", *dot;
+
+    if (strncmp(weight, "blk.", 4) == 0 && (dot = strchr(weight + 4, '.')))
+        weight = dot + 1;
+    snprintf(out, size, "%s%s%s", ew_op_name(op->kind), *weight ? " " : "", weight);
 }
 
 const char *ew_cache_kind_name(enum ew_cache_kind kind)

@@ -191,6 +191,10 @@ struct ew_op {
 };
 
 const char *ew_op_name(enum ew_op_kind kind);
+struct ew_program;
+struct ew_op;
+// "linear ffn_down": the op, and its weight without the layer's number.
+void ew_op_label(const struct ew_program *program, const struct ew_op *op, char *out, size_t size);
 
 // ---- caches -------------------------------------------------------------------------------------
 

@@ -144,6 +144,7 @@ int ew_model_open(const char *name, struct ew_model **out, struct ew_error *err)
     if (rc)
         goto out_memory;
     ew_arena_init(&model->arena, ARENA_BYTES_MAX);
+    model->whole_shape = shape;
     model->path = ew_strdup(name);
     if (!model->path) {
         rc = ew_fail_memory(err, strlen(name), "a model's name");
@@ -161,12 +162,11 @@ int ew_model_open(const char *name, struct ew_model **out, struct ew_error *err)
         ew_sampling_read(&model->file, &model->sampling);
     }
     *out = model;
-    ew_free(shape);
     return 0;
 
 out_model:
     ew_model_close(model);
-    model = NULL;
+    return rc;
 out_memory:
     ew_free(model);
     ew_free(shape);
@@ -179,6 +179,7 @@ void ew_model_close(struct ew_model *model)
         return;
     ew_modelfile_close(&model->file);
     ew_arena_fini(&model->arena);
+    ew_free(model->whole_shape);
     ew_free(model->path);
     ew_free(model);
 }

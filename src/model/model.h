@@ -54,11 +54,14 @@ struct ew_sampling_defaults { // generation_config's, where the model has one; N
     bool do_sample_given, do_sample;
 };
 
+struct ew_shape;
+
 struct ew_model {
     char *path;               // or "synthetic:1.1b:q8_0"
     struct ew_modelfile file; // closed again by ew_model_close; absent for synthetic models
     bool is_synthetic;
     struct ew_model_shape shape;
+    struct ew_shape *whole_shape; // all that the program was built from
     struct ew_model_tokens tokens;
     struct ew_sampling_defaults sampling;
     struct ew_pooling pooling;     // texts live as long as the file

@@ -5,6 +5,7 @@
 
 #include "base/assert.h"
 #include "base/half.h"
+#include "base/rng.h"
 
 static const struct {
     const char *name;
@@ -315,6 +316,41 @@ static enum ew_dtype matrix_type(const struct ew_synthetic *synthetic, const str
     if (want->cols % ew_dtype_info(dtype)->block_elements) // rows that a type does not divide fall back, as in quantize
         dtype = dtype == EW_DTYPE_Q4_K ? EW_DTYPE_Q5_0 : EW_DTYPE_Q8_0;
     return dtype;
+}
+
+// arg: seed, cols, mean and deviation in millionths.
+static int read_vector(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                       struct ew_error *err)
+{
+    float mean = 1e-6f * (float)(int64_t)source->arg[2], deviation = 1e-6f * (float)source->arg[3], *out = dst;
+
+    (void)err;
+    for (uint64_t r = row; r < row + n_rows; r++) {
+        struct ew_rng rng = ew_rng_at(source->arg[0], r);
+
+        for (uint64_t i = 0; i < source->arg[1]; i++)
+            *out++ = mean + deviation * ew_rng_normal(&rng);
+    }
+    return 0;
+}
+
+struct ew_weight_source ew_synthetic_vector(uint64_t cols, float mean, float deviation, uint64_t seed)
+{
+    return (struct ew_weight_source){.dtype = EW_DTYPE_F32, .read = read_vector,
+                                     .arg = {mix(seed), cols, (uint64_t)(int64_t)lrintf(1e6f * mean),
+                                             (uint64_t)lrintf(1e6f * deviation)}};
+}
+
+struct ew_weight_source ew_synthetic_matrix(enum ew_dtype dtype, uint64_t cols, uint64_t seed)
+{
+    const struct ew_synthetic_type *type = &g_types[0];
+
+    if (dtype == EW_DTYPE_F32)
+        return ew_synthetic_vector(cols, 0, 1 / sqrtf((float)cols), seed);
+    for (size_t i = 0; i < EW_COUNT_OF(g_types) && type->matrix != dtype && ew_dtype_row_bytes(dtype, cols); i++)
+        type = g_types[i].matrix == dtype ? &g_types[i] : type;
+    return (struct ew_weight_source){
+        .dtype = type->matrix, .read = read_matrix, .ctx = type, .arg = {mix(seed), cols}};
 }
 
 static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err)

@@ -16,3 +16,8 @@ struct ew_synthetic {
 int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape,
                        struct ew_error *err) EW_MUST_CHECK;
 struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic);
+
+// Rows of `cols` elements whose sums have a deviation near 1. Of types that cannot be made like this, f16.
+struct ew_weight_source ew_synthetic_matrix(enum ew_dtype dtype, uint64_t cols, uint64_t seed);
+// A vector, or rows of them: mean, and deviation around it.
+struct ew_weight_source ew_synthetic_vector(uint64_t cols, float mean, float deviation, uint64_t seed);

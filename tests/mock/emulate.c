@@ -1,7 +1,6 @@
 #include "emulate.h"
 
 #include <setjmp.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -149,7 +148,7 @@ static void begin_block(const struct emu_grid *grid, uint32_t x, uint32_t y, uin
     }
 }
 
-void emu_run(const char *name, const struct emu_grid *grid, void (*body)(void *ctx), void *ctx)
+void emu_run(const char *name, const struct emu_grid *grid, bool without_first, void (*body)(void *ctx), void *ctx)
 {
     if (grid->n_threads > THREADS_MAX)
         refuse(name, 0, "more than 1024 threads");
@@ -158,6 +157,8 @@ void emu_run(const char *name, const struct emu_grid *grid, void (*body)(void *c
     for (uint32_t z = 0; z < grid->blocks[2]; z++)
         for (uint32_t y = 0; y < grid->blocks[1]; y++)
             for (uint32_t x = 0; x < grid->blocks[0]; x++) {
+                if (without_first && x + y + z == 0)
+                    continue;
                 begin_block(grid, x, y, z);
                 run_block(name, grid, (x + y + z) % 2);
             }

@@ -1,11 +1,13 @@
 #pragma once
 // Runs a kernel that was compiled for the CPU: every block in turn, a fiber for each of its threads.
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct emu_grid {
     uint32_t blocks[3], n_threads;
 };
 
-// `body` is the kernel with its arguments. Ends the program with a sentence where threads wait for each other in vain.
-void emu_run(const char *name, const struct emu_grid *grid, void (*body)(void *ctx), void *ctx);
+// `body` is the kernel with its arguments; without_first leaves the first block out. Ends the program with a sentence
+// where threads wait for each other in vain.
+void emu_run(const char *name, const struct emu_grid *grid, bool without_first, void (*body)(void *ctx), void *ctx);

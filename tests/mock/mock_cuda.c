@@ -6,6 +6,7 @@
 //                                         context along, every later call answers the same. :0: means every call
 //   EW_MOCK_CUDA_CC=90, _DRIVER=12040, _MEMORY=1000000000, _INTEGRATED=1, _DEVICES=0
 //   EW_MOCK_CUDA_VMM=0, _RESERVE=1000000  maps no memory; reserves no more addresses than that at once
+//   EW_MOCK_CUDA_BREAK=few_i8_1           the first block of every launch of this kernel does nothing
 //   EW_MOCK_CUDA_CALLS=FILE               the calls and their numbers, written at the end
 
 #include <dlfcn.h>
@@ -893,7 +894,9 @@ static void call_kernel(void *ctx)
 
 static void launch_node(struct node *node)
 {
-    emu_run(node->launch->function->name, &node->launch->grid, call_kernel, node->launch);
+    const char *name = node->launch->function->name, *broken = getenv("EW_MOCK_CUDA_BREAK");
+
+    emu_run(name, &node->launch->grid, broken && strcmp(broken, name) == 0, call_kernel, node->launch);
 }
 
 static struct launch *make_launch(const struct function *f, const struct emu_grid *grid, void **arguments)

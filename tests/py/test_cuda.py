@@ -282,7 +282,7 @@ def test_a_gpu_without_memory_of_its_own(cuda):
 @emulated
 def test_a_server_outlives_its_gpu(cuda):
     """The GPU is lost in the middle of an answer: this one and all later ones fail with the reason, and /health says it."""
-    server = served.Server("--backend", "cuda", "--ctx", "256", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:7:719"})
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:7:719"})
     body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
     try:
         assert server.get("/health") == {"status": "ok"}
@@ -298,7 +298,7 @@ def test_a_server_outlives_its_gpu(cuda):
 @emulated
 def test_running_streams_end_with_the_reason(cuda):
     """The GPU is lost while several answers are on their way: each stream has text, then one error, and ends."""
-    server = served.Server("--backend", "cuda", "--ctx", "256", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:9:719"})
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:9:719"})
     body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
     try:
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -328,3 +328,31 @@ def test_departures_and_the_drain(cuda):
         replies = [json.loads(answer.result()[2]) for answer in answers]
     assert server.process.wait(60) == 0
     assert [reply["usage"]["completion_tokens"] for reply in replies] == [8, 8]
+
+
+# ---- the self-test: emulated only, for a real GPU is right ------------------------------------------
+
+@emulated
+@pytest.mark.parametrize("kernel", ["append", "attention_4", "decode_f16_64", "embed", "flash_f16_64", "gemm_f16", "linear_i8_8", "norm", "pick_draw",
+                                    "quantise", "rope", "some_i8_32", "vector_i8"])
+def test_a_wrong_kernel_is_not_served_with(cuda, kernel):
+    """The first block of one kernel does nothing: the server does not start and says which kernel it is and what to do."""
+    result = support.run("serve", "-m", "demo", "--port", "0", "--backend", "cuda", "--batch", "1", env={**cuda, "EW_MOCK_CUDA_BREAK": kernel})
+    text = result.stderr.decode()
+    assert result.returncode == 1 and re.search(rf"the GPU's kernels [a-z0-9_ ]*\b{kernel}\b[a-z0-9_ ]* wrong", text), text
+    assert "--backend cpu" in text and "--no-self-test" in text
+
+
+@emulated
+def test_the_self_test_can_be_left_out(cuda):
+    command = ["run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v"]
+    assert b"self-test" in support.run(*command, env=cuda).stderr
+    result = support.run(*command, "--no-self-test", env={**cuda, "EW_MOCK_CUDA_BREAK": "rope"})
+    assert result.returncode == 0 and b"self-test" not in result.stderr
+
+
+@emulated
+@pytest.mark.parametrize("model", ["gemma3_text", "deepseek_v3", "gpt_oss_bf16", "qwen2_5_vl", "falcon_rw_alibi", "quant_fp8_ct_channel"])
+def test_right_kernels_pass(cuda, model):
+    result = support.run("run", "-m", support.need(f"fixtures/models/{model}"), "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v", env=cuda)
+    assert result.returncode == 0 and re.search(rb"self-test: \d+ sequences of kernels are right", result.stderr), result.stderr.decode()

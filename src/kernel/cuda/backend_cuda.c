@@ -45,18 +45,42 @@ static void cuda_destroy(struct ew_backend *base)
     ew_free(backend);
 }
 
-static int cuda_create(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err)
+static struct ew_cuda_backend *alloc_backend(const struct ew_backend_config *config, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = ew_alloc(sizeof(*backend));
-    int rc;
 
-    *out = NULL;
-    if (!backend)
-        return ew_fail_memory(err, sizeof(*backend), "the CUDA backend");
+    if (!backend) {
+        ew_fail_memory(err, sizeof(*backend), "the CUDA backend");
+        return NULL;
+    }
     backend->base.ops = &ew_backend_cuda;
     backend->config = *config;
     ew_arena_init(&backend->arena, SIZE_MAX);
     ew_arena_init(&backend->plan_arena, SIZE_MAX);
+    return backend;
+}
+
+static int cuda_sibling(struct ew_backend *base, struct ew_backend **out, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = alloc_backend(&of(base)->config, err);
+
+    *out = NULL;
+    if (!backend)
+        return EW_ERR_MEMORY;
+    ew_cuda_device_share(&of(base)->device, &backend->device);
+    memcpy(backend->text, of(base)->text, sizeof(backend->text));
+    *out = &backend->base;
+    return 0;
+}
+
+static int cuda_create(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = alloc_backend(config, err);
+    int rc;
+
+    *out = NULL;
+    if (!backend)
+        return EW_ERR_MEMORY;
     rc = ew_cuda_device_open(&backend->device, err);
     if (rc) {
         cuda_destroy(&backend->base);
@@ -601,6 +625,17 @@ static void cuda_trace(struct ew_backend *base, ew_trace_fn fn, void *ctx)
     ew_cuda_trace_set(of(base), fn, ctx);
 }
 
+static void cuda_trace_launches(struct ew_backend *base, ew_trace_fn fn, void *ctx)
+{
+    ew_cuda_trace_set(of(base), fn, ctx);
+    of(base)->traces_launches = of(base)->trace != NULL;
+}
+
+static const char *cuda_launched(struct ew_backend *base)
+{
+    return ew_cuda_trace_launched(of(base));
+}
+
 static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = of(base);
@@ -766,6 +801,9 @@ const struct ew_backend_ops ew_backend_cuda = {
     .load = cuda_load,
     .prepare = cuda_prepare,
     .trace = cuda_trace,
+    .trace_launches = cuda_trace_launches,
+    .launched = cuda_launched,
+    .sibling = cuda_sibling,
     .submit = cuda_submit,
     .wait = cuda_wait,
     .picked = cuda_picked,

@@ -151,10 +151,19 @@ struct ew_cuda_backend {
 
     const struct ew_batch *step; // between submit and wait
 
-    ew_trace_fn trace; // NULL: off. Where there is one, nothing is fused and nothing is a graph
+    // NULL: off. Where there is one, nothing is a graph, and nothing is fused unless launches are what it wants to see.
+    ew_trace_fn trace;
+    bool traces_launches;
     void *trace_ctx;
     float *trace_rows;
+    struct ew_cuda_launches launches;
+    char launched[512];
 };
+
+static inline bool ew_cuda_shows_ops(const struct ew_cuda_backend *backend)
+{
+    return backend->trace && !backend->traces_launches;
+}
 
 // cuda_compile.c
 struct ew_cuda_compile;
@@ -180,6 +189,8 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared
 int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_rows,
                      struct ew_error *err) EW_MUST_CHECK;
+const char *ew_cuda_trace_launched(struct ew_cuda_backend *backend);
+
 // cuda_few.c
 uint64_t ew_cuda_few_normals_bytes(void);
 uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,

@@ -281,6 +281,18 @@ int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err)
     return rc;
 }
 
+void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out)
+{
+    *out = *device;
+    out->owner = device;
+    out->launches = NULL;
+}
+
+const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel)
+{
+    return KERNELS[kernel].name;
+}
+
 void ew_cuda_device_close(struct ew_cuda_device *device)
 {
     const struct ew_cuda_driver *driver = &device->driver;
@@ -291,10 +303,14 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     if (device->context)
         (void)driver->cuCtxSetCurrent(device->context);
     for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
+        if (device->owner && device->owner->modules[i] == device->modules[i])
+            continue;
         if (device->modules[i])
             (void)driver->cuModuleUnload(device->modules[i]);
         ew_free(device->texts[i]);
     }
+    if (device->owner)
+        return;
     if (device->stream)
         (void)driver->cuStreamDestroy_v2(device->stream);
     if (device->context)
@@ -450,8 +466,11 @@ int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err)
 {
+    struct ew_cuda_launches *launches = device->launches;
     int status;
 
+    if (launches && launches->n < EW_CUDA_LAUNCHES_MAX)
+        launches->kernels[launches->n++] = kernel;
     if (device->waits_itself[kernel]) {
         struct ew_cuda_launch_attribute early = {.id = EW_CUDA_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
         struct ew_cuda_launch_config config = {.grid = {grid.x, grid.y, grid.z}, .block = {grid.threads, 1, 1},

@@ -65,8 +65,18 @@ enum ew_cuda_module {
     EW_CUDA_MODULE_COUNT
 };
 
+#define EW_CUDA_LAUNCHES_MAX 32
+
+// The kernels launched since somebody looked; more than there is room for are left out.
+struct ew_cuda_launches {
+    enum ew_cuda_kernel kernels[EW_CUDA_LAUNCHES_MAX];
+    uint32_t n;
+};
+
 struct ew_cuda_device {
     struct ew_cuda_driver driver;
+    const struct ew_cuda_device *owner; // of context, stream and the modules that both have; NULL: this one
+    struct ew_cuda_launches *launches;  // kept where somebody wants to know
     void *context, *stream;
     int device, major, minor, driver_version, n_multiprocessors;
     int shared_bytes_max; // of a block that asks for it
@@ -81,6 +91,9 @@ struct ew_cuda_device {
 
 int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that was not opened whole
+// A second user of the same context, stream and loaded modules, closed before the first.
+void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out);
+const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel);
 // The driver compiles a module for this GPU, or takes what it compiled before; once. Different modules may be loaded by
 // several threads at once.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,

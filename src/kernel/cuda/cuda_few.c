@@ -149,7 +149,7 @@ bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cu
     const struct ew_vector_job *job = &fused->job;
     struct sharing sharing;
 
-    if (!fused->count || !CLASSES[job->layout].columns || job->normed || backend->trace || n_rows < 2 ||
+    if (!fused->count || !CLASSES[job->layout].columns || job->normed || ew_cuda_shows_ops(backend) || n_rows < 2 ||
         n_rows > EW_FEW_TOKENS_MAX || stride_of(backend, job->x) % 4)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++) {

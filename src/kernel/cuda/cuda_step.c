@@ -465,37 +465,94 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
     return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&fused->job), err);
 }
 
+// ---- units --------------------------------------------------------------------------------------
+
+// Steps of the plan that are done at once, and how. n_rows: of their activations, where they are fused.
+struct unit {
+    enum unit_kind { UNIT_STEP, UNIT_CHOSEN, UNIT_ONE, UNIT_FEW, UNIT_ATTEND, UNIT_MANY } kind;
+    uint32_t first, count, n_rows;
+};
+
+static struct unit find_unit(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t i)
+{
+    const struct ew_cuda_fused *fused = &backend->fused[i];
+    bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX;
+    uint32_t n_rows = fused->count ? n_rows_of(backend, batch, fused->x) : 0;
+
+    if (ew_cuda_shows_ops(backend))
+        return (struct unit){UNIT_STEP, i, 1, 0};
+    if (batch->n_tokens == 1 && backend->chosen && backend->chosen[i].count)
+        return (struct unit){UNIT_CHOSEN, i, backend->chosen[i].count, 1};
+    if (n_rows == 1)
+        return (struct unit){UNIT_ONE, i, fused->count, 1};
+    if (ew_cuda_few_takes(backend, fused, n_rows))
+        return (struct unit){UNIT_FEW, i, fused->count, n_rows};
+    if (alone && backend->attends[i].count)
+        return (struct unit){UNIT_ATTEND, i, backend->attends[i].count, batch->n_tokens};
+    if (ew_cuda_many_takes(backend, fused, batch->n_tokens))
+        return (struct unit){UNIT_MANY, i, fused->count, batch->n_tokens};
+    return (struct unit){UNIT_STEP, i, 1, 0};
+}
+
+static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct unit *unit,
+                       struct ew_error *err)
+{
+    switch (unit->kind) {
+    case UNIT_CHOSEN:
+        return ew_cuda_chosen_launch(backend, &backend->chosen[unit->first], err);
+    case UNIT_ONE:
+        return launch_fused(backend, &backend->fused[unit->first], err);
+    case UNIT_FEW:
+        return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
+    case UNIT_ATTEND:
+        return ew_cuda_attend(backend, &backend->attends[unit->first], unit->n_rows, err);
+    case UNIT_MANY:
+        return ew_cuda_many(backend, &backend->fused[unit->first], unit->n_rows, err);
+    case UNIT_STEP:
+    default:
+        return launch_step(backend, batch, &backend->plan.steps[unit->first], err);
+    }
+}
+
+// Of products without anything behind them every result is left, else what the last step wrote; but gates of many rows
+// leave nothing in f32.
+static bool leaves_result(const struct ew_cuda_backend *backend, const struct unit *unit, uint32_t i)
+{
+    const struct ew_cuda_fused *fused = &backend->fused[unit->first];
+    const struct ew_cpu_step *step = &backend->plan.steps[i];
+
+    if (unit->kind == UNIT_ATTEND || unit->kind == UNIT_CHOSEN)
+        return i + 1 == unit->first + unit->count;
+    if (fused->out == EW_CPU_NO_BUFFER)
+        return step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == EW_OP_LINEAR;
+    return i + 1 == unit->first + unit->count && !(unit->kind == UNIT_MANY && fused->job.is_glu);
+}
+
+static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct unit *unit,
+                      struct ew_error *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = unit->first; i < unit->first + unit->count && rc == 0; i++) {
+        const struct ew_cpu_step *step = &backend->plan.steps[i];
+
+        if (leaves_result(backend, unit, i))
+            rc = ew_cuda_trace_op(backend, step, n_rows_of(backend, batch, step->out), err);
+    }
+    return rc;
+}
+
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
-    bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX && !backend->trace;
+    struct unit unit;
     int rc = 0;
 
     backend->work.narrow.of = 0;
-    for (uint32_t i = 0, n = 1; i < backend->plan.n_steps && rc == 0; i += n) {
-        struct ew_cuda_fused *fused = &backend->fused[i];
-        struct ew_cuda_attend *attend = &backend->attends[i];
-        // Traces want every op.
-        uint32_t n_rows = fused->count && !backend->trace ? n_rows_of(backend, batch, fused->x) : 0;
-
-        if (batch->n_tokens == 1 && !backend->trace && backend->chosen && backend->chosen[i].count) {
-            n = backend->chosen[i].count;
-            rc = ew_cuda_chosen_launch(backend, &backend->chosen[i], err);
-        } else if (n_rows == 1) {
-            n = fused->count;
-            rc = launch_fused(backend, fused, err);
-        } else if (ew_cuda_few_takes(backend, fused, n_rows)) {
-            n = fused->count;
-            rc = ew_cuda_few(backend, fused, n_rows, err);
-        } else if (alone && attend->count) {
-            n = attend->count;
-            rc = ew_cuda_attend(backend, attend, batch->n_tokens, err);
-        } else if (!backend->trace && ew_cuda_many_takes(backend, fused, batch->n_tokens)) {
-            n = fused->count;
-            rc = ew_cuda_many(backend, fused, batch->n_tokens, err);
-        } else {
-            n = 1;
-            rc = launch_step(backend, batch, &backend->plan.steps[i], err);
-        }
+    for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i += unit.count) {
+        unit = find_unit(backend, batch, i);
+        rc = launch_unit(backend, batch, &unit, err);
+        if (rc == 0 && backend->trace && unit.kind != UNIT_STEP)
+            rc = trace_unit(backend, batch, &unit, err);
     }
     return rc;
 }

@@ -1,5 +1,6 @@
 // Traces: after each op its rows come to the host, are shown, and go back as the trace left them.
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -25,6 +26,23 @@ void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ct
     backend->trace_rows = fn ? ew_alloc(rows_bytes(backend)) : NULL;
     backend->trace = backend->trace_rows ? fn : NULL; // no memory: nothing is traced
     backend->trace_ctx = ctx;
+    backend->traces_launches = false;
+    backend->device.launches = fn ? &backend->launches : NULL;
+    backend->launches.n = 0;
+}
+
+const char *ew_cuda_trace_launched(struct ew_cuda_backend *backend)
+{
+    size_t at = 0;
+
+    backend->launched[0] = 0;
+    for (uint32_t i = 0; i < backend->launches.n && at < sizeof(backend->launched); i++) {
+        const char *name = ew_cuda_kernel_name(backend->launches.kernels[i]);
+
+        at += (size_t)snprintf(backend->launched + at, sizeof(backend->launched) - at, "%s%s", i ? " " : "", name);
+    }
+    backend->launches.n = 0;
+    return backend->launched;
 }
 
 // Rows of `stride` floats to rows of `width`, in place, or back.
