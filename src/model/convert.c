@@ -640,6 +640,16 @@ static struct ew_str target_arch(const struct ew_family *family, bool has_expert
     return EW_STR(FALLBACK_ARCH);
 }
 
+// GGUF may know the encoder of a family of decoders under another name, which is a family that extends it.
+static const struct ew_family *encoder_of(const struct ew_families *families, const struct ew_family *family)
+{
+    for (uint32_t i = 0; i < families->count; i++)
+        if (families->list[i].parent == family && families->list[i].sides[EW_FAMILY_GGUF].architectures &&
+            ew_family_constant(&families->list[i], EW_FAMILY_GGUF, "encoder"))
+            return &families->list[i];
+    return family;
+}
+
 // Whether the configuration and the tensors make a model: nothing missing, nothing of another shape.
 static int check_model(const char *path, struct ew_error *err)
 {
@@ -653,6 +663,7 @@ static int check_model(const char *path, struct ew_error *err)
 
 static int read_hf(struct ew_convert *convert, struct ew_error *err)
 {
+    const struct ew_family *target;
     int code = check_model(convert->file.path, err);
 
     if (code != EW_OK)
@@ -669,7 +680,10 @@ static int read_hf(struct ew_convert *convert, struct ew_error *err)
         code = ew_pooling_read(&convert->file, convert->shape, &convert->pooling, err);
     if (code != EW_OK)
         return code;
-    convert->arch = target_arch(convert->family, convert->shape->n_experts > 0);
+    target = convert->family;
+    if (convert->shape->encoder && !ew_family_constant(target, EW_FAMILY_GGUF, "encoder"))
+        target = encoder_of(convert->families, target);
+    convert->arch = target_arch(target, convert->shape->n_experts > 0);
     convert->root = ew_family_root(convert->family, EW_FAMILY_HF, convert->file.tensors);
     for (uint64_t i = 0; i < convert->file.tensors->count && code == EW_OK; i++)
         code = add_hf(convert, &convert->file.tensors->list[i], err);

@@ -428,3 +428,76 @@ def test_words_and_dense_modules_have_no_gguf(tmp_path):
     support.run_ok("quantize", directory, tmp_path / "b.gguf", "--to", "f32")
     vectors = [json.loads(support.run_ok("embed", "-m", model, *REFERENCE, "-p", "the cat")) for model in (directory, tmp_path / "b.gguf")]
     assert len(vectors[0]) == 32 and np.abs(np.array(vectors[0]) - vectors[1]).max() < 1e-5
+
+
+# ---- EmbeddingGemma ---------------------------------------------------------------------------------------------------------
+
+
+class Gemma3:
+    """Gemma 3 in double precision; each token sees those before it, or all."""
+
+    def __init__(self, fixture, is_causal):
+        source = support.need(f"fixtures/models/{fixture}")
+        self.config = json.loads((source / "config.json").read_text())
+        self.weights = {name.removeprefix("model."): tensor.astype(np.float64) for name, tensor in load(source / "model.safetensors").items()}
+        self.is_causal = is_causal
+
+    def norm(self, x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.config["rms_norm_eps"]) * (1 + self.weights[name + ".weight"])
+
+    def rotate(self, x, theta):
+        half = x.shape[-1] // 2
+        angle = np.arange(len(x))[:, None, None] * theta ** (-np.arange(half) / half)
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+
+    def attention(self, x, i):
+        config, name, dim = self.config, f"layers.{i}.self_attn", self.config["head_dim"]
+        is_full = (i + 1) % config["sliding_window_pattern"] == 0
+        theta = config["rope_theta" if is_full else "rope_local_base_freq"]
+        q, k, v = ((x @ self.weights[f"{name}.{part}_proj.weight"].T).reshape(len(x), -1, dim) for part in "qkv")
+        q, k = (self.rotate(self.norm(part, f"{name}.{what}_norm"), theta) for part, what in ((q, "q"), (k, "k")))
+        k, v = (np.repeat(part, q.shape[1] // k.shape[1], axis=1).transpose(1, 0, 2) for part in (k, v))
+        scores = q.transpose(1, 0, 2) @ k.transpose(0, 2, 1) / math.sqrt(config["query_pre_attn_scalar"])
+        ahead = np.arange(len(x))[None, :] - np.arange(len(x))[:, None]
+        window = config["sliding_window"]
+        seen = np.ones_like(ahead, bool) if is_full else ahead > -window if self.is_causal else abs(ahead) < window // 2 + 1
+        if self.is_causal:
+            seen &= ahead <= 0
+        weights = np.exp(np.where(seen, scores, -np.inf))
+        weights /= weights.sum(-1, keepdims=True)
+        return (weights @ v).transpose(1, 0, 2).reshape(len(x), -1) @ self.weights[name + ".o_proj.weight"].T
+
+    def hidden(self, ids):
+        x = self.weights["embed_tokens.weight"][ids] * np.float64(np.float32(math.sqrt(self.config["hidden_size"])))
+        for i in range(self.config["num_hidden_layers"]):
+            name = f"layers.{i}"
+            x = x + self.norm(self.attention(self.norm(x, name + ".input_layernorm"), i), name + ".post_attention_layernorm")
+            y = self.norm(x, name + ".pre_feedforward_layernorm")
+            gate, up = (y @ self.weights[f"{name}.mlp.{part}_proj.weight"].T for part in ("gate", "up"))
+            gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate ** 3)))
+            x = x + self.norm((gate * up) @ self.weights[name + ".mlp.down_proj.weight"].T, name + ".post_feedforward_layernorm")
+        return self.norm(x, "norm")
+
+
+def test_a_gemma_that_sees_both_ways(tmp_path, cuda):  # noqa: F811
+    refs, causal = reference("gemma3_text"), Gemma3("gemma3_text", True)
+    logits = causal.hidden(refs["input_ids_1"]) @ causal.weights["embed_tokens.weight"].T
+    assert np.abs(logits - refs["logits_1"]).max() < 1e-2 * np.abs(logits).max()  # the oracle is right
+    directory = make(tmp_path / "model", "gemma3_text", {}, use_bidirectional_attention=True, architectures=["Gemma3TextModel"])
+    write_byte_level(directory)
+    shutil.copytree(support.need("fixtures/models/bert_minilm_mean/1_Pooling"), directory / "1_Pooling")
+    shutil.copy(support.need("fixtures/models/bert_minilm_mean/modules.json"), directory)
+    layers = add_dense(directory, [(64, 256), (256, 64)], "Identity", bias=False)
+    support.run_ok("quantize", directory, tmp_path / "model.gguf", "--to", "f32")
+    for model, options, within in ((directory, REFERENCE, 1e-4), (tmp_path / "model.gguf", REFERENCE, 1e-4), (directory, ("--backend", "cuda"), 2e-2)):
+        server = Server(*options, model=model, env=cuda)
+        try:
+            reply = server.post("/v1/embeddings", both(refs))["data"]
+        finally:
+            assert server.stop() == 0
+        for i, entry in enumerate(reply):
+            want = Gemma3("gemma3_text", False).hidden(refs[f"input_ids_{i}"]).mean(0)
+            for layer in layers:
+                want = layer["linear.weight"] @ want
+            assert np.abs(np.array(entry["embedding"]) - want / np.linalg.norm(want)).max() < within
