@@ -33,6 +33,10 @@ struct ew_weight_source {
     const void *mapped;
     const void *ctx;
     uint64_t arg[4]; // the reader's own
+    // The same rows in a better type, with their columns in another order: column i of `ordered` is column order[i] of
+    // these. A backend that can take an input's elements in that order may read it instead. NULL: there is none.
+    const struct ew_weight_source *ordered;
+    const uint32_t *order; // [cols]
 };
 
 // of a weight over several devices; ROW splits rows (outputs)

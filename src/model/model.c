@@ -28,7 +28,7 @@ static int open_synthetic(struct ew_model *model, struct ew_shape *shape, struct
 {
     struct ew_synthetic synthetic;
     struct ew_weight_finder finder = ew_synthetic_finder(&synthetic);
-    int best = EW_DTYPE_F32, rc = ew_synthetic_parse(&synthetic, model->path, shape, err);
+    int best = EW_DTYPE_F32, rc = ew_synthetic_parse(&synthetic, model->path, &model->arena, shape, err);
 
     if (rc)
         return rc;

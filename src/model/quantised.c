@@ -125,6 +125,7 @@ struct weight {
     enum kind kind;
     enum ew_dtype scale_type;
     const unsigned char *codes, *scales, *zeros, *order;
+    const uint32_t *columns; // where columns of the weight are in the tensors; NULL: in the same places
     uint64_t cols, whole_rows, rows_per_part, first, step;
     uint32_t bits, group; // elements of a row under one scale
     uint64_t n_groups;    // of a row
@@ -152,8 +153,10 @@ static uint32_t awq_code(const unsigned char *words, uint64_t row, uint64_t word
 
 static int code_at(const struct weight *w, uint64_t row, uint64_t col)
 {
-    uint32_t per_word = 32 / w->bits, shift = w->bits * (uint32_t)(col % per_word), mask = (1u << w->bits) - 1;
+    uint32_t per_word = 32 / w->bits, shift, mask = (1u << w->bits) - 1;
 
+    col = w->columns ? w->columns[col] : col;
+    shift = w->bits * (uint32_t)(col % per_word);
     switch (w->kind) {
     case KIND_AWQ:
         return (int)awq_code(w->codes, col, w->whole_rows / 8, row);
@@ -499,6 +502,47 @@ static enum ew_dtype type_of(const struct ew_quantised *q, const struct weight *
     return divides(w->group, ZERO_BLOCK) && divides(w->cols, ZERO_BLOCK) ? EW_DTYPE_Q4_ZERO : EW_DTYPE_Q5_0;
 }
 
+// Columns of one group after the other, each group's in the order that they had. Groups that are not all of one size
+// cannot become blocks.
+static bool sort_columns(const struct weight *w, uint32_t *columns)
+{
+    uint64_t at = 0;
+
+    for (uint64_t group = 0; group < w->n_groups; group++) {
+        for (uint64_t col = 0; col < w->cols; col++) {
+            if (word_at(w->order, col) != group)
+                continue;
+            if (at >= (group + 1) * w->group)
+                return false;
+            columns[at++] = (uint32_t)col;
+        }
+        if (at != (group + 1) * w->group)
+            return false;
+    }
+    return at == w->cols;
+}
+
+// GPTQ with activation order, as a backend reads it that takes activations in that order, too.
+static int bind_ordered(const struct ew_quantised *q, const struct weight *w, struct ew_arena *arena,
+                        struct ew_weight_source *out, struct ew_error *err)
+{
+    uint32_t *columns = ew_arena_array(arena, w->cols, sizeof(*columns));
+    struct ew_weight_source *ordered = ew_arena_alloc(arena, sizeof(*ordered));
+    struct weight *sorted = ew_arena_alloc(arena, sizeof(*sorted));
+
+    if (!columns || !ordered || !sorted)
+        return ew_fail_memory(err, w->cols * sizeof(*columns), "the order of a weight's columns");
+    if (!sort_columns(w, columns))
+        return 0;
+    *sorted = *w;
+    sorted->order = NULL;
+    sorted->columns = columns;
+    *ordered = (struct ew_weight_source){.dtype = type_of(q, sorted), .read = read_rows, .ctx = sorted};
+    out->ordered = ordered;
+    out->order = columns;
+    return 0;
+}
+
 static bool take_parts(const struct ew_quantised *q, const struct ew_quantised_parts *parts, uint32_t n_parts,
                        struct weight *w)
 {
@@ -542,5 +586,5 @@ int ew_quantised_bind(const struct ew_quantised *q, const struct ew_quantised_pa
     if (parts->divides)
         w->global = 1 / w->global;
     *out = (struct ew_weight_source){.dtype = type_of(q, w), .read = read_rows, .ctx = w};
-    return 0;
+    return w->order ? bind_ordered(q, w, arena, out, err) : 0;
 }

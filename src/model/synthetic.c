@@ -37,9 +37,10 @@ struct ew_synthetic_type {
     const char *name;
     enum ew_dtype matrix, better;
     uint32_t scale_rows, scale_cols;
+    bool is_ordered; // groups are no runs of columns: GPTQ with activation order
 };
 
-#define PURE(name, dtype) {name, dtype, dtype, 0, 0}
+#define PURE(name, dtype) {name, dtype, dtype, 0, 0, false}
 
 static const struct ew_synthetic_type g_types[] = {
     PURE("f16", EW_DTYPE_F16),
@@ -52,7 +53,7 @@ static const struct ew_synthetic_type g_types[] = {
     PURE("q2_k", EW_DTYPE_Q2_K),
     PURE("q3_k", EW_DTYPE_Q3_K),
     PURE("q4_k", EW_DTYPE_Q4_K),
-    {"q4_k_m", EW_DTYPE_Q4_K, EW_DTYPE_Q6_K, 0, 0},
+    {"q4_k_m", EW_DTYPE_Q4_K, EW_DTYPE_Q6_K, 0, 0, false},
     PURE("q5_k", EW_DTYPE_Q5_K),
     PURE("q6_k", EW_DTYPE_Q6_K),
     PURE("iq1_s", EW_DTYPE_IQ1_S),
@@ -68,12 +69,13 @@ static const struct ew_synthetic_type g_types[] = {
     PURE("tq2_0", EW_DTYPE_TQ2_0),
     PURE("mxfp4", EW_DTYPE_MXFP4),
     // As checkpoints of hubs have them: scales of 128 x 128 elements, of rows, of the whole tensor.
-    {"fp8", EW_DTYPE_FP8, EW_DTYPE_FP8, 128, 128},
-    {"fp8_channel", EW_DTYPE_FP8, EW_DTYPE_FP8, 1, 0},
-    {"fp8_tensor", EW_DTYPE_FP8, EW_DTYPE_FP8, 0, 0},
+    {"fp8", EW_DTYPE_FP8, EW_DTYPE_FP8, 128, 128, false},
+    {"fp8_channel", EW_DTYPE_FP8, EW_DTYPE_FP8, 1, 0, false},
+    {"fp8_tensor", EW_DTYPE_FP8, EW_DTYPE_FP8, 0, 0, false},
     PURE("nvfp4", EW_DTYPE_NVFP4_S),
-    {"awq", EW_DTYPE_Q4_ZERO, EW_DTYPE_Q4_ZERO, 1, 128},
-    {"gptq", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0, 1, 128},
+    {"awq", EW_DTYPE_Q4_ZERO, EW_DTYPE_Q4_ZERO, 1, 128, false},
+    {"gptq", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0, 1, 128, false},
+    {"gptq_act", EW_DTYPE_Q4_0, EW_DTYPE_Q4_0, 1, 128, true},
 };
 
 // SplitMix64 (Steele, Lea and Flood, 2014): the k-th number of a stream is a function of k alone.
@@ -279,6 +281,52 @@ static int read_matrix(const struct ew_weight_source *source, uint64_t row, uint
     return 0;
 }
 
+// The rows of an ordered source as f32, in the order of the input.
+static int read_unordered(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
+                          struct ew_error *err)
+{
+    const struct ew_weight_source *ordered = source->ordered;
+    uint64_t cols = source->arg[1], row_bytes = ew_dtype_row_bytes(ordered->dtype, cols);
+    unsigned char *blocks = ew_alloc(row_bytes);
+    float *values = ew_alloc_array(cols, sizeof(*values)), *out = dst;
+    int rc = 0;
+
+    if (!blocks || !values)
+        rc = ew_fail_memory(err, row_bytes + cols * sizeof(*values), "a row of a weight");
+    for (uint64_t r = row; r < row + n_rows && rc == 0; r++, out += cols) {
+        rc = read_matrix(ordered, r, 1, blocks, err);
+        ew_dtype_info(ordered->dtype)->decode(blocks, values, cols);
+        for (uint64_t i = 0; i < cols; i++)
+            out[source->order[i]] = values[i];
+    }
+    ew_free(blocks);
+    ew_free(values);
+    return rc;
+}
+
+// All matrices of as many columns have the same order, as those of one input have in checkpoints.
+static int make_ordered(struct ew_synthetic *synthetic, uint64_t cols, struct ew_weight_source *out,
+                        struct ew_error *err)
+{
+    struct ew_weight_source *ordered = ew_arena_alloc(synthetic->arena, sizeof(*ordered));
+    uint32_t *order = ew_arena_array(synthetic->arena, cols, sizeof(*order));
+
+    if (!ordered || !order)
+        return ew_fail_memory(err, cols * sizeof(*order), "the order of a weight's columns");
+    for (uint64_t i = 0; i < cols; i++) { // Fisher and Yates, from inside out
+        uint64_t at = mix(cols + i * GOLDEN) % (i + 1);
+
+        order[i] = order[at];
+        order[at] = (uint32_t)i;
+    }
+    *ordered = *out;
+    out->dtype = EW_DTYPE_F32;
+    out->read = read_unordered;
+    out->ordered = ordered;
+    out->order = order;
+    return 0;
+}
+
 // Vectors are norms' weights and the like: ones. States decay, at rates of -1.
 static int read_ones(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
                      struct ew_error *err)
@@ -366,14 +414,17 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
         out->ctx = synthetic->type;
         out->arg[0] = mix(++synthetic->seed);
     }
-    row_bytes = ew_dtype_row_bytes(out->dtype, want->cols);
+    row_bytes = ew_dtype_row_bytes(out->dtype, want->cols); // as stored, ordered
     if (!row_bytes)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "rows of %llu elements of %s cannot be made in %s",
                        (unsigned long long)want->cols, want->name, ew_dtype_name(out->dtype));
     synthetic->bytes += want->rows * row_bytes;
-    if (want->is_matrix)
-        synthetic->type_bytes[out->dtype] += want->rows * row_bytes;
-    return 0;
+    if (!want->is_matrix)
+        return 0;
+    synthetic->type_bytes[out->dtype] += want->rows * row_bytes;
+    return synthetic->type->is_ordered && ew_str_starts(ew_str_of(want->name), "blk.")
+               ? make_ordered(synthetic, want->cols, out, err)
+               : 0;
 }
 
 struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic)
@@ -391,7 +442,7 @@ static int set_type(struct ew_synthetic *synthetic, const char *name, struct ew_
     ew_fail(err, EW_ERR_UNSUPPORTED, "synthetic weights of type \"%.32s\" cannot be made", name);
     return ew_remedy(err, EW_ERR_UNSUPPORTED,
                      "use a type of GGUF (q8_0, q4_0, q4_k, q4_k_m, ...), bf16, fp8, fp8_channel, fp8_tensor, nvfp4, "
-                     "awq or gptq");
+                     "awq, gptq or gptq_act");
 }
 
 // DeepSeek's proportions: 64 elements of a head rotate, and values have the 128 that the others are.
@@ -458,12 +509,13 @@ static int set_shape(struct ew_shape *shape, struct ew_str name, struct ew_error
                      "use one of 8b, 4b, 1.1b, 0.6b, tiny, 30b-a3b, 16b-a2.4b, 2b-latent, 2b-delta, 2b-ssd");
 }
 
-int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape, struct ew_error *err)
+int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_arena *arena,
+                       struct ew_shape *shape, struct ew_error *err)
 {
     const char *name = model + strlen("synthetic:"), *colon = strchr(name, ':');
     int rc;
 
-    *synthetic = (struct ew_synthetic){0};
+    *synthetic = (struct ew_synthetic){.arena = arena};
     if (!colon) {
         ew_fail(err, EW_ERR_USAGE, "\"%.64s\" does not name a shape and a type", model);
         return ew_remedy(err, EW_ERR_USAGE, "write synthetic:SHAPE:TYPE, for example synthetic:1.1b:q8_0");

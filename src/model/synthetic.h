@@ -10,11 +10,12 @@ struct ew_synthetic {
     uint64_t seed;  // of the next weight
     uint64_t bytes; // of all weights so far, as stored
     uint64_t type_bytes[EW_DTYPE_COUNT];
+    struct ew_arena *arena; // for the orders of columns, which live as long as the program
 };
 
 // "synthetic:1.1b:q8_0": the shape, and what its weights are made from.
-int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_shape *shape,
-                       struct ew_error *err) EW_MUST_CHECK;
+int ew_synthetic_parse(struct ew_synthetic *synthetic, const char *model, struct ew_arena *arena,
+                       struct ew_shape *shape, struct ew_error *err) EW_MUST_CHECK;
 struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic);
 
 // Rows of `cols` elements whose sums have a deviation near 1. Of types that cannot be made like this, f16.

@@ -63,9 +63,10 @@ static void add_weights(struct ew_outline *outline, const struct ew_program *pro
     for (uint32_t i = 0; i < program->n_weights; i++) {
         const struct ew_weight *weight = &program->weights[i];
         double elements = (double)weight->rows * (double)weight->cols;
+        const struct ew_weight_source *source = weight->source.ordered ? weight->source.ordered : &weight->source;
         double bytes = type && weight->is_matrix
                            ? elements * type->bits / 8
-                           : (double)ew_dtype_row_bytes(weight->source.dtype, weight->cols) * (double)weight->rows;
+                           : (double)ew_dtype_row_bytes(source->dtype, weight->cols) * (double)weight->rows;
 
         if (is_repeated(program, i))
             continue;

@@ -166,21 +166,24 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
                       const struct ew_cpu_weight_plan *weights, struct ew_arena *arena, struct ew_cpu_plan *plan,
                       struct ew_error *err)
 {
-    bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
+    struct ew_cpu_plan_need *needs = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs));
     bool has_q8 = false, has_bf16 = false, has_prompt = false;
     int rc;
 
-    if (!needs_q8)
+    if (!needs)
         return ew_fail_memory(err, program->n_weights, "the lowered program");
     for (uint32_t i = 0; i < program->n_weights; i++) {
         enum ew_cpu_layout layout = weights ? weights[i].layout : backend->matrices[i].layout;
 
         has_q8 |= ew_cpu_layout_wants_q8(layout), has_bf16 |= ew_cpu_layout_wants_bf16(layout);
-        needs_q8[i] = ew_cpu_layout_wants_q8(layout) || ew_cpu_layout_wants_bf16(layout);
+        needs[i].q8 = ew_cpu_layout_wants_q8(layout) || ew_cpu_layout_wants_bf16(layout);
+        needs[i].order = (weights ? weights[i].is_ordered : backend->matrices[i].order != NULL)
+                             ? program->weights[i].source.order
+                             : NULL;
         if (layout < EW_CPU_LAYOUT_COUNT && backend->ops.linear_prompt[layout])
-            needs_q8[i] = has_prompt = true;
+            needs[i].q8 = has_prompt = true;
     }
-    rc = ew_cpu_plan_build(plan, program, needs_q8, arena, err);
+    rc = ew_cpu_plan_build(plan, program, needs, arena, err);
     plan->has_q8 = has_q8, plan->has_bf16 = has_bf16;
     plan->has_prompt = has_prompt;
     plan->prompt_has_bf16 = has_bf16 || (has_prompt && backend->ops.prompt_takes_bf16);

@@ -115,6 +115,7 @@ struct ew_cpu_weight_plan {    // how one weight will be held
     uint64_t bytes;            // that the backend holds
     bool is_mapped;            // used where the source has it
     bool is_exact;             // false: expanded from a type without kernels
+    bool is_ordered;           // from source.ordered
 };
 int ew_cpu_weights_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
                         struct ew_cpu_weight_plan *plans, uint64_t *bytes, struct ew_error *err) EW_MUST_CHECK;

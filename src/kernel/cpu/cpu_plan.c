@@ -13,13 +13,14 @@ struct range {
 struct lowering {
     struct ew_cpu_plan *plan;
     const struct ew_program *program;
-    const bool *needs_q8;
+    const struct ew_cpu_plan_need *needs;
     struct range *ranges;    // in order of definition
     uint32_t *current;       // [n_slots] range that a slot's value belongs to at this op
     uint32_t (*operands)[4]; // [n_ops] ranges of in, in2, in3, out
     bool *is_busy;           // [n_buffers]
     uint32_t n_ranges;
-    uint32_t quantised; // range whose 8-bit form is at hand
+    uint32_t quantised;    // range whose 8-bit form is at hand
+    const uint32_t *order; // in this order
 };
 
 #define NO_RANGE UINT32_MAX
@@ -156,15 +157,24 @@ static struct ew_cpu_step *add_step(struct lowering *low, enum ew_cpu_step_kind 
     return step;
 }
 
+// q, k and v, or gate and up, were quantised with one input in mind and have one order, each its own copy of it.
+static bool is_same_order(const uint32_t *a, const uint32_t *b, uint64_t cols)
+{
+    return a == b || (a && b && memcmp(a, b, cols * sizeof(*a)) == 0);
+}
+
 static void add_linear(struct lowering *low, uint32_t index)
 {
     const struct ew_op *op = &low->program->ops[index];
+    const struct ew_cpu_plan_need *need = &low->needs[op->weight];
 
-    if (low->needs_q8[op->weight] && low->quantised != low->operands[index][0]) {
+    if (need->q8 && (low->quantised != low->operands[index][0] ||
+                     !is_same_order(low->order, need->order, low->program->weights[op->weight].cols))) {
         add_step(low, EW_CPU_STEP_QUANTISE, index);
         low->quantised = low->operands[index][0];
+        low->order = need->order;
     }
-    if (low->needs_q8[op->weight])
+    if (need->q8)
         low->plan->q8_cols_max = EW_MAX(low->plan->q8_cols_max, low->program->slot_width[op->in]);
     add_step(low, EW_CPU_STEP_OP, index);
 }
@@ -274,10 +284,10 @@ static bool allocate(struct lowering *low, struct ew_arena *arena)
            low->is_busy && low->current;
 }
 
-int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8,
+int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const struct ew_cpu_plan_need *needs,
                       struct ew_arena *arena, struct ew_error *err)
 {
-    struct lowering low = {.plan = plan, .program = program, .needs_q8 = needs_q8};
+    struct lowering low = {.plan = plan, .program = program, .needs = needs};
 
     *plan = (struct ew_cpu_plan){.program = program};
     if (!allocate(&low, arena))

@@ -72,6 +72,11 @@ struct ew_cpu_plan {
     bool prompt_has_q8, prompt_has_bf16; // which forms these want
 };
 
-// needs_q8: [n_weights], which matrices want their activations in 8 bits or bf16. Memory comes from the arena.
-int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const bool *needs_q8,
+struct ew_cpu_plan_need { // of a weight's products
+    bool q8;               // activations in 8 bits or bf16
+    const uint32_t *order; // these in another order; NULL: as they are
+};
+
+// needs: [n_weights]. Memory comes from the arena.
+int ew_cpu_plan_build(struct ew_cpu_plan *plan, const struct ew_program *program, const struct ew_cpu_plan_need *needs,
                       struct ew_arena *arena, struct ew_error *err) EW_MUST_CHECK;

@@ -262,9 +262,13 @@ static bool is_prompt_row(const struct ew_cpu_backend *backend, uint32_t buffer,
            backend->batch->seqs[backend->work.tokens[row].seq].is_prompt;
 }
 
-static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
+static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row,
+                         float *scratch)
 {
-    uint32_t width = backend->program->slot_width[backend->program->ops[step->op].in];
+    const struct ew_op *op = &backend->program->ops[step->op];
+    const uint32_t *order = backend->matrices[op->weight].order;
+    const float *in = row_at(backend, step->in, row);
+    uint32_t width = backend->program->slot_width[op->in];
     struct ew_cpu_q8 q8 = backend->work.q8;
 
     bool is_prompt = is_prompt_row(backend, step->in, row);
@@ -273,7 +277,9 @@ static void quantise_row(const struct ew_cpu_backend *backend, const struct ew_c
         q8.q = NULL;
     if (!(is_prompt ? backend->plan.prompt_has_bf16 : backend->plan.has_bf16))
         q8.bf16 = NULL;
-    ew_cpu_quantise_row(&backend->ops, row_at(backend, step->in, row), width, &q8, row);
+    for (uint32_t i = 0; order && i < width; i++)
+        scratch[i] = in[order[i]];
+    ew_cpu_quantise_row(&backend->ops, order ? scratch : in, width, &q8, row);
 }
 
 static void append_row(const struct ew_cpu_backend *backend, const struct ew_cpu_step *step, uint32_t row)
@@ -300,7 +306,7 @@ static void step_row(const struct ew_cpu_backend *backend, const struct ew_cpu_s
         rope_tables(backend, row);
         break;
     case EW_CPU_STEP_QUANTISE:
-        quantise_row(backend, step, row);
+        quantise_row(backend, step, row, scratch);
         break;
     case EW_CPU_STEP_APPEND:
         append_row(backend, step, row);

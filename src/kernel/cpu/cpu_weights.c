@@ -9,7 +9,7 @@
 #include "kernel/cpu/cpu_backend.h"
 
 #define MATRIX_UNIT_COLS 512
-#define ENCODER_COLS 128 // narrower matrices have few products to save on
+#define ENCODER_COLS 128       // narrower matrices have few products to save on
 #define SLAB_BYTES (16u << 20) // what is read between two reports of progress, and may be in memory twice
 
 int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what, struct ew_error *err)
@@ -106,7 +106,7 @@ static enum ew_cpu_layout tiled_layout(enum ew_cpu_layout layout)
 
 // The reference keeps matrices as the file has them; so do matrices whose rows are only looked up.
 static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, const struct ew_program *program,
-                                        uint32_t weight, bool *exact)
+                                        uint32_t weight, enum ew_dtype dtype, bool *exact)
 {
     bool of_heads = program->weights[weight].n_heads > 0;
     enum ew_cpu_layout layout;
@@ -114,7 +114,7 @@ static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, co
     *exact = true;
     if (backend->config.kernels == EW_KERNELS_REFERENCE || (!of_heads && !is_in_linear(program, weight)))
         return EW_CPU_FILE;
-    layout = ew_cpu_layout_of(program->weights[weight].source.dtype, exact);
+    layout = ew_cpu_layout_of(dtype, exact);
     if (of_heads) // of activations in f32, parts can be taken anywhere
         return layout;
     if (fits_matrix_unit(backend, program, weight))
@@ -123,6 +123,21 @@ static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, co
         return layout;
     *exact = false;
     return EW_CPU_I8;
+}
+
+// Products take 8-bit activations in any order, as these are written for them anyway.
+static bool takes_order(const struct ew_cpu_backend *backend, const struct ew_program *program, uint32_t index)
+{
+    const struct ew_weight *weight = &program->weights[index];
+    bool exact;
+
+    if (!weight->source.ordered || backend->config.kernels == EW_KERNELS_REFERENCE || ew_weight_parts(weight) > 1)
+        return false;
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        if (program->ops[i].weight == index && program->ops[i].kind != EW_OP_LINEAR)
+            return false;
+    }
+    return ew_cpu_layout_wants_q8(ew_cpu_layout_of(weight->source.ordered->dtype, &exact)) && exact;
 }
 
 static bool file_has_layout(enum ew_cpu_layout layout, bool exact)
@@ -140,22 +155,22 @@ static int choose_weight(const struct ew_cpu_backend *backend, const struct ew_p
                          struct ew_cpu_weight_plan *out, struct ew_error *err)
 {
     const struct ew_weight *weight = &program->weights[index];
-    const struct ew_dtype_info *info = ew_dtype_info(weight->source.dtype);
-    struct ew_cpu_matrix matrix = {
-        .dtype = weight->source.dtype, .rows = rows_of_one(weight), .cols = (uint32_t)weight->cols};
-    bool exact;
+    bool exact, ordered = takes_order(backend, program, index);
+    enum ew_dtype dtype = ordered ? weight->source.ordered->dtype : weight->source.dtype;
+    const struct ew_dtype_info *info = ew_dtype_info(dtype);
+    struct ew_cpu_matrix matrix = {.dtype = dtype, .rows = rows_of_one(weight), .cols = (uint32_t)weight->cols};
 
     if (!info->decode)
         return ew_fail(err, EW_ERR_UNSUPPORTED, "weight %s has type %s, which holds no weights", weight->name,
                        info->name);
-    if (ew_dtype_row_bytes(weight->source.dtype, weight->cols) == 0)
+    if (ew_dtype_row_bytes(dtype, weight->cols) == 0)
         return ew_fail(err, EW_ERR_FORMAT,
                        "rows of weight %s have %llu elements, which blocks of type %s do not divide", weight->name,
                        (unsigned long long)weight->cols, info->name);
     if (!weight->is_matrix)
         return choose_vector(weight, out, err);
-    matrix.layout = choose_layout(backend, program, index, &exact);
-    *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact};
+    matrix.layout = choose_layout(backend, program, index, dtype, &exact);
+    *out = (struct ew_cpu_weight_plan){.layout = matrix.layout, .is_exact = exact, .is_ordered = ordered};
     out->is_mapped = file_has_layout(matrix.layout, exact) && weight->source.mapped;
     out->bytes = weight->rows > INT32_MAX || weight->cols > INT32_MAX ? 0 : ew_cpu_matrix_shape(&matrix);
     if (__builtin_mul_overflow(out->bytes, (uint64_t)ew_weight_parts(weight), &out->bytes) || out->bytes == 0)
@@ -331,11 +346,16 @@ static void say_expanded(const struct ew_weight *weight, const struct ew_cpu_mat
 static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const struct ew_cpu_weight_plan *plan,
                        struct ew_cpu_carver *carver, struct progress *progress, struct ew_error *err)
 {
-    const struct ew_weight *weight = &backend->program->weights[index];
+    struct ew_weight held = backend->program->weights[index];
+    const struct ew_weight *weight = &held;
     struct ew_cpu_matrix *matrix = &backend->matrices[index];
+    const uint32_t *order = plan->is_ordered ? held.source.order : NULL;
     uint8_t *dst = plan->is_mapped ? NULL : ew_cpu_carve(carver, plan->bytes);
 
+    if (plan->is_ordered)
+        held.source = *held.source.ordered;
     *matrix = (struct ew_cpu_matrix){
+        .order = order,
         .layout = plan->layout,
         .dtype = weight->source.dtype,
         .rows = rows_of_one(weight),

@@ -132,6 +132,7 @@ struct ew_cpu_matrix {
     uint64_t tile_bytes, scale_at; // tile layouts: of one tile, and where its scales begin
     uint64_t expert_bytes;         // from one matrix of a stack to the next
     bool is_mapped;                // data belongs to the source
+    const uint32_t *order;         // [cols] element of the activations that each column stands for; NULL: the same
 };
 
 #define EW_CPU_HALF_BYTES (2 * EW_CPU_GROUP * EW_CPU_TILE_ROWS) // of a group of a tile of f16 or bf16

@@ -278,17 +278,17 @@ static int cache_shape(struct ew_cuda_cache *cache, const struct ew_cache_group 
 static int build_plan(const struct ew_cuda_backend *backend, const struct ew_program *program, struct ew_arena *arena,
                       struct ew_cpu_plan *plan, struct ew_error *err)
 {
-    bool *needs_q8 = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs_q8));
+    struct ew_cpu_plan_need *needs = ew_arena_array(arena, program->n_weights + 1, sizeof(*needs));
     bool reference = backend->config.kernels == EW_KERNELS_REFERENCE, exact;
 
-    if (!needs_q8)
+    if (!needs)
         return ew_fail_memory(err, program->n_weights, "the lowered program");
     for (uint32_t i = 0; i < program->n_weights; i++) {
         const struct ew_weight *weight = &program->weights[i];
 
-        needs_q8[i] = weight->is_matrix && ew_cuda_layout_wants_q8(ew_cuda_layout_of(weight, reference, &exact));
+        needs[i].q8 = weight->is_matrix && ew_cuda_layout_wants_q8(ew_cuda_layout_of(weight, reference, &exact));
     }
-    return ew_cpu_plan_build(plan, program, needs_q8, arena, err);
+    return ew_cpu_plan_build(plan, program, needs, arena, err);
 }
 
 // Programs without caches are computed in a form of our own.
