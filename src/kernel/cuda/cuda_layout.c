@@ -124,22 +124,37 @@ static void factors(const uint8_t *packed, uint32_t i, uint32_t *scale, uint32_t
     }
 }
 
+// 64 columns of a q4_k block, low halves of its bytes first, in our own order: eight bytes at a time, since loading
+// waits for this.
+static void pack_nibbles(const uint8_t *nibbles, uint8_t *codes)
+{
+    const uint64_t low = 0x0F0F0F0F0F0F0F0Fu;
+    uint64_t n[4];
+
+    memcpy(n, nibbles, sizeof(n));
+    for (int i = 0; i < 2; i++) {
+        uint64_t first = (n[i] & low) | (n[i + 2] & low) << 4, second = (n[i] >> 4 & low) | (n[i + 2] & ~low);
+
+        memcpy(codes + 8 * i, &first, 8);
+        memcpy(codes + 16 + 8 * i, &second, 8);
+    }
+}
+
 static void pack_q4_k(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales, uint8_t *mins)
 {
     for (uint64_t at = 0; at < cols; at += SUPER, row += Q4_K_BYTES) {
         float scale = ew_f32_of_f16(u16_at(row)), min = ew_f32_of_f16(u16_at(row + 2));
 
         for (uint32_t g = 0; g < SUPER / EW_CUDA_GROUP; g++) {
-            const uint8_t *nibbles = row + 16 + g / 2 * 32; // of two groups: low halves, high halves
             uint64_t group = at / EW_CUDA_GROUP + g;
-            uint32_t factor, min_factor, shift = g % 2 * 4;
+            uint32_t factor, min_factor;
 
             factors(row + 4, g, &factor, &min_factor);
             put_f16(scales + 2 * group, scale * (float)factor);
             put_f16(mins + 2 * group, min * (float)min_factor);
-            for (uint32_t i = 0; i < 16; i++)
-                codes[group * 16 + i] = (uint8_t)((nibbles[i] >> shift & 15) | (nibbles[i + 16] >> shift & 15) << 4);
         }
+        for (uint32_t i = 0; i < SUPER / 2; i += 32)
+            pack_nibbles(row + 16 + i, codes + at / 2 + i);
     }
 }
 
