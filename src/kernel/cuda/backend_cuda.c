@@ -558,7 +558,7 @@ static int record_graph(struct ew_cuda_backend *backend, const struct ew_batch *
     const struct ew_cuda_device *device = &backend->device;
     void *graph = NULL;
     int rc = ew_cuda_check(device,
-                           device->driver.cuStreamBeginCapture_v2(device->stream, EW_CUDA_CAPTURE_THREAD_LOCAL),
+                           device->driver.cuStreamBeginCapture_v2(device->stream, EW_CUDA_CAPTURE_RELAXED),
                            "recording a step", err), status;
 
     if (rc)

@@ -1,5 +1,5 @@
-// Memory of the GPU. A span of addresses is reserved whole and gets memory piece by piece as it is handed out, so that no
-// single allocation is large (newer Jetsons refuse those near 1 GiB) and nothing is lost between the pieces. Where
+// Memory of the GPU. A span of addresses is reserved whole and gets memory piece by piece as it is handed out, so that
+// no single allocation is large (newer Jetsons refuse those near 1 GiB) and nothing is lost between the pieces. Where
 // reserving or mapping is refused, cuMemAlloc gives spans that have their memory from the start.
 
 #include "base/assert.h"

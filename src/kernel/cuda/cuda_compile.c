@@ -1,7 +1,9 @@
-// The driver compiles the modules of kernels that a program uses, on several threads, while the weights are loaded.
+// The driver compiles the kernels that a program uses while the weights are loaded.
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "base/assert.h"
@@ -9,6 +11,10 @@
 #include "base/log.h"
 #include "kernel/cuda/cuda_backend.h"
 #include "platform/topology.h"
+
+enum { DIMS_COUNT = 4, SHARED_COUNT = 3 };
+static const uint32_t DIMS[DIMS_COUNT] = {64, 96, 128, 256}; // as in names of kernels
+static const uint32_t SHARED[SHARED_COUNT] = {1, 4, 8};
 
 struct ew_cuda_compile {
     struct ew_cuda_device *device;
@@ -66,6 +72,171 @@ static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module m
     return module < EW_CUDA_FLASH_F16 || module == flash[backend->kv_sized];
 }
 
+// ---- which kernels ------------------------------------------------------------------------------
+
+// What a program has. A kernel that turns out to be used all the same is loaded when it is started.
+struct needs {
+    bool layouts[EW_CUDA_LAYOUT_COUNT]; // of matrices of products
+    bool dims[DIMS_COUNT];              // of heads, rounded up
+    bool shared[SHARED_COUNT];          // heads of queries that share a KV head, rounded up
+    enum ew_kv_dtype kv;
+};
+
+static uint32_t round_up(const uint32_t *sizes, uint32_t n_sizes, uint32_t n)
+{
+    uint32_t at = 0;
+
+    while (at + 1 < n_sizes && sizes[at] < n)
+        at++;
+    return at;
+}
+
+static struct needs find_needs(const struct ew_cuda_backend *backend)
+{
+    bool reference = backend->config.kernels == EW_KERNELS_REFERENCE, exact;
+    struct needs needs = {.kv = backend->kv_sized};
+
+    for (uint32_t i = 0; i < backend->program->n_ops; i++) {
+        const struct ew_op *op = &backend->program->ops[i];
+
+        if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) {
+            const struct ew_weight *weight = &backend->program->weights[op->weight];
+
+            needs.layouts[ew_cuda_layout_of(weight, reference, &exact)] = true;
+        }
+        if (op->kind != EW_OP_ATTENTION)
+            continue;
+        needs.dims[round_up(DIMS, DIMS_COUNT, op->attention.head_dim)] = true;
+        needs.dims[round_up(DIMS, DIMS_COUNT, op->attention.v_dim)] = true;
+        needs.shared[round_up(SHARED, SHARED_COUNT, op->attention.n_heads / op->attention.n_kv_heads)] = true;
+    }
+    return needs;
+}
+
+// Whether the name has that word between underscores, or at its end.
+static bool has_word(const char *name, const char *word)
+{
+    size_t len = strlen(word);
+
+    for (const char *at = strchr(name, '_'); at; at = strchr(at + 1, '_')) {
+        if (strncmp(at + 1, word, len) == 0 && (at[1 + len] == '_' || at[1 + len] == 0))
+            return true;
+    }
+    return false;
+}
+
+// "some_u4_min_16" is for u4_min. EW_CUDA_LAYOUT_COUNT: no layout is named.
+static int layout_in(const char *name)
+{
+    int found = EW_CUDA_LAYOUT_COUNT;
+
+    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT; i++) {
+        const char *word = ew_cuda_layout_name(i);
+
+        if (has_word(name, word) &&
+            (found == EW_CUDA_LAYOUT_COUNT || strlen(word) > strlen(ew_cuda_layout_name(found))))
+            found = i;
+    }
+    return found;
+}
+
+static bool module_has(enum ew_cuda_module module, int layout)
+{
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        if (ew_cuda_kernel_module(i) == module && layout_in(ew_cuda_kernel_name(i)) == layout)
+            return true;
+    }
+    return false;
+}
+
+// Kernels for u4 serve u4_min, too, in modules that have none for it alone.
+static bool serves_layout(const struct needs *needs, enum ew_cuda_module module, const char *name)
+{
+    int layout = layout_in(name);
+    size_t len;
+
+    if (layout == EW_CUDA_LAYOUT_COUNT || needs->layouts[layout])
+        return true;
+    len = strlen(ew_cuda_layout_name(layout));
+    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT; i++) {
+        const char *longer = ew_cuda_layout_name(i);
+
+        if (needs->layouts[i] && strncmp(longer, ew_cuda_layout_name(layout), len) == 0 && longer[len] == '_' &&
+            !module_has(module, i))
+            return true;
+    }
+    return false;
+}
+
+// Operands of large products are in bf16 where the matrix is, else in f16.
+static bool serves_operand(const struct needs *needs, const char *name)
+{
+    if (has_word(name, "bf16"))
+        return needs->layouts[EW_CUDA_BF16];
+    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT; i++) {
+        if (needs->layouts[i] && i != EW_CUDA_BF16 && i != EW_CUDA_F32)
+            return true;
+    }
+    return false;
+}
+
+static bool serves_size(const bool *needed, const uint32_t *sizes, uint32_t n_sizes, const char *name)
+{
+    char word[12];
+
+    for (uint32_t i = 0; i < n_sizes; i++) {
+        snprintf(word, sizeof(word), "%u", sizes[i]);
+        if (has_word(name, word))
+            return needed[i];
+    }
+    return true;
+}
+
+static bool serves_cache(const struct needs *needs, const char *name)
+{
+    static const char *const words[] = {[EW_KV_F16] = "f16", [EW_KV_F8] = "f8", [EW_KV_I8] = "i8"};
+
+    return needs->kv != EW_KV_F32 && has_word(name, words[needs->kv]);
+}
+
+static bool is_wanted(const struct needs *needs, enum ew_cuda_module module, const char *name)
+{
+    switch (module) {
+    case EW_CUDA_LINEAR:
+    case EW_CUDA_SOME:
+    case EW_CUDA_FEW:
+    case EW_CUDA_VECTOR:
+    case EW_CUDA_EXPERTS:
+    case EW_CUDA_CHOSEN:
+        return serves_layout(needs, module, name);
+    case EW_CUDA_GEMM:
+    case EW_CUDA_WGMMA:
+        return serves_operand(needs, name);
+    case EW_CUDA_EXPAND:
+        return strncmp(name, "expand", 6) == 0 ? serves_layout(needs, module, name) : serves_operand(needs, name);
+    case EW_CUDA_DECODE:
+        return serves_cache(needs, name) && serves_size(needs->dims, DIMS, DIMS_COUNT, name);
+    case EW_CUDA_FLASH_F16:
+    case EW_CUDA_FLASH_F8:
+    case EW_CUDA_FLASH_I8:
+        return serves_size(needs->dims, DIMS, DIMS_COUNT, name);
+    case EW_CUDA_ATTENTION:
+        return serves_size(needs->shared, SHARED, SHARED_COUNT, name);
+    default:
+        return true;
+    }
+}
+
+static void choose_kernels(struct ew_cuda_backend *backend)
+{
+    struct needs needs = find_needs(backend);
+
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++)
+        backend->device.unwanted[i] = !is_wanted(&needs, ew_cuda_kernel_module(i), ew_cuda_kernel_name(i));
+}
+
+// ---- all ----------------------------------------------------------------------------------------
+
 static int start_thread(struct ew_cuda_compile *compile)
 {
     sigset_t all, old;
@@ -87,6 +258,7 @@ int ew_cuda_compile_begin(struct ew_cuda_backend *backend, struct ew_cuda_compil
     if (!compile)
         return ew_fail_memory(err, sizeof(*compile), "the modules of kernels");
     compile->device = &backend->device;
+    choose_kernels(backend);
     for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
         if (is_used(backend, i))
             compile->modules[compile->n_modules++] = i;

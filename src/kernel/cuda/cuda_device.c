@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/data.h"
 #include "base/log.h"
+#include "kernel/cuda/cuda_ptx.h"
 
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
@@ -286,6 +287,7 @@ void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_de
     *out = *device;
     out->owner = device;
     out->launches = NULL;
+    out->n_later = 0;
 }
 
 const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel)
@@ -307,8 +309,9 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
             continue;
         if (device->modules[i])
             (void)driver->cuModuleUnload(device->modules[i]);
-        ew_free(device->texts[i]);
     }
+    for (uint32_t i = 0; i < device->n_later; i++)
+        (void)driver->cuModuleUnload(device->later[i]);
     if (device->owner)
         return;
     if (device->stream)
@@ -340,13 +343,14 @@ static const struct ew_data_file *find_file(const char *name, const char *suffix
     return NULL;
 }
 
-// NULL: a module that only others have.
-static const struct ew_data_file *find_ptx(const struct ew_cuda_device *device, enum ew_cuda_module module,
-                                           const char **suffix)
+// Of the tiers from *tier on, the first that GPU and driver know; *tier is what to go on with. NULL: there is no more.
+static const struct ew_data_file *next_file(const struct ew_cuda_device *device, enum ew_cuda_module module,
+                                            size_t *tier, const char **suffix)
 {
     int architecture = device->major * 10 + device->minor;
 
-    for (size_t i = 0; i < EW_COUNT_OF(TIERS); i++) {
+    while (*tier < EW_COUNT_OF(TIERS)) {
+        size_t i = (*tier)++;
         const struct ew_data_file *file = find_file(MODULES[module], TIERS[i].suffix);
 
         *suffix = TIERS[i].suffix;
@@ -357,9 +361,8 @@ static const struct ew_data_file *find_ptx(const struct ew_cuda_device *device, 
     return NULL;
 }
 
-// The text of a module, which tools/embed.py --deflate has packed; the device keeps it until it is closed.
-static int unpack(struct ew_cuda_device *device, enum ew_cuda_module module, const struct ew_data_file *file,
-                  struct ew_error *err)
+// The text of a module, which tools/embed.py --deflate has packed; the caller frees it.
+static int unpack(const struct ew_data_file *file, char **text, struct ew_error *err)
 {
     uint64_t n = 0;
     uLongf length;
@@ -367,87 +370,192 @@ static int unpack(struct ew_cuda_device *device, enum ew_cuda_module module, con
     EW_ASSERT(file->text.len > sizeof(n));
     memcpy(&n, file->text.ptr, sizeof(n)); // all our machines have the little end first
     length = n;
-    device->texts[module] = ew_alloc(n + 1);
-    if (!device->texts[module])
+    *text = ew_alloc(n + 1);
+    if (!*text)
         return ew_fail_memory(err, n + 1, "the text of a module of kernels");
-    if (uncompress((Bytef *)device->texts[module], &length, (const Bytef *)file->text.ptr + sizeof(n),
-                   file->text.len - sizeof(n)) != Z_OK || length != n)
+    if (uncompress((Bytef *)*text, &length, (const Bytef *)file->text.ptr + sizeof(n),
+                   file->text.len - sizeof(n)) != Z_OK || length != n) {
+        ew_free(*text);
+        *text = NULL;
         return ew_fail(err, EW_ERR_FORMAT, "the kernels in this program are damaged");
-    device->texts[module][n] = 0;
+    }
+    (*text)[n] = 0;
     return 0;
 }
 
-static int load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
+// What is loaded at once of a module: its kernels that are wanted and not there yet.
+struct loading {
+    struct ew_cuda_device *device;
+    enum ew_cuda_module module;
+    void *handle; // NULL: a module that only other GPUs have, or nothing is wanted of it
+    char *text;
+};
+
+static bool is_missing(const struct loading *loading, int kernel)
 {
+    const struct ew_cuda_device *device = loading->device;
+
+    return KERNELS[kernel].module == loading->module && !device->unwanted[kernel] && !device->functions[kernel];
+}
+
+static bool is_kept(void *ctx, struct ew_str name)
+{
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        if (is_missing(ctx, i) && ew_str_is(name, KERNELS[i].name))
+            return true;
+    }
+    return false;
+}
+
+static int load_tier(struct loading *loading, const struct ew_data_file *file, const char *suffix,
+                     struct ew_error *err)
+{
+    struct ew_cuda_device *device = loading->device;
     char text[LOG_BYTES] = "";
     int options[] = {EW_CUDA_JIT_ERROR_LOG, EW_CUDA_JIT_ERROR_LOG_BYTES}, rc;
     void *values[] = {text, (void *)(uintptr_t)(sizeof(text) - 1)};
-    const char *suffix;
-    const struct ew_data_file *file = find_ptx(device, module, &suffix);
     double started_s = ew_clock_s();
+    unsigned n, n_all;
 
-    if (!file || device->modules[module])
-        return 0;
-    rc = unpack(device, module, file, err);
+    rc = unpack(file, &loading->text, err);
     if (rc)
         return rc;
-    rc = ew_cuda_check(device,
-                       device->driver.cuModuleLoadDataEx(&device->modules[module], device->texts[module],
-                                                         EW_COUNT_OF(options), options, values),
-                       "loading a module of kernels", err);
-    if (rc && module == EW_CUDA_WGMMA) { // the base tier does its work, too
-        ew_log(EW_LOG_WARN, "kernels of %s%s are not used: %s", MODULES[module], suffix, text[0] ? text : "no log");
-        device->modules[module] = NULL;
+    n = ew_cuda_ptx_keep(loading->text, is_kept, loading, &n_all);
+    if (n == 0)
         return 0;
+    rc = ew_cuda_check(device,
+                       device->driver.cuModuleLoadDataEx(&loading->handle, loading->text, EW_COUNT_OF(options), options,
+                                                         values),
+                       "loading a module of kernels", err);
+    if (rc) {
+        loading->handle = NULL;
+        return ew_fail_in(err, rc, "%s%s (%s)", MODULES[loading->module], suffix, text[0] ? text : "no log");
     }
-    if (rc)
-        return ew_fail_in(err, rc, "%s%s (%s)", MODULES[module], suffix, text[0] ? text : "no log");
-    ew_log(EW_LOG_INFO, "kernels of %s%s ready in %.2f s", MODULES[module], suffix, ew_clock_s() - started_s);
+    ew_log(EW_LOG_INFO, "kernels of %s%s, %u of %u, ready in %.2f s", MODULES[loading->module], suffix, n, n_all,
+           ew_clock_s() - started_s);
+    return 0;
+}
+
+// A tier that the driver refuses is left out for the one before it; the last one is for every GPU.
+static int load_module(struct loading *loading, struct ew_error *err)
+{
+    const struct ew_data_file *file;
+    const char *suffix;
+    size_t tier = 0;
+
+    while ((file = next_file(loading->device, loading->module, &tier, &suffix)) != NULL) {
+        struct ew_error why;
+        int rc = load_tier(loading, file, suffix, &why);
+
+        if (rc == 0)
+            return 0;
+        if (tier == EW_COUNT_OF(TIERS)) {
+            if (err)
+                *err = why;
+            return rc;
+        }
+        ew_log(EW_LOG_WARN, "kernels of %s%s are not used: %s", MODULES[loading->module], suffix, why.message);
+        ew_free(loading->text);
+        loading->text = NULL;
+    }
     return 0;
 }
 
 // A kernel whose text waits for its predecessor may be started before that has ended. Graphs record such launches since
 // CUDA 12.3.
-static bool waits_itself(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel)
+static bool waits_itself(const struct loading *loading, int kernel)
 {
-    const char *at = device->texts[KERNELS[kernel].module], *end, *wait;
-    char entry[96];
+    const struct ew_cuda_device *device = loading->device;
 
-    if (!device->functions[kernel] || !device->driver.cuLaunchKernelEx || device->driver_version < CHAIN_VERSION_MIN)
-        return false;
-    snprintf(entry, sizeof(entry), ".entry %s(", KERNELS[kernel].name);
-    at = strstr(at, entry);
-    end = at ? strstr(at + 1, ".entry ") : NULL;
-    wait = at ? strstr(at, "griddepcontrol.wait") : NULL;
-    return wait && (!end || wait < end);
+    return device->driver.cuLaunchKernelEx && device->driver_version >= CHAIN_VERSION_MIN &&
+           ew_cuda_ptx_waits(loading->text, KERNELS[kernel].name);
+}
+
+static int set_attribute(const struct ew_cuda_device *device, int kernel, int attribute, int value,
+                         struct ew_error *err)
+{
+    return ew_cuda_check(device, device->driver.cuFuncSetAttribute(device->functions[kernel], attribute, value),
+                         KERNELS[kernel].name, err);
+}
+
+static int take_function(const struct loading *loading, int kernel, struct ew_error *err)
+{
+    struct ew_cuda_device *device = loading->device;
+    void *function = NULL;
+    int rc = ew_cuda_check(device,
+                           device->driver.cuModuleGetFunction(&function, loading->handle, KERNELS[kernel].name),
+                           KERNELS[kernel].name, err);
+
+    if (rc)
+        return rc;
+    device->functions[kernel] = function;
+    device->waits_itself[kernel] = waits_itself(loading, kernel);
+    if (device->shared_bytes[kernel])
+        rc = set_attribute(device, kernel, EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)device->shared_bytes[kernel],
+                           err);
+    if (rc == 0 && device->is_shared && device->waits_itself[kernel])
+        rc = set_attribute(device, kernel, EW_CUDA_FUNC_SHARED_CARVEOUT, 100, err);
+    return rc;
+}
+
+// The first of a module is in its place; parts that turned out to be missing are kept beside it.
+static int keep_module(struct ew_cuda_device *device, enum ew_cuda_module module, void *handle, struct ew_error *err)
+{
+    if (!device->modules[module]) {
+        device->modules[module] = handle;
+        return 0;
+    }
+    if (device->n_later == EW_CUDA_LATER_MAX) {
+        (void)device->driver.cuModuleUnload(handle);
+        return ew_fail(err, EW_ERR_LIMIT, "more than %d modules of kernels were loaded late", EW_CUDA_LATER_MAX);
+    }
+    device->later[device->n_later++] = handle;
+    return 0;
 }
 
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
 {
-    int rc = load_module(device, module, err);
+    struct loading loading = {.device = device, .module = module};
+    bool missing[EW_CUDA_KERNEL_COUNT];
+    int rc = 0, n_missing = 0;
 
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
-        if (KERNELS[i].module != module || !device->modules[module])
-            continue;
-        rc = ew_cuda_check(device,
-                           device->driver.cuModuleGetFunction(&device->functions[i], device->modules[module],
-                                                              KERNELS[i].name),
-                           KERNELS[i].name, err);
-        device->waits_itself[i] = rc == 0 && waits_itself(device, i);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        missing[i] = is_missing(&loading, i);
+        n_missing += missing[i];
     }
+    if (n_missing)
+        rc = load_module(&loading, err);
+    if (rc == 0 && loading.handle)
+        rc = keep_module(device, module, loading.handle, err);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0 && loading.handle; i++) {
+        if (missing[i])
+            rc = take_function(&loading, i, err);
+    }
+    ew_free(loading.text);
     return rc;
 }
 
-int ew_cuda_share_multiprocessors(const struct ew_cuda_device *device, struct ew_error *err)
+// What nobody foresaw. A device is handed about as const: nothing of it changes but what it has loaded.
+static int load_late(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_error *err)
+{
+    struct ew_cuda_device *whole = (struct ew_cuda_device *)device;
+    int rc;
+
+    whole->unwanted[kernel] = false;
+    rc = ew_cuda_device_load_module(whole, KERNELS[kernel].module, err);
+    if (rc || device->functions[kernel])
+        return rc;
+    return ew_fail(err, EW_ERR_UNSUPPORTED, "this GPU has no kernel %s", KERNELS[kernel].name);
+}
+
+int ew_cuda_share_multiprocessors(struct ew_cuda_device *device, struct ew_error *err)
 {
     int rc = 0;
 
+    device->is_shared = true;
     for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
         if (device->functions[i] && device->waits_itself[i])
-            rc = ew_cuda_check(device,
-                               device->driver.cuFuncSetAttribute(device->functions[i], EW_CUDA_FUNC_SHARED_CARVEOUT,
-                                                                 100),
-                               KERNELS[i].name, err);
+            rc = set_attribute(device, i, EW_CUDA_FUNC_SHARED_CARVEOUT, 100, err);
     }
     return rc;
 }
@@ -467,8 +575,10 @@ int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kern
                    void **arguments, struct ew_error *err)
 {
     struct ew_cuda_launches *launches = device->launches;
-    int status;
+    int rc = device->functions[kernel] ? 0 : load_late(device, kernel, err), status;
 
+    if (rc)
+        return rc;
     if (launches && launches->n < EW_CUDA_LAUNCHES_MAX)
         launches->kernels[launches->n++] = kernel;
     if (device->waits_itself[kernel]) {
@@ -485,11 +595,16 @@ int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kern
     return status ? ew_cuda_check(device, status, KERNELS[kernel].name, err) : 0;
 }
 
-int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
+int ew_cuda_allow_shared(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
                          struct ew_error *err)
 {
-    return ew_cuda_check(device,
-                         device->driver.cuFuncSetAttribute(device->functions[kernel],
-                                                           EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)bytes),
-                         KERNELS[kernel].name, err);
+    device->shared_bytes[kernel] = bytes;
+    if (!device->functions[kernel])
+        return 0;
+    return set_attribute(device, kernel, EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)bytes, err);
+}
+
+enum ew_cuda_module ew_cuda_kernel_module(enum ew_cuda_kernel kernel)
+{
+    return KERNELS[kernel].module;
 }

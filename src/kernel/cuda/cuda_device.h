@@ -10,6 +10,7 @@
 #include "platform/cuda_driver.h"
 
 #define EW_CUDA_SPANS_MAX 4096
+#define EW_CUDA_LATER_MAX 256
 
 // The kernels, in the order of the table in cuda_device.c.
 enum ew_cuda_kernel {
@@ -84,9 +85,13 @@ struct ew_cuda_device {
     uint64_t part_bytes;  // what mapped memory comes in multiples of; 0: there is only cuMemAlloc
     char name[64];
     void *modules[EW_CUDA_MODULE_COUNT];
-    char *texts[EW_CUDA_MODULE_COUNT]; // PTX of the modules that were loaded
-    void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: of a module that this GPU or driver has not
+    void *later[EW_CUDA_LATER_MAX]; // parts of modules that turned out to be missing
+    uint32_t n_later;
+    bool unwanted[EW_CUDA_KERNEL_COUNT];   // not loaded with its module, but when it is launched
+    void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: unwanted, or of a module that this GPU or driver has not
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
+    uint32_t shared_bytes[EW_CUDA_KERNEL_COUNT]; // that it may ask for beyond its own arrays; 0: the usual 48 KiB
+    bool is_shared; // ew_cuda_share_multiprocessors was called
 };
 
 int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
@@ -94,13 +99,13 @@ void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that wa
 // A second user of the same context, stream and loaded modules, closed before the first.
 void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out);
 const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel);
-// The driver compiles a module for this GPU, or takes what it compiled before; once. Different modules may be loaded by
-// several threads at once.
+// The driver compiles the wanted kernels of a module for this GPU, or takes what it compiled before; those that are there
+// already stay. Different modules may be loaded by several threads at once.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
                                struct ew_error *err) EW_MUST_CHECK;
 // For steps of one sequence: blocks of a kernel that was started early lie beside those of the one before it, which
 // needs one division of a multiprocessor's memory for all. Products of several rows would miss the first cache.
-int ew_cuda_share_multiprocessors(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_share_multiprocessors(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
 // 0, or the error that a driver's status stands for; `what` was tried: "copying a batch".
 int ew_cuda_check(const struct ew_cuda_device *device, int status, const char *what, struct ew_error *err)
@@ -115,8 +120,9 @@ struct ew_cuda_grid {
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err) EW_MUST_CHECK;
 
-int ew_cuda_allow_shared(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
+int ew_cuda_allow_shared(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
                          struct ew_error *err) EW_MUST_CHECK;
+enum ew_cuda_module ew_cuda_kernel_module(enum ew_cuda_kernel kernel);
 
 // Memory of the GPU in spans, freed all at once; pieces are 256-byte aligned and never cross a span.
 struct ew_cuda_span {

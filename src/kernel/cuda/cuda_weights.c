@@ -280,7 +280,9 @@ static int alloc_scratch(struct loading *loading, struct ew_error *err)
                                                                     aligned(weight->cols * sizeof(float)));
     }
     loading->scratch = ew_alloc_aligned(loading->scratch_bytes * loading->n_threads);
-    return loading->scratch ? 0 : ew_fail_memory(err, loading->scratch_bytes * loading->n_threads, "the rows being loaded");
+    if (!loading->scratch)
+        return ew_fail_memory(err, loading->scratch_bytes * loading->n_threads, "the rows being loaded");
+    return 0;
 }
 
 int ew_cuda_weights_load(struct ew_cuda_backend *backend, bool (*progress)(void *ctx, uint64_t done, uint64_t total),

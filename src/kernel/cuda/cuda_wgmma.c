@@ -79,7 +79,7 @@ int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err)
     struct maps *maps;
     int rc = 0;
 
-    if (!device->functions[EW_CUDA_WGMMA_F16_256] || !device->driver.cuTensorMapEncodeTiled ||
+    if (!device->modules[EW_CUDA_WGMMA] || !device->driver.cuTensorMapEncodeTiled ||
         device->shared_bytes_max < SHARED_BYTES)
         return 0;
     for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_GATED && rc == 0; kernel++)
