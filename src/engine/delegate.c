@@ -111,40 +111,54 @@ static struct ew_sampler_input input_of(const struct ew_job *job, const float *l
     return (struct ew_sampler_input){logits, mask_of(job), job->seq->tokens, job->seq->n_tokens, job->request.n_ids};
 }
 
+static const struct ew_pick *pick_of(const struct ew_engine *engine, const struct ew_work *work)
+{
+    return engine->core.step.batch.picks + work->first_logit;
+}
+
 // Log probabilities are the host's: they take the whole row.
 static void delegate(struct ew_engine *engine, const struct ew_work *work, const struct ew_job *job, uint32_t *n_used)
 {
     struct ew_delegation *d = &engine->delegation;
-    struct ew_pick *pick = &d->picks[work->first_logit];
+    struct ew_pick *pick = &d->picks[d->turn][work->first_logit];
     struct ew_sampler_input input;
 
     *pick = (struct ew_pick){.by_host = true};
     if (work->n_logits > 1 || job->request.n_logprobs)
         return;
     input = input_of(job, NULL);
-    *pick = ew_sampler_delegate(&engine->sampler, &job->request.sampling, &input, d->adjusts + *n_used,
+    input.n_history += work->follows; // what is not known is not looked at: see ew_ahead_start
+    *pick = ew_sampler_delegate(&engine->sampler, &job->request.sampling, &input, d->adjusts[d->turn] + *n_used,
                                 EW_PICK_ADJUST_MAX - *n_used);
     *n_used += pick->n_adjust;
 }
 
-void ew_delegate_step(struct ew_engine *engine)
+void ew_delegate_next(struct ew_engine *engine, struct ew_batch *batch, const struct ew_work *work,
+                      struct ew_job *const *jobs, uint32_t n_work)
 {
     struct ew_delegation *d = &engine->delegation;
-    struct ew_batch *batch = &engine->core.step.batch;
     uint32_t n_used = 0;
 
+    d->turn = !d->turn;
+    for (uint32_t w = 0; w < n_work; w++) {
+        if (work[w].n_logits)
+            delegate(engine, &work[w], jobs[w], &n_used);
+    }
+    batch->picks = d->picks[d->turn];
+}
+
+void ew_delegate_step(struct ew_engine *engine)
+{
+    struct ew_batch *batch = &engine->core.step.batch;
+
     batch->picks = NULL;
-    if (!d->picks || batch->n_logits == 0 || batch->n_logits > engine->core.config.max_batch_size)
+    if (!engine->delegation.picks[0] || batch->n_logits == 0 || batch->n_logits > engine->core.config.max_batch_size)
         return;
     for (uint32_t w = 0; w < engine->n_work; w++) {
         if (engine->work[w].n_logits > 1)
             return; // proposals are judged by whole rows
     }
-    for (uint32_t w = 0; w < engine->n_work; w++) {
-        if (engine->work[w].n_logits)
-            delegate(engine, &engine->work[w], engine->work_jobs[w], &n_used);
-    }
-    batch->picks = d->picks;
+    ew_delegate_next(engine, batch, engine->work, engine->work_jobs, engine->n_work);
 }
 
 // The row that the backend left to the host, as it is now.
@@ -152,7 +166,7 @@ static int choose_here(struct ew_engine *engine, const struct ew_work *work, str
                        struct ew_error *err)
 {
     struct ew_backend *backend = engine->core.backend;
-    const struct ew_pick *pick = &engine->delegation.picks[work->first_logit];
+    const struct ew_pick *pick = pick_of(engine, work);
     struct ew_sampler_input input = input_of(job, NULL);
     int rc = backend->ops->logits_row(backend, work->first_logit, &input.logits, err);
 
@@ -173,6 +187,8 @@ int ew_delegate_token(struct ew_engine *engine, const struct ew_work *work, stru
 
     if (engine->core.step.batch.picks) {
         *token = backend->ops->picked(backend)[work->first_logit];
+        if (*token == EW_PICK_BY_HOST && engine->ahead.is_running)
+            return 0;
         return *token == EW_PICK_BY_HOST ? choose_here(engine, work, job, token, err) : 0;
     }
     input = input_of(job, ew_step_logits(&engine->core.step, work, 0));
@@ -189,14 +205,20 @@ int ew_delegation_init(struct ew_delegation *d, const struct ew_core *core, stru
     *d = (struct ew_delegation){0};
     if (!core->backend->ops->picked)
         return 0;
-    d->picks = ew_alloc_array(n, sizeof(*d->picks));
-    d->adjusts = ew_alloc_array(EW_PICK_ADJUST_MAX, sizeof(*d->adjusts));
-    return d->picks && d->adjusts ? 0 : ew_fail_memory(err, n * sizeof(*d->picks), "the tokens' choice");
+    for (int i = 0; i < 2; i++) {
+        d->picks[i] = ew_alloc_array(n, sizeof(*d->picks[i]));
+        d->adjusts[i] = ew_alloc_array(EW_PICK_ADJUST_MAX, sizeof(*d->adjusts[i]));
+        if (!d->picks[i] || !d->adjusts[i])
+            return ew_fail_memory(err, n * sizeof(*d->picks[i]), "the tokens' choice");
+    }
+    return 0;
 }
 
 void ew_delegation_fini(struct ew_delegation *d)
 {
-    ew_free(d->picks);
-    ew_free(d->adjusts);
+    for (int i = 0; i < 2; i++) {
+        ew_free(d->picks[i]);
+        ew_free(d->adjusts[i]);
+    }
     *d = (struct ew_delegation){0};
 }

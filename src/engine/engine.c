@@ -28,6 +28,8 @@ int ew_engine_create(const struct ew_model *model, const struct ew_tokenizer *to
     if (rc < 0)
         goto destroy;
     rc = ew_delegation_init(&engine->delegation, &engine->core, err);
+    if (rc == 0)
+        rc = ew_ahead_init(&engine->ahead, &engine->core, err);
     if (rc < 0)
         goto destroy;
     engine->jobs_end = &engine->jobs;
@@ -65,6 +67,7 @@ void ew_engine_destroy(struct ew_engine *engine)
     ew_free(engine->work);
     ew_free(engine->work_jobs);
     ew_free(engine->texts);
+    ew_ahead_fini(&engine->ahead);
     ew_delegation_fini(&engine->delegation);
     ew_sampler_fini(&engine->sampler);
     ew_core_fini(&engine->core);
@@ -166,6 +169,7 @@ int ew_engine_submit(struct ew_engine *engine, const struct ew_request *request,
 
 void ew_engine_finish(struct ew_engine *engine, struct ew_job *job, enum ew_finish why)
 {
+    ew_ahead_forget(engine, job);
     if (job->seq)
         ew_schedule_release(engine, job, why != EW_FINISH_ERROR);
     ew_shares_leave(&engine->shares, job->share);
@@ -235,6 +239,15 @@ static int extend_answer(struct ew_engine *engine, struct ew_job *job, int32_t t
     return 0;
 }
 
+// A token that the host has to choose, and its logits are gone: the step that ran ahead has overwritten them. It takes
+// part in a step again, alone.
+static void choose_again(struct ew_engine *engine, struct ew_job *job)
+{
+    ew_ahead_forget(engine, job);
+    (void)ew_sequence_rewind(job->seq, job->seq->n_cached - 1);
+    job->is_alone = true;
+}
+
 static void sample(struct ew_engine *engine, const struct ew_work *work, struct ew_job *job)
 {
     enum ew_finish why = EW_FINISH_ERROR;
@@ -242,6 +255,11 @@ static void sample(struct ew_engine *engine, const struct ew_work *work, struct 
     int32_t token;
     int rc = ew_delegate_token(engine, work, job, &token, &job->error);
 
+    if (rc == 0 && token == EW_PICK_BY_HOST) {
+        choose_again(engine, job);
+        return;
+    }
+    job->is_alone = false;
     if (job->first_s == 0)
         job->first_s = ew_clock_s();
     if (rc == 0)
@@ -328,6 +346,10 @@ int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err)
         *idle = engine->n_work == 0;
         return 0;
     }
+    engine->is_started = ew_ahead_promote(engine);
+    *idle = false;
+    if (engine->is_started)
+        return 0;
     ew_schedule_admit(engine);
     ew_schedule_plan(engine);
     *idle = engine->n_work == 0;
@@ -337,22 +359,34 @@ int ew_engine_begin(struct ew_engine *engine, bool *idle, struct ew_error *err)
     return rc < 0 ? ew_engine_fail_step(engine, &failure, err) : 0;
 }
 
+// One that ran ahead began when the one before it had ended.
+static int start_step(struct ew_engine *engine, double *started_s, struct ew_error *err)
+{
+    *started_s = engine->is_started ? engine->waited_s : ew_clock_s();
+    if (engine->is_started)
+        return 0;
+    ew_ahead_drain(engine);
+    ew_delegate_step(engine);
+    return ew_step_submit(&engine->core.step, engine->work, engine->n_work, err);
+}
+
 int ew_engine_complete(struct ew_engine *engine, struct ew_error *err)
 {
     struct ew_error failure = {0};
-    double started_s = ew_clock_s();
+    double started_s;
     int rc;
 
     if (ew_texts_made(engine))
         return ew_texts_complete(engine, err);
-    ew_delegate_step(engine);
-    rc = ew_step_submit(&engine->core.step, engine->work, engine->n_work, &failure);
-
-    if (rc == 0)
+    rc = start_step(engine, &started_s, &failure);
+    if (rc == 0) {
+        ew_ahead_start(engine);
         rc = ew_step_wait(&engine->core.step, &failure);
+    }
     if (rc < 0)
         return ew_engine_fail_step(engine, &failure, err);
-    count(engine, ew_clock_s() - started_s);
+    engine->waited_s = ew_clock_s();
+    count(engine, engine->waited_s - started_s);
     settle(engine);
     for (uint32_t w = 0; w < engine->n_work; w++)
         if (engine->work[w].n_logits)

@@ -11,6 +11,7 @@ struct ew_job {
     struct ew_arena arena;
     uint64_t id;
     struct ew_sequence *seq;               // NULL: waiting, or finished
+    bool is_alone;                         // its next token is chosen before any other step is started
     bool is_paused;                        // preempted: its sequence holds tokens but no blocks
     uint64_t turn;                         // order of admission
     uint64_t stepped;                      // the last step that it took part in

@@ -12,6 +12,7 @@
 // the last of the running requests gives its own up (they stay in the prefix tree as long as nobody needs them), and
 // goes on from its tokens when there is room again. The first in order always gets what it needs, so all finish.
 
+#include "engine/ahead.h"
 #include "engine/core.h"
 #include "engine/pace.h"
 #include "engine/request.h"
@@ -19,8 +20,10 @@
 
 // What tells a backend how to choose tokens itself (delegate.c).
 struct ew_delegation {
-    struct ew_pick *picks;          // [max_batch_size], by row of the logits; NULL: this backend does not choose
-    struct ew_pick_adjust *adjusts; // [EW_PICK_ADJUST_MAX]
+    // Of the newest step and of one that runs ahead, by turns.
+    struct ew_pick *picks[2];          // [max_batch_size], by row of the logits; NULL: this backend does not choose
+    struct ew_pick_adjust *adjusts[2]; // [EW_PICK_ADJUST_MAX]
+    uint32_t turn;
 };
 
 struct ew_engine {
@@ -40,6 +43,9 @@ struct ew_engine {
     struct ew_job **work_jobs; // [max_batch_size]
     struct ew_text *texts;       // [max_batch_size] the same, of models that make vectors
     uint32_t n_work, n_decoding;
+    bool is_started;         // it ran ahead
+    double waited_s;         // when the last step had ended
+    struct ew_ahead ahead;
     uint32_t planned[EW_CACHE_GROUPS_MAX]; // blocks that the work takes
     struct ew_engine_stats stats;          // the counters
 };
@@ -84,6 +90,9 @@ int ew_delegation_init(struct ew_delegation *delegation, const struct ew_core *c
 void ew_delegation_fini(struct ew_delegation *delegation);
 // Puts into the built step how its rows are to be chosen from, where the backend does that.
 void ew_delegate_step(struct ew_engine *engine);
+// The same for a step that follows it before its tokens are known.
+void ew_delegate_next(struct ew_engine *engine, struct ew_batch *batch, const struct ew_work *work,
+                      struct ew_job *const *jobs, uint32_t n_work);
 // The token of a work's row, the backend's or our own, and its log probabilities where they are asked for.
 int ew_delegate_token(struct ew_engine *engine, const struct ew_work *work, struct ew_job *job, int32_t *token,
                       struct ew_error *err) EW_MUST_CHECK;

@@ -45,10 +45,14 @@ static void add_tokens(struct ew_step *step, struct ew_work *work)
     const struct ew_sequence *seq = work->seq;
     uint32_t at = step->batch.n_tokens;
 
-    EW_ASSERT(work->n_tokens > 0 && work->n_tokens <= seq->n_tokens - seq->n_cached &&
-              work->n_proposed < work->n_tokens);
+    EW_ASSERT(work->n_tokens > 0 && work->n_proposed < work->n_tokens);
+    EW_ASSERT(work->follows ? work->n_tokens == 1 : work->n_tokens <= seq->n_tokens - seq->n_cached);
     EW_ASSERT(work->n_tokens <= step->limits.n_tokens_max - at);
-    memcpy(step->token + at, seq->tokens + seq->n_cached, work->n_tokens * sizeof(*step->token));
+    if (work->follows)
+        step->token[at] = 0;
+    else
+        memcpy(step->token + at, seq->tokens + seq->n_cached, work->n_tokens * sizeof(*step->token));
+    step->batch.follows |= work->follows;
     work->first_logit = step->batch.n_logits;
     for (uint32_t i = 0; i < work->n_tokens; i++) {
         step->want_logits[at + i] = wants_logits(work, i);

@@ -16,6 +16,7 @@ struct ew_work {
     uint32_t n_proposed; // of these, the last ones are guesses: all of them and the token before want logits
     enum ew_want want;
     bool is_prompt;      // what the caller decides for these tokens, not how many they are
+    bool follows;        // its one token is what the step before, which still runs, chooses in its row of that name
     uint32_t first_logit; // set by build: its rows of the logits are [first_logit, first_logit + n_logits)
     uint32_t n_logits;
 };

@@ -52,6 +52,7 @@ struct ew_backend_speed {
 
 struct ew_backend_ops {
     const char *name;
+    bool runs_ahead; // a step may be started while one with picks is under way, and take its tokens: see ew_batch
     int (*create)(const struct ew_backend_config *config, struct ew_backend **out, struct ew_error *err);
     void (*destroy)(struct ew_backend *backend);
     // 0, or EW_ERR_UNSUPPORTED with what the program needs and the backend lacks. NULL: it runs everything.
@@ -79,13 +80,14 @@ struct ew_backend_ops {
     const char *(*launched)(struct ew_backend *backend);
     // Another one on the same device, that has the kernels which this one loaded; goes first. NULL: create makes one.
     int (*sibling)(struct ew_backend *backend, struct ew_backend **out, struct ew_error *err);
-    // Starts a step, and waits for it. Between them the host may prepare the next batch; the batch's arrays stay until
-    // wait.
+    // Starts a step, and waits for the oldest that was started. Between them the host may prepare the next batch; the
+    // batch's arrays stay until wait.
     int (*submit)(struct ew_backend *backend, const struct ew_batch *batch, struct ew_error *err);
     // [n_logits, n_vocab], valid until the next submit; NULL where the batch had picks
     int (*wait)(struct ew_backend *backend, const float **logits, struct ew_error *err);
-    // The tokens of the last step's picks, valid until the next submit. EW_PICK_BY_HOST: the host has to choose; the
-    // row that logits_row then gives has its adjustments, and is valid until the next call. Both NULL: no picks here.
+    // The tokens that the step waited for picked, valid until the next submit. EW_PICK_BY_HOST: the host has to choose;
+    // the row that logits_row then gives, unless another step was started meanwhile, has its adjustments, and is valid
+    // until the next call. Both NULL: no picks here.
     const int32_t *(*picked)(const struct ew_backend *backend);
     int (*logits_row)(struct ew_backend *backend, uint32_t row, const float **logits, struct ew_error *err);
     // Cache blocks: copy inside a group's pool (copy on write), and canonical export and import (f32 K then V:

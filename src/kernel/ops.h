@@ -287,6 +287,8 @@ struct ew_batch {
     const uint8_t *segment;     // [n_tokens] token types of encoders, or NULL: all 0
     const uint8_t *span;        // [n_tokens] image span number of the token, 0: none; or NULL
     const struct ew_batch_seq *seqs; // [n_seqs], in the order of their tokens
+    bool follows; // every token is what the step before, still under way, picks in the same row; `token` holds zeros.
+                  // Only where the backend runs_ahead
     const struct ew_pick *picks; // [n_logits] tokens are to come back instead of logits; NULL: logits. Only where the
                                  // backend has picked(), and n_logits is at most n_seqs_max
 };

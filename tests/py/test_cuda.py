@@ -293,7 +293,7 @@ def test_a_gpu_without_memory_of_its_own(cuda):
 @emulated
 def test_a_server_outlives_its_gpu(cuda):
     """The GPU is lost in the middle of an answer: this one and all later ones fail with the reason, and /health says it."""
-    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:7:719"})
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuGraphLaunch:4:719"})
     body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True}
     try:
         assert server.get("/health") == {"status": "ok"}
@@ -309,7 +309,7 @@ def test_a_server_outlives_its_gpu(cuda):
 @emulated
 def test_running_streams_end_with_the_reason(cuda):
     """The GPU is lost while several answers are on their way: each stream has text, then one error, and ends."""
-    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuStreamSynchronize:9:719"})
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuGraphLaunch:6:719"})
     body = {"model": "demo", "prompt": "ls", "max_tokens": 40, "temperature": 0, "ignore_eos": True, "stream": True}
     try:
         with concurrent.futures.ThreadPoolExecutor(3) as pool:

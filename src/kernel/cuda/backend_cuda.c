@@ -18,6 +18,16 @@ static struct ew_cuda_backend *of(const struct ew_backend *backend)
     return (struct ew_cuda_backend *)backend;
 }
 
+static void land(const struct ew_cuda_driver *driver, const struct ew_cuda_flight *flight)
+{
+    if (flight->batch_host)
+        (void)driver->cuMemFreeHost(flight->batch_host);
+    if (flight->picks_host)
+        (void)driver->cuMemFreeHost(flight->picks_host);
+    if (flight->done)
+        (void)driver->cuEventDestroy_v2(flight->done);
+}
+
 static void cuda_destroy(struct ew_backend *base)
 {
     struct ew_cuda_backend *backend = of(base);
@@ -25,16 +35,15 @@ static void cuda_destroy(struct ew_backend *base)
 
     if (driver->library && backend->device.context) {
         (void)driver->cuCtxSetCurrent(backend->device.context);
+        (void)driver->cuCtxSynchronize(); // a step of which nobody wanted anything may be under way
         for (uint32_t i = 0; i <= EW_CUDA_GRAPH_TOKENS_MAX; i++) {
             if (backend->graphs[i])
                 (void)driver->cuGraphExecDestroy(backend->graphs[i]);
         }
         if (backend->logits)
             (void)driver->cuMemFreeHost(backend->logits);
-        if (backend->work.batch.host)
-            (void)driver->cuMemFreeHost(backend->work.batch.host);
-        if (backend->work.picks.host)
-            (void)driver->cuMemFreeHost(backend->work.picks.host);
+        for (int i = 0; i < EW_CUDA_FLIGHTS; i++)
+            land(driver, &backend->flights[i]);
         ew_cuda_arena_fini(&backend->device, &backend->memory);
         ew_cuda_arena_fini(&backend->device, &backend->weights);
     }
@@ -342,8 +351,8 @@ static int cuda_sizes(struct ew_backend *base, const struct ew_program *program,
     return rc;
 }
 
-// A GPU without memory of its own takes the machine's. Its driver calls only that free which is not in use as a cache of
-// files; and what control groups leave this process, it does not know.
+// A GPU without memory of its own takes the machine's. Its driver calls only that free which is not in use as a cache
+// of files; and what control groups leave this process, it does not know.
 static int machine_bytes(uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err)
 {
     struct ew_memory memory;
@@ -453,26 +462,41 @@ static int clear(struct ew_cuda_backend *backend, uint64_t address, uint64_t byt
                          "clearing memory", err);
 }
 
-// Kernels leave their states ready for the next step; before the first they are zero.
-static int map_picks(struct ew_cuda_backend *backend, struct ew_error *err)
+static int pin_zeros(struct ew_cuda_backend *backend, uint64_t bytes, uint8_t **out, struct ew_error *err)
 {
-    struct ew_cuda_picks *picks = &backend->work.picks;
-    uint64_t bytes = picks->bytes - picks->shared_bytes;
     void *host = NULL;
-    int rc = pin(backend, picks->shared_bytes, &host, err);
+    int rc = pin(backend, bytes, &host, err);
 
-    picks->host = host;
-    if (rc)
-        return rc;
-    memset(host, 0, picks->shared_bytes);
-    return clear(backend, picks->device + picks->shared_bytes, bytes, err);
+    *out = host;
+    if (rc == 0)
+        memset(host, 0, bytes);
+    return rc;
+}
+
+// Kernels leave their states ready for the next step; before the first they are zero.
+static int map_flights(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    const struct ew_cuda_picks *picks = &backend->work.picks;
+    int rc = clear(backend, picks->device + picks->shared_bytes, picks->bytes - picks->shared_bytes, err);
+
+    for (int i = 0; i < EW_CUDA_FLIGHTS && rc == 0; i++) {
+        struct ew_cuda_flight *flight = &backend->flights[i];
+
+        rc = pin_zeros(backend, backend->work.batch.bytes, &flight->batch_host, err);
+        if (rc == 0)
+            rc = pin_zeros(backend, picks->shared_bytes, &flight->picks_host, err);
+        if (rc == 0)
+            rc = ew_cuda_check(&backend->device,
+                               backend->device.driver.cuEventCreate(&flight->done, EW_CUDA_EVENT_QUIET),
+                               "making an event", err);
+    }
+    return rc;
 }
 
 static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     struct ew_cuda_work *work = &backend->work;
     struct carver carver = {0};
-    void *host = NULL;
     int rc;
 
     work->buffers = ew_arena_array(&backend->plan_arena, backend->plan.n_buffers, sizeof(*work->buffers));
@@ -500,11 +524,7 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
         rc = ew_cuda_few_init(backend, err);
     if (rc)
         return rc;
-    rc = pin(backend, work->batch.bytes, &host, err);
-    work->batch.host = host;
-    if (rc == 0)
-        memset(host, 0, work->batch.bytes);
-    return rc ? rc : map_picks(backend, err);
+    return map_flights(backend, err);
 }
 
 static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits, struct ew_error *err)
@@ -591,32 +611,48 @@ static int run_step(struct ew_cuda_backend *backend, const struct ew_batch *batc
                          "starting a step", err);
 }
 
+// Tokens or logits, to the host.
+static int fetch_results(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
+{
+    const struct ew_cuda_device *device = &backend->device;
+    uint64_t bytes = (uint64_t)batch->n_logits * backend->plan.result_width * sizeof(float);
+
+    if (batch->n_logits == 0)
+        return 0;
+    if (batch->picks)
+        return ew_cuda_pick_launch(backend, batch, err);
+    return ew_cuda_check(device,
+                         device->driver.cuMemcpyDtoHAsync_v2(backend->logits,
+                                                             backend->work.buffers[backend->plan.result], bytes,
+                                                             device->stream),
+                         "copying logits", err);
+}
+
 static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = of(base);
     const struct ew_cuda_device *device = &backend->device;
-    uint64_t bytes = (uint64_t)batch->n_logits * backend->plan.result_width * sizeof(float);
+    struct ew_cuda_flight *flight = &backend->flights[backend->n_submitted % EW_CUDA_FLIGHTS];
     int rc;
 
-    EW_ASSERT(backend->is_prepared);
+    EW_ASSERT(backend->is_prepared && backend->n_submitted - backend->n_waited < EW_CUDA_FLIGHTS);
+    flight->batch = batch;
+    backend->work.batch.host = flight->batch_host;
+    backend->work.picks.host = flight->picks_host;
     rc = ew_cuda_enter(device, err);
     if (rc == 0)
         rc = ew_cuda_batch_check(backend, batch, err);
     if (rc == 0)
         rc = ew_cuda_batch_send(backend, batch, err);
-    backend->step = batch;
     if (rc == 0 && batch->picks)
         rc = ew_cuda_pick_send(backend, batch, err);
     if (rc == 0)
         rc = run_step(backend, batch, err);
-    if (rc == 0 && batch->picks)
-        return batch->n_logits ? ew_cuda_pick_launch(backend, batch, err) : 0;
-    if (rc == 0 && bytes)
-        rc = ew_cuda_check(device,
-                           device->driver.cuMemcpyDtoHAsync_v2(backend->logits,
-                                                               backend->work.buffers[backend->plan.result], bytes,
-                                                               device->stream),
-                           "copying logits", err);
+    if (rc == 0)
+        rc = fetch_results(backend, batch, err);
+    if (rc == 0)
+        rc = ew_cuda_check(device, device->driver.cuEventRecord(flight->done, device->stream), "starting a step", err);
+    backend->n_submitted += rc == 0;
     return rc;
 }
 
@@ -639,17 +675,20 @@ static const char *cuda_launched(struct ew_backend *base)
 static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = of(base);
+    const struct ew_cuda_flight *flight = &backend->flights[backend->n_waited % EW_CUDA_FLIGHTS];
 
-    *logits = backend->step->picks ? NULL : backend->logits;
-    return ew_cuda_check(&backend->device, backend->device.driver.cuStreamSynchronize(backend->device.stream), "a step",
-                         err);
+    EW_ASSERT(backend->n_waited != backend->n_submitted);
+    backend->n_waited++;
+    *logits = flight->batch->picks ? NULL : backend->logits;
+    return ew_cuda_check(&backend->device, backend->device.driver.cuEventSynchronize(flight->done), "a step", err);
 }
 
 static const int32_t *cuda_picked(const struct ew_backend *base)
 {
-    const struct ew_cuda_picks *picks = &of(base)->work.picks;
+    const struct ew_cuda_backend *backend = of((struct ew_backend *)base);
+    const struct ew_cuda_flight *flight = &backend->flights[(backend->n_waited - 1) % EW_CUDA_FLIGHTS];
 
-    return (const int32_t *)(picks->host + picks->tokens);
+    return (const int32_t *)(flight->picks_host + backend->work.picks.tokens);
 }
 
 static int cuda_logits_row(struct ew_backend *base, uint32_t row, const float **logits, struct ew_error *err)
@@ -791,6 +830,7 @@ static const char *cuda_describe(const struct ew_backend *base)
 
 const struct ew_backend_ops ew_backend_cuda = {
     .name = "cuda",
+    .runs_ahead = true,
     .create = cuda_create,
     .destroy = cuda_destroy,
     .supports = cuda_supports,

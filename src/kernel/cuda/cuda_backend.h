@@ -29,9 +29,18 @@ struct ew_cuda_cache {
     enum ew_kv_dtype kv;
 };
 
+#define EW_CUDA_FLIGHTS 2 // steps that may be under way
+
+// What a step under way has of its own.
+struct ew_cuda_flight {
+    const struct ew_batch *batch;
+    uint8_t *batch_host, *picks_host; // pinned: the `host` of the structs below
+    void *done; // event: behind all that the step does
+};
+
 // The one copy that a step makes to the GPU. Each part lies at the same place on both sides.
 struct ew_cuda_batch {
-    uint8_t *host;       // pinned
+    uint8_t *host;       // pinned, of the newest step
     uint64_t device;
     uint64_t bytes;      // room
     uint64_t token, position, token_seq, token_index, token_scale, selected, seq_total, seq_first; // offsets
@@ -64,7 +73,7 @@ struct ew_cuda_pairs {
 
 // How tokens are chosen from the logits of a step. Offsets: the first shared_bytes lie on both sides.
 struct ew_cuda_picks {
-    uint8_t *host; // pinned
+    uint8_t *host; // pinned, of the newest step
     uint64_t device, bytes, shared_bytes;
     uint64_t picks, adjusts, masks, tokens, states;
     uint32_t n_max, mask_words;
@@ -149,7 +158,8 @@ struct ew_cuda_backend {
     void *graphs[EW_CUDA_GRAPH_TOKENS_MAX + 1]; // by number of tokens
     bool is_prepared;
 
-    const struct ew_batch *step; // between submit and wait
+    struct ew_cuda_flight flights[EW_CUDA_FLIGHTS];
+    uint32_t n_submitted, n_waited; // steps so far; they take flights by turns
 
     // NULL: off. Where there is one, nothing is a graph, and nothing is fused unless launches are what it wants to see.
     ew_trace_fn trace;

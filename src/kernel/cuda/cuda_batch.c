@@ -273,7 +273,8 @@ static uint64_t fill_tables(const struct ew_cuda_backend *backend, const struct 
 int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
     const struct ew_cuda_device *device = &backend->device;
-    uint64_t bytes;
+    const struct ew_cuda_batch *to = &backend->work.batch;
+    uint64_t bytes, from;
 
     for (uint32_t i = 0; i < backend->program->n_ropes; i++) {
         for (uint32_t s = 0; s < batch->n_seqs; s++) {
@@ -285,8 +286,9 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
     }
     fill_tokens(backend, batch);
     bytes = fill_tables(backend, batch);
+    from = batch->follows ? to->position : 0; // the step before picks its tokens where this one reads them
     return ew_cuda_check(device,
-                         device->driver.cuMemcpyHtoDAsync_v2(backend->work.batch.device, backend->work.batch.host,
-                                                             bytes, device->stream),
+                         device->driver.cuMemcpyHtoDAsync_v2(to->device + from, to->host + from, bytes - from,
+                                                             device->stream),
                          "copying a batch", err);
 }

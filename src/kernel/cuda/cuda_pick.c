@@ -120,7 +120,8 @@ int ew_cuda_pick_launch(struct ew_cuda_backend *backend, const struct ew_batch *
     struct ew_cuda_picks *picks = &backend->work.picks;
     uint64_t logits = backend->work.buffers[backend->plan.result], at = picks->device + picks->picks;
     uint64_t adjusts = picks->device + picks->adjusts, masks = picks->device + picks->masks;
-    uint64_t states = picks->device + picks->states, tokens = picks->device + picks->tokens;
+    uint64_t states = picks->device + picks->states;
+    uint64_t tokens = backend->work.batch.device + backend->work.batch.token; // for a step that follows at once
     uint32_t n_vocab = backend->program->n_vocab, n_rows = batch->n_logits;
     void **arguments = ARGUMENTS(&logits, &n_vocab, &at, &states, &tokens);
     int rc = 0;

@@ -24,7 +24,7 @@ KERNEL embed(float *out, u32 out_stride, const i32 *token, const u8 *codes, cons
              u32 layout, u32 width, float scale)
 {
     struct weight w = {codes, scales, mins};
-    u64 row = (u64)token[BLOCK_X];
+    u64 row = token[BLOCK_X] < 0 ? 0 : (u64)token[BLOCK_X]; // of a step that ran ahead and whose token the host chooses
 
     kernel_begin();
     out += (u64)BLOCK_X * out_stride;
