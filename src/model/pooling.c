@@ -352,8 +352,8 @@ void ew_pooling_shares(const struct ew_pooling *pooling, const float *vector, do
         out[0] = 1 / (1 + exp(-(double)vector[0]));
         return;
     }
-    for (uint32_t i = 1; i < pooling->width; i++)
-        most = fmax(most, (double)vector[i]);
+    for (uint32_t i = 1; i < pooling->width; i++) // not fmax: GCC 12 for arm64 stops with an internal error at it
+        most = (double)vector[i] > most ? (double)vector[i] : most;
     for (uint32_t i = 0; i < pooling->width; i++)
         sum += out[i] = exp((double)vector[i] - most);
     for (uint32_t i = 0; i < pooling->width; i++)
