@@ -108,8 +108,8 @@ const struct ew_command ew_cmd_eval_logits = {
         "compares the\n"
         "logits of every position, then continues greedily. Prints JSON. Exit status 1 where the relative error is\n"
         "larger than the arithmetic allows, or where a continuation departs at a place that is no near-tie.\n"
-        "A model that chooses experts and differs by more runs once more, with the reference's experts where others were\n"
-        "chosen by nearly the same numbers (route_ties); rel_aligned is what that leaves, and must be allowed.",
+        "A model that chooses experts and differs by more runs once more, with the reference's experts where others\n"
+        "were chosen by nearly the same numbers (route_ties); rel_aligned is what that leaves, and must be allowed.",
     .options = g_options,
     .run = run,
 };

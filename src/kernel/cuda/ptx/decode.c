@@ -25,7 +25,8 @@ static SHARED float g_q[HEADS][DIMS_MAX];
 static SHARED float g_max[WARPS][HEADS], g_sum[WARPS][HEADS];
 static SHARED float g_acc[WARPS][HEADS][DIMS_MAX];
 static SHARED u32x4 g_wide[DIMS_MAX / 32][32];
-static SHARED u32 g_last;
+static SHARED float g_share[WARPS][HEADS]; // what a warp's sums are worth
+static SHARED u32 g_last, g_n_splits;
 
 // This block's place.
 struct place {
@@ -37,18 +38,23 @@ struct place {
     struct cache cache;
 };
 
-INLINE struct place find_place(const struct ew_attend_job *job)
+// Of the block, without a look at what it works on.
+INLINE struct place find_block(const struct ew_attend_job *job)
 {
-    u32 per_kv = job->n_heads / job->n_kv_heads, begin, end, share, in_kv;
-    struct mask mask = {job->window, job->chunk, 0};
-    struct place p;
+    u32 per_kv = job->n_heads / job->n_kv_heads, in_kv = BLOCK_Y % job->runs * job->per_run;
+    struct place p = {.token = BLOCK_X, .run = BLOCK_Y, .kv_head = BLOCK_Y / job->runs};
 
-    p.token = BLOCK_X;
-    p.run = BLOCK_Y;
-    p.kv_head = BLOCK_Y / job->runs;
-    in_kv = BLOCK_Y % job->runs * job->per_run;
     p.first_head = p.kv_head * per_kv + in_kv;
     p.n_heads = min_u32(per_kv - in_kv, job->per_run);
+    return p;
+}
+
+INLINE struct place find_place(const struct ew_attend_job *job)
+{
+    struct mask mask = {job->window, job->chunk, 0};
+    struct place p = find_block(job);
+    u32 begin, end, share;
+
     p.index = ((const u32 *)job->index)[p.token];
     p.table = (const i32 *)job->tables + ((const u32 *)job->table_at)[p.token];
     visible(&mask, p.index, p.index + 1, &begin, &end);
@@ -151,65 +157,158 @@ INLINE void load_values(u32 kv, u32 first_span, u32 spans, const struct place *p
 }
 
 // ---- what stands before -------------------------------------------------------------------------
+//
+// Everything is asked for before anything is used: latencies are what this takes.
 
-// A head of dim elements by a warp, normalised and rotated, `to` in shared memory.
-INLINE void stage_head(const struct ew_attend_job *job, SHARED float *to, const float *x, u32 dim, u64 norm, float eps,
-                       float offset, u32 token, u32 has_rope)
+#define WARP_HEADS (HEADS / WARPS)
+#define LANE_DIMS (DIMS_MAX / 32)
+
+struct row {
+    float x[LANE_DIMS]; // elements lane, lane + 32 and so on
+};
+
+struct turns {
+    float cosine[LANE_DIMS / 2], sine[LANE_DIMS / 2];
+};
+
+// Of norms: they do not wait for the kernel before.
+struct norms {
+    struct row q, k;
+};
+
+INLINE void load_row(u32 spans, const float *x, u32 dim, struct row *r)
 {
-    const float *table = (const float *)job->rope + (u64)token * job->n_dims, *weight = (const float *)norm;
+    UNROLL
+    for (u32 j = 0; j < spans; j++)
+        r->x[j] = j * 32 + THREAD % 32 < dim ? x[j * 32 + THREAD % 32] : 0;
+}
+
+INLINE void load_norms(u32 spans, const struct ew_attend_job *job, const struct place *p, struct norms *n)
+{
+    if (job->q_norm)
+        load_row(spans, (const float *)job->q_norm, job->k_dim, &n->q);
+    if (job->k_norm && p->owns && THREAD / 32 == 0)
+        load_row(spans, (const float *)job->k_norm, job->k_dim, &n->k);
+}
+
+INLINE void load_turns(u32 spans, const struct ew_attend_job *job, u32 token, struct turns *t)
+{
+    const float *table = (const float *)job->rope + (u64)token * job->n_dims;
+    u32 half = job->n_dims / 2;
+
+    UNROLL
+    for (u32 j = 0; j < (spans + 1) / 2; j++) {
+        u32 i = j * 32 + THREAD % 32, there = job->rope && i < half;
+
+        t->cosine[j] = there ? table[i] : 1;
+        t->sine[j] = there ? table[half + i] : 0;
+    }
+}
+
+INLINE void normalise(u32 spans, struct row *r, const struct row *weight, u32 dim, float eps, float offset)
+{
+    float sum = 0, factor;
+
+    UNROLL
+    for (u32 j = 0; j < spans; j++)
+        sum += r->x[j] * r->x[j];
+    factor = rsqrt_f32(warp_sum(sum) / (float)dim + eps);
+    UNROLL
+    for (u32 j = 0; j < spans; j++)
+        r->x[j] *= factor * (weight->x[j] + offset);
+}
+
+// A head's row by a warp, rotated, `to` in shared memory.
+INLINE void put_rotated(u32 spans, const struct ew_attend_job *job, SHARED float *to, const struct row *r, u32 dim,
+                        const struct turns *t)
+{
     u32 lane = THREAD % 32, half = job->n_dims / 2;
-    float factor = 1;
 
-    if (norm) {
-        float sum = 0;
-
-        for (u32 i = lane; i < dim; i += 32)
-            sum += x[i] * x[i];
-        factor = rsqrt_f32(warp_sum(sum) / (float)dim + eps);
-    }
-    for (u32 i = lane; i < dim; i += 32)
-        to[i] = norm ? x[i] * factor * (weight[i] + offset) : x[i];
+    UNROLL
+    for (u32 j = 0; j < spans; j++)
+        if (j * 32 + lane < dim)
+            to[j * 32 + lane] = r->x[j];
     warp_sync();
-    for (u32 i = lane; has_rope && i < half; i += 32) {
+    UNROLL
+    for (u32 j = 0; j < (spans + 1) / 2; j++) {
+        u32 i = j * 32 + lane;
         SHARED float *a = to + job->rope_first + (job->rope_pairs ? 2 * i : i), *b = a + (job->rope_pairs ? 1 : half);
-        float c = table[i], s = table[half + i], old = *a;
 
-        *a = old * c - *b * s;
-        *b = *b * c + old * s;
+        if (job->rope && i < half) {
+            float old = *a;
+
+            *a = old * t->cosine[j] - *b * t->sine[j];
+            *b = *b * t->cosine[j] + old * t->sine[j];
+        }
     }
     warp_sync();
 }
 
-INLINE void stage_queries(const struct ew_attend_job *job, const struct place *p)
-{
-    const float *q = (const float *)job->q + (u64)p->token * job->q_stride + p->first_head * job->k_dim;
-    float scale = job->scale * (job->token_scale ? ((const float *)job->token_scale)[p->token] : 1);
-
-    for (u32 h = THREAD / 32; h < HEADS; h += WARPS) {
-        if (h < p->n_heads)
-            stage_head(job, g_q[h], q + h * job->k_dim, job->k_dim, job->q_norm, job->q_eps, job->q_offset, p->token,
-                       job->rope != 0);
-        for (u32 i = THREAD % 32; i < DIMS_MAX; i += 32)
-            g_q[h][i] = h < p->n_heads && i < job->k_dim ? g_q[h][i] * scale : 0;
-    }
-}
-
-// The token's key and value into the cache, by the last two warps. Runs of the same KV head write the same bytes, and
+// The token's key and value into the cache, by the first two warps. Runs of the same KV head write the same bytes, and
 // each block reads what it wrote itself.
-INLINE void append(const struct ew_attend_job *job, const struct place *p, SHARED float *staged)
+INLINE void append(u32 spans, const struct ew_attend_job *job, const struct place *p, struct row *r,
+                   const struct row *norm, const struct turns *t)
 {
     struct tile tile = cache_tile(&p->cache, p->table[p->index / job->block_tokens], p->kv_head);
-    const float *k = (const float *)job->k + (u64)p->token * job->k_stride + p->kv_head * job->k_dim;
-    const float *v = (const float *)job->v + (u64)p->token * job->v_stride + p->kv_head * job->v_dim;
-    u32 row = p->index % job->block_tokens, bytes = kv_bytes(job->kv);
+    u32 row = p->index % job->block_tokens, bytes = kv_bytes(job->kv), lane = THREAD % 32;
+    SHARED float *staged = g_acc[THREAD / 32][0];
 
     if (THREAD / 32 == 0) {
-        stage_head(job, staged, k, job->k_dim, job->k_norm, job->k_eps, job->k_offset, p->token, job->rope != 0);
+        if (job->k_norm)
+            normalise(spans, r, norm, job->k_dim, job->k_eps, job->k_offset);
+        put_rotated(spans, job, staged, r, job->k_dim, t);
         kv_put_row(job->kv, tile.k + (u64)row * job->k_dim * bytes, tile.k_scale + row, (const float *)staged,
                    job->k_dim);
-    } else if (THREAD / 32 == 1) {
-        kv_put_row(job->kv, tile.v + (u64)row * job->v_dim * bytes, tile.v_scale + row, v, job->v_dim);
+    } else {
+        UNROLL
+        for (u32 j = 0; j < spans; j++)
+            if (j * 32 + lane < job->v_dim)
+                staged[j * 32 + lane] = r->x[j];
+        warp_sync();
+        kv_put_row(job->kv, tile.v + (u64)row * job->v_dim * bytes, tile.v_scale + row, (const float *)staged,
+                   job->v_dim);
     }
+}
+
+INLINE void stage_query(u32 spans, const struct ew_attend_job *job, u32 h, u32 there, struct row *r,
+                        const struct row *norm, const struct turns *t, float scale)
+{
+    u32 lane = THREAD % 32;
+
+    if (job->q_norm)
+        normalise(spans, r, norm, job->k_dim, job->q_eps, job->q_offset);
+    put_rotated(spans, job, g_q[h], r, job->k_dim, t);
+    UNROLL
+    for (u32 j = 0; j < spans; j++) {
+        u32 i = j * 32 + lane;
+
+        g_q[h][i] = there && i < job->k_dim ? g_q[h][i] * scale : 0;
+    }
+}
+
+INLINE void stage(u32 k_spans, u32 v_spans, const struct ew_attend_job *job, const struct place *p,
+                  const struct norms *norms)
+{
+    const float *q = (const float *)job->q + (u64)p->token * job->q_stride + p->first_head * job->k_dim;
+    const float *k = (const float *)job->k + (u64)p->token * job->k_stride + p->kv_head * job->k_dim;
+    const float *v = (const float *)job->v + (u64)p->token * job->v_stride + p->kv_head * job->v_dim;
+    u32 appends = p->owns && job->k && THREAD / 32 < 2, spans = max_u32(k_spans, v_spans * 2);
+    float scale = job->scale * (job->token_scale ? ((const float *)job->token_scale)[p->token] : 1);
+    struct row heads[WARP_HEADS], own;
+    struct turns turns;
+
+    UNROLL
+    for (u32 i = 0; i < WARP_HEADS; i++)
+        load_row(k_spans, q + min_u32(i * WARPS + THREAD / 32, p->n_heads - 1) * job->k_dim, job->k_dim, &heads[i]);
+    if (appends)
+        load_row(spans, THREAD / 32 == 0 ? k : v, THREAD / 32 == 0 ? job->k_dim : job->v_dim, &own);
+    load_turns(k_spans, job, p->token, &turns);
+    if (appends)
+        append(spans, job, p, &own, &norms->k, &turns);
+    UNROLL
+    for (u32 i = 0; i < WARP_HEADS; i++)
+        stage_query(k_spans, job, i * WARPS + THREAD / 32, i * WARPS + THREAD / 32 < p->n_heads, &heads[i], &norms->q,
+                    &turns, scale);
 }
 
 // ---- scores, softmax, values ---------------------------------------------------------------------
@@ -349,36 +448,54 @@ INLINE void share_found(u32 spans, struct found *found)
     }
 }
 
-// Of head h over the warps.
-INLINE float joined_max(u32 h)
+INLINE float weight_of(float max, float top) { return max > NEG_INFINITY ? exp_f32(max - top) : 0; }
+
+// What the warps' sums are worth beside each other, and beside a sink: of each head the largest maximum, and the sum.
+INLINE void weigh_warps(const struct ew_attend_job *job, const struct place *p, u32 with_sink, float *top, float *total)
 {
-    float top = NEG_INFINITY;
+    u32 h = THREAD % HEADS;
+    float sink = with_sink && job->sinks && h < p->n_heads ? ((const float *)job->sinks)[p->first_head + h]
+                                                           : NEG_INFINITY;
+
+    *top = sink;
+    UNROLL
+    for (u32 w = 0; w < WARPS; w++)
+        *top = max_f32(*top, g_max[w][h]);
+    *total = weight_of(sink, *top);
+    UNROLL
+    for (u32 w = 0; w < WARPS; w++) {
+        float weight = weight_of(g_max[w][h], *top);
+
+        *total += g_sum[w][h] * weight;
+        g_share[w][h] = weight;
+    }
+}
+
+// Four elements of the values of head h, over the warps.
+INLINE f32x4 joined_values(u32 h, u32 d)
+{
+    f32x4 value = {0, 0, 0, 0};
 
     UNROLL
     for (u32 w = 0; w < WARPS; w++)
-        top = max_f32(top, g_max[w][h]);
-    return top;
+        value += *(SHARED const f32x4 *)&g_acc[w][h][d] * g_share[w][h];
+    return value;
 }
-
-INLINE float weight_of(float max, float top) { return max > NEG_INFINITY ? exp_f32(max - top) : 0; }
 
 // One split: straight into the result.
 INLINE void write_result(const struct ew_attend_job *job, const struct place *p)
 {
-    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
+    float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim, top, total;
 
-    for (u32 i = THREAD; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS) {
-        u32 h = i / job->v_dim, d = i % job->v_dim;
-        float sink = job->sinks ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY;
-        float top = max_f32(joined_max(h), sink), total = weight_of(sink, top), value = 0;
-
+    if (THREAD < HEADS) {
+        weigh_warps(job, p, 1, &top, &total);
         UNROLL
-        for (u32 w = 0; w < WARPS; w++) {
-            total += g_sum[w][h] * weight_of(g_max[w][h], top);
-            value += g_acc[w][h][d] * weight_of(g_max[w][h], top);
-        }
-        out[i] = total > 0 ? value / total : 0;
+        for (u32 w = 0; w < WARPS; w++)
+            g_share[w][THREAD] = total > 0 ? g_share[w][THREAD] / total : 0;
     }
+    block_sync();
+    for (u32 i = THREAD * 4; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS * 4)
+        *(f32x4 *)(out + i) = joined_values(i / job->v_dim, i % job->v_dim);
 }
 
 // What a split found: values of all heads, then their maxima and sums.
@@ -390,23 +507,15 @@ INLINE float *partial_at(const struct ew_attend_job *job, const struct place *p,
 
 INLINE void write_partial(const struct ew_attend_job *job, const struct place *p)
 {
-    float *to = partial_at(job, p, BLOCK_Z), *ends = to + HEADS * job->v_dim;
+    float *to = partial_at(job, p, BLOCK_Z), top, total;
 
-    for (u32 i = THREAD; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS) {
-        u32 h = i / job->v_dim, d = i % job->v_dim;
-        float top = joined_max(h), total = 0, value = 0;
-
-        UNROLL
-        for (u32 w = 0; w < WARPS; w++) {
-            total += g_sum[w][h] * weight_of(g_max[w][h], top);
-            value += g_acc[w][h][d] * weight_of(g_max[w][h], top);
-        }
-        to[i] = value;
-        if (d == 0) {
-            ends[2 * h] = top;
-            ends[2 * h + 1] = total;
-        }
+    if (THREAD < HEADS) {
+        weigh_warps(job, p, 0, &top, &total);
+        *(f32x2 *)(to + HEADS * job->v_dim + 2 * THREAD) = (f32x2){top, total};
     }
+    block_sync();
+    for (u32 i = THREAD * 4; i < p->n_heads * job->v_dim; i += EW_ATTEND_THREADS * 4)
+        *(f32x4 *)(to + i) = joined_values(i / job->v_dim, i % job->v_dim);
 }
 
 // Whether this block is the last of its run; the counter is zero again then.
@@ -414,42 +523,56 @@ INLINE u32 is_last(const struct ew_attend_job *job, const struct place *p)
 {
     u32 *arrived = (u32 *)job->arrived + p->token * N_BLOCKS_Y + p->run;
 
-    device_fence();
     block_sync();
     if (THREAD == 0) {
-        g_last = atomic_add(arrived, 1) == p->n_splits - 1;
+        g_last = atomic_add_ordered(arrived, 1) == p->n_splits - 1;
         if (g_last)
             *arrived = 0;
     }
     block_sync();
-    device_fence();
     return g_last;
 }
+
+#define SPLITS_MAX 64     // EW_CUDA_SPLITS_MAX
+#define SPLITS_AT_ONCE 8u
 
 // What each split is worth, a warp a head; g_q serves as the table, with 1 / total behind the splits.
 INLINE void weigh_partials(const struct ew_attend_job *job, const struct place *p)
 {
     u32 lane = THREAD % 32;
+    f32x2 ends[WARP_HEADS][SPLITS_MAX / 32];
 
-    for (u32 h = THREAD / 32; h < p->n_heads; h += WARPS) {
-        float sink = job->sinks ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY, top = sink, total = 0;
+    UNROLL
+    for (u32 i = 0; i < WARP_HEADS; i++) {
+        UNROLL
+        for (u32 j = 0; j < SPLITS_MAX / 32; j++) {
+            u32 h = i * WARPS + THREAD / 32, split = j * 32 + lane;
 
-        for (u32 s = lane; s < p->n_splits; s += 32)
-            top = max_f32(top, partial_at(job, p, s)[HEADS * job->v_dim + 2 * h]);
-        top = warp_max(top);
-        for (u32 s = lane; s < p->n_splits; s += 32) {
-            const float *ends = partial_at(job, p, s) + HEADS * job->v_dim + 2 * h;
+            ends[i][j] = (f32x2){NEG_INFINITY, 0};
+            if (h < p->n_heads && split < p->n_splits)
+                ends[i][j] = *(const f32x2 *)(partial_at(job, p, split) + HEADS * job->v_dim + 2 * h);
+        }
+    }
+    UNROLL
+    for (u32 i = 0; i < WARP_HEADS; i++) {
+        u32 h = i * WARPS + THREAD / 32;
+        float sink = job->sinks && h < p->n_heads ? ((const float *)job->sinks)[p->first_head + h] : NEG_INFINITY;
+        float top = max_f32(sink, warp_max(max_f32(ends[i][0].x, ends[i][1].x))), total = 0;
 
-            g_q[h][s] = weight_of(ends[0], top);
-            total += ends[1] * g_q[h][s];
+        UNROLL
+        for (u32 j = 0; j < SPLITS_MAX / 32; j++) {
+            float weight = weight_of(ends[i][j].x, top);
+
+            total += ends[i][j].y * weight;
+            g_q[h][j * 32 + lane] = weight;
         }
         total = warp_sum(total) + weight_of(sink, top);
         if (lane == 0)
-            g_q[h][p->n_splits] = total > 0 ? 1 / total : 0;
+            g_q[h][SPLITS_MAX] = total > 0 ? 1 / total : 0;
     }
 }
 
-// Four dimensions a thread, of four splits at once: they wait for each other's latency only once.
+// Four dimensions a thread, of several splits at once: they wait for each other's latency only once.
 INLINE void join_partials(const struct ew_attend_job *job, const struct place *p)
 {
     float *out = (float *)job->out + (u64)p->token * job->out_stride + p->first_head * job->v_dim;
@@ -462,17 +585,17 @@ INLINE void join_partials(const struct ew_attend_job *job, const struct place *p
         u32 h = i / job->v_dim;
         f32x4 value = {0, 0, 0, 0};
 
-        for (u32 s = 0; s < p->n_splits; s += 4) {
-            f32x4 part[4];
+        for (u32 s = 0; s < p->n_splits; s += SPLITS_AT_ONCE) {
+            f32x4 part[SPLITS_AT_ONCE];
 
             UNROLL
-            for (u32 j = 0; j < 4; j++)
+            for (u32 j = 0; j < SPLITS_AT_ONCE; j++)
                 part[j] = *(const f32x4 *)(first + min_u32(s + j, p->n_splits - 1) * step + i);
             UNROLL
-            for (u32 j = 0; j < 4; j++)
+            for (u32 j = 0; j < SPLITS_AT_ONCE; j++)
                 value += part[j] * (s + j < p->n_splits ? g_q[h][s + j] : 0);
         }
-        *(f32x4 *)(out + i) = value * g_q[h][p->n_splits];
+        *(f32x4 *)(out + i) = value * g_q[h][SPLITS_MAX];
     }
 }
 
@@ -487,6 +610,7 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     u32 wide = v_spans > 2; // there are no registers for all of a tile at once, and none ahead of time
     u32 at = p.begin + THREAD / 32 * TILE, early = !wide && is_old(&p, at), near = min_u32(v_spans, 2);
     u32x4 q[4];
+    struct norms norms;
     struct keys keys;
     struct values values;
     struct found found = {.max = NEG_INFINITY};
@@ -494,14 +618,15 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     next_may_start();
     if (p.begin >= p.end)
         return;
+    load_norms(k_spans, job, &p, &norms);
+    if (THREAD == 0)
+        g_n_splits = p.n_splits;
     if (early) {
         load_keys(kv, k_spans, &p, at, &keys);
         load_values(kv, 0, near, &p, at, &values);
     }
     previous_wait();
-    if (p.owns && job->k)
-        append(job, &p, g_acc[0][0]);
-    stage_queries(job, &p);
+    stage(k_spans, v_spans, job, &p, &norms);
     block_sync();
     load_queries(k_spans, q);
     if (!early && !wide && at < p.end) {
@@ -533,7 +658,8 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
     }
     share_found(v_spans, &found);
     block_sync();
-    p = find_place(job); // anew: the loop has no registers to keep it in
+    p = find_block(job); // anew: the loop has no registers to keep it in
+    p.n_splits = g_n_splits;
     if (p.n_splits == 1) {
         write_result(job, &p);
         return;

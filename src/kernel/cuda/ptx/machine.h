@@ -48,6 +48,16 @@ INLINE u32 atomic_add(u32 *p, u32 v)
     return old;
 }
 
+// The same. What the block's threads wrote before their last barrier is there for whoever adds later, and behind their
+// next one they read what those wrote who added before.
+INLINE u32 atomic_add_ordered(u32 *p, u32 v)
+{
+    u32 old;
+
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+
 // Programmatic dependent launch (PTX ISA, griddepcontrol), where the tier has it: the next kernel of the stream may
 // take its place before this one has ended. It waits before it reads what others wrote, and before it writes.
 INLINE void next_may_start(void)

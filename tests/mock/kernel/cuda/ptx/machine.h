@@ -71,6 +71,8 @@ INLINE u32 atomic_add(u32 *p, u32 v)
     return old;
 }
 
+INLINE u32 atomic_add_ordered(u32 *p, u32 v) { return atomic_add(p, v); }
+
 INLINE u64 atomic_add_u64(u64 *p, u64 v)
 {
     u64 old = *p;
