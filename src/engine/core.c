@@ -4,29 +4,54 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "engine/prove.h"
+#include "platform/memory.h"
+
+#define GIVE_BACK_BYTES ((uint64_t)256 << 20) // that are read before the kernel is told to drop them
+
+struct loading {
+    struct ew_progress progress;
+    const struct ew_modelfile *file; // whose pages are not to stay in the kernel's cache; NULL: they may
+    uint64_t given_back;
+    bool is_shown;
+};
 
 static bool on_progress(void *ctx, uint64_t done, uint64_t total)
 {
-    struct ew_progress *progress = ctx;
+    struct loading *loading = ctx;
 
-    progress->total = total;
-    ew_progress_update(progress, done);
+    if (loading->file && (done - loading->given_back >= GIVE_BACK_BYTES || done == total)) {
+        ew_modelfile_give_back(loading->file);
+        loading->given_back = done;
+    }
+    loading->progress.total = total;
+    if (loading->is_shown)
+        ew_progress_update(&loading->progress, done);
     return true;
+}
+
+// A file that the kernel can keep with ease is there for the next start. One that would push out what others need, or on
+// a GPU without memory of its own the weights themselves, is given back while it is read.
+static const struct ew_modelfile *file_to_give_back(const struct ew_model *model)
+{
+    struct ew_memory memory;
+
+    if (model->is_synthetic || ew_memory_read(NULL, &memory, NULL) < 0 ||
+        ew_modelfile_bytes(&model->file) <= memory.available_bytes / 2)
+        return NULL;
+    ew_log(EW_LOG_INFO, "the model's file is more than half of the memory that is left: it does not stay in the cache");
+    return &model->file;
 }
 
 static int load(struct ew_core *core, struct ew_error *err)
 {
-    struct ew_progress progress;
+    struct loading loading = {.file = file_to_give_back(core->model), .is_shown = core->config.show_progress};
     double started_s = ew_clock_s();
     int rc;
 
-    if (!core->config.show_progress) {
-        rc = core->backend->ops->load(core->backend, &core->model->program, NULL, NULL, err);
-    } else {
-        ew_progress_begin(&progress, "loading", core->fit.need.weight_bytes);
-        rc = core->backend->ops->load(core->backend, &core->model->program, on_progress, &progress, err);
-        ew_progress_end(&progress);
-    }
+    ew_progress_begin(&loading.progress, "loading", core->fit.need.weight_bytes);
+    rc = core->backend->ops->load(core->backend, &core->model->program, on_progress, &loading, err);
+    if (loading.is_shown)
+        ew_progress_end(&loading.progress);
     if (rc == 0 && core->config.self_test && core->backend->ops->sibling)
         rc = ew_prove_or_refuse(core->backend, core->model, &core->config, err); // caches have not taken the memory yet
     if (rc == 0)

@@ -1,5 +1,6 @@
 #include "format/modelfile.h"
 
+#include <fcntl.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -446,4 +447,28 @@ const struct ew_mapfile *ew_modelfile_map(const struct ew_modelfile *file, uint3
     if (file->kind == EW_MODELFILE_GGUF)
         return index == 0 ? &file->gguf.file : &file->gguf.parts[index - 1].file;
     return &file->safetensors.files[index];
+}
+
+static uint32_t count_maps(const struct ew_modelfile *file)
+{
+    return file->kind == EW_MODELFILE_GGUF ? 1 + file->gguf.n_parts : file->safetensors.n_files;
+}
+
+uint64_t ew_modelfile_bytes(const struct ew_modelfile *file)
+{
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < count_maps(file); i++)
+        bytes += ew_modelfile_map(file, i)->size;
+    return bytes;
+}
+
+void ew_modelfile_give_back(const struct ew_modelfile *file)
+{
+    for (uint32_t i = 0; i < count_maps(file); i++) {
+        const struct ew_mapfile *map = ew_modelfile_map(file, i);
+
+        if (map->path)
+            (void)posix_fadvise(map->fd, 0, 0, POSIX_FADV_DONTNEED); // advice: nothing depends on it
+    }
 }

@@ -189,6 +189,30 @@ static void demo_resolves(void **state)
     free(path);
 }
 
+// What is mapped stays; what was read and unmapped may go, and is read again from the file.
+static void pages_are_given_back(void **state)
+{
+    const struct ew_mapfile *map;
+    struct ew_modelfile file;
+    unsigned char before[256];
+    char path[4096];
+    uint64_t last;
+
+    if (!fixture_find(path, sizeof(path), "gguf/llama-q8_0.gguf"))
+        skip();
+    assert_int_equal(ew_modelfile_open(&file, path, true, NULL), EW_OK);
+    map = ew_modelfile_map(&file, 0);
+    assert_true(ew_modelfile_bytes(&file) == map->size);
+    last = map->size - sizeof(before);
+    memcpy(before, map->data + last, sizeof(before));
+    ew_mapfile_dont_need(map, 0, map->size);
+    ew_modelfile_give_back(&file);
+    assert_memory_equal(map->data + last, before, sizeof(before));
+    ew_modelfile_close(&file);
+    assert_int_equal(ew_modelfile_bytes(&file), 0);
+    ew_modelfile_give_back(&file);
+}
+
 static void fixtures_open(void **state)
 {
     static const char *const names[] = {"models/llama_default", "models/qwen3_v5cfg", "gguf/llama-q4_0.gguf"};
@@ -214,6 +238,7 @@ int main(void)
         cmocka_unit_test(a_directory_of_one_gguf_opens_it),
         cmocka_unit_test(failing_allocations_are_reported),
         cmocka_unit_test(demo_resolves),
+        cmocka_unit_test(pages_are_given_back),
         cmocka_unit_test(fixtures_open),
     };
 
