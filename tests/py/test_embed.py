@@ -338,6 +338,7 @@ def test_reranking_by_vectors(server, model, vocabulary):
     ("/v1/rerank", {"query": "a", "documents": []}, "documents"), ("/v1/rerank", {"query": "a", "documents": [1]}, "documents"),
     ("/v1/rerank", {"query": ["a", "b"], "documents": ["a", "b"]}, "query"), ("/v1/rerank", {"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
     ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_1"), ("/v1/score", {"text_1": "a"}, "text_2"),
+    ("/v1/rerank", {"query": "a", "documents": ["a"], "instruction": "x"}, "instruction"),
     ("/v1/score", {"text_1": "a", "text_2": "b", "top_n": 1}, "top_n")])
 def test_wrong_pairs(server, reranker, path, body, param):
     for running in (server, reranker):
