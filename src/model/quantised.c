@@ -503,36 +503,31 @@ static enum ew_dtype type_of(const struct ew_quantised *q, const struct weight *
 }
 
 // Columns of one group after the other, each group's in the order that they had. Groups that are not all of one size
-// cannot become blocks.
-static bool sort_columns(const struct weight *w, uint32_t *columns)
+// cannot become blocks. `filled` is zero.
+static bool sort_columns(const struct weight *w, uint32_t *columns, uint32_t *filled)
 {
-    uint64_t at = 0;
+    for (uint64_t col = 0; col < w->cols; col++) {
+        uint32_t group = word_at(w->order, col);
 
-    for (uint64_t group = 0; group < w->n_groups; group++) {
-        for (uint64_t col = 0; col < w->cols; col++) {
-            if (word_at(w->order, col) != group)
-                continue;
-            if (at >= (group + 1) * w->group)
-                return false;
-            columns[at++] = (uint32_t)col;
-        }
-        if (at != (group + 1) * w->group)
+        if (filled[group] == w->group)
             return false;
+        columns[(uint64_t)group * w->group + filled[group]++] = (uint32_t)col;
     }
-    return at == w->cols;
+    return w->n_groups * w->group == w->cols;
 }
 
 // GPTQ with activation order, as a backend reads it that takes activations in that order, too.
 static int bind_ordered(const struct ew_quantised *q, const struct weight *w, struct ew_arena *arena,
                         struct ew_weight_source *out, struct ew_error *err)
 {
-    uint32_t *columns = ew_arena_array(arena, w->cols, sizeof(*columns));
+    uint32_t *columns = ew_arena_array(arena, w->n_groups * w->group, sizeof(*columns));
+    uint32_t *filled = ew_arena_array(arena, w->n_groups, sizeof(*filled));
     struct ew_weight_source *ordered = ew_arena_alloc(arena, sizeof(*ordered));
     struct weight *sorted = ew_arena_alloc(arena, sizeof(*sorted));
 
-    if (!columns || !ordered || !sorted)
+    if (!columns || !filled || !ordered || !sorted)
         return ew_fail_memory(err, w->cols * sizeof(*columns), "the order of a weight's columns");
-    if (!sort_columns(w, columns))
+    if (!sort_columns(w, columns, filled))
         return 0;
     *sorted = *w;
     sorted->order = NULL;

@@ -5,8 +5,8 @@
 // Each weight is read as a block type that holds it: of GGUF's q4_0, q5_0 (4 bits with zero points, in groups that 64
 // does not divide), q8_0, mxfp4; and q4_zero, fp8 and nvfp4_s, which are no file's. Codes stay what they are; scales of
 // integers become f16. What no block type holds (groups that are no multiples of a block) is read as f16, rounded once;
-// GPTQ with activation order, whose products would lose more by that, as f32, and for backends that can take activations
-// in its order as it would be without (ew_weight_source.ordered).
+// GPTQ with activation order, whose products would lose more by that, as f32, and for backends that can take
+// activations in its order as it would be without (ew_weight_source.ordered).
 
 #include "format/json.h"
 #include "format/tensors.h"

@@ -20,7 +20,7 @@ static const struct {
     {"4b", 36, 2560, 9728, 32, 8, 128, 151936},
     {"1.1b", 22, 2048, 5632, 32, 4, 64, 32000},
     {"0.6b", 24, 896, 4864, 14, 2, 64, 151936},
-    {"tiny", 2, 512, 1280, 8, 2, 64, 1000}, // for tests of types: super-blocks divide its rows, and kernels' runs do not
+    {"tiny", 2, 512, 1280, 8, 2, 64, 1000}, // tests of types: super-blocks divide its rows, kernels' runs do not
     {"30b-a3b", 48, 2048, 768, 32, 4, 128, 151936, 128, 8},
     {"16b-a2.4b", 27, 2048, 1408, 16, 16, 192, 102400, 64, 6, .kv_latent = 512, .shared_width = 2816},
     {"2b-latent", 24, 2048, 6144, 16, 16, 192, 102400, .kv_latent = 512},
