@@ -29,8 +29,8 @@ static bool on_progress(void *ctx, uint64_t done, uint64_t total)
     return true;
 }
 
-// A file that the kernel can keep with ease is there for the next start. One that would push out what others need, or on
-// a GPU without memory of its own the weights themselves, is given back while it is read.
+// A file that the kernel can keep with ease is there for the next start. One that would push out what others need, or
+// on a GPU without memory of its own the weights themselves, is given back while it is read.
 static const struct ew_modelfile *file_to_give_back(const struct ew_model *model)
 {
     struct ew_memory memory;

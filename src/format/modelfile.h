@@ -55,8 +55,8 @@ void ew_modelfile_close(struct ew_modelfile *file); // also of a zero-filled one
 void ew_modelfile_drop_tokenizer(struct ew_modelfile *file);
 // The mapping that holds the tensors whose `file` is the given index.
 const struct ew_mapfile *ew_modelfile_map(const struct ew_modelfile *file, uint32_t index);
-// Bytes of all its mappings, and what the kernel keeps of them without anybody having it mapped goes back to the system.
-uint64_t ew_modelfile_bytes(const struct ew_modelfile *file);
+uint64_t ew_modelfile_bytes(const struct ew_modelfile *file); // of all its mappings
+// What the kernel keeps of them and nobody has mapped any more goes back to the system.
 void ew_modelfile_give_back(const struct ew_modelfile *file);
 // The path that `model` stands for: itself, or for "demo" the environment's EDGEWISE_DEMO, or else the first
 // that exists of ../models/demo.gguf (a build tree) and ../share/edgewise/models/demo.gguf (a moved

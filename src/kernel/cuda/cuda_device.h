@@ -99,8 +99,8 @@ void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that wa
 // A second user of the same context, stream and loaded modules, closed before the first.
 void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out);
 const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel);
-// The driver compiles the wanted kernels of a module for this GPU, or takes what it compiled before; those that are there
-// already stay. Different modules may be loaded by several threads at once.
+// The driver compiles the wanted kernels of a module for this GPU, or takes what it compiled before; those that are
+// there already stay. Different modules may be loaded by several threads at once.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
                                struct ew_error *err) EW_MUST_CHECK;
 // For steps of one sequence: blocks of a kernel that was started early lie beside those of the one before it, which
