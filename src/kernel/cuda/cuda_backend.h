@@ -82,6 +82,13 @@ struct ew_cuda_picks {
 
 #define EW_CUDA_PICK_STATE_BYTES 10496
 
+// Sums of the squares of a step's activations, which the product that made these leaves for the norm behind it.
+struct ew_cuda_squares {
+    uint64_t sums;
+    uint64_t of; // the activations' address; 0: nothing
+    uint32_t n_rows;
+};
+
 struct ew_cuda_work {
     uint64_t *buffers;  // [plan.n_buffers] addresses
     struct ew_cuda_rope *ropes;
@@ -93,6 +100,7 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
+    struct ew_cuda_squares few_squares;
     uint64_t few_normals, few_partial, few_partial_bytes, few_arrived; // of products with several rows
     uint64_t attend_partial, attend_arrived; // of decode attention
     struct ew_cuda_pairs pairs;
@@ -203,6 +211,7 @@ const char *ew_cuda_trace_launched(struct ew_cuda_backend *backend);
 
 // cuda_few.c
 uint64_t ew_cuda_few_normals_bytes(void);
+uint64_t ew_cuda_few_squares_bytes(const struct ew_program *program);
 uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
                                    uint32_t n_tokens_max);
 uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend);

@@ -38,6 +38,18 @@ uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend)
     return (uint64_t)backend->device.n_multiprocessors * sizeof(uint32_t);
 }
 
+// Of 16 rows each of the results of up to EW_FEW_TOKENS_MAX tokens.
+uint64_t ew_cuda_few_squares_bytes(const struct ew_program *program)
+{
+    uint64_t rows = 0;
+
+    for (uint32_t i = 0; i < program->n_weights; i++) {
+        if (program->weights[i].is_matrix)
+            rows = EW_MAX(rows, program->weights[i].rows);
+    }
+    return rows / TILE * EW_FEW_TOKENS_MAX * sizeof(float);
+}
+
 // Two halves of the columns of the two matrices of a gate (what needs more is done by other kernels); or a tile of
 // every multiprocessor (cuda_wgmma.c).
 uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
@@ -65,10 +77,10 @@ struct sharing {
 };
 
 // Estimates in clock cycles of a multiprocessor, from measurements on one of compute capability 9.0.
-#define STAGE_CYCLES 100.0     // of a warp's chunk, where eight warps ask for them at the memory's speed
+#define STAGE_CYCLES 800.0     // of a warp's chunk, where there are eight warps
 #define PASS_CYCLES 400.0      // of joining the warps' sums
 #define ACTIVATION_BYTES 40.0  // a cycle, as they are staged
-#define JOIN_CYCLES 3000.0     // of blocks' sums, and
+#define JOIN_CYCLES 600.0      // of a block's sums with those of others, and
 #define JOIN_BYTES 50.0        // a cycle of these
 
 static void estimate(const struct ew_vector_job *job, uint32_t n_tiles, struct sharing *s)
@@ -82,7 +94,7 @@ static void estimate(const struct ew_vector_job *job, uint32_t n_tiles, struct s
     s->cost = n_passes * (ceil_div(n_chunks, s->n_parts) * STAGE_CYCLES * warps / 8 + PASS_CYCLES) +
               job->cols * 4.0 / s->n_splits * n_tiles * TOKEN_TILE / ACTIVATION_BYTES;
     if (s->n_splits > 1)
-        s->cost += JOIN_CYCLES + s->n_splits * sum_bytes / JOIN_BYTES;
+        s->cost += s->n_splits * (JOIN_CYCLES + sum_bytes / JOIN_BYTES);
 }
 
 static bool fits(const struct ew_cuda_backend *backend, const struct ew_vector_job *job, uint32_t n_tiles,
@@ -165,9 +177,13 @@ int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fus
     uint32_t n_tiles = ceil_div(n_rows, TOKEN_TILE);
     struct ew_cuda_grid norm = {n_rows, 1, 1, EW_FEW_THREADS}, grid;
     struct sharing sharing = {0};
+    struct ew_cuda_squares *squares = &backend->work.few_squares;
+    bool is_summed = fused->job.norm == EW_VECTOR_RMS && squares->of == fused->job.x && squares->n_rows == n_rows;
     struct ew_few_job job = {
         .v = fused->job,
-        .normals = backend->work.few_normals,
+        .normals = is_summed ? 0 : backend->work.few_normals,
+        .squares = squares->sums,
+        .squares_out = fused->job.parts[1].rows || fused->job.norm != EW_VECTOR_PLAIN ? 0 : squares->sums,
         .partial = backend->work.few_partial,
         .arrived = backend->work.few_arrived,
         .x_stride = stride_of(backend, fused->job.x),
@@ -184,7 +200,9 @@ int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fus
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++)
         job.out_strides[i] = stride_of(backend, fused->job.parts[i].out);
     backend->work.narrow.of = 0;
-    if (fused->job.norm != EW_VECTOR_PLAIN)
+    squares->of = job.squares_out ? fused->job.parts[0].out : 0;
+    squares->n_rows = n_rows;
+    if (fused->job.norm != EW_VECTOR_PLAIN && !is_summed)
         rc = ew_cuda_launch(&backend->device, EW_CUDA_FEW_NORM, norm, (void *[]){&job}, err);
     return rc ? rc
               : ew_cuda_launch(&backend->device, CLASSES[fused->job.layout].kernels[n_tiles - 1], grid,

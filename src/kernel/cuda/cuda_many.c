@@ -5,7 +5,8 @@
 #include "kernel/cuda/cuda_prefill.h"
 
 #define NORM_THREADS 256
-#define MANY_ROWS 65 // from which on
+#define MANY_ROWS 33 // from which on,
+#define MANY_ROWS_QUANTISED 65 // where matrices are decoded first
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
@@ -39,8 +40,8 @@ bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_c
     const struct ew_vector_job *job = &fused->job;
     float linear, cubic;
 
-    if (!fused->count || n_rows < MANY_ROWS || !backend->work.has_maps ||
-        backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
+    if (!fused->count || n_rows < (ew_cuda_layout_is_quantised(job->layout) ? MANY_ROWS_QUANTISED : MANY_ROWS) ||
+        !backend->work.has_maps || backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows; i++) {
         if (!ew_cuda_wgmma_takes(backend, &backend->matrices[fused->weights[i]]))

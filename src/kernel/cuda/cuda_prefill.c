@@ -7,7 +7,8 @@
 #define TILE_THREADS 128
 #define PART_STEP 256                       // rows of the largest tile of any tier
 #define STEP 32                             // columns that a product takes at a time
-#define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used
+#define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used,
+#define SOME_TOKENS_FAST 32                 // and where those of ptx/wgmma.c read the matrix as it is
 #define SOME_ROWS 32                        // of the matrix, that a block of theirs takes
 #define GRID_ROWS_MAX 65535u               // blocks in y
 #define SOME_STEP 64                        // columns that they take at a time
@@ -132,9 +133,12 @@ static int multiply(struct ew_cuda_backend *backend, const struct ew_cuda_produc
                           ARGUMENTS(&out, &out_stride, &x, &w, &bias, &rows, &cols, &n_rows), err);
 }
 
-static bool is_for_some(const struct ew_cuda_product *p)
+static bool is_for_some(const struct ew_cuda_backend *backend, const struct ew_cuda_product *p)
 {
-    return p->n_rows <= SOME_TOKENS && p->matrix->cols % SOME_STEP == 0 && p->matrix->layout <= EW_CUDA_U4_MIN;
+    bool is_fast = ew_cuda_wgmma_takes(backend, p->matrix) && !ew_cuda_layout_is_quantised(p->matrix->layout);
+
+    return p->n_rows <= (is_fast ? SOME_TOKENS_FAST : SOME_TOKENS) && p->matrix->cols % SOME_STEP == 0 &&
+           p->matrix->layout <= EW_CUDA_U4_MIN;
 }
 
 static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
@@ -166,7 +170,7 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
     uint32_t part = part_rows(backend, m->rows, m->cols);
     int rc = ew_cuda_prefill_narrow(backend, p, is_bf16, err);
 
-    if (rc == 0 && is_for_some(p))
+    if (rc == 0 && is_for_some(backend, p))
         return multiply_some(backend, p, err);
     if (rc || !ew_cuda_layout_is_quantised(m->layout))
         return rc ? rc : multiply(backend, p, is_bf16, m->codes, 0, m->rows, err);

@@ -550,6 +550,8 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
     backend->work.narrow.of = 0;
     for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i += unit.count) {
         unit = find_unit(backend, batch, i);
+        if (unit.kind != UNIT_FEW)
+            backend->work.few_squares.of = 0;
         rc = launch_unit(backend, batch, &unit, err);
         if (rc == 0 && backend->trace && unit.kind != UNIT_STEP)
             rc = trace_unit(backend, batch, &unit, err);

@@ -18,7 +18,9 @@
 
 struct ew_few_job {
     struct ew_vector_job v;
-    uint64_t normals; // f32 [n_tokens][2]: mean and factor of the norm
+    uint64_t normals; // f32 [n_tokens][2]: mean and factor of the norm; 0: of an RMS norm from
+    uint64_t squares; // f32 [n_tokens][cols / 16]: sums of the squares of 16 activations each
+    uint64_t squares_out; // 0, or the same of the result, for the norm behind it
     uint64_t partial; // f32 [split][tile][token tile][lane][4]
     uint64_t arrived; // u32 [group], zeros before and after
     uint32_t x_stride, residual_stride, n_tokens;

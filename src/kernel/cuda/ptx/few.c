@@ -245,14 +245,33 @@ INLINE void normalise_eight(const struct ew_vector_job *v, struct eight *e)
     }
 }
 
+INLINE void take_normals(const struct ew_few_job *job, const struct share *s)
+{
+    u32 lane = THREAD % 32, n = job->v.cols / 16;
+
+    if (job->normals) {
+        if ((u32)THREAD < job->n_tokens)
+            g_normals[THREAD] = ((const f32x2 *)job->normals)[THREAD];
+        return;
+    }
+    for (u32 token = THREAD / 32; token < job->n_tokens; token += s->warps) {
+        float sum = 0;
+
+        for (u32 i = lane; i < n; i += 32)
+            sum += ((const float *)job->squares)[token * n + i];
+        sum = warp_sum(sum);
+        if (lane == 0)
+            g_normals[token] = (f32x2){0, rsqrt_f32(sum / (float)job->v.cols + job->v.eps)};
+    }
+}
+
 // Columns of tokens past the last one repeat it: nobody stores their results.
 INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const struct share *s)
 {
     u32 n_items = s->n_chunks * N * PER_LANE(class);
 
     if (job->v.norm != EW_VECTOR_PLAIN) {
-        if ((u32)THREAD < job->n_tokens)
-            g_normals[THREAD] = ((const f32x2 *)job->normals)[THREAD];
+        take_normals(job, s);
         block_sync();
     }
     ROLL
@@ -362,7 +381,7 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
-INLINE void finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 stride, u32 row, u32 token,
+INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 stride, u32 row, u32 token,
                        float value, float up)
 {
     const struct ew_vector_job *v = &job->v;
@@ -374,6 +393,23 @@ INLINE void finish_one(const struct ew_few_job *job, const struct ew_vector_part
         value = v->y_scale * value +
                 v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
     ((float *)part->out)[(u64)token * stride + row] = value;
+    return value;
+}
+
+// A lane's squares of two rows of a unit and two tokens, for the sums of all 16 rows.
+INLINE void leave_squares(const struct ew_few_job *job, u32 unit, u32 t, f32x2 squares)
+{
+    UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        u32 lane = THREAD % 32, token = t * 8 + lane % 4 * 2 + i;
+        float sum = squares[i];
+
+        UNROLL
+        for (u32 o = 4; o < 32; o *= 2)
+            sum += shuffle_xor(sum, o);
+        if (lane < 4 && token < job->n_tokens)
+            ((float *)job->squares_out)[token * (job->v.rows / 16) + unit] = sum;
+    }
 }
 
 // A lane's sums of eight tokens and the rows of a unit: rows lane / 4 and 8 more, tokens 2 (lane % 4) and the next.
@@ -381,6 +417,7 @@ INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f
 {
     u32 lane = THREAD % 32, begin = 0, row = unit * 16, stride = job->out_strides[0];
     struct ew_vector_part part = {.out = job->v.parts[0].out, .bias = job->v.parts[0].bias};
+    f32x2 squares = {0, 0};
 
     UNROLL
     for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
@@ -396,11 +433,17 @@ INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f
     for (u32 e = 0; e < 4; e++) {
         u32 token = t * 8 + lane % 4 * 2 + e % 2;
 
-        if (token < job->n_tokens)
-            finish_one(job, &part, stride, row + lane / 4 + e / 2 * 8, token, value.x, up.x);
+        if (token < job->n_tokens) {
+            float result = finish_one(job, &part, stride, row + lane / 4 + e / 2 * 8, token, value.x, up.x);
+
+            squares.x += result * result;
+        }
         value = value.yzwx;
         up = up.yzwx;
+        squares = squares.yx;
     }
+    if (job->squares_out)
+        leave_squares(job, unit, t, squares);
 }
 
 INLINE f32x4 *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 tile, u32 t)
