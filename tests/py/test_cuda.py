@@ -144,8 +144,9 @@ def test_answers_as_the_cpu_does(cuda):
 
 
 # Whose products round nothing but activations, to f16.
-FLOATS = ["fp8", "fp8_channel", "fp8_tensor"]
-INTEGERS = ["awq"]
+FLOATS = ["fp8", "fp8_channel"]
+# Of each layout one, and each form of scales.
+INTEGERS = ["awq", "q3_k", "q5_0", "q5_k", "q6_k", "iq4_xs", "mxfp4", "nvfp4"]
 
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS)
@@ -162,6 +163,17 @@ def test_one_sequence_at_its_own_width(cuda, dtype):
     options = ["run", "-m", f"synthetic:tiny:{dtype}", "--ids", " ".join(map(str, range(5, 25))), "-n", "30", "--temp", "0"]
     answers = [support.run_ok(*options, "--backend", backend, env=cuda) for backend in ("cuda", "cpu")]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("dtype", ["q5_k", "q6_k"])
+def test_one_sequence_of_quantised_files(cuda, dtype, tmp_path):
+    """Rounding decides the distance from the reference, which is of the unrounded model, and is the CPU's."""
+    model = support.need("fixtures/gguf/llama-f16.gguf")
+    support.run_ok("quantize", model, tmp_path / "model.gguf", "--to", dtype)
+    ref = model.with_suffix(".ref.safetensors")
+    rels = [json.loads(support.run("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", ref, "--backend", backend, "--mode", "token",
+                                   "--logits-only", "--json", env=cuda).stdout)["rel"] for backend in ("cpu", "cuda")]
+    assert rels[0] == pytest.approx(rels[1], rel=0.05)
 
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])

@@ -152,6 +152,20 @@ uint64_t ew_cpu_matrix_shape(struct ew_cpu_matrix *matrix);
 // Writes tile `tile` from its rows as the file has them (fewer than 16 at the end: the others become zero).
 void ew_cpu_tile_pack(const struct ew_cpu_matrix *matrix, uint32_t tile, enum ew_dtype dtype, const uint8_t *rows,
                       uint32_t n_rows, uint8_t *dst, float *scratch);
+// One group of a row as a file has it, unpacked; what its type does not have is not set.
+struct ew_cpu_group {
+    uint8_t codes[32];           // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
+    uint8_t high[32];            // bits 4 and 5 of each element
+    uint16_t scale, min;         // f16
+    uint8_t small[2], small_min; // scales under a super-group's, maybe with minima; E8M0; E4M3; zero point
+    float factor;                // of the whole row
+};
+
+// Of the types with codes, all of which have a layout (ew_cpu_layout_of). `decoded`: the row's elements, for those
+// types that want them.
+void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group, const float *decoded,
+                         struct ew_cpu_group *out);
+bool ew_cpu_group_wants_decoded(enum ew_dtype dtype);
 // Decodes one row exactly.
 void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out);
 

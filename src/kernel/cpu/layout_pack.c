@@ -8,15 +8,6 @@
 #include "base/half.h"
 #include "kernel/cpu/layout.h"
 
-// One group of one row, unpacked.
-struct group {
-    uint8_t codes[32];           // 8-bit codes; or 16 bytes of nibbles, elements i and i + 16
-    uint8_t high[32];            // bits 4 and 5 of each element
-    uint16_t scale, min;         // f16
-    uint8_t small[2], small_min; // scales under a super-group's, maybe with minima; E8M0; E4M3; zero point
-    float factor;                // of the whole row
-};
-
 static uint16_t u16_at(const uint8_t *p)
 {
     return (uint16_t)(p[0] | p[1] << 8);
@@ -29,27 +20,27 @@ static uint32_t u32_at(const uint8_t *p)
 
 // ---- unpacking: one function a family of types --------------------------------------------------
 
-static void unpack_q8_0(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q8_0(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 34ull * group;
     out->scale = u16_at(row);
     memcpy(out->codes, row + 2, 32);
 }
 
-static void unpack_high_bits(uint32_t bits, struct group *out)
+static void unpack_high_bits(uint32_t bits, struct ew_cpu_group *out)
 {
     for (uint32_t i = 0; i < 32; i++)
         out->high[i] = bits >> i & 1;
 }
 
-static void unpack_q4_0(const uint8_t *row, uint32_t group, struct group *out) // iq4_nl too
+static void unpack_q4_0(const uint8_t *row, uint32_t group, struct ew_cpu_group *out) // iq4_nl too
 {
     row += 18ull * group;
     out->scale = u16_at(row);
     memcpy(out->codes, row + 2, 16);
 }
 
-static void unpack_q4_1(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q4_1(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 20ull * group;
     out->scale = u16_at(row);
@@ -57,7 +48,7 @@ static void unpack_q4_1(const uint8_t *row, uint32_t group, struct group *out)
     memcpy(out->codes, row + 4, 16);
 }
 
-static void unpack_q5_0(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q5_0(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 22ull * group;
     out->scale = u16_at(row);
@@ -65,7 +56,7 @@ static void unpack_q5_0(const uint8_t *row, uint32_t group, struct group *out)
     memcpy(out->codes, row + 6, 16);
 }
 
-static void unpack_q5_1(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q5_1(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 24ull * group;
     out->scale = u16_at(row);
@@ -81,7 +72,7 @@ static void pair_nibbles(const uint8_t *bytes, uint32_t shift, uint8_t *codes)
         codes[i] = (uint8_t)((bytes[i] >> shift & 15) | (bytes[i + 16] >> shift & 15) << 4);
 }
 
-static void unpack_k_scales(const uint8_t *block, uint32_t sub, struct group *out)
+static void unpack_k_scales(const uint8_t *block, uint32_t sub, struct ew_cpu_group *out)
 {
     const uint8_t *scales = block + 4;
 
@@ -96,7 +87,7 @@ static void unpack_k_scales(const uint8_t *block, uint32_t sub, struct group *ou
     }
 }
 
-static void unpack_q4_k(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q4_k(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t sub = group % 8;
 
@@ -105,7 +96,7 @@ static void unpack_q4_k(const uint8_t *row, uint32_t group, struct group *out)
     pair_nibbles(row + 16 + sub / 2 * 32, sub % 2 * 4, out->codes);
 }
 
-static void unpack_q5_k(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q5_k(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t sub = group % 8;
 
@@ -116,7 +107,7 @@ static void unpack_q5_k(const uint8_t *row, uint32_t group, struct group *out)
         out->high[i] = row[16 + i] >> sub & 1;
 }
 
-static void unpack_q6_k(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q6_k(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t half = group % 8 / 4, quarter = group % 4;
 
@@ -128,7 +119,7 @@ static void unpack_q6_k(const uint8_t *row, uint32_t group, struct group *out)
         out->high[i] = row[128 + half * 32 + i] >> (quarter * 2) & 3;
 }
 
-static void unpack_iq4_xs(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_iq4_xs(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t sub = group % 8;
 
@@ -139,7 +130,7 @@ static void unpack_iq4_xs(const uint8_t *row, uint32_t group, struct group *out)
     memcpy(out->codes, row + 8 + 16 * sub, 16);
 }
 
-static void unpack_mxfp4(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_mxfp4(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 17ull * group;
     out->small[0] = row[0];
@@ -147,7 +138,7 @@ static void unpack_mxfp4(const uint8_t *row, uint32_t group, struct group *out)
 }
 
 // Two of the four sub-blocks of 16. A scale of 0x7F (NaN) counts as zero, bit 7 is ignored.
-static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     const uint8_t *codes;
 
@@ -163,14 +154,14 @@ static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct group *out)
         out->codes[i] = (uint8_t)((codes[i % 8] >> (i / 8 * 4) & 15) | (codes[8 + i % 8] >> (i / 8 * 4) & 15) << 4);
 }
 
-static void unpack_nvfp4_s(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_nvfp4_s(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 40ull * (group / 2);
     unpack_nvfp4(row + 4, group % 2, out);
     memcpy(&out->factor, row, sizeof(out->factor));
 }
 
-static void unpack_q4_zero(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q4_zero(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 35ull * (group / 2);
     out->scale = u16_at(row);
@@ -179,7 +170,7 @@ static void unpack_q4_zero(const uint8_t *row, uint32_t group, struct group *out
 }
 
 // Two bits each of 32 elements, which four groups share a byte for, and maybe a third.
-static void pair_crumbs(const uint8_t *bytes, uint32_t group, const uint8_t *high, struct group *out)
+static void pair_crumbs(const uint8_t *bytes, uint32_t group, const uint8_t *high, struct ew_cpu_group *out)
 {
     uint8_t codes[32];
 
@@ -192,7 +183,7 @@ static void pair_crumbs(const uint8_t *bytes, uint32_t group, const uint8_t *hig
         out->codes[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
 }
 
-static void unpack_q2_k(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q2_k(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 84ull * (group / 8);
     group %= 8;
@@ -202,7 +193,7 @@ static void unpack_q2_k(const uint8_t *row, uint32_t group, struct group *out)
     pair_crumbs(row + 16, group, NULL, out);
 }
 
-static void unpack_q3_k(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_q3_k(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 110ull * (group / 8);
     group %= 8;
@@ -216,7 +207,7 @@ static void unpack_q3_k(const uint8_t *row, uint32_t group, struct group *out)
     pair_crumbs(row + 32, group, row, out);
 }
 
-static void unpack_tq2_0(const uint8_t *row, uint32_t group, struct group *out)
+static void unpack_tq2_0(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     row += 66ull * (group / 8);
     out->scale = u16_at(row + 64);
@@ -226,19 +217,19 @@ static void unpack_tq2_0(const uint8_t *row, uint32_t group, struct group *out)
 
 // ---- scales of types whose codes are read off what the reference codec decodes -----------------
 
-static void put_odd(struct group *out, uint32_t first, uint32_t second)
+static void put_odd(struct ew_cpu_group *out, uint32_t first, uint32_t second)
 {
     out->small[0] = (uint8_t)(2 * first + 1);
     out->small[1] = (uint8_t)(2 * second + 1);
 }
 
-static void scales_tq1_0(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_tq1_0(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     out->scale = u16_at(row + 54ull * (group / 8) + 52);
     put_odd(out, 0, 0);
 }
 
-static void scales_iq1_s(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq1_s(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t scale = row[50ull * (group / 8) + 35 + group % 8 * 2] >> 4 & 7;
 
@@ -246,7 +237,7 @@ static void scales_iq1_s(const uint8_t *row, uint32_t group, struct group *out)
     put_odd(out, scale, scale);
 }
 
-static void scales_iq1_m(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq1_m(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     const uint8_t *scales = row + 56ull * (group / 8) + 48;
     uint32_t both = u16_at(scales + group % 8 / 2 * 2) >> (group % 2 * 6);
@@ -255,7 +246,7 @@ static void scales_iq1_m(const uint8_t *row, uint32_t group, struct group *out)
     put_odd(out, both & 7, both >> 3 & 7);
 }
 
-static void scales_iq2_xxs(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq2_xxs(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t scale = row[66ull * (group / 8) + 2 + group % 8 * 8 + 7] >> 4;
 
@@ -263,7 +254,7 @@ static void scales_iq2_xxs(const uint8_t *row, uint32_t group, struct group *out
     put_odd(out, scale, scale);
 }
 
-static void scales_iq2_xs(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq2_xs(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint8_t both = row[74ull * (group / 8) + 66 + group % 8];
 
@@ -271,7 +262,7 @@ static void scales_iq2_xs(const uint8_t *row, uint32_t group, struct group *out)
     put_odd(out, both & 15, both >> 4);
 }
 
-static void scales_iq2_s(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq2_s(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint8_t both = row[82ull * (group / 8) + 74 + group % 8];
 
@@ -279,7 +270,7 @@ static void scales_iq2_s(const uint8_t *row, uint32_t group, struct group *out)
     put_odd(out, both & 15, both >> 4);
 }
 
-static void scales_iq3_xxs(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq3_xxs(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t scale = row[98ull * (group / 8) + 66 + group % 8 * 4 + 3] >> 4;
 
@@ -287,7 +278,7 @@ static void scales_iq3_xxs(const uint8_t *row, uint32_t group, struct group *out
     put_odd(out, scale, scale);
 }
 
-static void scales_iq3_s(const uint8_t *row, uint32_t group, struct group *out)
+static void scales_iq3_s(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
     uint32_t scale = row[110ull * (group / 8) + 106 + group % 8 / 2] >> (group % 2 * 4) & 15;
 
@@ -296,7 +287,7 @@ static void scales_iq3_s(const uint8_t *row, uint32_t group, struct group *out)
 }
 
 static const struct packer {
-    void (*unpack)(const uint8_t *row, uint32_t group, struct group *out);
+    void (*unpack)(const uint8_t *row, uint32_t group, struct ew_cpu_group *out);
     bool without_codes; // these come from the decoded row
 } PACKERS[EW_DTYPE_COUNT] = {
     [EW_DTYPE_Q8_0] = {unpack_q8_0, false},       [EW_DTYPE_Q4_0] = {unpack_q4_0, false},
@@ -330,7 +321,7 @@ static void fill_inverse(const struct ew_cpu_layout_info *info, uint8_t *code_of
 // Nibbles of 32 decoded elements, which are whole multiples of unit * scale * small. Where that is no number, neither
 // are they, and codes do not matter.
 static void find_codes(const struct ew_cpu_layout_info *info, const uint8_t *code_of, const float *in,
-                       struct group *out)
+                       struct ew_cpu_group *out)
 {
     uint8_t codes[32];
 
@@ -343,8 +334,28 @@ static void find_codes(const struct ew_cpu_layout_info *info, const uint8_t *cod
         out->codes[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
 }
 
+bool ew_cpu_group_wants_decoded(enum ew_dtype dtype)
+{
+    return PACKERS[dtype].without_codes;
+}
+
+void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group, const float *decoded,
+                         struct ew_cpu_group *out)
+{
+    bool exact;
+    const struct ew_cpu_layout_info *info = ew_cpu_layout_info(ew_cpu_layout_of(dtype, &exact));
+    uint8_t code_of[256];
+
+    EW_ASSERT(PACKERS[dtype].unpack && exact);
+    PACKERS[dtype].unpack(row, group, out);
+    if (!PACKERS[dtype].without_codes)
+        return;
+    fill_inverse(info, code_of);
+    find_codes(info, code_of, decoded + (uint64_t)group * EW_CPU_GROUP, out);
+}
+
 // Rounds 32 numbers to an 8-bit group, for types that have no layout of their own.
-static void quantise_group(const float *in, struct group *out)
+static void quantise_group(const float *in, struct ew_cpu_group *out)
 {
     float max = 0, inverse;
 
@@ -361,7 +372,7 @@ static void quantise_group(const float *in, struct group *out)
 
 // ---- packing ------------------------------------------------------------------------------------
 
-static void put_codes(enum ew_cpu_code code, const struct group *in, uint32_t row, uint8_t *group)
+static void put_codes(enum ew_cpu_code code, const struct ew_cpu_group *in, uint32_t row, uint8_t *group)
 {
     uint32_t n_words = code == EW_CPU_CODE_I8 ? 8 : 4;
     uint8_t *high = group + 256 + row * 4;
@@ -378,7 +389,8 @@ static void put_codes(enum ew_cpu_code code, const struct group *in, uint32_t ro
     }
 }
 
-static void put_scales(enum ew_cpu_scale kind, const struct group *in, uint32_t row, uint32_t sub, uint8_t *record)
+static void put_scales(enum ew_cpu_scale kind, const struct ew_cpu_group *in, uint32_t row, uint32_t sub,
+                       uint8_t *record)
 {
     switch (kind) {
     case EW_CPU_SCALE_MIN:
@@ -453,7 +465,7 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
     if (packer->without_codes)
         fill_inverse(info, code_of);
     for (uint32_t g = 0; g < matrix->cols / EW_CPU_GROUP; g++) {
-        struct group group;
+        struct ew_cpu_group group;
 
         if (packer->unpack)
             packer->unpack(src, g, &group);

@@ -805,13 +805,23 @@ static int cuda_import_block(struct ew_backend *base, uint32_t group, int32_t bl
     return move_block(of(base), group, block, n_tokens, NULL, in, err);
 }
 
+static enum ew_arith arith_of(enum ew_cuda_layout layout)
+{
+    switch (layout) {
+    case EW_CUDA_F32:
+        return EW_ARITH_REFERENCE;
+    case EW_CUDA_F16:
+    case EW_CUDA_F8:
+        return EW_ARITH_F16;
+    case EW_CUDA_BF16:
+        return EW_ARITH_BF16;
+    default:
+        return EW_ARITH_I8;
+    }
+}
+
 static enum ew_arith cuda_arith(const struct ew_backend *base)
 {
-    static const enum ew_arith of_layout[EW_CUDA_LAYOUT_COUNT] = {
-        [EW_CUDA_F32] = EW_ARITH_REFERENCE, [EW_CUDA_F16] = EW_ARITH_F16, [EW_CUDA_BF16] = EW_ARITH_BF16,
-        [EW_CUDA_I8] = EW_ARITH_I8,         [EW_CUDA_U4] = EW_ARITH_I8,   [EW_CUDA_U4_MIN] = EW_ARITH_I8,
-        [EW_CUDA_F8] = EW_ARITH_F16,
-    };
     const struct ew_cuda_backend *backend = of(base);
     enum ew_arith widest = EW_ARITH_REFERENCE;
 
@@ -819,7 +829,7 @@ static enum ew_arith cuda_arith(const struct ew_backend *base)
         const struct ew_op *op = &backend->program->ops[i];
 
         if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS)
-            widest = EW_MAX(widest, of_layout[backend->matrices[op->weight].layout]);
+            widest = EW_MAX(widest, arith_of(backend->matrices[op->weight].layout));
     }
     return widest;
 }

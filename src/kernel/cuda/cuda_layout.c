@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "base/half.h"
+#include "kernel/cpu/layout.h"
 
 #define SUPER 256      // columns of a q4_k block
 #define Q4_K_BYTES 144 // f16 scale, f16 minimum, 12 bytes of 6-bit factors, 128 of codes
@@ -20,6 +21,19 @@ static const struct {
     [EW_CUDA_U4] = {"u4", 16, 2, 0},
     [EW_CUDA_U4_MIN] = {"u4_min", 16, 2, 2},
     [EW_CUDA_F8] = {"f8", 32, 0, 0}, // scales: see below
+    [EW_CUDA_IQ4] = {"iq4", 16, 2, 0},
+    [EW_CUDA_MX4] = {"mx4", 16, 2, 0},
+    [EW_CUDA_NV4] = {"nv4", 16, 2, 0}, // and a factor of each row
+    [EW_CUDA_IQ1] = {"iq1", 16, 2, 0},
+    [EW_CUDA_IQ2] = {"iq2", 16, 2, 0},
+    [EW_CUDA_IQ3_XXS] = {"iq3_xxs", 16, 2, 0},
+    [EW_CUDA_IQ3_S] = {"iq3_s", 16, 2, 0},
+    [EW_CUDA_IQ1_16] = {"iq1_16", 16, 4, 0},
+    [EW_CUDA_IQ2_16] = {"iq2_16", 16, 4, 0},
+    [EW_CUDA_U3_16] = {"u3_16", 16, 4, 0},
+    [EW_CUDA_U5] = {"u5", 20, 2, 0},
+    [EW_CUDA_U5_MIN] = {"u5_min", 20, 2, 2},
+    [EW_CUDA_U6] = {"u6", 24, 4, 0},
 };
 
 const char *ew_cuda_layout_name(enum ew_cuda_layout layout)
@@ -30,25 +44,26 @@ const char *ew_cuda_layout_name(enum ew_cuda_layout layout)
 
 static enum ew_cuda_layout layout_of(enum ew_dtype dtype, bool *exact)
 {
-    switch (dtype) {
-    case EW_DTYPE_F16:
-        return EW_CUDA_F16;
-    case EW_DTYPE_BF16:
-        return EW_CUDA_BF16;
-    case EW_DTYPE_Q8_0:
-        return EW_CUDA_I8;
-    case EW_DTYPE_Q4_0:
-        return EW_CUDA_U4;
-    case EW_DTYPE_Q4_1:
-    case EW_DTYPE_Q4_K:
-    case EW_DTYPE_Q4_ZERO:
-        return EW_CUDA_U4_MIN;
-    case EW_DTYPE_FP8:
-        return EW_CUDA_F8;
-    default:
-        *exact = false;
-        return EW_CUDA_F16;
+    static const struct {
+        uint8_t dtype, layout;
+    } EXACT[] = {
+        {EW_DTYPE_F16, EW_CUDA_F16},         {EW_DTYPE_BF16, EW_CUDA_BF16},      {EW_DTYPE_Q8_0, EW_CUDA_I8},
+        {EW_DTYPE_Q4_0, EW_CUDA_U4},         {EW_DTYPE_Q4_1, EW_CUDA_U4_MIN},    {EW_DTYPE_Q4_K, EW_CUDA_U4_MIN},
+        {EW_DTYPE_Q4_ZERO, EW_CUDA_U4_MIN},  {EW_DTYPE_TQ1_0, EW_CUDA_U4},       {EW_DTYPE_TQ2_0, EW_CUDA_U4},
+        {EW_DTYPE_FP8, EW_CUDA_F8},          {EW_DTYPE_IQ4_NL, EW_CUDA_IQ4},     {EW_DTYPE_IQ4_XS, EW_CUDA_IQ4},
+        {EW_DTYPE_MXFP4, EW_CUDA_MX4},       {EW_DTYPE_NVFP4, EW_CUDA_NV4},      {EW_DTYPE_NVFP4_S, EW_CUDA_NV4},
+        {EW_DTYPE_IQ1_S, EW_CUDA_IQ1},       {EW_DTYPE_IQ1_M, EW_CUDA_IQ1_16},   {EW_DTYPE_IQ2_XXS, EW_CUDA_IQ2},
+        {EW_DTYPE_IQ2_XS, EW_CUDA_IQ2_16},   {EW_DTYPE_IQ2_S, EW_CUDA_IQ2_16},   {EW_DTYPE_IQ3_XXS, EW_CUDA_IQ3_XXS},
+        {EW_DTYPE_IQ3_S, EW_CUDA_IQ3_S},     {EW_DTYPE_Q3_K, EW_CUDA_U3_16},     {EW_DTYPE_Q5_0, EW_CUDA_U5},
+        {EW_DTYPE_Q5_1, EW_CUDA_U5_MIN},     {EW_DTYPE_Q5_K, EW_CUDA_U5_MIN},    {EW_DTYPE_Q6_K, EW_CUDA_U6},
+    };
+
+    for (uint32_t i = 0; i < EW_COUNT_OF(EXACT); i++) {
+        if (EXACT[i].dtype == dtype)
+            return (enum ew_cuda_layout)EXACT[i].layout;
     }
+    *exact = false;
+    return EW_CUDA_F16;
 }
 
 enum ew_cuda_layout ew_cuda_layout_of(const struct ew_weight *weight, bool reference, bool *exact)
@@ -81,7 +96,7 @@ uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols)
 
 uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols)
 {
-    return cols / EW_CUDA_GROUP * LAYOUTS[layout].min_bytes;
+    return layout == EW_CUDA_NV4 ? sizeof(float) : cols / EW_CUDA_GROUP * LAYOUTS[layout].min_bytes;
 }
 
 static uint16_t u16_at(const uint8_t *p)
@@ -169,16 +184,124 @@ static void pack_fp8(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t 
     }
 }
 
-// Blocks of two groups: f16 scale, zero point, nibbles in our own order.
-static void pack_q4_zero(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales, uint8_t *mins)
+// ---- groups -------------------------------------------------------------------------------------
+
+// What the scale of half a group is as a number.
+static float scale_of(const struct ew_cpu_layout_info *info, const struct ew_cpu_group *g, uint32_t half)
 {
-    for (uint64_t i = 0; i < cols / EW_CUDA_GROUP; i += 2, row += 3 + 32) {
-        for (uint64_t g = i; g < i + 2; g++) {
-            memcpy(scales + 2 * g, row, 2);
-            put_f16(mins + 2 * g, ew_f32_of_f16(u16_at(row)) * (float)row[2]);
-        }
-        memcpy(codes + i * 16, row + 3, 32);
+    float scale = info->unit * ew_f32_of_f16(g->scale);
+
+    switch (info->scale) {
+    case EW_CPU_SCALE_K:
+        return scale * (float)g->small[0];
+    case EW_CPU_SCALE_S16:
+        return scale * (float)(int8_t)g->small[half];
+    case EW_CPU_SCALE_S32:
+        return scale * (float)(int8_t)g->small[0];
+    default:
+        return scale;
     }
+}
+
+// What is taken from the product of scale and code.
+static float min_of(const struct ew_cpu_layout_info *info, const struct ew_cpu_group *g)
+{
+    if (info->scale == EW_CPU_SCALE_K)
+        return ew_f32_of_f16(g->min) * (float)g->small_min;
+    return info->scale == EW_CPU_SCALE_ZERO ? ew_f32_of_f16(g->scale) * (float)g->small[0] : -ew_f32_of_f16(g->min);
+}
+
+// Half of 2^(e - 127) in bf16.
+static uint16_t bf16_of_half_e8m0(uint8_t e)
+{
+    return (uint16_t)(e < 2 ? 0x20u << e : (e - 1u) << 7);
+}
+
+// The place of NaN has another number in some file, which e4m3 has not: 448 stands for 480.
+static uint8_t e4m3_of(uint8_t e)
+{
+    return e == 0x7F ? 0x7E : e;
+}
+
+static void put_u16(uint8_t *p, uint16_t value)
+{
+    memcpy(p, &value, sizeof(value));
+}
+
+static void put_scales(enum ew_cuda_layout layout, const struct ew_cpu_layout_info *info,
+                       const struct ew_cpu_group *g, uint8_t *scales)
+{
+    if (layout == EW_CUDA_MX4) {
+        put_u16(scales, bf16_of_half_e8m0(g->small[0]));
+    } else if (layout == EW_CUDA_NV4) {
+        scales[0] = e4m3_of(g->small[0]);
+        scales[1] = e4m3_of(g->small[1]);
+    } else {
+        for (uint32_t half = 0; half < LAYOUTS[layout].scale_bytes / 2; half++)
+            put_f16(scales + 2 * half, scale_of(info, g, half));
+    }
+}
+
+// Elements 2 i and 2 i + 1 in a byte.
+static void put_neighbours(const struct ew_cpu_group *g, uint8_t *codes)
+{
+    for (uint32_t i = 0; i < 8; i++) {
+        codes[i] = (uint8_t)((g->codes[2 * i] & 15) | (g->codes[2 * i + 1] & 15) << 4);
+        codes[8 + i] = (uint8_t)(g->codes[2 * i] >> 4 | (g->codes[2 * i + 1] & 0xF0));
+    }
+}
+
+static void put_high_bits(const struct ew_cpu_group *g, uint32_t n_bits, uint8_t *high)
+{
+    memset(high, 0, 4 * n_bits);
+    for (uint32_t e = 0; e < EW_CUDA_GROUP; e++) {
+        uint32_t word = n_bits == 2 ? e / 16 : 0, at = n_bits == 2 ? e % 16 / 4 : e / 4;
+
+        high[word * 4 + e % 4] |= (uint8_t)(g->high[e] << (at * n_bits));
+    }
+}
+
+static void put_codes(enum ew_cuda_layout layout, const struct ew_cpu_layout_info *info, const struct ew_cpu_group *g,
+                      uint64_t group, uint64_t cols, uint8_t *codes)
+{
+    uint32_t n_bits = layout == EW_CUDA_U6 ? 2 : layout >= EW_CUDA_U5 ? 1 : 0;
+
+    if (layout == EW_CUDA_I8) {
+        memcpy(codes + group * 32, g->codes, 32);
+        return;
+    }
+    codes += group * 16;
+    if (layout >= EW_CUDA_IQ4 && layout < EW_CUDA_U5) {
+        put_neighbours(g, codes);
+        return;
+    }
+    memcpy(codes, g->codes, 16);
+    for (uint32_t i = 0; i < 16 && layout == EW_CUDA_U4; i++) // our offset is 8
+        codes[i] = (uint8_t)(codes[i] + (8 - info->offset) * 0x11);
+    if (n_bits)
+        put_high_bits(g, n_bits, codes - group * 16 + cols / 2 + group * 4 * n_bits);
+}
+
+static void pack_groups(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
+                        uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch)
+{
+    bool exact;
+    const struct ew_cpu_layout_info *info = ew_cpu_layout_info(ew_cpu_layout_of(dtype, &exact));
+    struct ew_cpu_group g = {0};
+    float factor;
+
+    if (ew_cpu_group_wants_decoded(dtype))
+        ew_dtype_info(dtype)->decode(row, scratch, cols);
+    for (uint64_t i = 0; i < cols / EW_CUDA_GROUP; i++) {
+        ew_cpu_group_unpack(dtype, row, (uint32_t)i, scratch, &g);
+        put_codes(layout, info, &g, i, cols, codes);
+        put_scales(layout, info, &g, scales + i * LAYOUTS[layout].scale_bytes);
+        if (LAYOUTS[layout].min_bytes)
+            put_f16(mins + 2 * i, min_of(info, &g));
+    }
+    factor = g.factor / 2; // its table is doubled
+    if (layout == EW_CUDA_NV4)
+        memcpy(mins, &factor, sizeof(factor));
 }
 
 static void pack_plain(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
@@ -201,16 +324,12 @@ void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uin
 {
     if (layout == EW_CUDA_F8)
         pack_fp8(row, cols, codes, scales);
-    else if (layout == EW_CUDA_I8)
-        pack_small(row, cols, 32, codes, scales, NULL);
-    else if (layout == EW_CUDA_U4)
-        pack_small(row, cols, 16, codes, scales, NULL);
     else if (dtype == EW_DTYPE_Q4_K && layout == EW_CUDA_U4_MIN)
         pack_q4_k(row, cols, codes, scales, mins);
-    else if (dtype == EW_DTYPE_Q4_ZERO && layout == EW_CUDA_U4_MIN)
-        pack_q4_zero(row, cols, codes, scales, mins);
-    else if (layout == EW_CUDA_U4_MIN)
-        pack_small(row, cols, 16, codes, scales, mins);
+    else if ((dtype == EW_DTYPE_Q8_0 || dtype == EW_DTYPE_Q4_0 || dtype == EW_DTYPE_Q4_1) && layout >= EW_CUDA_I8)
+        pack_small(row, cols, layout == EW_CUDA_I8 ? 32 : 16, codes, scales, dtype == EW_DTYPE_Q4_1 ? mins : NULL);
+    else if (ew_cuda_layout_is_quantised(layout))
+        pack_groups(layout, dtype, row, cols, codes, scales, mins, scratch);
     else if (ew_cuda_pack_is_copy(layout, dtype))
         memcpy(codes, row, cols * 2);
     else

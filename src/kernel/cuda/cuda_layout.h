@@ -8,9 +8,22 @@
 //   U4_MIN  as U4, and minima f16                          value = scale * code - minimum
 //   F8      codes e4m3 [rows, cols], scales f32, one for   value = scale * code
 //           128 columns, rows of them padded to 16 bytes
+//   tables  codes [rows, cols / 2]: byte i holds columns   value = scale * table[code], tables in ptx/gpu.h
+//           2 i (low nibble) and 2 i + 1; scales f16; of
+//           MX4 bf16; of NV4 two e4m3, for 16 columns
+//           each, and a factor f32 of each row in the
+//           place of minima
+//   .._16   as before, a scale f16 for 16 columns
+//   U5      rows of nibbles as U4, each followed by a      value = scale * (code - 16)
+//           word a group: bit i of byte j is bit 4 of
+//           column 4 i + j
+//   U5_MIN  and minima f16                                 value = scale * code - minimum
+//   U6      likewise two words a group, for 16 columns     value = scale * (code - 32)
+//           each: bits 2 i, 2 i + 1 of byte j are bits 4,
+//           5 of column 4 i + j; a scale for 16 columns
 //
-// q4_k has scales of more bits than f16, and so have the minima of q4_zero (scale times zero point): they are rounded,
-// which costs a relative 2^-11 at most.
+// What a file has in two levels is multiplied out and rounded to f16: scales of the K types and most of the I types,
+// minima of q4_k, q5_k and q4_zero. That costs a relative 2^-11 at most, as rounding activations to f16 does.
 
 #include "kernel/ops.h"
 
@@ -22,6 +35,19 @@ enum ew_cuda_layout { // as in ptx/gpu.h
     EW_CUDA_U4,
     EW_CUDA_U4_MIN,
     EW_CUDA_F8,
+    EW_CUDA_IQ4, // iq4_nl, iq4_xs
+    EW_CUDA_MX4,
+    EW_CUDA_NV4,
+    EW_CUDA_IQ1, // iq1_s
+    EW_CUDA_IQ2, // iq2_xxs
+    EW_CUDA_IQ3_XXS,
+    EW_CUDA_IQ3_S,
+    EW_CUDA_IQ1_16, // iq1_m
+    EW_CUDA_IQ2_16, // iq2_xs, iq2_s
+    EW_CUDA_U3_16,  // q3_k
+    EW_CUDA_U5,
+    EW_CUDA_U5_MIN,
+    EW_CUDA_U6,
     EW_CUDA_LAYOUT_COUNT
 };
 

@@ -10,6 +10,7 @@
 #define SOME_TOKENS 64                      // up to so many the kernels of ptx/some.c are used,
 #define SOME_TOKENS_FAST 32                 // and where those of ptx/wgmma.c read the matrix as it is
 #define SOME_ROWS 32                        // of the matrix, that a block of theirs takes
+#define RARE_TOKENS 2
 #define GRID_ROWS_MAX 65535u               // blocks in y
 #define SOME_STEP 64                        // columns that they take at a time
 // Of decoded parts of matrices: large enough for the tiles of a part to fill a GPU of this size several times.
@@ -45,7 +46,10 @@ static bool takes(enum ew_cuda_layout layout, uint64_t cols)
 
 bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows)
 {
-    return n_rows >= EW_CUDA_PREFILL_TOKENS && takes(matrix->layout, matrix->cols);
+    // Of layouts whose products with few rows have no kernels but the slow one of ptx/linear.c.
+    bool is_rare = matrix->layout > EW_CUDA_U4_MIN;
+
+    return n_rows >= (is_rare ? RARE_TOKENS : EW_CUDA_PREFILL_TOKENS) && takes(matrix->layout, matrix->cols);
 }
 
 void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program, uint64_t n_rows,
@@ -54,7 +58,7 @@ void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct e
     bool reference = backend->config.kernels == EW_KERNELS_REFERENCE;
 
     *x_bytes = *w_bytes = 0;
-    for (uint32_t i = 0; i < program->n_ops && n_rows >= EW_CUDA_PREFILL_TOKENS; i++) {
+    for (uint32_t i = 0; i < program->n_ops && n_rows >= RARE_TOKENS; i++) {
         const struct ew_weight *weight;
         enum ew_cuda_layout layout;
         bool exact;
@@ -99,20 +103,19 @@ int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda
         [EW_CUDA_I8] = EW_CUDA_EXPAND_I8,
         [EW_CUDA_U4] = EW_CUDA_EXPAND_U4,
         [EW_CUDA_U4_MIN] = EW_CUDA_EXPAND_U4_MIN,
-        [EW_CUDA_F8] = EW_CUDA_EXPAND_F8,
     };
     uint64_t codes = m->codes + first * ew_cuda_code_bytes(m->layout, m->cols);
     uint64_t scales = m->scales + first * ew_cuda_scale_bytes(m->layout, m->cols);
     uint64_t mins = m->mins + first * ew_cuda_min_bytes(m->layout, m->cols);
     uint64_t n_groups = (uint64_t)rows * m->cols / EW_CUDA_GROUP;
     uint64_t to = backend->work.w16 + (uint64_t)row * m->cols * 2;
-    uint32_t cols = m->cols;
+    uint32_t cols = m->cols, layout = m->layout;
 
     if (!ew_cuda_layout_wants_q8(m->layout))
-        return ew_cuda_launch(&backend->device, kernels[m->layout],
+        return ew_cuda_launch(&backend->device, EW_CUDA_EXPAND_ANY,
                               (struct ew_cuda_grid){ceil_div(cols / 8, THREADS), EW_MIN(rows, GRID_ROWS_MAX), 1,
                                                     THREADS},
-                              ARGUMENTS(&to, &codes, &scales, &mins, &rows, &cols), err);
+                              ARGUMENTS(&to, &codes, &scales, &mins, &layout, &rows, &cols), err);
     return ew_cuda_launch(&backend->device, kernels[m->layout],
                           (struct ew_cuda_grid){ceil_div(n_groups, THREADS / 4), 1, 1, THREADS},
                           ARGUMENTS(&to, &codes, &scales, &mins, &n_groups), err);

@@ -497,6 +497,8 @@ static struct unit find_unit(const struct ew_cuda_backend *backend, const struct
 static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct unit *unit,
                        struct ew_error *err)
 {
+    if (unit->kind != UNIT_STEP && unit->kind != UNIT_MANY) // others do not say which buffers they wrote
+        backend->work.narrow.of = 0;
     switch (unit->kind) {
     case UNIT_CHOSEN:
         return ew_cuda_chosen_launch(backend, &backend->chosen[unit->first], err);

@@ -12,11 +12,17 @@
 #define EW_VECTOR_COLS_U4 2048  // columns
 #define EW_VECTOR_COLS_I8 1024
 #define EW_VECTOR_COLS_F8 1024
+#define EW_VECTOR_COLS_TABLE 2048
+#define EW_VECTOR_COLS_PLANES 1024 // of U5 and U6
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
 #define EW_VECTOR_STAGES 4      // such pieces, of which three are under way
 #define EW_VECTOR_BYTES_U4 (1024 + 256) // codes, scales, minima
 #define EW_VECTOR_BYTES_I8 (1024 + 64)  // codes, scales
 #define EW_VECTOR_BYTES_F8 (1024 + 64)
+#define EW_VECTOR_BYTES_TABLE (1024 + 128)
+#define EW_VECTOR_BYTES_TABLE_16 (1024 + 256)
+#define EW_VECTOR_BYTES_U5 (512 + 128 + 64 + 64) // nibbles, high bits, scales, minima
+#define EW_VECTOR_BYTES_U6 (512 + 256 + 128)
 #define EW_VECTOR_BYTES_HALF 1024
 
 struct ew_vector_part {

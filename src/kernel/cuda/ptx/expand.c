@@ -126,21 +126,6 @@ INLINE void expand(u32 layout, u16 *out, const struct weight *w, u64 n_groups)
     *(u32x4 *)(out + group * 32 + part * 8) = (u32x4){packed[0], packed[1], packed[2], packed[3]};
 }
 
-// Layouts without a line of their own above: eight columns a thread.
-INLINE void expand_any(u32 layout, u16 *out, const struct weight *w, u32 rows, u32 cols)
-{
-    u32 column = (BLOCK_X * N_THREADS + THREAD) * 8;
-    float v[8];
-
-    if (column >= cols)
-        return;
-    for (u32 row = BLOCK_Y; row < rows; row += N_BLOCKS_Y) {
-        eight_at(layout, w, row, column, cols, v);
-        *(u32x4 *)(out + (u64)row * cols + column) =
-            (u32x4){pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])};
-    }
-}
-
 #define DEFINE(name, layout) \
     KERNEL name(u16 *out, const u8 *codes, const u16 *scales, const u16 *mins, u64 n_groups) \
     { \
@@ -153,15 +138,21 @@ DEFINE(expand_i8, LAYOUT_I8)
 DEFINE(expand_u4, LAYOUT_U4)
 DEFINE(expand_u4_min, LAYOUT_U4_MIN)
 
-#define DEFINE_ANY(name, layout) \
-    KERNEL name(u16 *out, const u8 *codes, const u16 *scales, const u16 *mins, u32 rows, u32 cols) \
-    { \
-        struct weight w = {codes, scales, mins}; \
-                                                                                                                       \
-        expand_any(layout, out, &w, rows, cols); \
-    }
+// Layouts beyond these: eight columns a thread.
+KERNEL expand_any(u16 *out, const u8 *codes, const u16 *scales, const u16 *mins, u32 layout, u32 rows, u32 cols)
+{
+    struct weight w = {codes, scales, mins};
+    u32 column = (BLOCK_X * N_THREADS + THREAD) * 8;
+    float v[8];
 
-DEFINE_ANY(expand_f8, LAYOUT_F8)
+    if (column >= cols)
+        return;
+    for (u32 row = BLOCK_Y; row < rows; row += N_BLOCKS_Y) {
+        eight_at(layout, &w, row, column, cols, v);
+        *(u32x4 *)(out + (u64)row * cols + column) =
+            (u32x4){pack_f16(v[0], v[1]), pack_f16(v[2], v[3]), pack_f16(v[4], v[5]), pack_f16(v[6], v[7])};
+    }
+}
 
 #define JOINED_AT_ONCE 4
 

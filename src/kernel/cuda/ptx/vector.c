@@ -12,23 +12,43 @@
 
 #define WARPS (EW_VECTOR_THREADS / 32)
 
-enum { CLASS_U4, CLASS_I8, CLASS_F8, CLASS_HALF };
+// Up to U6 with 8-bit activations.
+enum { CLASS_U4, CLASS_I8, CLASS_TABLE, CLASS_TABLE_16, CLASS_U5, CLASS_U6, CLASS_F8, CLASS_HALF };
 
-// Pieces of a class: constants once the kernels are made of the templates below.
-#define COLS(class) \
-    ((class) == CLASS_U4   ? EW_VECTOR_COLS_U4 \
-     : (class) == CLASS_I8 ? EW_VECTOR_COLS_I8 \
-     : (class) == CLASS_F8 ? EW_VECTOR_COLS_F8 \
-                           : EW_VECTOR_COLS_HALF)
 #define STAGES EW_VECTOR_STAGES
-#define BYTES(class) \
-    ((class) == CLASS_U4   ? EW_VECTOR_BYTES_U4 \
-     : (class) == CLASS_I8 ? EW_VECTOR_BYTES_I8 \
-     : (class) == CLASS_F8 ? EW_VECTOR_BYTES_F8 \
-                           : EW_VECTOR_BYTES_HALF)
-// Columns whose activations are 32 bytes (`low` and `high`) in shared memory, or what a group's are.
+
+// Of a piece: columns, bytes of codes (of nibbles where there are planes), of all.
+struct piece {
+    u32 cols, codes, bytes;
+};
+
+// Constants once the kernels are made of the templates below.
+INLINE struct piece piece_of(u32 class)
+{
+    switch (class) {
+    case CLASS_U4:
+        return (struct piece){EW_VECTOR_COLS_U4, 1024, EW_VECTOR_BYTES_U4};
+    case CLASS_I8:
+        return (struct piece){EW_VECTOR_COLS_I8, 1024, EW_VECTOR_BYTES_I8};
+    case CLASS_TABLE:
+        return (struct piece){EW_VECTOR_COLS_TABLE, 1024, EW_VECTOR_BYTES_TABLE};
+    case CLASS_TABLE_16:
+        return (struct piece){EW_VECTOR_COLS_TABLE, 1024, EW_VECTOR_BYTES_TABLE_16};
+    case CLASS_U5:
+        return (struct piece){EW_VECTOR_COLS_PLANES, 512, EW_VECTOR_BYTES_U5};
+    case CLASS_U6:
+        return (struct piece){EW_VECTOR_COLS_PLANES, 512, EW_VECTOR_BYTES_U6};
+    case CLASS_F8:
+        return (struct piece){EW_VECTOR_COLS_F8, 1024, EW_VECTOR_BYTES_F8};
+    default:
+        return (struct piece){EW_VECTOR_COLS_HALF, 1024, EW_VECTOR_BYTES_HALF};
+    }
+}
+
+#define COLS(class) (piece_of(class).cols)
+#define BYTES(class) (piece_of(class).bytes)
+// Columns whose activations are 32 bytes (`low` and `high`) in shared memory.
 #define PLANE(class) ((class) == CLASS_HALF ? 8 : (class) == CLASS_F8 ? 16 : 32)
-#define CODE_BYTES 1024
 
 // Where the parts of dynamic shared memory lie: rings, activations, sums.
 struct places {
@@ -85,7 +105,7 @@ struct reader {
 INLINE void open_row(const struct ew_vector_job *job, const struct share *s, struct reader *r)
 {
     u32 layout = job->layout, begin = 0;
-    u64 row = s->first + (job->is_glu && r->row >= s->n ? r->row - s->n : r->row), cols = job->cols;
+    u64 row = s->first + (job->is_glu && r->row >= s->n ? r->row - s->n : r->row);
     u64 codes = job->parts[0].codes, scales = job->parts[0].scales, mins = job->parts[0].mins;
 
     UNROLL
@@ -98,36 +118,53 @@ INLINE void open_row(const struct ew_vector_job *job, const struct share *s, str
             mins = job->parts[i].mins;
         }
     }
-    r->codes = (const u8 *)codes + (layout <= LAYOUT_BF16 ? row * cols * 2
-                                    : layout == LAYOUT_I8 || layout == LAYOUT_F8 ? row * cols
-                                                                                 : row * cols / 2);
-    r->scales = (const u16 *)scales + row * (layout == LAYOUT_F8 ? f8_scales((u32)cols) * 2 : cols / 32);
-    r->mins = (const u16 *)mins + row * (cols / 32);
+    r->codes = (const u8 *)codes + row * code_bytes(layout, job->cols);
+    r->scales = (const u16 *)scales + row * scale_words(layout, job->cols);
+    r->mins = (const u16 *)mins + row * (job->cols / 32);
+}
+
+// What is not codes: a lane's 16 bytes of `from`, the copy `i` of those that begin at `at` in the slot and have
+// `cols` columns each.
+INLINE void ask_16(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, const void *from, u32 first, u32 cols, u32 i)
+{
+    copy_async(slot + at + i * 16, (const u8 *)from + i * 16, first + i * cols < job->cols);
+}
+
+INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct reader *r, SHARED u8 *slot, u32 first)
+{
+    u32 lane = THREAD % 32, codes = piece_of(class).codes, n = COLS(class) / 256; // n: copies of scales for 32 columns
+
+    if (class == CLASS_F8 && lane < n / 2)
+        ask_16(job, slot, codes, r->scales + first / 64, first, 512, lane);
+    if ((class <= CLASS_TABLE) && lane < n)
+        ask_16(job, slot, codes, r->scales + first / 32, first, 256, lane);
+    if (class == CLASS_U4 && lane >= n && lane < 2 * n && job->layout == LAYOUT_U4_MIN)
+        ask_16(job, slot, codes + n * 16, r->mins + first / 32, first, 256, lane - n);
+    if (class == CLASS_TABLE_16 && lane < 2 * n)
+        ask_16(job, slot, codes, r->scales + first / 16, first, 128, lane);
+    if (class == CLASS_U5 && lane < 8)
+        ask_16(job, slot, 512, r->codes + job->cols / 2 + first / 8, first, 128, lane);
+    if (class == CLASS_U5 && lane >= 8 && lane < 12)
+        ask_16(job, slot, 640, r->scales + first / 32, first, 256, lane - 8);
+    if (class == CLASS_U5 && lane >= 12 && lane < 16 && job->layout == LAYOUT_U5_MIN)
+        ask_16(job, slot, 704, r->mins + first / 32, first, 256, lane - 12);
+    if (class == CLASS_U6 && lane < 16)
+        ask_16(job, slot, 512, r->codes + job->cols / 2 + first / 4, first, 64, lane);
+    if (class == CLASS_U6 && lane >= 16 && lane < 24)
+        ask_16(job, slot, 768, r->scales + first / 16, first, 128, lane - 16);
 }
 
 // Asks for a piece, a group of copies of its own whether or not it is there.
 INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r, SHARED u8 *slot,
                 u32 there)
 {
-    u32 lane = THREAD % 32, first = r->piece * COLS(class);
+    u32 lane = THREAD % 32, first = r->piece * COLS(class), codes = piece_of(class).codes;
 
     if (there) {
         UNROLL
-        for (u32 j = 0; j < CODE_BYTES / 512; j++) {
-            u32 at = j * 512 + lane * 16, column = class == CLASS_U4   ? first + at * 2
-                                                  : class == CLASS_I8 || class == CLASS_F8 ? first + at
-                                                                      : first + at / 2;
-
-            copy_async(slot + at, r->codes + (u64)r->piece * CODE_BYTES + at, column < job->cols);
-        }
-        if (class == CLASS_F8 && lane < COLS(class) / 512) // of four times 128 columns
-            copy_async(slot + CODE_BYTES + lane * 16, r->scales + r->piece * (COLS(class) / 64) + lane * 8,
-                       first + lane * 512 < job->cols);
-        if (class < CLASS_F8 && lane < COLS(class) / 256 * (job->layout == LAYOUT_U4_MIN ? 2 : 1)) {
-            u32 n = COLS(class) / 256, group = first / 32 + lane % n * 8; // 8 groups a copy
-
-            copy_async(slot + CODE_BYTES + lane * 16, (lane < n ? r->scales : r->mins) + group, group * 32 < job->cols);
-        }
+        for (u32 j = 0; j < codes / 512; j++)
+            ask_16(job, slot, 0, r->codes + (u64)r->piece * codes, first, 16 * COLS(class) / codes, j * 32 + lane);
+        ask_scales(class, job, r, slot, first);
         if (++r->piece == s->n_pieces_row) {
             r->piece = 0;
             r->row++;
@@ -187,6 +224,62 @@ INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
     return sum;
 }
 
+INLINE float dot_table(u32 class, SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+{
+    u32x4 table = table_of(layout);
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < 2; j++) {
+        u32 in_piece = j * 32 + THREAD % 32, group = piece * 64 + in_piece;
+        u32x4 w = *(SHARED const u32x4 *)(slot + in_piece * 16), low = p->low[group], high = p->high[group];
+        u32 bits = class == CLASS_TABLE ? ((SHARED const u16 *)(slot + 1024))[in_piece]
+                                        : ((SHARED const u32 *)(slot + 1024))[in_piece];
+        f32x2 scales = table_scales(layout, bits);
+        u32x2 a = look_up(table, w.x), b = look_up(table, w.y), c = look_up(table, w.z), d = look_up(table, w.w);
+
+        sum += p->scales[group].x * (scales.x * (float)dot16((u32x4){a.x, a.y, b.x, b.y}, low, 0) +
+                                     scales.y * (float)dot16((u32x4){c.x, c.y, d.x, d.y}, high, 0));
+    }
+    return sum;
+}
+
+// A lane has a group of 32 columns; the bit above nibbles i of byte j is bit i of byte j of a word.
+INLINE float dot_u5(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32, group = piece * 32 + lane, h = ((SHARED const u32 *)(slot + 512))[lane];
+    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16), low = p->low[group], high = p->high[group];
+    float scale = f32_of_f16(((SHARED const u16 *)(slot + 640))[lane]), min = scale * 16;
+    f32x2 x = p->scales[group];
+    int sum = 0;
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        sum = dp4a((w[i] & 0x0F0F0F0F) | (h << (4 - i) & 0x10101010), low[i], sum);
+        sum = dp4a((w[i] >> 4 & 0x0F0F0F0F) | (h >> i & 0x10101010), high[i], sum);
+    }
+    if (layout == LAYOUT_U5_MIN)
+        min = f32_of_f16(((SHARED const u16 *)(slot + 704))[lane]);
+    return scale * x.x * (float)sum - min * x.y;
+}
+
+// Codes of six bits less 32 are the upper ones of a byte: four times as much. Bits 4 and 5 of byte j of word i are bits
+// 2 i and 2 i + 1 of byte j of one word for low nibbles, and of another for high ones.
+INLINE float dot_u6(SHARED const u8 *slot, const struct places *p, u32 piece)
+{
+    u32 lane = THREAD % 32, group = piece * 32 + lane, scales = ((SHARED const u32 *)(slot + 768))[lane];
+    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16), low = p->low[group], high = p->high[group];
+    u32x2 h = *(SHARED const u32x2 *)(slot + 512 + lane * 8) ^ 0xAAAAAAAA; // less 32
+    int first = 0, second = 0;
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        first = dp4a((w[i] << 2 & 0x3C3C3C3C) | (h.x << (6 - 2 * i) & 0xC0C0C0C0), low[i], first);
+        second = dp4a((w[i] >> 2 & 0x3C3C3C3C) | (h.y << (6 - 2 * i) & 0xC0C0C0C0), high[i], second);
+    }
+    return p->scales[group].x * 0.25f * (low_f16(scales) * (float)first + high_f16(scales) * (float)second);
+}
+
 // By the tensor cores, whose sums are f32. A lane's codes and activations are of the same columns: in the tile of
 // activations they are its row, in that of the weights its column, lane / 4 both. So the diagonal of the product has the
 // sums of eight runs of columns, and the rest of it is of no use.
@@ -199,7 +292,7 @@ INLINE float dot_f8(SHARED const u8 *slot, const struct places *p, u32 piece)
     for (u32 j = 0; j < 2; j++) {
         u32x4 w = *(SHARED const u32x4 *)(slot + (j * 32 + lane) * 16);
         u32x4 low = p->low[piece * 64 + j * 32 + lane], high = p->high[piece * 64 + j * 32 + lane];
-        float scale = ((SHARED const float *)(slot + CODE_BYTES))[j * 4 + lane / 8], c[4] = {0};
+        float scale = ((SHARED const float *)(slot + 1024))[j * 4 + lane / 8], c[4] = {0};
 
         UNROLL
         for (u32 i = 0; i < 4; i++) {
@@ -239,6 +332,12 @@ INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struc
         return dot_u4(slot, layout, p, piece);
     if (class == CLASS_F8)
         return dot_f8(slot, p, piece);
+    if (class == CLASS_U5)
+        return dot_u5(slot, layout, p, piece);
+    if (class == CLASS_U6)
+        return dot_u6(slot, p, piece);
+    if (class == CLASS_TABLE || class == CLASS_TABLE_16)
+        return dot_table(class, slot, layout, p, piece);
     return class == CLASS_I8 ? dot_i8(slot, p, piece) : dot_half(slot, layout, p, piece);
 }
 
@@ -321,18 +420,25 @@ INLINE float sum_of(const struct share *s, const struct places *p, u32 row)
     return sum;
 }
 
+// NV4 has a scale for each row, too.
+INLINE float scaled(const struct ew_vector_job *job, u64 mins, u32 row, float sum)
+{
+    return job->layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
+}
+
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
 INLINE void finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i)
 {
     u32 row = s->first + i, begin = 0;
-    u64 out = job->parts[0].out, bias = job->parts[0].bias;
+    u64 out = job->parts[0].out, bias = job->parts[0].bias, mins = job->parts[0].mins;
     float value = sum_of(s, p, i);
 
     if (job->is_glu) {
-        float up = with_bias(job->parts[1].bias, row, sum_of(s, p, s->n + i));
+        float up = scaled(job, job->parts[1].mins, row, sum_of(s, p, s->n + i));
 
-        value = glu_one(with_bias(bias, row, value), up, job->act, job->limit, job->alpha);
+        up = with_bias(job->parts[1].bias, row, up);
+        value = glu_one(with_bias(bias, row, scaled(job, mins, row, value)), up, job->act, job->limit, job->alpha);
         ((float *)out)[row] = value;
         return;
     }
@@ -343,9 +449,10 @@ INLINE void finish(const struct ew_vector_job *job, const struct share *s, const
             row = s->first + i - begin;
             out = job->parts[part].out;
             bias = job->parts[part].bias;
+            mins = job->parts[part].mins;
         }
     }
-    value = with_bias(bias, row, value);
+    value = with_bias(bias, row, scaled(job, mins, row, value));
     if (job->residual)
         value = job->y_scale * value + job->residual_scale * ((const float *)job->residual)[row];
     ((float *)out)[row] = value;
@@ -397,5 +504,9 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
 
 KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, &job); }
 KERNEL vector_i8(struct ew_vector_job job) { multiply(CLASS_I8, &job); }
+KERNEL vector_table(struct ew_vector_job job) { multiply(CLASS_TABLE, &job); }
+KERNEL vector_table_16(struct ew_vector_job job) { multiply(CLASS_TABLE_16, &job); }
+KERNEL vector_u5(struct ew_vector_job job) { multiply(CLASS_U5, &job); }
+KERNEL vector_u6(struct ew_vector_job job) { multiply(CLASS_U6, &job); }
 KERNEL vector_f8(struct ew_vector_job job) { multiply(CLASS_F8, &job); }
 KERNEL vector_half(struct ew_vector_job job) { multiply(CLASS_HALF, &job); }
