@@ -73,31 +73,32 @@ INLINE struct place find_place(const struct ew_attend_job *job)
 
 // ---- keys and values as fragments ----------------------------------------------------------------
 
-// 8 elements of a row of the cache as pairs of f16.
+// 8 elements of a row of the cache as they lie: what is widened waits for the memory, and that is not done here, where
+// tiles are asked for ahead of time.
 INLINE u32x4 load_elements(u32 kv, const u8 *row, u32 first)
 {
-    u32x4 r;
     u32x2 bytes;
 
     if (kv == KV_F16)
         return *(const u32x4 *)(row + first * 2);
     bytes = *(const u32x2 *)(row + first);
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        u32 pair = (i < 2 ? bytes.x : bytes.y) >> i % 2 * 16;
-
-        if (kv == KV_F8) // without the 2^8 that f16's exponent lacks: it goes into the scale
-            r[i] = (pair & 0x7F) << 7 | (pair & 0x80) << 8 | (pair & 0x7F00) << 15 | (pair & 0x8000) << 16;
-        else
-            r[i] = f16x2_of((float)(i8)pair, (float)(i8)(pair >> 8));
-    }
-    return r;
+    return (u32x4){bytes.x, bytes.y, 0, 0};
 }
 
-INLINE float scale_of(u32 kv, const u16 *scales, u32 row)
+// Pair i of these elements in f16.
+INLINE u32 pair_of(u32 kv, u32x4 elements, u32 i)
 {
-    return kv == KV_F16 ? 1 : f32_of_f16(scales[row]) * (kv == KV_F8 ? 256.0f : 1.0f);
+    u32 word = i < 2 ? elements.x : elements.y;
+
+    if (kv == KV_F16)
+        return elements[i];
+    if (kv == KV_F8)
+        return f16x2_of_e4m3(word >> i % 2 * 16);
+    word ^= 0x80808080; // 128 more, without a sign; 1152 more in f16
+    return add_f16x2(i % 2 ? high_bytes(word) : low_bytes(word), 0xE480E480);
 }
+
+INLINE float scale_of(u32 kv, const u16 *scales, u32 row) { return kv == KV_F16 ? 1 : f32_of_f16(scales[row]); }
 
 // What a lane has of a tile: of the keys, dimensions 8 c to 8 c + 7 of every 32 of keys g and g + 8; of the values,
 // dimensions 8 g to 8 g + 7 of every 64 of keys 2 c, 2 c + 1, 2 c + 8 and 2 c + 9 (g = lane / 4, c = lane % 4).
@@ -343,7 +344,7 @@ INLINE void load_queries(u32 spans, u32x4 *q)
         block_sync();
 }
 
-INLINE void find_scores(u32 spans, const u32x4 *q, const struct keys *keys, float *score)
+INLINE void find_scores(u32 kv, u32 spans, const u32x4 *q, const struct keys *keys, float *score)
 {
     float c[2][4] = {{0}};
 
@@ -354,8 +355,10 @@ INLINE void find_scores(u32 spans, const u32x4 *q, const struct keys *keys, floa
 
         UNROLL
         for (u32 i = 0; i < 2; i++) {
-            mma_f16(c[i], low, keys->d[i][s].x, keys->d[i][s].y);
-            mma_f16(c[i], high, keys->d[i][s].z, keys->d[i][s].w);
+            u32x4 key = keys->d[i][s];
+
+            mma_f16(c[i], low, pair_of(kv, key, 0), pair_of(kv, key, 1));
+            mma_f16(c[i], high, pair_of(kv, key, 2), pair_of(kv, key, 3));
         }
     }
     UNROLL
@@ -397,7 +400,7 @@ INLINE void soften(const struct ew_attend_job *job, const struct place *p, u32 t
 INLINE u32 low_halves(u32 a, u32 b) { return (a & 0xFFFF) | b << 16; }
 INLINE u32 high_halves(u32 a, u32 b) { return a >> 16 | (b & 0xFFFF0000); }
 
-INLINE void add_values(u32 first_span, u32 spans, const struct values *v, const float *p, float factor,
+INLINE void add_values(u32 kv, u32 first_span, u32 spans, const struct values *v, const float *p, float factor,
                        struct found *found)
 {
     u32 b0 = f16x2_of(p[0] * v->scale[0], p[1] * v->scale[1]), b1 = f16x2_of(p[2] * v->scale[2], p[3] * v->scale[3]);
@@ -420,8 +423,15 @@ INLINE void add_values(u32 first_span, u32 spans, const struct values *v, const 
     for (u32 s = 0; s < spans; s++) {
         UNROLL
         for (u32 t = 0; t < 4; t++) {
-            u32 a[4] = {low_halves(v->d[0][s][t], v->d[1][s][t]), high_halves(v->d[0][s][t], v->d[1][s][t]),
-                        low_halves(v->d[2][s][t], v->d[3][s][t]), high_halves(v->d[2][s][t], v->d[3][s][t])};
+            u32 pair[4], a[4];
+
+            UNROLL
+            for (u32 i = 0; i < 4; i++)
+                pair[i] = pair_of(kv, v->d[i][s], t);
+            a[0] = low_halves(pair[0], pair[1]);
+            a[1] = high_halves(pair[0], pair[1]);
+            a[2] = low_halves(pair[2], pair[3]);
+            a[3] = high_halves(pair[2], pair[3]);
 
             mma_f16(found->acc[first_span + s][t], a, b0, b1);
         }
@@ -639,7 +649,7 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
 
         if (wide)
             load_keys(kv, k_spans, &p, at, &keys);
-        find_scores(k_spans, q, &keys, score);
+        find_scores(kv, k_spans, q, &keys, score);
         UNROLL
         for (u32 i = 0; i < 4; i++)
             scales[i] = keys.scale[i];
@@ -648,10 +658,10 @@ INLINE void attend(u32 kv, u32 k_spans, u32 v_spans, const struct ew_attend_job 
         else if (next < p.end)
             load_keys(kv, k_spans, &p, next, &keys);
         soften(job, &p, at, scales, score, &found, &factor);
-        add_values(0, near, &values, score, factor, &found);
+        add_values(kv, 0, near, &values, score, factor, &found);
         if (wide) {
             load_values(kv, 2, v_spans - 2, &p, at, &values);
-            add_values(2, v_spans - 2, &values, score, factor, &found);
+            add_values(kv, 2, v_spans - 2, &values, score, factor, &found);
         }
         if (next < p.end && !wide)
             load_values(kv, 0, near, &p, next, &values);
