@@ -57,18 +57,21 @@ static int read_memory(const struct ew_backend *backend, struct ew_memory *memor
     return backend->ops->free_bytes(backend, &memory->available_bytes, &memory->total_bytes, err);
 }
 
-static int read_budget(const struct ew_backend *backend, const struct ew_engine_config *config, uint64_t *budget,
+// What the driver holds is gone already from what a device has left, but counts as the process's own.
+static int read_budget(const struct ew_backend *backend, const struct ew_engine_config *config, struct ew_fit *fit,
                        struct ew_error *err)
 {
+    uint64_t *budget = &fit->budget_bytes;
     struct ew_memory memory;
     int rc;
 
+    fit->held_bytes = backend->ops->held_bytes ? backend->ops->held_bytes(backend) : 0;
     *budget = config->memory_budget;
     if (*budget == 0) {
         rc = read_memory(backend, &memory, err);
         if (rc < 0)
             return rc;
-        *budget = memory.available_bytes;
+        *budget = memory.available_bytes + fit->held_bytes;
         if (config->memory_utilization > 0 && total_bytes(&memory) > 0)
             *budget = EW_MIN(*budget, (uint64_t)(config->memory_utilization * (double)total_bytes(&memory)));
     }
@@ -162,7 +165,7 @@ static int size_for(const struct ew_model *model, struct ew_backend *backend, co
 
 static bool fits(const struct ew_engine_config *config, const struct ew_fit *fit)
 {
-    uint64_t fixed = fit->need.weight_bytes + fit->need.workspace_bytes;
+    uint64_t fixed = fit->need.weight_bytes + fit->need.workspace_bytes + fit->held_bytes;
     uint64_t left = fit->budget_bytes > fixed ? fit->budget_bytes - fixed : 0;
 
     return fit->need.cache_bytes + fit->host_bytes <= (uint64_t)(config->cache_fraction * (double)left);
@@ -194,14 +197,15 @@ static int refuse(const struct ew_model *model, const struct ew_engine_config *c
                   struct ew_error *err)
 {
     const double mib = 1 << 20;
+    uint64_t others = fit->host_bytes + fit->held_bytes;
 
     ew_fail(err, EW_ERR_MEMORY,
-            "%s needs %.0f MiB (weights %.0f, caches %.0f for a context of %u, workspace %.0f) and the "
+            "%s needs %.0f MiB (weights %.0f, caches %.0f for a context of %u, workspace%s %.0f) and the "
             "memory budget is %.0f MiB",
-            model->path, (double)(fit->need.total_bytes + fit->host_bytes) / mib, (double)fit->need.weight_bytes / mib,
-            (double)fit->need.cache_bytes / mib, fit->limits.context_max,
-            (double)(fit->need.workspace_bytes + fit->host_bytes) / mib, (double)fit->budget_bytes / mib);
-    if (fit->need.weight_bytes >= fit->budget_bytes)
+            model->path, (double)(fit->need.total_bytes + others) / mib, (double)fit->need.weight_bytes / mib,
+            (double)fit->need.cache_bytes / mib, fit->limits.context_max, fit->held_bytes ? " and driver" : "",
+            (double)(fit->need.workspace_bytes + others) / mib, (double)fit->budget_bytes / mib);
+    if (fit->need.weight_bytes + fit->held_bytes >= fit->budget_bytes)
         return ew_remedy(err, EW_ERR_MEMORY,
                          "Use a smaller model or a smaller type of weights, or raise --memory-budget");
     return ew_remedy(err, EW_ERR_MEMORY,
@@ -258,7 +262,7 @@ int ew_fit(const struct ew_model *model, struct ew_backend *backend, const struc
     };
     rc = choose_context(model, config, &context, err);
     if (rc == 0)
-        rc = read_budget(backend, config, &fit->budget_bytes, err);
+        rc = read_budget(backend, config, fit, err);
     if (rc == 0)
         rc = shrink_to_fit(model, backend, config, context, fit, err);
     return rc;

@@ -9,6 +9,7 @@ struct ew_fit {
     uint32_t n_resident; // sequences
     struct ew_model_need need;
     uint64_t host_bytes; // tables, token lists and the prefix tree of the engine itself
+    uint64_t held_bytes; // by the device's driver
     uint64_t budget_bytes;
 };
 

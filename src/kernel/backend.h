@@ -60,6 +60,8 @@ struct ew_backend_ops {
                     struct ew_error *err);
     // Memory of the device that is free now, and all it has; NULL: the backend's memory is the machine's.
     int (*free_bytes)(const struct ew_backend *backend, uint64_t *bytes, uint64_t *total_bytes, struct ew_error *err);
+    // Memory of the device that its driver took for this process before anything was loaded. NULL: none.
+    uint64_t (*held_bytes)(const struct ew_backend *backend);
     // Tokens of prompts that a step needs to be about as fast as it gets; NULL: 512.
     uint32_t (*step_tokens)(const struct ew_backend *backend);
     // NULL: the machine's own limits are the backend's. Takes some tens of milliseconds.

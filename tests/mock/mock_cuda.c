@@ -5,6 +5,7 @@
 //   EW_MOCK_CUDA_FAIL=cuMemAlloc_v2:3:2   the third call of cuMemAlloc_v2 answers 2; after an error that takes a real
 //                                         context along, every later call answers the same. :0: means every call
 //   EW_MOCK_CUDA_CC=90, _DRIVER=12040, _MEMORY=1000000000, _INTEGRATED=1, _DEVICES=0
+//   EW_MOCK_CUDA_HELD=30000000            of the memory, by the context
 //   EW_MOCK_CUDA_VMM=0, _RESERVE=1000000  maps no memory; reserves no more addresses than that at once
 //   EW_MOCK_CUDA_BREAK=few_i8_1           the first block of every launch of this kernel does nothing
 //   EW_MOCK_CUDA_CALLS=FILE               the calls and their numbers, written at the end
@@ -321,7 +322,7 @@ API cuMemGetInfo_v2(size_t *free_bytes, size_t *total_bytes)
 {
     ENTER();
     *total_bytes = total_memory();
-    *free_bytes = *total_bytes - g_used;
+    *free_bytes = *total_bytes - g_used - (size_t)setting("EW_MOCK_CUDA_HELD", 0);
     return leave(OK);
 }
 

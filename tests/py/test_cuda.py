@@ -303,6 +303,14 @@ def test_a_gpu_without_memory_of_its_own(cuda):
 
 
 @emulated
+def test_the_context_counts_against_the_budget(cuda):
+    options = ["run", "-m", "demo", "-p", "hi", "-n", "1", "--backend", "cuda", "--memory-budget", "60M"]
+    assert support.run(*options, env=cuda).returncode == 0
+    result = support.run(*options, env={**cuda, "EW_MOCK_CUDA_HELD": "40000000"})
+    assert result.returncode == 1 and "workspace and driver" in result.stderr.decode()
+
+
+@emulated
 def test_a_server_outlives_its_gpu(cuda):
     """The GPU is lost in the middle of an answer: this one and all later ones fail with the reason, and /health says it."""
     server = served.Server("--backend", "cuda", "--ctx", "256", "--no-self-test", env={**cuda, "EW_MOCK_CUDA_FAIL": "cuGraphLaunch:4:719"})

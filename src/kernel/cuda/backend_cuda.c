@@ -10,6 +10,7 @@
 #include "kernel/cuda/cuda_prefill.h"
 #include "platform/memory.h"
 
+#define HELD_BYTES_MAX ((uint64_t)640 << 20)
 #define STEP_MULTIPROCESSORS 64
 #define STEP_BYTES_FREE ((uint64_t)16 << 30)
 
@@ -54,6 +55,23 @@ static void cuda_destroy(struct ew_backend *base)
     ew_free(backend);
 }
 
+// The context and what it needs for kernels: 535 MiB on an H200. Other processes' memory may be in the difference: it is
+// not believed beyond HELD_BYTES_MAX.
+static int read_held_bytes(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    uint64_t free_bytes = 0, total_bytes = 0;
+    int rc;
+
+    if (backend->device.is_integrated)
+        return 0;
+    rc = ew_cuda_enter(&backend->device, err);
+    if (rc == 0)
+        rc = ew_cuda_free_bytes(&backend->device, &free_bytes, &total_bytes, err);
+    if (rc == 0)
+        backend->held_bytes = EW_MIN(total_bytes - EW_MIN(free_bytes, total_bytes), HELD_BYTES_MAX);
+    return rc;
+}
+
 static struct ew_cuda_backend *alloc_backend(const struct ew_backend_config *config, struct ew_error *err)
 {
     struct ew_cuda_backend *backend = ew_alloc(sizeof(*backend));
@@ -77,6 +95,7 @@ static int cuda_sibling(struct ew_backend *base, struct ew_backend **out, struct
     if (!backend)
         return EW_ERR_MEMORY;
     ew_cuda_device_share(&of(base)->device, &backend->device);
+    backend->held_bytes = of(base)->held_bytes;
     memcpy(backend->text, of(base)->text, sizeof(backend->text));
     *out = &backend->base;
     return 0;
@@ -91,6 +110,8 @@ static int cuda_create(const struct ew_backend_config *config, struct ew_backend
     if (!backend)
         return EW_ERR_MEMORY;
     rc = ew_cuda_device_open(&backend->device, err);
+    if (rc == 0)
+        rc = read_held_bytes(backend, err);
     if (rc) {
         cuda_destroy(&backend->base);
         return rc;
@@ -376,6 +397,11 @@ static int cuda_free_bytes(const struct ew_backend *base, uint64_t *bytes, uint6
     if (of(base)->device.is_integrated)
         return machine_bytes(bytes, total_bytes, err);
     return ew_cuda_free_bytes(&of(base)->device, bytes, total_bytes, err);
+}
+
+static uint64_t cuda_held_bytes(const struct ew_backend *base)
+{
+    return of(base)->held_bytes;
 }
 
 // Large GPUs are filled by so many rows: an H200 reads prompts with the 8 B shape at 35,000 tok/s in steps of 512, and
@@ -846,6 +872,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .destroy = cuda_destroy,
     .supports = cuda_supports,
     .free_bytes = cuda_free_bytes,
+    .held_bytes = cuda_held_bytes,
     .step_tokens = cuda_step_tokens,
     .measure = cuda_measure,
     .sizes = cuda_sizes,

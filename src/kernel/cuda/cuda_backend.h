@@ -140,6 +140,7 @@ struct ew_cuda_backend {
     struct ew_backend_config config;
     struct ew_cuda_device device;
     char text[160]; // describe()
+    uint64_t held_bytes; // by the driver, before anything was loaded
 
     enum ew_kv_dtype kv_sized; // by the last sizes(): very likely what prepare will be told
 
