@@ -177,11 +177,8 @@ INLINE void gates(u32 layout, const struct ew_chosen_job *job)
 
     previous_wait();
     next_may_start();
-    if (warp == 0)
-        choose(&p.route);
-    else
-        stage(layout, &p, (const float *)job->x, 0, job->cols, 1, 0, warp - 1, WARPS - 1);
-    block_sync();
+    stage(layout, &p, (const float *)job->x, 0, job->cols, 1, 0, warp, WARPS);
+    choose_together(&p.route);
     for (u32 i = BLOCK_X * WARPS + warp; i < n_rows; i += N_BLOCKS_X * WARPS)
         gate_row(layout, job, &p, i / job->hidden_cols, i % job->hidden_cols);
 }
@@ -240,12 +237,13 @@ INLINE void sum_rows(u32 layout, const struct ew_chosen_job *job)
     struct cursor cursor = begin_row(layout, job);
     struct unit units[SUMS];
 
-    if (warp == 0)
-        choose(&p.route);
-    block_sync();
+    choose_together(&p.route);
     UNROLL
     for (u32 i = 0; i < SUMS; i++)
         units[i] = load_next(layout, job, &p, row, &cursor);
+    if (warp == 0)
+        settle_weights(&p.route);
+    block_sync();
     previous_wait();
     next_may_start();
     stage(layout, &p, (const float *)job->hidden, job->hidden_stride, job->hidden_cols, job->n_active,

@@ -157,15 +157,11 @@ INLINE void choose_sparse(const struct route *r)
     }
 }
 
-// Experts by falling rank, and their weights.
-INLINE void choose(const struct route *r)
+// From scores to weights, once all are there.
+INLINE void settle_weights(const struct route *r)
 {
     float sum = 0;
 
-    if (r->score == SCORE_SPARSEMIXER)
-        choose_sparse(r);
-    else
-        choose_best(r);
     for (u32 j = 0; j < r->n_active; j++)
         sum += r->weights[j];
     warp_sync();
@@ -173,4 +169,109 @@ INLINE void choose(const struct route *r)
     for (u32 j = THREAD; j < r->n_active; j += 32)
         r->weights[j] = r->weights[j] / sum * r->scale;
     warp_sync();
+}
+
+INLINE void choose_alone(const struct route *r)
+{
+    if (r->score == SCORE_SPARSEMIXER)
+        choose_sparse(r);
+    else
+        choose_best(r);
+}
+
+// Experts by falling rank, and their weights.
+INLINE void choose(const struct route *r)
+{
+    choose_alone(r);
+    settle_weights(r);
+}
+
+// ---- by all warps of a block ----------------------------------------------------------------------
+
+#define LANE_EXPERTS 8
+
+// Of lane i: experts i, i + 32 and so on.
+struct lane_experts {
+    float score[LANE_EXPERTS], rank[LANE_EXPERTS];
+};
+
+// As find_scores, with the same sums.
+INLINE void find_lane_scores(const struct route *r, struct lane_experts *e)
+{
+    float max = NEG_INFINITY, sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < LANE_EXPERTS; j++) {
+        u32 i = j * 32 + THREAD % 32;
+
+        e->score[j] = i < r->n_experts ? r->logits[i] : NEG_INFINITY;
+        max = max_f32(max, e->score[j]);
+    }
+    if (r->score == SCORE_SIGMOID) {
+        UNROLL
+        for (u32 j = 0; j < LANE_EXPERTS; j++)
+            e->score[j] = 1 / (1 + exp_f32(-e->score[j]));
+    } else {
+        max = warp_max(max);
+        UNROLL
+        for (u32 j = 0; j < LANE_EXPERTS; j++)
+            if (j * 32 < r->n_experts)
+                sum += e->score[j] = exp_f32(e->score[j] - max);
+        sum = 1 / warp_sum(sum);
+        UNROLL
+        for (u32 j = 0; j < LANE_EXPERTS; j++)
+            e->score[j] *= sum;
+    }
+    UNROLL
+    for (u32 j = 0; j < LANE_EXPERTS; j++) {
+        u32 i = j * 32 + THREAD % 32;
+
+        e->rank[j] = i < r->n_experts ? no_nan(e->score[j] + (r->bias ? r->bias[i] : 0)) : NEG_INFINITY;
+    }
+}
+
+// How many experts stand before this one.
+INLINE u32 find_place_of(const struct route *r, const struct lane_experts *e, u32 index, float rank)
+{
+    u32 place = 0;
+
+    UNROLL
+    for (u32 j = 0; j < LANE_EXPERTS; j++) {
+        u32 i = j * 32 + THREAD % 32;
+
+        if (j * 32 < r->n_experts)
+            place += (u32)__builtin_popcount(
+                warp_ballot(i < r->n_experts && (e->rank[j] > rank || (e->rank[j] == rank && i < index))));
+    }
+    return place;
+}
+
+// Each warp has all scores and finds the places of a few experts.
+INLINE void place_experts(const struct route *r)
+{
+    u32 lane = THREAD % 32, n_warps = N_THREADS / 32;
+    struct lane_experts e;
+
+    find_lane_scores(r, &e);
+    UNROLL
+    for (u32 j = 0; j < LANE_EXPERTS; j++) {
+        for (u32 l = THREAD / 32; l < 32 && j * 32 + l < r->n_experts; l += n_warps) {
+            u32 place = find_place_of(r, &e, j * 32 + l, f32_of_bits(shuffle_from(bits_of_f32(e.rank[j]), l)));
+
+            if (lane == l && place < r->n_active) {
+                r->experts[place] = j * 32 + l;
+                r->weights[place] = e.score[j];
+            }
+        }
+    }
+}
+
+// All threads of the block; weights are not settled.
+INLINE void choose_together(const struct route *r)
+{
+    if (r->score != SCORE_SPARSEMIXER && r->n_groups <= 1 && r->n_experts <= 32 * LANE_EXPERTS)
+        place_experts(r);
+    else if (THREAD < 32)
+        choose_alone(r);
+    block_sync();
 }
