@@ -241,7 +241,8 @@ static int find_hf_family(const struct ew_families *families, const struct ew_js
 
     *out = type.len ? ew_family_of_model_type(families, type) : ew_family_of_architecture(families, EW_FAMILY_HF, arch);
     if (!type.len && !arch.len)
-        return ew_fail(err, EW_ERR_FORMAT, "config.json has neither a model_type nor architectures: it describes no model");
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "config.json has neither a model_type nor architectures: it describes no model");
     if (!*out)
         ew_fail(err, EW_ERR_UNSUPPORTED,
                 "config.json describes a model of type \"" EW_STR_FMT "\" (" EW_STR_FMT
@@ -345,12 +346,14 @@ int ew_shape_from_gguf(struct ew_shape *shape, const struct ew_families *familie
     ew_shape_init(shape);
     source.family = ew_family_of_architecture(families, EW_FAMILY_GGUF, arch);
     if (!arch.len)
-        return ew_fail(err, EW_ERR_FORMAT, "the GGUF key general.architecture, which says what the model is, is missing");
+        return ew_fail(err, EW_ERR_FORMAT,
+                       "the GGUF key general.architecture, which says what the model is, is missing");
     if (!source.family) {
         ew_fail(err, EW_ERR_UNSUPPORTED,
                 "the GGUF file holds a model of architecture \"" EW_STR_FMT "\", which edgewise cannot compute",
                 EW_STR_ARG(arch));
-        return ew_remedy(err, EW_ERR_UNSUPPORTED, "See docs/families.md for what is supported, and how to add a family");
+        return ew_remedy(err, EW_ERR_UNSUPPORTED,
+                         "See docs/families.md for what is supported, and how to add a family");
     }
     *family = source.family;
     set_arch(shape, arch); // its keys stand under this name

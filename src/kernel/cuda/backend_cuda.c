@@ -55,8 +55,8 @@ static void cuda_destroy(struct ew_backend *base)
     ew_free(backend);
 }
 
-// The context and what it needs for kernels: 535 MiB on an H200. Other processes' memory may be in the difference: it is
-// not believed beyond HELD_BYTES_MAX.
+// The context and what it needs for kernels: 535 MiB on an H200. Other processes' memory may be in the difference: it
+// is not believed beyond HELD_BYTES_MAX.
 static int read_held_bytes(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     uint64_t free_bytes = 0, total_bytes = 0;

@@ -125,7 +125,8 @@ INLINE void open_row(const struct ew_vector_job *job, const struct share *s, str
 
 // What is not codes: a lane's 16 bytes of `from`, the copy `i` of those that begin at `at` in the slot and have
 // `cols` columns each.
-INLINE void ask_16(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, const void *from, u32 first, u32 cols, u32 i)
+INLINE void ask_16(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, const void *from, u32 first, u32 cols,
+                   u32 i)
 {
     copy_async(slot + at + i * 16, (const u8 *)from + i * 16, first + i * cols < job->cols);
 }
@@ -281,8 +282,8 @@ INLINE float dot_u6(SHARED const u8 *slot, const struct places *p, u32 piece)
 }
 
 // By the tensor cores, whose sums are f32. A lane's codes and activations are of the same columns: in the tile of
-// activations they are its row, in that of the weights its column, lane / 4 both. So the diagonal of the product has the
-// sums of eight runs of columns, and the rest of it is of no use.
+// activations they are its row, in that of the weights its column, lane / 4 both. So the diagonal of the product has
+// the sums of eight runs of columns, and the rest of it is of no use.
 INLINE float dot_f8(SHARED const u8 *slot, const struct places *p, u32 piece)
 {
     u32 lane = THREAD % 32, is_diagonal = lane / 8 == lane % 4, is_odd = lane / 4 % 2;
