@@ -11,7 +11,8 @@
 
 static const char TEXT[] =
     ".version 7.4\n.shared .b8 g_q[8192];\n\n"
-    "\t// .globl\tone\n.visible .entry one(\n\t.param .u64 one_param_0\n)\n{\n\t{\nmov {%r1, %r2};\n}\n\tadd;\n\tret;\n}\n"
+    "\t// .globl\tone\n.visible .entry one(\n\t.param .u64 one_param_0\n)\n{\n"
+    "\t{\nmov {%r1, %r2};\n}\n\tadd;\n\tret;\n}\n"
     "\t// .globl\tone_more\n.visible .entry one_more(\n)\n{\n\tgriddepcontrol.wait;\n\tret;\n"
     "\t// -- End function\n}\n"
     ".visible .entry last(\n)\n{\n\tret;\n}";
