@@ -233,7 +233,20 @@ static int measure_device(struct speed *s, struct ew_error *err)
         return 0;
     rc = backend->ops->measure(backend, &limits, err);
     s->out->limit_gb_s = rc ? 0 : limits.read_bytes_s / 1e9;
+    s->out->multiply_flops_s = rc ? 0 : limits.multiply_flops_s;
     return rc;
+}
+
+static int profile(struct speed *s, struct ew_error *err)
+{
+    struct ew_profile_options *profile = s->options->profile;
+
+    if (!profile)
+        return 0;
+    profile->batch = s->options->batch;
+    profile->depth = s->options->depth;
+    profile->n_prompt = s->options->n_prompt;
+    return ew_bench_profile(&s->engine->core, profile, err);
 }
 
 static int measure(struct speed *s, struct ew_error *err)
@@ -251,6 +264,8 @@ static int measure(struct speed *s, struct ew_error *err)
     }
     if (rc == 0)
         rc = measure_device(s, err);
+    if (rc == 0)
+        rc = profile(s, err);
     s->out->peak_bytes = ew_memory_peak_bytes(); // before the bandwidth's own buffer counts
     return rc;
 }

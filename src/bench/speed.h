@@ -1,6 +1,7 @@
 #pragma once
 // bench speed: prefill and decode speed of the engine in this process, against the limit of this machine's memory.
 
+#include "bench/profile_ops.h"
 #include "engine/engine.h"
 
 #define EW_SPEED_REPEATS_MAX 100
@@ -8,6 +9,7 @@
 struct ew_speed_options {
     uint32_t n_prompt, n_gen, depth, batch, repeats;
     bool (*interrupted)(void); // NULL, or polled between steps
+    struct ew_profile_options *profile; // NULL, or --profile-ops: the sizes are set here
 };
 
 struct ew_speed {
@@ -19,6 +21,7 @@ struct ew_speed {
     double prefill_tok_s, decode_tok_s, ttft_ms; // medians over the repeats
     double itl_ms_p50, itl_ms_p95, itl_ms_p99;   // over all measured steps
     double weight_gb_s, limit_gb_s, limit_pct;
+    double multiply_flops_s; // of the device, where it has limits of its own
     double joules_per_token;   // of decoding, of the whole batch's tokens; 0: this box does not tell
     const char *joules_source; // what measured them; NULL: nothing does
     uint32_t n_runs;

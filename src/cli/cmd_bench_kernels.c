@@ -2,10 +2,12 @@
 // measured limits.
 
 #include <regex.h>
+#include <string.h>
 
 #include "base/assert.h"
 #include "base/buf.h"
 #include "bench/bandwidth.h"
+#include "cli/bench_device.h"
 #include "cli/cli.h"
 #include "kernel/cpu/cpu_check.h"
 #include "platform/cpu.h"
@@ -149,7 +151,11 @@ static int run(const struct ew_args *args, struct ew_error *err)
     struct ew_pool *pool = NULL;
     struct ew_topology topology;
     uint32_t mask;
-    int rc = compile_filter(&bench, ew_args_str(args, "filter", NULL), err);
+    int rc;
+
+    if (strcmp(ew_args_str(args, "backend", "cpu"), "cuda") == 0)
+        return ew_bench_device(args, err);
+    rc = compile_filter(&bench, ew_args_str(args, "filter", NULL), err);
 
     if (rc < 0)
         return rc;
@@ -168,6 +174,9 @@ static int run(const struct ew_args *args, struct ew_error *err)
 }
 
 static const struct ew_opt g_own[] = {
+    {"backend", 0, EW_OPT_CHOICE, "NAME", "whose kernels; default cpu", "cpu|cuda"},
+    {"model", 'm', EW_OPT_STRING, "MODEL", "with --backend cuda: only the kernels of this model"},
+    {"check", 0, EW_OPT_FLAG, NULL, "with --backend cuda: time nothing"},
     {"filter", 0, EW_OPT_STRING, "RE", "only kernels whose \"op variant\" matches this extended regular expression"},
     {"threads", 't', EW_OPT_INT, "N", "threads that are timed; default one a physical core", NULL, 1,
      EW_POOL_THREADS_MAX},
@@ -179,7 +188,7 @@ static const struct ew_opt *const g_options[] = {g_own, ew_opts_common, NULL};
 
 const struct ew_command ew_cmd_bench_kernels = {
     .name = "bench kernels",
-    .usage = "bench kernels [--filter RE] [-t N] [--cpu-max ISA] [--json]",
+    .usage = "bench kernels [--backend cuda [-m MODEL] [--check]] [--filter RE] [-t N] [--cpu-max ISA] [--json]",
     .summary = "Check and time every kernel of this machine",
     .details =
         "Each kernel of each instruction set is compared with the plain C reference on inputs that favour extremes and "
@@ -187,7 +196,9 @@ const struct ew_command ew_cmd_bench_kernels = {
         "sizes, within its own error bound, and timed: products read weights from memory, and their GB/s is given as a "
         "share\n"
         "of the bandwidth measured in the same run; products with 64 activations as a share of the f32 peak of the\n"
-        "widest kernels. Exits with status 1 where a kernel is wrong.",
+        "widest kernels. With --backend cuda, models in small of every kind are computed launch by launch, and\n"
+        "launches of real sizes are timed beside what the GPU's memory and tensor cores reach. Exits with status 1\n"
+        "where a kernel is wrong.",
     .options = g_options,
     .run = run,
 };

@@ -3,6 +3,7 @@
 #include "base/buf.h"
 #include "bench/speed.h"
 #include "cli/generate.h"
+#include "cli/op_table.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 
@@ -20,6 +21,7 @@ static void append_runs(struct ew_buf *json, const char *name, const double *run
 static int print_json(const struct ew_model *model, const struct ew_engine_config *config,
                       const struct ew_speed_options *options, const struct ew_speed *speed, struct ew_error *err)
 {
+    struct ew_backend_speed limits = {speed->limit_gb_s * 1e9, speed->multiply_flops_s};
     struct ew_buf json;
     int rc = 0;
 
@@ -50,6 +52,10 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
         ew_buf_append_str(&json, EW_STR("null"));
     append_runs(&json, "prefill_tok_s_runs", speed->prefill_runs, speed->n_runs);
     append_runs(&json, "decode_tok_s_runs", speed->decode_runs, speed->n_runs);
+    if (options->profile) {
+        ew_buf_append_str(&json, EW_STR(", \"ops\": "));
+        ew_op_table_append_json(options->profile->ctx, &limits, &json);
+    }
     ew_buf_append_str(&json, EW_STR("}\n"));
     if (ew_buf_ok(&json))
         fwrite(json.ptr, 1, json.len, stdout);
@@ -62,6 +68,7 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
 static void print_text(const struct ew_model *model, const struct ew_engine_config *config,
                        const struct ew_speed_options *options, const struct ew_speed *speed)
 {
+    struct ew_backend_speed limits = {speed->limit_gb_s * 1e9, speed->multiply_flops_s};
     const double mib = 1 << 20;
 
     printf("%s on %s (%s), kv %s, batch %u, %u runs\n", model->path, speed->backend_text, speed->device,
@@ -80,6 +87,8 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
            (double)speed->peak_bytes / mib, (double)speed->weight_bytes / mib, speed->load_s);
     if (speed->joules_source)
         printf("  energy   %10.3f J       a token decoded, by %s\n", speed->joules_per_token, speed->joules_source);
+    if (options->profile)
+        ew_op_table_print(options->profile->ctx, &limits);
 }
 
 static int run(const struct ew_args *args, struct ew_error *err)
@@ -93,11 +102,15 @@ static int run(const struct ew_args *args, struct ew_error *err)
         .repeats = (uint32_t)ew_args_int(args, "repeats", 3),
         .interrupted = ew_interrupted,
     };
+    struct ew_op_table table = {0};
+    struct ew_profile_options profile = {.begin = ew_op_table_begin, .row = ew_op_table_add, .ctx = &table};
     struct ew_speed speed;
     struct ew_model *model;
     const char *path;
     int rc = ew_model_of(args, &path, err);
 
+    if (ew_args_flag(args, "profile-ops"))
+        options.profile = &profile;
     if (rc == 0)
         rc = ew_model_open(path, &model, err);
     if (rc < 0)
@@ -118,6 +131,7 @@ static const struct ew_opt g_own[] = {
     {"batch", 'b', EW_OPT_INT, "N", "sequences at once; default 1", NULL, 1, 1024},
     {"repeats", 'r', EW_OPT_INT, "N", "repeats, of which the median is given; default 3", NULL, 1,
      EW_SPEED_REPEATS_MAX},
+    {"profile-ops", 0, EW_OPT_FLAG, NULL, "on a GPU: what each kind of launch costs, and how near it is to the limits"},
     EW_OPT_END,
 };
 static const struct ew_opt *const g_options[] = {ew_opts_model, g_own, ew_opts_engine, ew_opts_common, NULL};

@@ -23,6 +23,7 @@ static const struct {
     {"driver's CUDA", "drv_cuda", "", ":cuda"},
     {"GPU", "gpu_name", "", ""},
     {"capability", "gpu_cc", "", ":cc"},
+    {"GPU kernels", "kernel_tier", "", ""},
     {"GPU memory", "gpu_mem_mib", " MiB", ""},
     {"bandwidth", "mem_bw_gbs", " GB/s", ""},
     {"profile", "profile", "", ""},

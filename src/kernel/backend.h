@@ -50,6 +50,16 @@ struct ew_backend_speed {
     double multiply_flops_s; // bf16 products on its tensor cores, those that every GPU since 8.0 has
 };
 
+// What the launches of one kind cost a step.
+struct ew_profile_row {
+    char ops[112];      // "norm attn_q attn_k attn_v"; "" for the whole step
+    char kernels[112];  // "vector_i8"
+    uint32_t n_launches;  // of such sequences of kernels
+    double seconds;       // of all of them, each kind alone; of the whole step as it is
+    double bytes, flops;  // that they have to move, and compute
+};
+typedef void (*ew_profile_fn)(void *ctx, const struct ew_profile_row *row);
+
 struct ew_backend_ops {
     const char *name;
     bool runs_ahead; // a step may be started while one with picks is under way, and take its tokens: see ew_batch
@@ -66,6 +76,14 @@ struct ew_backend_ops {
     uint32_t (*step_tokens)(const struct ew_backend *backend);
     // NULL: the machine's own limits are the backend's. Takes some tens of milliseconds.
     int (*measure)(struct ew_backend *backend, struct ew_backend_speed *out, struct ew_error *err);
+    // What the kinds of launches of a step like this cost, the whole step first; NULL: not known here. Whatever the
+    // step computes and leaves in its caches is of no use.
+    int (*profile)(struct ew_backend *backend, const struct ew_batch *batch, ew_profile_fn fn, void *ctx,
+                   struct ew_error *err);
+    // Which kernels run here and why: "sm_90: ...", and each module that was loaded, with the seconds it took. NULL:
+    // there are no such things.
+    void (*modules)(const struct ew_backend *backend, void (*fn)(void *ctx, const char *name, double seconds),
+                    void *ctx, char *tier, size_t tier_size);
     // What load and prepare would take, without doing them; exact, or an upper bound within 1 %.
     int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
                  struct ew_backend_sizes *out, struct ew_error *err);

@@ -8,6 +8,7 @@
 
 #include "base/assert.h"
 #include "platform/cuda_driver.h"
+#include "platform/cuda_tier.h"
 #include "platform/driver_child.h"
 #include "platform/nvml.h"
 #include "platform/probe.h"
@@ -297,6 +298,18 @@ static void set_mixed(struct ew_facts *facts)
     ew_facts_set_bool(facts, "gpu_mixed", mixed, "compute capabilities of all GPUs");
 }
 
+// Which of our own kernels this box would run. The GPU is the first, as for everything else.
+static void set_tier(struct ew_facts *facts)
+{
+    int cc = (int)ew_facts_number(facts, "gpu_cc", 0), cuda = (int)ew_facts_number(facts, "drv_cuda", 0);
+    char text[96];
+
+    if (!cc || !cuda)
+        return;
+    ew_cuda_tier_explain(cc, cuda / 100 * 1000 + cuda % 100, text, sizeof(text));
+    ew_facts_set_str(facts, "kernel_tier", ew_str_of(text), "gpu_cc, drv_cuda");
+}
+
 // Variables of the environment that change what a CUDA program sees or does; nothing of a captured tree's.
 static void read_environment(const char *root, struct ew_facts *facts)
 {
@@ -328,6 +341,7 @@ void ew_probe_nvidia_derive(struct ew_facts *facts)
     set_clock_limits(facts);
     set_datacenter(facts);
     set_mixed(facts);
+    set_tier(facts);
 }
 
 // True where somebody asked the driver, now or when the tree was captured.

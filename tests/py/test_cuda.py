@@ -387,3 +387,20 @@ def test_the_self_test_can_be_left_out(cuda):
 def test_right_kernels_pass(cuda, model):
     result = support.run("run", "-m", support.need(f"fixtures/models/{model}"), "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v", env=cuda)
     assert result.returncode == 0 and re.search(rb"self-test: \d+ sequences of kernels are right", result.stderr), result.stderr.decode()
+
+
+@emulated
+@pytest.mark.parametrize("cc,driver,expected", [("80", "11040", "sm_80: the GPU is sm_80"), ("90", "11080", "sm_90: the driver serves CUDA 11.8"),
+                                                ("90", "12000", "sm_90a: the newest"), ("120", "13000", "sm_90: the GPU is sm_120")])
+def test_doctor_says_which_kernels_run(cuda, cc, driver, expected):
+    result = support.run("doctor", env={**cuda, "EW_MOCK_CUDA_CC": cc, "EW_MOCK_CUDA_DRIVER": driver})
+    assert expected in result.stdout.decode()
+
+
+@pytest.mark.skipif(not IS_REAL, reason="an emulated GPU has no limits worth measuring")
+def test_bench_kernels(cuda):
+    result = support.run_json("bench", "kernels", "--backend", "cuda", "-m", "synthetic:1.1b:q8_0", "--json", timeout=300)
+    assert result["failed"] == 0 and result["checks"] > 20 and result["modules"]
+    rows = result["speeds"][0]["ops"]
+    assert {row["step"] for row in rows} == {"decode", "prompt"} and all(row["us"] > 0 and row["gb_s"] > 0 for row in rows)
+    assert max(row["limit_pct"] for row in rows if row["ops"]) < 130

@@ -8,6 +8,7 @@
 #include "kernel/cpu/cpu_cache.h"
 #include "kernel/cuda/cuda_experts.h"
 #include "kernel/cuda/cuda_prefill.h"
+#include "platform/cuda_tier.h"
 #include "platform/memory.h"
 
 #define HELD_BYTES_MAX ((uint64_t)640 << 20)
@@ -865,6 +866,31 @@ static const char *cuda_describe(const struct ew_backend *base)
     return of(base)->text;
 }
 
+static int cuda_profile(struct ew_backend *base, const struct ew_batch *batch, ew_profile_fn fn, void *ctx,
+                        struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    int rc = ew_cuda_enter(&backend->device, err);
+
+    if (rc == 0)
+        rc = ew_cuda_batch_check(backend, batch, err);
+    if (rc == 0)
+        rc = ew_cuda_batch_send(backend, batch, err);
+    return rc ? rc : ew_cuda_profile(backend, batch, fn, ctx, err);
+}
+
+static void cuda_modules(const struct ew_backend *base, void (*fn)(void *ctx, const char *name, double seconds),
+                         void *ctx, char *tier, size_t tier_size)
+{
+    const struct ew_cuda_device *device = &of(base)->device;
+
+    ew_cuda_tier_explain(device->major * 10 + device->minor, device->driver_version, tier, tier_size);
+    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
+        if (device->modules[i])
+            fn(ctx, device->files[i], device->load_s[i]);
+    }
+}
+
 const struct ew_backend_ops ew_backend_cuda = {
     .name = "cuda",
     .runs_ahead = true,
@@ -875,6 +901,8 @@ const struct ew_backend_ops ew_backend_cuda = {
     .held_bytes = cuda_held_bytes,
     .step_tokens = cuda_step_tokens,
     .measure = cuda_measure,
+    .profile = cuda_profile,
+    .modules = cuda_modules,
     .sizes = cuda_sizes,
     .load = cuda_load,
     .prepare = cuda_prepare,

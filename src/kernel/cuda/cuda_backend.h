@@ -177,6 +177,20 @@ struct ew_cuda_backend {
     float *trace_rows;
     struct ew_cuda_launches launches;
     char launched[512];
+    const bool *only; // [plan.n_steps] units that are launched, by their first step; NULL: all
+};
+
+// Steps of the plan that are done at once, and how. n_rows: of their activations, where they are fused.
+struct ew_cuda_unit {
+    enum ew_cuda_unit_kind {
+        EW_CUDA_UNIT_STEP,
+        EW_CUDA_UNIT_CHOSEN,
+        EW_CUDA_UNIT_ONE,
+        EW_CUDA_UNIT_FEW,
+        EW_CUDA_UNIT_ATTEND,
+        EW_CUDA_UNIT_MANY,
+    } kind;
+    uint32_t first, count, n_rows;
 };
 
 static inline bool ew_cuda_shows_ops(const struct ew_cuda_backend *backend)
@@ -262,3 +276,10 @@ uint64_t ew_cuda_attention_partial_bytes(const struct ew_program *program, uint3
                                          int n_multiprocessors);
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch,
                         struct ew_error *err) EW_MUST_CHECK;
+// The unit that begins with this step of the plan, and the rows that a step computes.
+struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t i);
+uint32_t ew_cuda_step_rows(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t buffer);
+
+// cuda_profile.c
+int ew_cuda_profile(struct ew_cuda_backend *backend, const struct ew_batch *batch, ew_profile_fn fn, void *ctx,
+                    struct ew_error *err) EW_MUST_CHECK;

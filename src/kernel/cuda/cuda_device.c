@@ -10,6 +10,7 @@
 #include "base/data.h"
 #include "base/log.h"
 #include "kernel/cuda/cuda_ptx.h"
+#include "platform/cuda_tier.h"
 
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
@@ -325,23 +326,15 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     ew_cuda_driver_close(&device->driver);
 }
 
-// Newest first; of one name, only the first that both GPU and driver know is taken.
-static const struct {
-    const char *suffix;
-    int architecture, driver_version_min; // major * 10 + minor; the CUDA that came with its version of PTX
-    bool is_alone;                        // no later architecture has its instructions
-} TIERS[] = {
-    {".sm_90a.ptx", 90, 12000, true},
-    {".sm_90.ptx", 90, 11080, false},
-    {".ptx", 80, DRIVER_VERSION_MIN, false},
-};
-
-static const struct ew_data_file *find_file(const char *name, const char *suffix)
+// "rows.sm_90.ptx"; the base tier's are "rows.ptx".
+static const struct ew_data_file *find_file(const char *name, const struct ew_cuda_tier *tier)
 {
-    size_t length = strlen(name);
+    bool is_base = !tier[1].name;
+    char path[64];
 
+    snprintf(path, sizeof(path), "%s%s%s.ptx", name, is_base ? "" : ".", is_base ? "" : tier->name);
     for (const struct ew_data_file *file = ew_cuda_ptx_files; file->path; file++) {
-        if (strncmp(file->path, name, length) == 0 && strcmp(file->path + length, suffix) == 0)
+        if (strcmp(file->path, path) == 0)
             return file;
     }
     return NULL;
@@ -349,17 +342,13 @@ static const struct ew_data_file *find_file(const char *name, const char *suffix
 
 // Of the tiers from *tier on, the first that GPU and driver know; *tier is what to go on with. NULL: there is no more.
 static const struct ew_data_file *next_file(const struct ew_cuda_device *device, enum ew_cuda_module module,
-                                            size_t *tier, const char **suffix)
+                                            const struct ew_cuda_tier **tier)
 {
-    int architecture = device->major * 10 + device->minor;
+    while ((*tier)->name) {
+        const struct ew_cuda_tier *at = (*tier)++;
+        const struct ew_data_file *file = find_file(MODULES[module], at);
 
-    while (*tier < EW_COUNT_OF(TIERS)) {
-        size_t i = (*tier)++;
-        const struct ew_data_file *file = find_file(MODULES[module], TIERS[i].suffix);
-
-        *suffix = TIERS[i].suffix;
-        if (file && architecture >= TIERS[i].architecture && device->driver_version >= TIERS[i].driver_version_min &&
-            (!TIERS[i].is_alone || architecture == TIERS[i].architecture))
+        if (file && ew_cuda_tier_runs(at, device->major * 10 + device->minor, device->driver_version))
             return file;
     }
     return NULL;
@@ -411,8 +400,7 @@ static bool is_kept(void *ctx, struct ew_str name)
     return false;
 }
 
-static int load_tier(struct loading *loading, const struct ew_data_file *file, const char *suffix,
-                     struct ew_error *err)
+static int load_tier(struct loading *loading, const struct ew_data_file *file, struct ew_error *err)
 {
     struct ew_cuda_device *device = loading->device;
     char text[LOG_BYTES] = "";
@@ -433,10 +421,11 @@ static int load_tier(struct loading *loading, const struct ew_data_file *file, c
                        "loading a module of kernels", err);
     if (rc) {
         loading->handle = NULL;
-        return ew_fail_in(err, rc, "%s%s (%s)", MODULES[loading->module], suffix, text[0] ? text : "no log");
+        return ew_fail_in(err, rc, "%s (%s)", file->path, text[0] ? text : "no log");
     }
-    ew_log(EW_LOG_INFO, "kernels of %s%s, %u of %u, ready in %.2f s", MODULES[loading->module], suffix, n, n_all,
-           ew_clock_s() - started_s);
+    device->files[loading->module] = file->path;
+    device->load_s[loading->module] += ew_clock_s() - started_s;
+    ew_log(EW_LOG_INFO, "kernels of %s, %u of %u, ready in %.2f s", file->path, n, n_all, ew_clock_s() - started_s);
     return 0;
 }
 
@@ -444,21 +433,20 @@ static int load_tier(struct loading *loading, const struct ew_data_file *file, c
 static int load_module(struct loading *loading, struct ew_error *err)
 {
     const struct ew_data_file *file;
-    const char *suffix;
-    size_t tier = 0;
+    const struct ew_cuda_tier *tier = ew_cuda_tiers;
 
-    while ((file = next_file(loading->device, loading->module, &tier, &suffix)) != NULL) {
+    while ((file = next_file(loading->device, loading->module, &tier)) != NULL) {
         struct ew_error why;
-        int rc = load_tier(loading, file, suffix, &why);
+        int rc = load_tier(loading, file, &why);
 
         if (rc == 0)
             return 0;
-        if (tier == EW_COUNT_OF(TIERS)) {
+        if (!tier->name) {
             if (err)
                 *err = why;
             return rc;
         }
-        ew_log(EW_LOG_WARN, "kernels of %s%s are not used: %s", MODULES[loading->module], suffix, why.message);
+        ew_log(EW_LOG_WARN, "kernels of %s are not used: %s", file->path, why.message);
         ew_free(loading->text);
         loading->text = NULL;
     }

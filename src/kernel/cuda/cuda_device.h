@@ -88,6 +88,8 @@ struct ew_cuda_device {
     void *modules[EW_CUDA_MODULE_COUNT];
     void *later[EW_CUDA_LATER_MAX]; // parts of modules that turned out to be missing
     uint32_t n_later;
+    const char *files[EW_CUDA_MODULE_COUNT]; // "rows.sm_90.ptx", and how long the driver took for it
+    double load_s[EW_CUDA_MODULE_COUNT];
     bool unwanted[EW_CUDA_KERNEL_COUNT];   // not loaded with its module, but when it is launched
     void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: unwanted, or of a module that this GPU or driver has not
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early

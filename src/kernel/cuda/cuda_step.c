@@ -411,7 +411,7 @@ static void take_buffer(const struct ew_cuda_backend *backend, uint32_t buffer, 
     *stride = buffer == EW_CPU_NO_BUFFER ? 0 : backend->plan.buffers[buffer].width;
 }
 
-static uint32_t n_rows_of(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t buffer)
+uint32_t ew_cuda_step_rows(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t buffer)
 {
     enum ew_cpu_rows rows = buffer == EW_CPU_NO_BUFFER ? EW_CPU_ROWS_TOKENS : backend->plan.buffers[buffer].rows;
 
@@ -434,7 +434,7 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     take_buffer(backend, step->in2, &l.in2, &l.in2_stride);
     take_buffer(backend, step->in3, &l.in3, &l.in3_stride);
     take_buffer(backend, step->out, &l.out, &l.out_stride);
-    l.n_rows = n_rows_of(backend, batch, rows_of);
+    l.n_rows = ew_cuda_step_rows(backend, batch, rows_of);
     switch (step->kind) {
     case EW_CPU_STEP_ROPE_TABLES:
         return launch_rope_tables(&l);
@@ -467,50 +467,44 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
 
 // ---- units --------------------------------------------------------------------------------------
 
-// Steps of the plan that are done at once, and how. n_rows: of their activations, where they are fused.
-struct unit {
-    enum unit_kind { UNIT_STEP, UNIT_CHOSEN, UNIT_ONE, UNIT_FEW, UNIT_ATTEND, UNIT_MANY } kind;
-    uint32_t first, count, n_rows;
-};
-
-static struct unit find_unit(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t i)
+struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, const struct ew_batch *batch, uint32_t i)
 {
     const struct ew_cuda_fused *fused = &backend->fused[i];
     bool alone = batch->n_tokens == batch->n_seqs && batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX;
-    uint32_t n_rows = fused->count ? n_rows_of(backend, batch, fused->x) : 0;
+    uint32_t n_rows = fused->count ? ew_cuda_step_rows(backend, batch, fused->x) : 0;
 
     if (ew_cuda_shows_ops(backend))
-        return (struct unit){UNIT_STEP, i, 1, 0};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
     if (batch->n_tokens == 1 && backend->chosen && backend->chosen[i].count)
-        return (struct unit){UNIT_CHOSEN, i, backend->chosen[i].count, 1};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_CHOSEN, i, backend->chosen[i].count, 1};
     if (n_rows == 1)
-        return (struct unit){UNIT_ONE, i, fused->count, 1};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_ONE, i, fused->count, 1};
     if (ew_cuda_few_takes(backend, fused, n_rows))
-        return (struct unit){UNIT_FEW, i, fused->count, n_rows};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_FEW, i, fused->count, n_rows};
     if (alone && backend->attends[i].count)
-        return (struct unit){UNIT_ATTEND, i, backend->attends[i].count, batch->n_tokens};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_ATTEND, i, backend->attends[i].count, batch->n_tokens};
     if (ew_cuda_many_takes(backend, fused, batch->n_tokens))
-        return (struct unit){UNIT_MANY, i, fused->count, batch->n_tokens};
-    return (struct unit){UNIT_STEP, i, 1, 0};
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_MANY, i, fused->count, batch->n_tokens};
+    return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
 }
 
-static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct unit *unit,
+static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_unit *unit,
                        struct ew_error *err)
 {
-    if (unit->kind != UNIT_STEP && unit->kind != UNIT_MANY) // others do not say which buffers they wrote
+    if (unit->kind != EW_CUDA_UNIT_STEP && unit->kind != EW_CUDA_UNIT_MANY) // others do not say which buffers they wrote
         backend->work.narrow.of = 0;
     switch (unit->kind) {
-    case UNIT_CHOSEN:
+    case EW_CUDA_UNIT_CHOSEN:
         return ew_cuda_chosen_launch(backend, &backend->chosen[unit->first], err);
-    case UNIT_ONE:
+    case EW_CUDA_UNIT_ONE:
         return launch_fused(backend, &backend->fused[unit->first], err);
-    case UNIT_FEW:
+    case EW_CUDA_UNIT_FEW:
         return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
-    case UNIT_ATTEND:
+    case EW_CUDA_UNIT_ATTEND:
         return ew_cuda_attend(backend, &backend->attends[unit->first], unit->n_rows, err);
-    case UNIT_MANY:
+    case EW_CUDA_UNIT_MANY:
         return ew_cuda_many(backend, &backend->fused[unit->first], unit->n_rows, err);
-    case UNIT_STEP:
+    case EW_CUDA_UNIT_STEP:
     default:
         return launch_step(backend, batch, &backend->plan.steps[unit->first], err);
     }
@@ -518,19 +512,19 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
 
 // Of products without anything behind them every result is left, else what the last step wrote; but gates of many rows
 // leave nothing in f32.
-static bool leaves_result(const struct ew_cuda_backend *backend, const struct unit *unit, uint32_t i)
+static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew_cuda_unit *unit, uint32_t i)
 {
     const struct ew_cuda_fused *fused = &backend->fused[unit->first];
     const struct ew_cpu_step *step = &backend->plan.steps[i];
 
-    if (unit->kind == UNIT_ATTEND || unit->kind == UNIT_CHOSEN)
+    if (unit->kind == EW_CUDA_UNIT_ATTEND || unit->kind == EW_CUDA_UNIT_CHOSEN)
         return i + 1 == unit->first + unit->count;
     if (fused->out == EW_CPU_NO_BUFFER)
         return step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == EW_OP_LINEAR;
-    return i + 1 == unit->first + unit->count && !(unit->kind == UNIT_MANY && fused->job.is_glu);
+    return i + 1 == unit->first + unit->count && !(unit->kind == EW_CUDA_UNIT_MANY && fused->job.is_glu);
 }
 
-static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct unit *unit,
+static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_unit *unit,
                       struct ew_error *err)
 {
     int rc = 0;
@@ -539,23 +533,25 @@ static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *ba
         const struct ew_cpu_step *step = &backend->plan.steps[i];
 
         if (leaves_result(backend, unit, i))
-            rc = ew_cuda_trace_op(backend, step, n_rows_of(backend, batch, step->out), err);
+            rc = ew_cuda_trace_op(backend, step, ew_cuda_step_rows(backend, batch, step->out), err);
     }
     return rc;
 }
 
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
-    struct unit unit;
+    struct ew_cuda_unit unit;
     int rc = 0;
 
     backend->work.narrow.of = 0;
     for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i += unit.count) {
-        unit = find_unit(backend, batch, i);
-        if (unit.kind != UNIT_FEW)
+        unit = ew_cuda_step_unit(backend, batch, i);
+        if (unit.kind != EW_CUDA_UNIT_FEW || (backend->only && !backend->only[i]))
             backend->work.few_squares.of = 0;
+        if (backend->only && !backend->only[i])
+            continue;
         rc = launch_unit(backend, batch, &unit, err);
-        if (rc == 0 && backend->trace && unit.kind != UNIT_STEP)
+        if (rc == 0 && backend->trace && unit.kind != EW_CUDA_UNIT_STEP)
             rc = trace_unit(backend, batch, &unit, err);
     }
     return rc;
