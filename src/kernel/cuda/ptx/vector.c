@@ -137,7 +137,7 @@ INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct 
 
     if (class == CLASS_F8 && lane < n / 2)
         ask_16(job, slot, codes, r->scales + first / 64, first, 512, lane);
-    if ((class <= CLASS_TABLE) && lane < n)
+    if (class <= CLASS_TABLE && lane < n)
         ask_16(job, slot, codes, r->scales + first / 32, first, 256, lane);
     if (class == CLASS_U4 && lane >= n && lane < 2 * n && job->layout == LAYOUT_U4_MIN)
         ask_16(job, slot, codes + n * 16, r->mins + first / 32, first, 256, lane - n);
