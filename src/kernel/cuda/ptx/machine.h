@@ -38,7 +38,7 @@ extern SHARED u8 g_dynamic[] __attribute__((aligned(128)));
 INLINE void block_sync(void) { __syncthreads(); }
 INLINE void warp_sync(void) { asm volatile("bar.warp.sync -1;" ::: "memory"); }
 // What this thread wrote is there for all blocks before what it writes next.
-INLINE void device_fence(void) { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+INLINE void device_fence(void) { asm volatile("membar.gl;" ::: "memory"); }
 
 INLINE u32 atomic_add(u32 *p, u32 v)
 {
