@@ -1,6 +1,6 @@
 #pragma once
-// The tiers of GPU kernels (design: modules for newer instructions, chosen at run time, never required): which of them a
-// GPU and its driver take.
+// The tiers of GPU kernels, modules for newer instructions that are chosen at run time and never required: which of
+// them a GPU and its driver take.
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -488,8 +488,8 @@ struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, con
     return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
 }
 
-static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_unit *unit,
-                       struct ew_error *err)
+static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch,
+                       const struct ew_cuda_unit *unit, struct ew_error *err)
 {
     if (unit->kind != EW_CUDA_UNIT_STEP && unit->kind != EW_CUDA_UNIT_MANY) // others do not say which buffers they wrote
         backend->work.narrow.of = 0;
