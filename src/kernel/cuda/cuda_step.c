@@ -491,7 +491,7 @@ struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, con
 static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch,
                        const struct ew_cuda_unit *unit, struct ew_error *err)
 {
-    if (unit->kind != EW_CUDA_UNIT_STEP && unit->kind != EW_CUDA_UNIT_MANY) // others do not say which buffers they wrote
+    if (unit->kind != EW_CUDA_UNIT_STEP && unit->kind != EW_CUDA_UNIT_MANY) // others do not say what they wrote
         backend->work.narrow.of = 0;
     switch (unit->kind) {
     case EW_CUDA_UNIT_CHOSEN:
