@@ -194,7 +194,9 @@ int ew_bench_device(const struct ew_args *args, struct ew_error *err)
         rc = ew_interrupted() ? ew_fail(err, EW_ERR_CANCELLED, "interrupted") : check_model(&bench, &models[i], err);
     ew_buf_append_str(&bench.json, EW_STR("], \"speeds\": ["));
     for (size_t i = 0; i < n && rc == 0; i++) {
-        if (models[i].is_timed && bench.is_timed)
+        if (ew_interrupted())
+            rc = ew_fail(err, EW_ERR_CANCELLED, "interrupted");
+        else if (models[i].is_timed && bench.is_timed)
             rc = time_model(&bench, &models[i], err);
     }
     if (rc == 0)
