@@ -523,6 +523,8 @@ static int finish_encoder(struct ew_shape *shape, struct ew_error *err)
         return ew_fail(err, EW_ERR_FORMAT, "%u learned positions leave none behind the %u that padding takes",
                        c->context_trained, shape->position_first);
     c->context_trained -= shape->position_first;
+    if (!shape->classifier) // what files say of one that they do not have
+        shape->class_direct = shape->class_norm = shape->bias_class = shape->bias_labels = false;
     if (!shape->encoder && !shape->classifier)
         return 0;
     shape->head = shape->classifier ? EW_HEAD_SCORES : EW_HEAD_HIDDEN;

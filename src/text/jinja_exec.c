@@ -499,7 +499,10 @@ static bool exec_one(struct ew_jj_run *run, const struct ew_jj_node *node)
     EW_ASSERT(g_exec[node->kind]);
     goes_on = g_exec[node->kind](run, node) && run->code == EW_OK;
     if (!ew_buf_ok(&run->out)) {
-        ew_jj_fail_limit(run, "it prints more than is allowed");
+        if (run->out.no_memory)
+            ew_jj_fail_memory(run, run->out.len, "what the chat template prints");
+        else
+            ew_jj_fail_limit(run, "it prints more than is allowed");
         goes_on = false;
     }
     ew_jj_leave(run);

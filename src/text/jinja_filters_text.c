@@ -292,10 +292,11 @@ EW_JJ_BUILTIN(tojson)
 
     if (ew_jj_given(v[1]) && v[1].type != EW_JJ_NONE) {
         struct ew_str by = indentation(run, v[1], 0);
-        char *copy = ew_arena_copy(&run->arena, by.ptr, by.len);
+        char *copy = ew_jj_alloc(run, by.len + 1, 1);
 
         if (!copy)
-            return ew_jj_fail_limit(run, "it needs more memory than is allowed");
+            return EW_JJ_UNDEFINED_VALUE;
+        memcpy(copy, by.ptr, by.len);
         style.indent = copy;
     }
     if (run->code != EW_OK || !json_separators(run, v[2], &style))

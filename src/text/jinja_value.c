@@ -38,6 +38,13 @@ struct ew_jj_value ew_jj_fail_limit(struct ew_jj_run *run, const char *what)
     return failed(run, ew_fail(run->err, EW_ERR_LIMIT, "line %u of the chat template: %s", run->line, what));
 }
 
+struct ew_jj_value ew_jj_fail_memory(struct ew_jj_run *run, size_t bytes, const char *what)
+{
+    if (run->code != EW_OK)
+        return EW_JJ_UNDEFINED_VALUE;
+    return failed(run, ew_fail_memory(run->err, bytes, what));
+}
+
 struct ew_jj_value ew_jj_raise(struct ew_jj_run *run, struct ew_str message)
 {
     if (run->code != EW_OK)
@@ -107,10 +114,15 @@ void ew_jj_leave(struct ew_jj_run *run)
 void *ew_jj_alloc(struct ew_jj_run *run, size_t count, size_t size)
 {
     void *ptr = ew_arena_array(&run->arena, count, size);
+    size_t bytes;
 
-    if (!ptr)
+    if (ptr)
+        return ptr;
+    if (ew_mul_size(count, size, &bytes) && bytes < run->arena.limit - run->arena.used)
+        ew_jj_fail_memory(run, bytes, "what the chat template makes");
+    else
         ew_jj_fail_limit(run, "it needs more memory than is allowed");
-    return ptr;
+    return NULL;
 }
 
 struct ew_jj_value ew_jj_hint(struct ew_jj_run *run, const char *message)
@@ -246,8 +258,8 @@ struct ew_jj_value ew_jj_build_end(struct ew_jj_run *run, size_t mark)
     struct ew_buf *buf = &run->scratch;
     struct ew_jj_value made;
 
-    if (buf->no_memory && run->code == EW_OK)
-        return failed(run, ew_fail_memory(run->err, buf->len, "a string of the chat template"));
+    if (buf->no_memory)
+        return ew_jj_fail_memory(run, buf->len, "a string of the chat template");
     if (!ew_buf_ok(buf))
         return ew_jj_fail_limit(run, "it builds a longer string than is allowed");
     made = ew_jj_string_copy(run, (struct ew_str){buf->ptr ? buf->ptr + mark : "", buf->len - mark});

@@ -163,6 +163,7 @@ struct ew_jj_run {
 // Failures: all return an undefined value, so that they can be returned in turn. The first one counts.
 struct ew_jj_value ew_jj_fail(struct ew_jj_run *run, const char *fmt, ...) EW_PRINTF(2, 3); // says the line
 struct ew_jj_value ew_jj_fail_limit(struct ew_jj_run *run, const char *what);
+struct ew_jj_value ew_jj_fail_memory(struct ew_jj_run *run, size_t bytes, const char *what); // the machine's ran out
 struct ew_jj_value ew_jj_fail_undefined(struct ew_jj_run *run, struct ew_jj_value undefined);
 struct ew_jj_value ew_jj_raise(struct ew_jj_run *run, struct ew_str message); // raise_exception: the message as it is
 bool ew_jj_step(struct ew_jj_run *run,

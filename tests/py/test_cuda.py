@@ -161,11 +161,11 @@ def test_weights_at_their_own_width(cuda, dtype):
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_one_sequence_at_its_own_width(cuda, dtype):
     options = ["run", "-m", f"synthetic:tiny:{dtype}", "--ids", " ".join(map(str, range(5, 25))), "-n", "30", "--temp", "0"]
-    answers = [support.run_ok(*options, "--backend", backend, env=cuda) for backend in ("cuda", "cpu")]
+    answers = [support.run_ok(*options, *how, env=cuda) for how in (["--backend", "cuda"], ["--backend", "cpu", "--kernels", "reference"])]
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("dtype", ["q5_k", "q6_k"])
+@pytest.mark.parametrize("dtype", ["q6_k"])
 def test_one_sequence_of_quantised_files(cuda, dtype, tmp_path):
     """Rounding decides the distance from the reference, which is of the unrounded model, and is the CPU's."""
     model = support.need("fixtures/gguf/llama-f16.gguf")
