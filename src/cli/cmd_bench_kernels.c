@@ -145,29 +145,35 @@ static int compile_filter(struct bench *bench, const char *pattern, struct ew_er
     return 0;
 }
 
-static int run(const struct ew_args *args, struct ew_error *err)
+static int bench_cpu(struct bench *bench, const struct ew_args *args, struct ew_error *err)
 {
-    struct bench bench = {.as_json = ew_args_flag(args, "json")};
     struct ew_pool *pool = NULL;
     struct ew_topology topology;
     uint32_t mask;
-    int rc;
+    int rc = ew_isa_cap(ew_args_str(args, "cpu-max", NULL), &mask, err);
 
-    if (strcmp(ew_args_str(args, "backend", "cpu"), "cuda") == 0)
-        return ew_bench_device(args, err);
-    rc = compile_filter(&bench, ew_args_str(args, "filter", NULL), err);
-
-    if (rc < 0)
-        return rc;
     ew_topology_read(NULL, &topology);
-    ew_buf_init(&bench.json, JSON_BYTES_MAX);
-    rc = ew_isa_cap(ew_args_str(args, "cpu-max", NULL), &mask, err);
+    ew_buf_init(&bench->json, JSON_BYTES_MAX);
     if (rc == 0)
         rc = ew_pool_create((uint32_t)ew_args_int(args, "threads", topology.n_usable), "kernels", &pool, err);
     if (rc == 0)
-        rc = finish(&bench, run_checks(&bench, pool, ew_cpu_isa() & mask, err), err);
+        rc = finish(bench, run_checks(bench, pool, ew_cpu_isa() & mask, err), err);
     ew_pool_destroy(pool);
-    ew_buf_fini(&bench.json);
+    ew_buf_fini(&bench->json);
+    return rc;
+}
+
+static int run(const struct ew_args *args, struct ew_error *err)
+{
+    struct bench bench = {.as_json = ew_args_flag(args, "json")};
+    int rc = compile_filter(&bench, ew_args_str(args, "filter", NULL), err);
+
+    if (rc < 0)
+        return rc;
+    if (strcmp(ew_args_str(args, "backend", "cpu"), "cuda") == 0)
+        rc = ew_bench_device(args, bench.has_filter ? &bench.filter : NULL, err);
+    else
+        rc = bench_cpu(&bench, args, err);
     if (bench.has_filter)
         regfree(&bench.filter);
     return rc;
@@ -177,7 +183,8 @@ static const struct ew_opt g_own[] = {
     {"backend", 0, EW_OPT_CHOICE, "NAME", "whose kernels; default cpu", "cpu|cuda"},
     {"model", 'm', EW_OPT_STRING, "MODEL", "with --backend cuda: only the kernels of this model"},
     {"check", 0, EW_OPT_FLAG, NULL, "with --backend cuda: time nothing"},
-    {"filter", 0, EW_OPT_STRING, "RE", "only kernels whose \"op variant\" matches this extended regular expression"},
+    {"filter", 0, EW_OPT_STRING, "RE",
+     "only kernels whose \"op variant\" (GPU: \"op kernels\") matches this regular expression"},
     {"threads", 't', EW_OPT_INT, "N", "threads that are timed; default one a physical core", NULL, 1,
      EW_POOL_THREADS_MAX},
     {"cpu-max", 0, EW_OPT_CHOICE, "ISA", "check no newer instruction set",

@@ -21,6 +21,21 @@ void ew_op_table_add(void *ctx, const struct ew_profile_row *row)
     table->n_tokens[table->n_rows++] = table->now_tokens;
 }
 
+void ew_op_table_keep(struct ew_op_table *table, bool (*wanted)(void *ctx, const char *op, const char *kernels),
+                      void *ctx)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < table->n_rows; i++) {
+        if (*table->rows[i].ops && !wanted(ctx, table->rows[i].ops, table->rows[i].kernels))
+            continue;
+        table->rows[n] = table->rows[i];
+        table->is_prompt[n] = table->is_prompt[i];
+        table->n_tokens[n++] = table->n_tokens[i];
+    }
+    table->n_rows = n;
+}
+
 static void print_row(const struct ew_profile_row *row, const struct ew_backend_speed *limits)
 {
     double gb_s = row->bytes / row->seconds / 1e9, tflop_s = row->flops / row->seconds / 1e12;

@@ -19,6 +19,9 @@ struct ew_op_table {
 void ew_op_table_begin(void *table, bool is_prompt, uint32_t n_tokens);
 void ew_op_table_add(void *table, const struct ew_profile_row *row);
 
+// Whole steps stay: they say what the other rows are of.
+void ew_op_table_keep(struct ew_op_table *table, bool (*wanted)(void *ctx, const char *op, const char *kernels),
+                      void *ctx);
 void ew_op_table_print(const struct ew_op_table *table, const struct ew_backend_speed *limits);
 void ew_op_table_append_json(const struct ew_op_table *table, const struct ew_backend_speed *limits,
                              struct ew_buf *json); // an array

@@ -398,6 +398,13 @@ def test_doctor_says_which_kernels_run(cuda, cc, driver, expected):
     assert expected in result.stdout.decode()
 
 
+def test_bench_kernels_of_a_kind(cuda):
+    """--filter leaves what it finds, and every row names its kernels."""
+    command = ["bench", "kernels", "--backend", "cuda", "--check", "-m", "synthetic:tiny:q8_0"]
+    rows = support.run_json(*command, "--filter", "^rope |pick_draw", "--json", env=cuda)["kernels"]
+    assert {row["op"] for row in rows} == {"rope", "sampling"} and all(row["pass"] and row["cases"] for row in rows)
+
+
 @pytest.mark.skipif(not IS_REAL, reason="an emulated GPU has no limits worth measuring")
 def test_bench_kernels(cuda):
     result = support.run_json("bench", "kernels", "--backend", "cuda", "-m", "synthetic:1.1b:q8_0", "--json", timeout=300)
