@@ -3,6 +3,7 @@
 #include "base/buf.h"
 #include "bench/embed_speed.h"
 #include "cli/generate.h"
+#include "cli/print_json.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 
@@ -10,15 +11,9 @@ static int print_json(const struct ew_model *model, const struct ew_vectors_opti
                       const struct ew_vectors_speed *speed, struct ew_error *err)
 {
     struct ew_buf json;
-    int rc = 0;
 
     ew_buf_init(&json, JSON_BYTES_MAX);
-    ew_buf_append_str(&json, EW_STR("{\"model\": "));
-    ew_buf_append_json(&json, ew_str_of(model->path));
-    ew_buf_append_str(&json, EW_STR(", \"backend\": "));
-    ew_buf_append_json(&json, ew_str_of(speed->backend));
-    ew_buf_append_str(&json, EW_STR(", \"device\": "));
-    ew_buf_append_json(&json, ew_str_of(speed->device));
+    ew_bench_json_begin(&json, model, speed->backend, speed->device);
     ew_buf_printf(&json,
                   ", \"text_tokens\": %u, \"texts\": %u, \"batch\": %u, \"latency_ms\": {\"p50\": %.6g, "
                   "\"p95\": %.6g, \"p99\": %.6g}, \"texts_s\": %.6g, \"tok_s\": %.6g, ",
@@ -26,12 +21,7 @@ static int print_json(const struct ew_model *model, const struct ew_vectors_opti
                   speed->texts_per_s, speed->tokens_per_s);
     ew_buf_printf(&json, "\"weight_bytes\": %llu, \"workspace_bytes\": %llu, \"load_s\": %.6g}\n",
                   (unsigned long long)speed->weight_bytes, (unsigned long long)speed->workspace_bytes, speed->load_s);
-    if (ew_buf_ok(&json))
-        fwrite(json.ptr, 1, json.len, stdout);
-    else
-        rc = ew_fail_memory(err, json.len, "the result");
-    ew_buf_fini(&json);
-    return rc;
+    return ew_print_json(&json, err);
 }
 
 static void print_text(const struct ew_model *model, const struct ew_vectors_options *options,
@@ -58,11 +48,8 @@ static int run(const struct ew_args *args, struct ew_error *err)
     };
     struct ew_vectors_speed speed;
     struct ew_model *model;
-    const char *path;
-    int rc = ew_model_of(args, &path, err);
+    int rc = ew_open_model(args, &model, err);
 
-    if (rc == 0)
-        rc = ew_model_open(path, &model, err);
     if (rc < 0)
         return rc;
     rc = ew_bench_vectors(model, &config, &options, &speed, err);

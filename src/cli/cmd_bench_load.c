@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "bench/load.h"
 #include "cli/cli.h"
+#include "cli/print_json.h"
 #include "format/profile.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
@@ -155,7 +156,6 @@ static int print_json(const struct ew_load_options *options, const struct ew_loa
                       const struct verdict *verdicts, uint32_t n_verdicts, struct ew_error *err)
 {
     struct ew_buf json;
-    int rc = 0;
 
     ew_buf_init(&json, JSON_BYTES_MAX);
     json_setting(&json, options, report);
@@ -182,12 +182,7 @@ static int print_json(const struct ew_load_options *options, const struct ew_loa
                       verdicts[i].at_least ? "at_least" : "at_most", verdicts[i].wanted,
                       holds(&verdicts[i]) ? "true" : "false", i + 1 == n_verdicts ? "]" : "");
     ew_buf_append_str(&json, EW_STR("}\n"));
-    if (ew_buf_ok(&json))
-        fwrite(json.ptr, 1, json.len, stdout);
-    else
-        rc = ew_fail_memory(err, json.len, "the result");
-    ew_buf_fini(&json);
-    return rc;
+    return ew_print_json(&json, err);
 }
 
 static void print_quantiles(const char *name, const struct ew_quantiles *q)

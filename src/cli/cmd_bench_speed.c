@@ -4,6 +4,7 @@
 #include "bench/speed.h"
 #include "cli/generate.h"
 #include "cli/op_table.h"
+#include "cli/print_json.h"
 
 #define JSON_BYTES_MAX ((size_t)1 << 20)
 
@@ -23,15 +24,9 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
 {
     struct ew_backend_speed limits = {speed->limit_gb_s * 1e9, speed->multiply_flops_s};
     struct ew_buf json;
-    int rc = 0;
 
     ew_buf_init(&json, JSON_BYTES_MAX);
-    ew_buf_append_str(&json, EW_STR("{\"model\": "));
-    ew_buf_append_json(&json, ew_str_of(model->path));
-    ew_buf_append_str(&json, EW_STR(", \"backend\": "));
-    ew_buf_append_json(&json, ew_str_of(speed->backend));
-    ew_buf_append_str(&json, EW_STR(", \"device\": "));
-    ew_buf_append_json(&json, ew_str_of(speed->device));
+    ew_bench_json_begin(&json, model, speed->backend, speed->device);
     ew_buf_printf(
         &json,
         ", \"threads\": %u, \"weight_bytes\": %llu, \"kv_dtype\": \"%s\", \"prompt_tokens\": %u, \"gen_tokens\": %u, "
@@ -57,12 +52,7 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
         ew_op_table_append_json(options->profile->ctx, &limits, &json);
     }
     ew_buf_append_str(&json, EW_STR("}\n"));
-    if (ew_buf_ok(&json))
-        fwrite(json.ptr, 1, json.len, stdout);
-    else
-        rc = ew_fail_memory(err, json.len, "the result");
-    ew_buf_fini(&json);
-    return rc;
+    return ew_print_json(&json, err);
 }
 
 static void print_text(const struct ew_model *model, const struct ew_engine_config *config,
@@ -106,15 +96,12 @@ static int run(const struct ew_args *args, struct ew_error *err)
     struct ew_profile_options profile = {.begin = ew_op_table_begin, .row = ew_op_table_add, .ctx = &table};
     struct ew_speed speed;
     struct ew_model *model;
-    const char *path;
-    int rc = ew_model_of(args, &path, err);
+    int rc = ew_open_model(args, &model, err);
 
-    if (ew_args_flag(args, "profile-ops"))
-        options.profile = &profile;
-    if (rc == 0)
-        rc = ew_model_open(path, &model, err);
     if (rc < 0)
         return rc;
+    if (ew_args_flag(args, "profile-ops"))
+        options.profile = &profile;
     rc = ew_bench_speed(model, &config, &options, &speed, err);
     if (rc == 0 && ew_args_flag(args, "json"))
         rc = print_json(model, &config, &options, &speed, err);

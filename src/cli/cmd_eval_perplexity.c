@@ -74,11 +74,8 @@ static int run(const struct ew_args *args, struct ew_error *err)
 {
     struct ew_perplexity result;
     struct ew_model *model;
-    const char *path;
-    int rc = ew_model_of(args, &path, err);
+    int rc = ew_open_model(args, &model, err);
 
-    if (rc == 0)
-        rc = ew_model_open(path, &model, err);
     if (rc < 0)
         return rc;
     rc = evaluate(args, model, &result, err);

@@ -45,3 +45,11 @@ int ew_model_of(const struct ew_args *args, const char **out, struct ew_error *e
     ew_fail(err, EW_ERR_USAGE, "no model is given");
     return ew_remedy(err, EW_ERR_USAGE, "Add -m FILE.gguf, -m DIRECTORY or -m demo");
 }
+
+int ew_open_model(const struct ew_args *args, struct ew_model **out, struct ew_error *err)
+{
+    const char *path;
+    int rc = ew_model_of(args, &path, err);
+
+    return rc ? rc : ew_model_open(path, out, err);
+}

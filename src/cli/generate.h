@@ -28,6 +28,8 @@ int ew_sampling_of(struct ew_sampling_args *out, const struct ew_args *args, con
 
 // --model's value, or EW_ERR_USAGE.
 int ew_model_of(const struct ew_args *args, const char **out, struct ew_error *err) EW_MUST_CHECK;
+// The model that it names; the caller closes it.
+int ew_open_model(const struct ew_args *args, struct ew_model **out, struct ew_error *err) EW_MUST_CHECK;
 
 // A model ready to generate. tok and chat may be NULL where the model has none; the reason is kept for who needs them.
 struct ew_runtime {

@@ -185,8 +185,10 @@ static int outline_of_config(struct ew_outline *outline, const char *model, cons
     } else {
         code = ew_fail(err, EW_ERR_UNSUPPORTED, "%s holds a vocabulary and no weights", model);
     }
-    if (code == EW_OK)
+    if (code == EW_OK) {
         describe(outline, model, &program, type, ew_dtype_name(dtype), shape->common.context_trained);
+        outline->makes_scores = shape->head == EW_HEAD_SCORES;
+    }
     ew_modelfile_close(&file);
 out:
     ew_arena_fini(&arena);
@@ -203,6 +205,7 @@ int ew_outline_of_model(struct ew_outline *outline, const char *model, const str
 
     if (code == EW_OK && opened->program.n_weights) {
         describe(outline, model, &opened->program, type, opened->dtype, opened->shape.context_trained);
+        outline->makes_scores = opened->pooling.is_score;
         ew_model_close(opened);
         return EW_OK;
     }

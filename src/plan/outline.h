@@ -35,7 +35,8 @@ struct ew_outline {
     uint32_t context_trained; // 0: unknown
     uint32_t width;           // of the residual stream, and so of an embedding; 0: unknown
     bool kv_known;
-    bool makes_vectors; // of whole texts, without caches
+    bool makes_vectors; // of whole texts, without caches ...
+    bool makes_scores;  // ... and they are a classifier's or a reranker's
 };
 
 // What the engine would hold for a model, by the function that decides it there.

@@ -275,7 +275,8 @@ void ew_plan_text(const struct ew_plan_request *r, const struct ew_plan *p, stru
                   r->model.params / 1e9, r->model.type, EW_STR_ARG(r->profile->title));
     append_gib(out, "weights", p->weight_mib);
     if (r->model.makes_vectors) {
-        ew_buf_printf(out, "  %-22s%10s     texts of up to %u tokens become vectors\n", "caches", "none", r->context);
+        ew_buf_printf(out, "  %-22s%10s     texts of up to %u tokens become %s\n", "caches", "none", r->context,
+                      r->model.makes_scores ? "scores" : "vectors");
     } else if (r->model.kv_known) {
         append_gib(out, "caches", p->cache_mib);
         ew_buf_printf(out, "  %-22s%10.1f KiB a token, %u session%s of %u\n", "", p->kv_token_bytes / 1024, r->sessions,

@@ -193,7 +193,8 @@ def test_bench_embed(model):
     assert b"writes text and makes no vectors" in support.run("bench", "embed", "-m", "demo").stderr
 
 
-def test_plan(model):
+def test_plan(model, classifier):
+    assert b"texts of up to 128 tokens become scores" in support.run_ok("plan", "-m", classifier)
     text = support.run_ok("plan", "-m", model).decode()
     assert "texts of up to 128 tokens become vectors" in text and "session" not in text
     assert "a second at most" in support.run_ok("plan", "-m", "synthetic:4b-embed:bf16", "--profile", "h200").decode()

@@ -1,6 +1,6 @@
 // Operands of the large products in 16 bits: activations from f32, quantised weights to f16.
 
-#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/block.h"
 
 // f16 cannot hold what some families' activations reach: they stop at its largest number.
 INLINE u32 pack_f16(float low, float high)
@@ -27,24 +27,6 @@ INLINE void narrow(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 co
 KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(0, out, in, in_stride, cols); }
 KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(1, out, in, in_stride, cols); }
 
-static SHARED float g_part[32];
-
-// The sum over a block of whole warps, known to all its threads.
-INLINE float block_sum(float v)
-{
-    u32 n_warps = N_THREADS / 32;
-    float sum = 0;
-
-    v = warp_sum(v);
-    block_sync();
-    if (THREAD % 32 == 0)
-        g_part[THREAD / 32] = v;
-    block_sync();
-    for (u32 i = 0; i < n_warps; i++)
-        sum += g_part[i];
-    return sum;
-}
-
 INLINE f32x4 four_of(const float *v, u32 i, float otherwise)
 {
     return v ? *(const f32x4 *)(v + i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
@@ -64,7 +46,7 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
 
             sum += x.x + x.y + x.z + x.w;
         }
-        mean = block_sum(sum) / (float)cols;
+        mean = block_sum(N_THREADS, sum) / (float)cols;
         sum = 0;
     }
     for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
@@ -72,7 +54,7 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
 
         sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
     }
-    factor = rsqrt_f32(block_sum(sum) / (float)cols + eps);
+    factor = rsqrt_f32(block_sum(N_THREADS, sum) / (float)cols + eps);
     for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
         f32x4 w = weight ? four_of(weight, i, 0) + weight_offset : four_of(weight, i, 1);
         f32x4 y = (four_of(in, i, 0) - mean) * factor * w + four_of(bias, i, 0);

@@ -1,26 +1,8 @@
 #pragma once
 // The norm that stands before a product, of one row of activations, by a block that does it on the way.
 
-#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/block.h"
 #include "kernel/cuda/vector_job.h"
-
-static SHARED float g_part[EW_VECTOR_THREADS / 32]; // of the warps, of which no block has more
-
-// Of a block of so many threads, in one order.
-INLINE float block_sum(u32 threads, float v)
-{
-    float sum = 0;
-
-    v = warp_sum(v);
-    block_sync();
-    if (THREAD % 32 == 0)
-        g_part[THREAD / 32] = v;
-    block_sync();
-    UNROLL
-    for (u32 i = 0; i < threads / 32; i++)
-        sum += g_part[i];
-    return sum;
-}
 
 struct normal {
     float mean, factor;

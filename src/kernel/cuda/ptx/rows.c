@@ -1,24 +1,7 @@
 // Kernels that work on rows of f32 one by one: lookup, norms, rotary positions, activations. One block a row.
 
 #include "kernel/cuda/ptx/act.h"
-
-static SHARED float g_part[32];
-
-// The sum over a block of whole warps, known to all its threads.
-INLINE float block_sum(float v)
-{
-    u32 warp = THREAD / 32, lane = THREAD % 32, n_warps = N_THREADS / 32;
-    float sum = 0;
-
-    v = warp_sum(v);
-    block_sync();
-    if (lane == 0)
-        g_part[warp] = v;
-    block_sync();
-    for (u32 i = 0; i < n_warps; i++)
-        sum += g_part[i];
-    return sum;
-}
+#include "kernel/cuda/ptx/block.h"
 
 KERNEL embed(float *out, u32 out_stride, const i32 *token, const u8 *codes, const u16 *scales, const u16 *mins,
              u32 layout, u32 width, float scale)
@@ -58,12 +41,12 @@ KERNEL norm(float *out, u32 out_stride, const float *in, u32 in_stride, const fl
     if (is_layer) {
         for (u32 i = THREAD; i < group; i += N_THREADS)
             sum += in[i];
-        mean = block_sum(sum) / (float)group;
+        mean = block_sum(N_THREADS, sum) / (float)group;
         sum = 0;
     }
     for (u32 i = THREAD; i < group; i += N_THREADS)
         sum += (in[i] - mean) * (in[i] - mean);
-    factor = rsqrt_f32(block_sum(sum) / (float)group + eps);
+    factor = rsqrt_f32(block_sum(N_THREADS, sum) / (float)group + eps);
     for (u32 i = THREAD; i < group; i += N_THREADS) {
         float w = weight ? weight[skip + i] + weight_offset : 1, b = bias ? bias[skip + i] : 0;
 
