@@ -89,6 +89,10 @@ static const struct {
     [EW_CUDA_SOME_U4_MIN_16] = {EW_CUDA_SOME, "some_u4_min_16"},
     [EW_CUDA_SOME_U4_MIN_24] = {EW_CUDA_SOME, "some_u4_min_24"},
     [EW_CUDA_SOME_U4_MIN_64] = {EW_CUDA_SOME, "some_u4_min_64"},
+    [EW_CUDA_SOME_F8_16] = {EW_CUDA_SOME, "some_f8_16"},
+    [EW_CUDA_SOME_F8_24] = {EW_CUDA_SOME, "some_f8_24"},
+    [EW_CUDA_SOME_F8_32] = {EW_CUDA_SOME, "some_f8_32"},
+    [EW_CUDA_SOME_F8_64] = {EW_CUDA_SOME, "some_f8_64"},
     [EW_CUDA_NARROW_F16] = {EW_CUDA_EXPAND, "narrow_f16"},
     [EW_CUDA_NARROW_BF16] = {EW_CUDA_EXPAND, "narrow_bf16"},
     [EW_CUDA_NORM_F16] = {EW_CUDA_EXPAND, "norm_f16"},
@@ -199,6 +203,10 @@ static const struct {
     [EW_CUDA_FEW_U4_2] = {EW_CUDA_FEW, "few_u4_2"},
     [EW_CUDA_FEW_U4_3] = {EW_CUDA_FEW, "few_u4_3"},
     [EW_CUDA_FEW_U4_4] = {EW_CUDA_FEW, "few_u4_4"},
+    [EW_CUDA_FEW_F8_1] = {EW_CUDA_FEW, "few_f8_1"},
+    [EW_CUDA_FEW_F8_2] = {EW_CUDA_FEW, "few_f8_2"},
+    [EW_CUDA_FEW_F8_3] = {EW_CUDA_FEW, "few_f8_3"},
+    [EW_CUDA_FEW_F8_4] = {EW_CUDA_FEW, "few_f8_4"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

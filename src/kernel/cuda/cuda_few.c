@@ -21,6 +21,7 @@ static const struct {
     [EW_CUDA_I8] = {{EW_CUDA_FEW_I8_1, EW_CUDA_FEW_I8_2, EW_CUDA_FEW_I8_3, EW_CUDA_FEW_I8_4}, 16, 1},
     [EW_CUDA_U4] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
     [EW_CUDA_U4_MIN] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
+    [EW_CUDA_F8] = {{EW_CUDA_FEW_F8_1, EW_CUDA_FEW_F8_2, EW_CUDA_FEW_F8_3, EW_CUDA_FEW_F8_4}, 16, 1},
 };
 
 static uint32_t ceil_div(uint32_t n, uint32_t by)
@@ -139,8 +140,8 @@ int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     int rc = 0;
 
-    for (int i = EW_CUDA_F16; i <= EW_CUDA_U4_MIN; i++) {
-        for (int size = 0; size < SIZES_COUNT && rc == 0; size++)
+    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT; i++) {
+        for (int size = 0; CLASSES[i].columns && size < SIZES_COUNT && rc == 0; size++)
             rc = ew_cuda_allow_shared(&backend->device, CLASSES[i].kernels[size],
                                       (uint32_t)backend->device.shared_bytes_max - STATIC_BYTES, err);
     }

@@ -141,7 +141,7 @@ static bool is_for_some(const struct ew_cuda_backend *backend, const struct ew_c
     bool is_fast = ew_cuda_wgmma_takes(backend, p->matrix) && !ew_cuda_layout_is_quantised(p->matrix->layout);
 
     return p->n_rows <= (is_fast ? SOME_TOKENS_FAST : SOME_TOKENS) && p->matrix->cols % SOME_STEP == 0 &&
-           p->matrix->layout <= EW_CUDA_U4_MIN;
+           p->matrix->layout <= EW_CUDA_F8;
 }
 
 static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
@@ -153,6 +153,7 @@ static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_p
         [EW_CUDA_U4] = {EW_CUDA_SOME_U4_16, EW_CUDA_SOME_U4_24, EW_CUDA_SOME_U4_32, EW_CUDA_SOME_U4_64},
         [EW_CUDA_U4_MIN] = {EW_CUDA_SOME_U4_MIN_16, EW_CUDA_SOME_U4_MIN_24, EW_CUDA_SOME_U4_MIN_64,
                             EW_CUDA_SOME_U4_MIN_64},
+        [EW_CUDA_F8] = {EW_CUDA_SOME_F8_16, EW_CUDA_SOME_F8_24, EW_CUDA_SOME_F8_32, EW_CUDA_SOME_F8_64},
     };
     const struct ew_cuda_matrix *m = p->matrix;
     uint64_t x = backend->work.x16[backend->work.narrow.turn];

@@ -10,7 +10,8 @@
 // same order.
 //
 // What a new layout needs: a class of its own, whose COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for 256
-// columns of a row), its four columns at a time in `decode`, and, if these are not in order, `narrow`.
+// columns of a row), its four columns at a time in `decode`, and, if these are not in order, `narrow`. Scales of f8,
+// one for 128 columns, f16 might not hold: they multiply the sums of each chunk.
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
@@ -22,11 +23,11 @@
 #define AT_ONCE 4 // reads of activations, and of partial sums, that wait for each other's latency only once
 
 // Columns of a row in 16 bytes, by layout. A chunk is four times as many, a span the columns whose scales come at once.
-#define COLUMNS(class) ((class) <= LAYOUT_BF16 ? 8u : (class) == LAYOUT_I8 ? 16u : 32u)
+#define COLUMNS(class) ((class) <= LAYOUT_BF16 ? 8u : (class) == LAYOUT_I8 || (class) == LAYOUT_F8 ? 16u : 32u)
 #define PER_LANE(class) (COLUMNS(class) / 8)
-#define CHUNKS_OF_SPAN(class) (64 / COLUMNS(class))
+#define CHUNKS_OF_SPAN(class) ((class) == LAYOUT_F8 ? 8u : 64 / COLUMNS(class))
 // Planes of scales and minima.
-#define PLANES(class) ((class) <= LAYOUT_BF16 ? 0 : (class) == LAYOUT_I8 ? 1 : 2)
+#define PLANES(class) ((class) <= LAYOUT_BF16 ? 0 : (class) == LAYOUT_I8 || (class) == LAYOUT_F8 ? 1 : 2)
 
 static SHARED f32x2 g_normals[EW_FEW_TOKENS_MAX];
 static SHARED u32 g_last;
@@ -88,6 +89,8 @@ struct tile {
     u64 codes, scales, mins;
 };
 
+INLINE u32 scale_row_bytes(u32 class, u32 cols) { return class == LAYOUT_F8 ? f8_scales(cols) * 4 : cols / 32 * 2; }
+
 INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit, u32 is_up)
 {
     u32 begin = 0;
@@ -103,8 +106,8 @@ INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit,
             mins = v->parts[i].mins;
         }
     }
-    return (struct tile){codes + row * (v->cols * 16 / COLUMNS(class)), scales + row * (v->cols / 32) * 2,
-                         mins + row * (v->cols / 32) * 2};
+    return (struct tile){codes + row * (v->cols * 16 / COLUMNS(class)),
+                         scales + row * scale_row_bytes(class, v->cols), mins + row * (v->cols / 32) * 2};
 }
 
 // ---- weights on their way ------------------------------------------------------------------------
@@ -130,7 +133,7 @@ INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct sha
         r->there |= there << i;
         r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16;
         if (lane / 16 == i) {
-            r->scales = tile.scales + lane % 16 * (job->v.cols / 32) * 2;
+            r->scales = tile.scales + lane % 16 * scale_row_bytes(class, job->v.cols);
             r->mins = tile.mins + lane % 16 * (job->v.cols / 32) * 2;
         }
     }
@@ -299,7 +302,7 @@ INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const s
 // What a lane has of a chunk: rows lane / 4 and 8 more of each tile.
 struct piece {
     u32x4 codes;
-    u32 scale, min; // twice in a register
+    u32 scale, min; // twice in a register; of f8 the bits of an f32
 };
 
 INLINE u32 twice(u16 v) { return v * 0x10001u; }
@@ -311,7 +314,9 @@ INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED c
     u32 group = chunk % CHUNKS_OF_SPAN(class) * (COLUMNS(class) / 8) + lane % 4 * COLUMNS(class) / 32;
     struct piece p = {.codes = *(SHARED const u32x4 *)(stage + i * 512 + lane * 16)};
 
-    if (PLANES(class))
+    if (class == LAYOUT_F8)
+        p.scale = ((SHARED const u32 *)scales)[row * 4 + chunk % CHUNKS_OF_SPAN(class) / 2];
+    else if (PLANES(class))
         p.scale = twice(((SHARED const u16 *)scales)[row * 8 + group]);
     if (PLANES(class) > 1 && job->v.layout == LAYOUT_U4_MIN)
         p.min = twice(((SHARED const u16 *)(scales + EW_FEW_SCALE_BYTES))[row * 8 + group]) ^ 0x80008000;
@@ -325,6 +330,8 @@ INLINE u32x2 decode(u32 class, u32 layout, const struct piece *p, u32 i)
 
     if (class <= LAYOUT_BF16)
         return (u32x2){p->codes[2 * i], p->codes[2 * i + 1]};
+    if (class == LAYOUT_F8)
+        return (u32x2){e4m3_as_f16(p->codes[i] << 8), e4m3_as_f16(p->codes[i])};
     if (class == LAYOUT_I8) { // 1024 + code + 128, less 1152
         word = p->codes[i] ^ 0x80808080;
         return (u32x2){mul_f16x2(add_f16x2(low_bytes(word), 0xE480E480), p->scale),
@@ -357,10 +364,23 @@ INLINE void multiply_piece(u32 class, u32 N, u32 layout, const struct piece *pie
     }
 }
 
+// Of f8: a chunk's sums by its scales. Rows lane / 4 of a tile are elements 0 and 1, the 8 more are 2 and 3.
+INLINE void add_scaled(u32 N, const struct piece *pieces, float (*chunk)[TOKEN_TILES_MAX][4],
+                       float (*acc)[TOKEN_TILES_MAX][4])
+{
+    UNROLL
+    for (u32 i = 0; i < TILES * N * 4; i++) {
+        u32 tile = i / 4 / N, t = i / 4 % N, e = i % 4;
+
+        acc[tile][t][e] += f32_of_bits(pieces[2 * tile + e / 2].scale) * E4M3_UNIT * chunk[tile][t][e];
+    }
+}
+
 INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32 chunk, u32 stage,
                            u32 span, float (*acc)[TOKEN_TILES_MAX][4])
 {
     SHARED const u32x4 *x = s->x + (chunk - s->chunk) * N * PER_LANE(class) * 32 + THREAD % 32;
+    float sums[TILES][TOKEN_TILES_MAX][4] = {0};
     struct piece pieces[TILES * 2];
 
     UNROLL
@@ -373,8 +393,10 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
         UNROLL
         for (u32 t = 0; t < N; t++)
             b[t] = x[(t * PER_LANE(class) + j) * 32];
-        multiply_piece(class, N, job->v.layout, pieces, j, b, acc);
+        multiply_piece(class, N, job->v.layout, pieces, j, b, class == LAYOUT_F8 ? sums : acc);
     }
+    if (class == LAYOUT_F8)
+        add_scaled(N, pieces, sums, acc);
 }
 
 // ---- results ------------------------------------------------------------------------------------
@@ -597,3 +619,4 @@ DEFINE(f16, LAYOUT_F16)
 DEFINE(bf16, LAYOUT_BF16)
 DEFINE(i8, LAYOUT_I8)
 DEFINE(u4, LAYOUT_U4)
+DEFINE(f8, LAYOUT_F8)

@@ -111,6 +111,9 @@ struct weight {
 INLINE u32 is_table(u32 layout) { return layout >= LAYOUT_IQ4 && layout <= LAYOUT_U3_16; }
 // Whether scales are for 16 columns.
 INLINE u32 is_halved(u32 layout) { return (layout >= LAYOUT_IQ1_16 && layout <= LAYOUT_U3_16) || layout == LAYOUT_U6; }
+// The e4m3 of bytes 1 and 3 with their bits where f16 has its own: 2^8 times too small.
+INLINE u32 e4m3_as_f16(u32 codes) { return (codes & 0x80008000) | (codes >> 1 & 0x3F803F80); }
+#define E4M3_UNIT 256.0f
 // Of one row of F8 in f32, a number for 128 columns; in whole 16 bytes.
 INLINE u32 f8_scales(u32 cols) { return (cols + 511) / 512 * 4; }
 

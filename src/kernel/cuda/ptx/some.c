@@ -49,7 +49,7 @@ INLINE void fetch(u32 layout, const struct job *job, u32 first_group, struct chu
         }
         UNROLL
         for (u32 g = 0; g < 2; g++) {
-            if (layout == LAYOUT_I8) {
+            if (layout == LAYOUT_I8 || layout == LAYOUT_F8) {
                 u32x2 v = *(const u32x2 *)(job->w.codes + (group + g) * 32 + lane % 4 * 8);
 
                 chunk->words[m][2 * g] = v.x;
@@ -57,6 +57,10 @@ INLINE void fetch(u32 layout, const struct job *job, u32 first_group, struct chu
             } else {
                 chunk->words[m][g] = *(const u32 *)(job->w.codes + (group + g) * 16 + lane % 4 * 4);
             }
+        }
+        if (layout == LAYOUT_F8) { // f32, one for 128 columns: f16 might not hold it
+            chunk->scales[m] = ((const u32 *)job->w.scales)[row * f8_scales(job->cols) + first_group / 4];
+            continue;
         }
         chunk->scales[m] = *(const u32 *)(job->w.scales + group);
         if (layout == LAYOUT_U4_MIN)
@@ -82,7 +86,7 @@ INLINE void widen(u32 layout, const struct chunk *chunk, u32 m, u32 g, u32 (*a)[
         const u32 *words = chunk->words[m + r];
         u32 scale = 0, min = 0, w;
 
-        if (!is_half(layout))
+        if (!is_half(layout) && layout != LAYOUT_F8)
             scale = byte_permute(chunk->scales[m + r], 0, g ? 0x3232 : 0x1010);
         if (layout == LAYOUT_U4_MIN)
             min = byte_permute(chunk->mins[m + r], 0, g ? 0x3232 : 0x1010) ^ 0x80008000;
@@ -91,6 +95,10 @@ INLINE void widen(u32 layout, const struct chunk *chunk, u32 m, u32 g, u32 (*a)[
             if (is_half(layout)) {
                 a[half][r] = words[2 * half];
                 a[half][r + 2] = words[2 * half + 1];
+            } else if (layout == LAYOUT_F8) { // bytes 0 and 2, then 1 and 3
+                w = words[2 * g + half];
+                a[half][r] = e4m3_as_f16(w << 8);
+                a[half][r + 2] = e4m3_as_f16(w);
             } else if (layout == LAYOUT_I8) {
                 w = words[2 * g + half] ^ 0x80808080;
                 a[half][r] = scaled(layout, byte_permute(w, 0x64646464, 0x4140), scale, min);
@@ -125,6 +133,13 @@ INLINE void fetch_x(u32 layout, const struct job *job, u32 group, u32 n, u32 *b)
         b[1] = v.y;
         b[2] = v.z;
         b[3] = v.w;
+        UNROLL
+        for (u32 half = 0; half < 2 && layout == LAYOUT_F8; half++) {
+            u32 low = b[2 * half], high = b[2 * half + 1];
+
+            b[2 * half] = byte_permute(low, high, 0x5410);
+            b[2 * half + 1] = byte_permute(low, high, 0x7632);
+        }
     }
 }
 
@@ -151,6 +166,35 @@ INLINE void multiply(u32 layout, u32 NT, const struct job *job, u32 first_group,
                 mma_bf16(acc[m * NT + n], a[m][half], x[0], x[1]);
             else
                 mma_f16(acc[m * NT + n], a[m][half], x[0], x[1]);
+        }
+    }
+}
+
+// Of f8: scales multiply the sums of a chunk, since f16 might not hold them.
+INLINE void multiply_f8(u32 NT, const struct job *job, u32 first_group, const struct chunk *chunk, float (*acc)[4])
+{
+    u32 a[2][MT][2][4];
+
+    UNROLL
+    for (u32 i = 0; i < 2 * MT; i++)
+        widen(LAYOUT_F8, chunk, i % MT * 2, i / MT, a[i / MT][i % MT]);
+    UNROLL
+    for (u32 n = 0; n < NT; n++) {
+        u32 b[2][4];
+
+        UNROLL
+        for (u32 g = 0; g < 2; g++)
+            fetch_x(LAYOUT_F8, job, first_group + g, n, b[g]);
+        UNROLL
+        for (u32 m = 0; m < MT; m++) {
+            float sums[4] = {0};
+
+            UNROLL
+            for (u32 i = 0; i < 4; i++)
+                mma_f16(sums, a[i / 2][m][i % 2], b[i / 2][i % 2 * 2], b[i / 2][i % 2 * 2 + 1]);
+            UNROLL
+            for (u32 i = 0; i < 4; i++)
+                acc[m * NT + n][i] += f32_of_bits(chunk->scales[2 * m + i / 2]) * E4M3_UNIT * sums[i];
         }
     }
 }
@@ -213,7 +257,10 @@ INLINE void some(u32 layout, u32 NT, const struct job *job)
     for (; group < job->n_groups; group += step) {
         if (group + step < job->n_groups)
             fetch(layout, job, group + step, &next);
-        multiply(layout, NT, job, group, &chunk, acc);
+        if (layout == LAYOUT_F8)
+            multiply_f8(NT, job, group, &chunk, acc);
+        else
+            multiply(layout, NT, job, group, &chunk, acc);
         chunk = next;
     }
     join(MT * NT, acc);
@@ -242,6 +289,7 @@ DEFINE_OF(f16, LAYOUT_F16)
 DEFINE_OF(bf16, LAYOUT_BF16)
 DEFINE_OF(i8, LAYOUT_I8)
 DEFINE_OF(u4, LAYOUT_U4)
+DEFINE_OF(f8, LAYOUT_F8)
 // With minima, registers for 32 tokens do not quite suffice.
 DEFINE(some_u4_min_16, LAYOUT_U4_MIN, 2)
 DEFINE(some_u4_min_24, LAYOUT_U4_MIN, 3)
