@@ -18,12 +18,10 @@ test:
 	$(SETUP) build test
 	python3 tools/test.py
 
-# On a machine with an NVIDIA driver: EDGEWISE=FILE tests a binary that was brought along, without building.
+# On a machine with an NVIDIA driver; EDGEWISE=FILE tests a program that was brought along, without building.
 test-gpu:
-	$(or $(EDGEWISE),build/edgewise) bench kernels --backend cuda
-	EW_TEST_GPU=1 EDGEWISE=$(or $(EDGEWISE),$(CURDIR)/build/edgewise) python3 -m pytest -q -p no:cacheprovider tests/py/test_cuda.py \
-	    tests/py/test_server_api.py tests/py/test_serve_load.py
-	for model in 0.6b:q8_0 1.1b:q4_k_m 4b:q4_0; do $(or $(EDGEWISE),build/edgewise) eval self -m synthetic:$$model --backend cuda || exit 1; done
+	$(if $(EDGEWISE),,$(SETUP) build test)
+	$(if $(EDGEWISE),EDGEWISE=$(abspath $(EDGEWISE))) python3 tools/test.py gpu
 
 asan ubsan tsan arm64 tidy:
 	$(SETUP) build test

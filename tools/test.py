@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the tests: test.py [STAGE...], all stages by default. The last line is "N passed, N failed, N skipped".
+"""Runs the tests: test.py [STAGE...], by default all stages that need no GPU. The last line is "N passed, N failed, N skipped".
 
 Each stage builds what it needs in its own build folder. Tests are counted one by one: the cases of the unit tests (cmocka) and
 of the Python tests, the corpora of the fuzz entries, the rules of tidy and of the ABI check.
@@ -246,9 +246,70 @@ def stage_ptx():
     return checks([sys.executable, "tools/ptx.py", "--check"])
 
 
+# ---- on a machine with an NVIDIA driver -----------------------------------------------------------
+
+GPU_TESTS = ["tests/py/test_cuda.py", "tests/py/test_server_api.py", "tests/py/test_serve_load.py"]
+GPU_SHARDS = 4  # programs at once: most of a test is its beginning, in which the GPU does nothing
+GPU_SHAPES = ["8b:q4_k", "4b:q4_0", "1.1b:q8_0", "1.1b:fp8", "0.6b:bf16", "0.6b:q6_k", "30b-a3b:q4_0", "16b-a2.4b:q8_0", "2b-latent:bf16",
+              "2b-delta:bf16", "2b-ssd:q8_0"]
+
+
+def gpu_kernels(program):
+    """Its rows begin with what became of them; the times behind them are for the reader."""
+    counts = Counts()
+    result = run([program, "bench", "kernels", "--backend", "cuda"], capture_output=True, text=True)
+    print(result.stdout.rstrip())
+    rows = re.findall(r"^(ok  |FAIL) +(.*)$", result.stdout, re.M)
+    counts.passed = sum(kind == "ok  " for kind, _ in rows)
+    for kind, text in rows:
+        if kind == "FAIL":
+            counts.fail("bench kernels: " + text)
+    if result.returncode and not counts.failed:
+        counts.fail("bench kernels: " + result.stderr.strip())
+    return counts
+
+
+def gpu_shapes(program):
+    counts = Counts()
+    for shape in GPU_SHAPES:
+        result = run([program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
+        counts.passed += result.returncode == 0
+        if result.returncode:
+            print(result.stdout[-4000:])
+            counts.fail(f"eval self of synthetic:{shape}: {result.stderr.strip()}")
+    return counts
+
+
+def gpu_python(program):
+    counts, python, folder = Counts(), python_for_tests(), source.ROOT / "build"
+    if not python:
+        counts.skip("the Python tests: there is no pytest")
+        return counts
+    folder.mkdir(exist_ok=True)
+    env = dict(os.environ, EDGEWISE=str(program), EW_TEST_GPU="1", PYTHONDONTWRITEBYTECODE="1")
+    with ThreadPoolExecutor(GPU_SHARDS) as pool:
+        for shard in pool.map(lambda i: run_pytest(python, folder, dict(env, EW_SHARD=f"{i}/{GPU_SHARDS}"), f"pytest-gpu-{i}", GPU_TESTS),
+                              range(GPU_SHARDS)):
+            counts.add(shard)
+    return counts
+
+
+def stage_gpu():
+    """EDGEWISE names a program that was brought along; else it is built."""
+    counts, program = Counts(), os.environ.get("EDGEWISE")
+    if not program:
+        folder = build("release", counts)
+        program = folder and source.ROOT / folder / "edgewise"
+    if not program:
+        return counts
+    for part in (gpu_kernels, gpu_shapes, gpu_python):
+        counts.add(part(program))
+    return counts
+
+
 STAGES = {
     "tidy": stage_tidy, "abi": stage_abi, "unit": stage_unit, "python": stage_python, "asan": stage_asan, "ubsan": stage_ubsan,
-    "tsan": stage_tsan, "arm64": stage_arm64, "ptx": stage_ptx,
+    "tsan": stage_tsan, "arm64": stage_arm64, "ptx": stage_ptx, "gpu": stage_gpu,
 }
 DEFAULT_STAGES = ["tidy", "abi", "ptx", "unit", "python", "asan", "tsan", "arm64"]  # asan has UBSan in it too
 
