@@ -6,6 +6,8 @@
 #include "base/alloc.h"
 #include "base/assert.h"
 
+#define SPARSE_JUMP 0.03F // of a weight; what rounding moves it by is a tenth of that
+
 // Tokens of a sequence whose logits are compared, or lead to one that is.
 static uint32_t n_tokens_of(const struct ew_ref *ref)
 {
@@ -78,20 +80,29 @@ void ew_routes_step(struct ew_routes *routes, const struct ew_work *work, const 
 
 // ---- one choice --------------------------------------------------------------------------------------------------
 
-static bool has_expert(const float *chosen, uint32_t n_active, float expert)
+static uint32_t find_expert(const float *chosen, uint32_t n_active, float expert)
 {
-    for (uint32_t i = 0; i < n_active; i++)
-        if (chosen[i] == expert)
-            return true;
-    return false;
+    uint32_t i = 0;
+
+    while (i < n_active && chosen[i] != expert)
+        i++;
+    return i;
 }
 
-// The order does not matter, but weights stand in it.
-static bool is_same_choice(const float *a, const float *b, uint32_t n_active)
+// The order does not matter. A sparse mixer's weights jump where an expert that is not chosen comes near enough to
+// the best, or leaves it: that is a choice, too.
+static bool is_same_choice(const struct ew_op *op, const float *a, const float *b)
 {
-    for (uint32_t i = 0; i < n_active; i++)
-        if (!has_expert(b, n_active, a[i]))
+    uint32_t n_active = op->route.n_active;
+
+    for (uint32_t i = 0; i < n_active; i++) {
+        uint32_t k = find_expert(b, n_active, a[i]);
+
+        if (k == n_active)
             return false;
+        if (op->route.score == EW_ROUTE_SPARSEMIXER && fabsf(a[n_active + i] - b[n_active + k]) > SPARSE_JUMP)
+            return false;
+    }
     return true;
 }
 
@@ -127,7 +138,7 @@ static void align(struct ew_routes *r, const struct ew_op *op, uint32_t row, flo
     const float *logits = r->now + (size_t)row * r->n_experts;
     double error;
 
-    if (is_same_choice(chosen, ref, n_active))
+    if (is_same_choice(op, chosen, ref))
         return;
     error = square_of_difference(logits, ref_logits, op->route.n_experts) /
             mean_square(r, s, (uint32_t)(at % r->n_routes), op->route.n_experts);
