@@ -40,6 +40,10 @@ bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_c
     const struct ew_vector_job *job = &fused->job;
     float linear, cubic;
 
+    // Where more than these products read what was normalised (the dispatch to experts, products of another layout), 16
+    // bits alone will not do.
+    if (job->normed)
+        return false;
     if (!fused->count || n_rows < (ew_cuda_layout_is_quantised(job->layout) ? MANY_ROWS_QUANTISED : MANY_ROWS) ||
         !backend->work.has_maps || backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;

@@ -360,11 +360,16 @@ INLINE void sort_members(u32 n)
         for (u32 step = size / 2; step; step /= 2) {
             block_sync();
             for (u32 i = THREAD; i < n; i += N_THREADS) {
-                u32 j = i ^ step, down = (i & size) == 0;
-                float a = g_logit[i], b = g_logit[j];
-                u32 is_behind = a < b || (a == b && g_token[i] > g_token[j]), token = g_token[i];
+                u32 j = i ^ step, down = (i & size) == 0, is_behind, token;
+                float a, b;
 
-                if (j < i || is_behind != down)
+                if (j < i) // the other thread of the pair may be writing
+                    continue;
+                a = g_logit[i];
+                b = g_logit[j];
+                token = g_token[i];
+                is_behind = a < b || (a == b && token > g_token[j]);
+                if (is_behind != down)
                     continue;
                 g_logit[i] = b;
                 g_logit[j] = a;
