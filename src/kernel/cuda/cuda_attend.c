@@ -227,7 +227,7 @@ int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err)
     backend->attends = ew_arena_array(&backend->plan_arena, backend->plan.n_steps, sizeof(*backend->attends));
     if (!backend->attends)
         return ew_fail_memory(err, backend->plan.n_steps * sizeof(*backend->attends), "the fused steps");
-    for (uint32_t i = 0; i < backend->plan.n_steps; i++) {
+    for (uint32_t i = 0; i < backend->plan.n_steps && !backend->config.deterministic; i++) {
         struct ew_cuda_attend *attend = &backend->attends[i];
         struct found found = {0};
 

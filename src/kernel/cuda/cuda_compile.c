@@ -47,6 +47,13 @@ static void *compile_all(void *ctx)
     return NULL;
 }
 
+// Kernels whose choice would depend on the number of rows.
+static bool is_inexact(enum ew_cuda_module module)
+{
+    return module == EW_CUDA_FEW || module == EW_CUDA_VECTOR || module == EW_CUDA_DECODE ||
+           module == EW_CUDA_CHOSEN || module == EW_CUDA_GEMM || module == EW_CUDA_WGMMA;
+}
+
 static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module module)
 {
     static const enum ew_cuda_module flash[] = {
@@ -63,6 +70,8 @@ static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module m
         experts |= program->ops[i].kind == EW_OP_ROUTE || program->ops[i].kind == EW_OP_EXPERTS;
         states |= program->ops[i].kind == EW_OP_PICK || program->ops[i].kind == EW_OP_SCAN;
     }
+    if (backend->config.deterministic && is_inexact(module))
+        return false;
     if (module == EW_CUDA_LATENT)
         return latent;
     if (module == EW_CUDA_STATE)
@@ -102,7 +111,11 @@ static struct needs find_needs(const struct ew_cuda_backend *backend)
         if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) {
             const struct ew_weight *weight = &backend->program->weights[op->weight];
 
-            needs.layouts[ew_cuda_layout_of(weight, reference, &exact)] = true;
+            enum ew_cuda_layout layout = ew_cuda_layout_of(weight, reference, &exact);
+
+            needs.layouts[layout] = true;
+            if (backend->config.deterministic && layout > EW_CUDA_F8) // decoded, in steps of any size
+                needs.layouts[EW_CUDA_F16] = true;
         }
         if (op->kind != EW_OP_ATTENTION)
             continue;

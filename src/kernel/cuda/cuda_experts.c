@@ -73,7 +73,8 @@ bool ew_cuda_experts_take_tiles(const struct ew_cuda_backend *backend, const str
 {
     const struct ew_cuda_matrix *m = &backend->matrices[op->weight];
 
-    return m->layout != EW_CUDA_F32 && m->cols % EW_CUDA_GROUP == 0 && !are_few(&backend->plan, n_tokens);
+    return m->layout != EW_CUDA_F32 && m->cols % EW_CUDA_GROUP == 0 &&
+           (backend->config.deterministic || !are_few(&backend->plan, n_tokens));
 }
 
 // ---- ops ----------------------------------------------------------------------------------------

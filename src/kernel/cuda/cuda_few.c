@@ -140,7 +140,7 @@ int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     int rc = 0;
 
-    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT; i++) {
+    for (int i = 0; i < EW_CUDA_LAYOUT_COUNT && !backend->config.deterministic; i++) {
         for (int size = 0; CLASSES[i].columns && size < SIZES_COUNT && rc == 0; size++)
             rc = ew_cuda_allow_shared(&backend->device, CLASSES[i].kernels[size],
                                       (uint32_t)backend->device.shared_bytes_max - STATIC_BYTES, err);

@@ -53,7 +53,7 @@ bool ew_cuda_flash_takes(const struct ew_cuda_backend *backend, const struct ew_
         return false;
     if (op->attention.head_dim != cache->k_dim) // latents have a kernel of their own
         return false;
-    if (batch->n_tokens <= TOKENS && batch->n_tokens < batch->n_seqs * PER_SEQ)
+    if (!backend->config.deterministic && batch->n_tokens <= TOKENS && batch->n_tokens < batch->n_seqs * PER_SEQ)
         return false;
     return cache->k_dim % step == 0 && cache->v_dim % step == 0 && q_stride % 2 == 0 && out_stride % 2 == 0;
 }

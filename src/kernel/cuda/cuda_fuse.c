@@ -339,7 +339,8 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
     backend->fused = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->fused));
     if (!backend->fused)
         return ew_fail_memory(err, n_steps * sizeof(*backend->fused), "the fused steps");
-    for (uint32_t i = 0; i < n_steps; i++) {
+    // Fused or not is a matter of the number of rows, and with it the order of sums.
+    for (uint32_t i = 0; i < n_steps && !backend->config.deterministic; i++) {
         struct match m = {.backend = backend, .next = i};
         struct ew_cuda_fused *fused = &backend->fused[i];
 

@@ -44,11 +44,20 @@ static bool takes(enum ew_cuda_layout layout, uint64_t cols)
     return layout != EW_CUDA_F32 && cols % STEP == 0;
 }
 
-bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows)
+static bool some_knows(enum ew_cuda_layout layout)
+{
+    return layout != EW_CUDA_F32 && layout <= EW_CUDA_F8;
+}
+
+bool ew_cuda_prefill_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix, uint32_t n_rows)
 {
     // Of layouts whose products with few rows have no kernels but the slow one of ptx/linear.c.
     bool is_rare = matrix->layout > EW_CUDA_U4_MIN;
 
+    if (backend->config.deterministic) // the shape decides, whatever the number of rows
+        return takes(matrix->layout, matrix->cols) &&
+               (!some_knows(matrix->layout) || !ew_cuda_layout_is_quantised(matrix->layout) ||
+                matrix->cols % SOME_STEP == 0);
     return n_rows >= (is_rare ? RARE_TOKENS : EW_CUDA_PREFILL_TOKENS) && takes(matrix->layout, matrix->cols);
 }
 
@@ -56,9 +65,10 @@ void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct e
                            uint64_t *x_bytes, uint64_t *w_bytes)
 {
     bool reference = backend->config.kernels == EW_KERNELS_REFERENCE;
+    uint32_t least = backend->config.deterministic ? 1 : RARE_TOKENS;
 
     *x_bytes = *w_bytes = 0;
-    for (uint32_t i = 0; i < program->n_ops && n_rows >= RARE_TOKENS; i++) {
+    for (uint32_t i = 0; i < program->n_ops && n_rows >= least; i++) {
         const struct ew_weight *weight;
         enum ew_cuda_layout layout;
         bool exact;
@@ -141,10 +151,12 @@ static bool is_for_some(const struct ew_cuda_backend *backend, const struct ew_c
     bool is_fast = ew_cuda_wgmma_takes(backend, p->matrix) && !ew_cuda_layout_is_quantised(p->matrix->layout);
 
     return p->n_rows <= (is_fast ? SOME_TOKENS_FAST : SOME_TOKENS) && p->matrix->cols % SOME_STEP == 0 &&
-           p->matrix->layout <= EW_CUDA_F8;
+           some_knows(p->matrix->layout);
 }
 
-static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
+// Up to SOME_TOKENS rows of activations, from `first` on. Rows of `m` are those of the result from first_row on.
+static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_product *p,
+                         const struct ew_cuda_matrix *m, uint32_t first_row, uint32_t first, struct ew_error *err)
 {
     static const enum ew_cuda_kernel kernels[EW_CUDA_LAYOUT_COUNT][4] = {
         [EW_CUDA_F16] = {EW_CUDA_SOME_F16_16, EW_CUDA_SOME_F16_24, EW_CUDA_SOME_F16_32, EW_CUDA_SOME_F16_64},
@@ -155,16 +167,49 @@ static int multiply_some(struct ew_cuda_backend *backend, const struct ew_cuda_p
                             EW_CUDA_SOME_U4_MIN_64},
         [EW_CUDA_F8] = {EW_CUDA_SOME_F8_16, EW_CUDA_SOME_F8_24, EW_CUDA_SOME_F8_32, EW_CUDA_SOME_F8_64},
     };
-    const struct ew_cuda_matrix *m = p->matrix;
-    uint64_t x = backend->work.x16[backend->work.narrow.turn];
-    uint64_t out = p->out, codes = m->codes, scales = m->scales, mins = m->mins, bias = p->bias;
-    uint32_t out_stride = p->out_stride, rows = m->rows, cols = m->cols, n_rows = p->n_rows;
+    uint64_t x = backend->work.x16[backend->work.narrow.turn] + (uint64_t)first * m->cols * 2;
+    uint64_t out = p->out + ((uint64_t)first * p->out_stride + first_row) * sizeof(float);
+    uint64_t codes = m->codes, scales = m->scales, mins = m->mins;
+    uint64_t bias = p->bias ? p->bias + first_row * sizeof(float) : 0;
+    uint32_t out_stride = p->out_stride, rows = m->rows, cols = m->cols;
+    uint32_t n_rows = EW_MIN(p->n_rows - first, SOME_TOKENS);
     uint32_t kind = n_rows <= 16 ? 0 : n_rows <= 24 ? 1 : n_rows <= 32 ? 2 : 3;
 
     return ew_cuda_launch(&backend->device, kernels[m->layout][kind],
                           (struct ew_cuda_grid){ceil_div(rows, SOME_ROWS), 1, 1, THREADS, 0},
                           ARGUMENTS(&out, &out_stride, &x, &codes, &scales, &mins, &bias, &rows, &cols, &n_rows),
                           err);
+}
+
+static int multiply_slices(struct ew_cuda_backend *backend, const struct ew_cuda_product *p,
+                           const struct ew_cuda_matrix *m, uint32_t first_row, struct ew_error *err)
+{
+    int rc = 0;
+
+    for (uint32_t first = 0; first < p->n_rows && rc == 0; first += SOME_TOKENS)
+        rc = multiply_some(backend, p, m, first_row, first, err);
+    return rc;
+}
+
+// For --deterministic: the kernels of ptx/some.c sum in one order for any number of rows, of which they take some at a
+// time. Layouts that they do not know are decoded first.
+static int multiply_exact(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
+{
+    const struct ew_cuda_matrix *m = p->matrix;
+    uint32_t part = part_rows(backend, m->rows, m->cols);
+    int rc = 0;
+
+    if (some_knows(m->layout))
+        return multiply_slices(backend, p, m, 0, err);
+    for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {
+        struct ew_cuda_matrix decoded = {.layout = EW_CUDA_F16, .codes = backend->work.w16, .cols = m->cols,
+                                         .rows = EW_MIN(part, m->rows - first)};
+
+        rc = ew_cuda_prefill_expand(backend, m, first, decoded.rows, 0, err);
+        if (rc == 0)
+            rc = multiply_slices(backend, p, &decoded, first, err);
+    }
+    return rc;
 }
 
 int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
@@ -174,8 +219,10 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
     uint32_t part = part_rows(backend, m->rows, m->cols);
     int rc = ew_cuda_prefill_narrow(backend, p, is_bf16, err);
 
+    if (rc == 0 && backend->config.deterministic)
+        return multiply_exact(backend, p, err);
     if (rc == 0 && is_for_some(backend, p))
-        return multiply_some(backend, p, err);
+        return multiply_some(backend, p, m, 0, 0, err);
     if (rc || !ew_cuda_layout_is_quantised(m->layout))
         return rc ? rc : multiply(backend, p, is_bf16, m->codes, 0, m->rows, err);
     for (uint32_t first = 0; first < m->rows && rc == 0; first += part) {

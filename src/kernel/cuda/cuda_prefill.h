@@ -21,7 +21,8 @@ struct ew_cuda_product {
 // Bytes of the two 16-bit operands: activations of the widest product, and a part of the largest quantised matrix.
 void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program, uint64_t n_rows,
                            uint64_t *x_bytes, uint64_t *w_bytes);
-bool ew_cuda_prefill_takes(const struct ew_cuda_matrix *matrix, uint32_t n_rows);
+bool ew_cuda_prefill_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix,
+                           uint32_t n_rows);
 int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
                             struct ew_error *err) EW_MUST_CHECK;
 // The buffer at `address` was written: what was narrowed from it is of no use any more.

@@ -200,7 +200,7 @@ static bool takes_prefill(const struct launch *l, const struct ew_cuda_matrix *m
 
     if (l->op->kind == EW_OP_EXPERTS)
         return ew_cuda_experts_take_tiles(l->backend, l->op, l->n_tokens);
-    return ew_cuda_prefill_takes(m, l->n_rows) && (is_last || l->op[1].kind != EW_OP_ROUTE);
+    return ew_cuda_prefill_takes(l->backend, m, l->n_rows) && (is_last || l->op[1].kind != EW_OP_ROUTE);
 }
 
 static int launch_linear(struct launch *l)
@@ -209,7 +209,8 @@ static int launch_linear(struct launch *l)
     struct ew_cuda_work *work = &l->backend->work;
     uint64_t bias = vector_of(l, l->op->bias);
     uint32_t layout = m->layout;
-    enum ew_cuda_kernel kernel = l->n_rows == 1 ? PRODUCTS[m->layout].one : PRODUCTS[m->layout].few;
+    bool is_one = l->n_rows == 1 && !l->backend->config.deterministic;
+    enum ew_cuda_kernel kernel = is_one ? PRODUCTS[m->layout].one : PRODUCTS[m->layout].few;
     struct ew_cuda_grid grid = {ceil_div(m->rows, LINEAR_ROWS), ceil_div(l->n_rows, FEW_TOKENS), 1, LINEAR_THREADS};
     struct ew_cuda_product product = {m, l->in, l->out, bias, l->in_stride, l->out_stride, l->n_rows};
 
@@ -343,7 +344,8 @@ static int launch_attention(struct launch *l)
     struct ew_cuda_cache *cache = &l->backend->caches[op->attention.group];
     const struct ew_cuda_batch *batch = &l->backend->work.batch;
     struct sharing s = share_heads(l->backend->program, op);
-    uint32_t n_splits = splits_of(&s, l->n_tokens, l->backend->device.n_multiprocessors);
+    uint32_t n_splits = l->backend->config.deterministic
+                            ? 1 : splits_of(&s, l->n_tokens, l->backend->device.n_multiprocessors);
     bool joined = n_splits > 1 || op->attention.sinks != EW_WEIGHT_NONE;
     uint64_t partial = joined ? l->backend->work.partial : 0;
     uint64_t layer_at = op->attention.cache_layer * cache->layer_bytes, alibi = l->backend->alibi[l->step->op];

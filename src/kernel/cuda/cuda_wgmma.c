@@ -61,7 +61,7 @@ static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct
             continue;
         m = &backend->matrices[weight];
         is_quantised = ew_cuda_layout_is_quantised(m->layout);
-        if (!ew_cuda_prefill_takes(m, (uint32_t)n_rows) || m->cols % STEP != 0)
+        if (!ew_cuda_prefill_takes(backend, m, (uint32_t)n_rows) || m->cols % STEP != 0)
             continue;
         for (int turn = 0; turn < 2 && rc == 0; turn++)
             rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, err);

@@ -200,7 +200,8 @@ INLINE void exponentials(u32 D, u32 KEYS, struct softmax *softmax, float (*s)[4]
         max = max_f32(max, shuffle_xor(max, 1));
         max = max_f32(max, shuffle_xor(max, 2));
         base = max == NEG_INFINITY ? 0 : max * LOG2_E; // nothing is seen yet
-        factor = exp2_approx(softmax->max[r] * LOG2_E - base);
+        // Exactly 1 where nothing changes: tiles that only other queries of the block see leave no trace.
+        factor = softmax->max[r] == max ? 1 : exp2_approx(softmax->max[r] * LOG2_E - base);
         softmax->max[r] = max;
         softmax->sum[r] *= factor;
         UNROLL
