@@ -115,7 +115,7 @@ struct ew_cuda_fused {
     uint32_t shared_bytes;
     struct ew_vector_job job;
     // What many rows of activations need beyond the job, where the addresses are not enough.
-    uint32_t x, residual, out;                            // buffers
+    uint32_t x, normed, residual, out;                    // buffers
     uint32_t outs[EW_VECTOR_PARTS_MAX], weights[EW_VECTOR_PARTS_MAX];
     bool is_narrow; // a gate whose result only the next product reads
 };

@@ -162,12 +162,24 @@ static bool module_has(enum ew_cuda_module module, int layout)
     return false;
 }
 
+// "few_table_16_1" serves all tables that have scales for 16 columns.
+static bool serves_table(const struct needs *needs, const char *name)
+{
+    bool is_halved = has_word(name, "table_16"), is_needed = false;
+
+    for (int i = EW_CUDA_IQ4; i < EW_CUDA_U5; i++)
+        is_needed |= needs->layouts[i] && (i >= EW_CUDA_IQ1_16) == is_halved;
+    return is_needed;
+}
+
 // Kernels for u4 serve u4_min, too, in modules that have none for it alone.
 static bool serves_layout(const struct needs *needs, enum ew_cuda_module module, const char *name)
 {
     int layout = layout_in(name);
     size_t len;
 
+    if (has_word(name, "table"))
+        return serves_table(needs, name);
     if (layout == EW_CUDA_LAYOUT_COUNT || needs->layouts[layout])
         return true;
     len = strlen(ew_cuda_layout_name(layout));

@@ -207,6 +207,22 @@ static const struct {
     [EW_CUDA_FEW_F8_2] = {EW_CUDA_FEW, "few_f8_2"},
     [EW_CUDA_FEW_F8_3] = {EW_CUDA_FEW, "few_f8_3"},
     [EW_CUDA_FEW_F8_4] = {EW_CUDA_FEW, "few_f8_4"},
+    [EW_CUDA_FEW_TABLE_1] = {EW_CUDA_FEW, "few_table_1"},
+    [EW_CUDA_FEW_TABLE_2] = {EW_CUDA_FEW, "few_table_2"},
+    [EW_CUDA_FEW_TABLE_3] = {EW_CUDA_FEW, "few_table_3"},
+    [EW_CUDA_FEW_TABLE_4] = {EW_CUDA_FEW, "few_table_4"},
+    [EW_CUDA_FEW_TABLE_16_1] = {EW_CUDA_FEW, "few_table_16_1"},
+    [EW_CUDA_FEW_TABLE_16_2] = {EW_CUDA_FEW, "few_table_16_2"},
+    [EW_CUDA_FEW_TABLE_16_3] = {EW_CUDA_FEW, "few_table_16_3"},
+    [EW_CUDA_FEW_TABLE_16_4] = {EW_CUDA_FEW, "few_table_16_4"},
+    [EW_CUDA_FEW_U5_1] = {EW_CUDA_FEW, "few_u5_1"},
+    [EW_CUDA_FEW_U5_2] = {EW_CUDA_FEW, "few_u5_2"},
+    [EW_CUDA_FEW_U5_3] = {EW_CUDA_FEW, "few_u5_3"},
+    [EW_CUDA_FEW_U5_4] = {EW_CUDA_FEW, "few_u5_4"},
+    [EW_CUDA_FEW_U6_1] = {EW_CUDA_FEW, "few_u6_1"},
+    [EW_CUDA_FEW_U6_2] = {EW_CUDA_FEW, "few_u6_2"},
+    [EW_CUDA_FEW_U6_3] = {EW_CUDA_FEW, "few_u6_3"},
+    [EW_CUDA_FEW_U6_4] = {EW_CUDA_FEW, "few_u6_4"},
 };
 
 int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)

@@ -12,16 +12,33 @@
 #define TILE_BYTES (128 * 128 * sizeof(float))
 #define PARTIAL_BYTES_MAX ((uint64_t)32 << 20)
 
+#define SIZES(name) {EW_CUDA_FEW_##name##_1, EW_CUDA_FEW_##name##_2, EW_CUDA_FEW_##name##_3, EW_CUDA_FEW_##name##_4}
+#define TABLE {SIZES(TABLE), 32, 1, 0}
+#define TABLE_16 {SIZES(TABLE_16), 32, 1, 0}
+
 static const struct {
     enum ew_cuda_kernel kernels[SIZES_COUNT];
-    uint32_t columns, planes; // as COLUMNS and PLANES in ptx/few.c
+    uint32_t columns, planes, bits; // as COLUMNS, PLANES and BITS in ptx/few.c
 } CLASSES[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F16] = {{EW_CUDA_FEW_F16_1, EW_CUDA_FEW_F16_2, EW_CUDA_FEW_F16_3, EW_CUDA_FEW_F16_4}, 8, 0},
-    [EW_CUDA_BF16] = {{EW_CUDA_FEW_BF16_1, EW_CUDA_FEW_BF16_2, EW_CUDA_FEW_BF16_3, EW_CUDA_FEW_BF16_4}, 8, 0},
-    [EW_CUDA_I8] = {{EW_CUDA_FEW_I8_1, EW_CUDA_FEW_I8_2, EW_CUDA_FEW_I8_3, EW_CUDA_FEW_I8_4}, 16, 1},
-    [EW_CUDA_U4] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
-    [EW_CUDA_U4_MIN] = {{EW_CUDA_FEW_U4_1, EW_CUDA_FEW_U4_2, EW_CUDA_FEW_U4_3, EW_CUDA_FEW_U4_4}, 32, 2},
-    [EW_CUDA_F8] = {{EW_CUDA_FEW_F8_1, EW_CUDA_FEW_F8_2, EW_CUDA_FEW_F8_3, EW_CUDA_FEW_F8_4}, 16, 1},
+    [EW_CUDA_F16] = {SIZES(F16), 8, 0, 0},
+    [EW_CUDA_BF16] = {SIZES(BF16), 8, 0, 0},
+    [EW_CUDA_I8] = {SIZES(I8), 16, 1, 0},
+    [EW_CUDA_U4] = {SIZES(U4), 32, 2, 0},
+    [EW_CUDA_U4_MIN] = {SIZES(U4), 32, 2, 0},
+    [EW_CUDA_F8] = {SIZES(F8), 16, 1, 0},
+    [EW_CUDA_IQ4] = TABLE,
+    [EW_CUDA_MX4] = TABLE,
+    [EW_CUDA_NV4] = TABLE,
+    [EW_CUDA_IQ1] = TABLE,
+    [EW_CUDA_IQ2] = TABLE,
+    [EW_CUDA_IQ3_XXS] = TABLE,
+    [EW_CUDA_IQ3_S] = TABLE,
+    [EW_CUDA_IQ1_16] = TABLE_16,
+    [EW_CUDA_IQ2_16] = TABLE_16,
+    [EW_CUDA_U3_16] = TABLE_16,
+    [EW_CUDA_U5] = {SIZES(U5), 32, 2, 1},
+    [EW_CUDA_U5_MIN] = {SIZES(U5), 32, 2, 1},
+    [EW_CUDA_U6] = {SIZES(U6), 32, 1, 2},
 };
 
 static uint32_t ceil_div(uint32_t n, uint32_t by)
@@ -105,7 +122,8 @@ static bool fits(const struct ew_cuda_backend *backend, const struct ew_vector_j
     uint64_t tiles = (uint64_t)job->rows / TILE * (job->is_glu ? 2 : 1);
 
     s->n_groups = (uint32_t)backend->device.n_multiprocessors / s->n_splits;
-    s->shared_bytes = warps * (EW_FEW_RING_BYTES(CLASSES[job->layout].planes) + EW_FEW_SUM_BYTES(n_tiles)) +
+    s->shared_bytes = warps * (EW_FEW_RING_BYTES(CLASSES[job->layout].planes, CLASSES[job->layout].bits) +
+                               EW_FEW_SUM_BYTES(n_tiles)) +
                       ceil_div(job->cols / chunk, s->n_splits) * chunk * n_tiles * TOKEN_TILE * 2;
     return s->n_groups && s->n_splits * 4 <= job->cols / chunk &&
            s->shared_bytes + STATIC_BYTES <= (uint32_t)backend->device.shared_bytes_max &&
@@ -162,8 +180,9 @@ bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cu
     const struct ew_vector_job *job = &fused->job;
     struct sharing sharing;
 
-    if (!fused->count || !CLASSES[job->layout].columns || job->normed || ew_cuda_shows_ops(backend) || n_rows < 2 ||
-        n_rows > EW_FEW_TOKENS_MAX || stride_of(backend, job->x) % 4)
+    if (!fused->count || !CLASSES[job->layout].columns || ew_cuda_shows_ops(backend) || n_rows < 2 ||
+        n_rows > EW_FEW_TOKENS_MAX || stride_of(backend, job->x) % 4 ||
+        stride_of(backend, job->normed) % 4)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++) {
         if (job->parts[i].rows % TILE)
@@ -188,6 +207,7 @@ int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fus
         .partial = backend->work.few_partial,
         .arrived = backend->work.few_arrived,
         .x_stride = stride_of(backend, fused->job.x),
+        .normed_stride = stride_of(backend, fused->job.normed),
         .residual_stride = stride_of(backend, fused->job.residual),
         .n_tokens = n_rows,
     };

@@ -243,6 +243,7 @@ static void fill(const struct match *m, struct ew_cuda_fused *fused)
     struct ew_vector_job *job = &fused->job;
 
     fused->x = m->x;
+    fused->normed = m->normed;
     fused->out = m->glu ? m->glu->out : m->add ? m->add->out : EW_CPU_NO_BUFFER;
     fused->residual = EW_CPU_NO_BUFFER;
     if (m->add)

@@ -5,8 +5,8 @@
 #include "kernel/cuda/cuda_prefill.h"
 
 #define NORM_THREADS 256
-#define MANY_ROWS 33 // from which on,
-#define MANY_ROWS_QUANTISED 65 // where matrices are decoded first
+#define MANY_ROWS 33      // from which on,
+#define MANY_ROWS_SOME 65 // where the kernels of ptx/some.c decode what is read
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
@@ -35,17 +35,18 @@ static bool gate_form(const struct ew_vector_job *job, float *linear, float *cub
     return job->act == EW_ACT_GELU_TANH;
 }
 
+static uint32_t least_rows(enum ew_cuda_layout layout)
+{
+    return layout >= EW_CUDA_I8 && layout <= EW_CUDA_F8 ? MANY_ROWS_SOME : MANY_ROWS;
+}
+
 bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows)
 {
     const struct ew_vector_job *job = &fused->job;
     float linear, cubic;
 
-    // Where more than these products read what was normalised (the dispatch to experts, products of another layout), 16
-    // bits alone will not do.
-    if (job->normed)
-        return false;
-    if (!fused->count || n_rows < (ew_cuda_layout_is_quantised(job->layout) ? MANY_ROWS_QUANTISED : MANY_ROWS) ||
-        !backend->work.has_maps || backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
+    if (!fused->count || n_rows < least_rows(job->layout) || !backend->work.has_maps ||
+        backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows; i++) {
         if (!ew_cuda_wgmma_takes(backend, &backend->matrices[fused->weights[i]]))
@@ -53,7 +54,8 @@ bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_c
     }
     if (job->is_glu && (!fused->is_narrow || job->rows % 64 || !gate_form(job, &linear, &cubic)))
         return false;
-    return stride_of(backend, fused->x) % 4 == 0; // the norm reads 16 bytes at a time
+    // The norm reads and writes 16 bytes at a time.
+    return (stride_of(backend, fused->x) | stride_of(backend, fused->normed)) % 4 == 0;
 }
 
 static int launch_norm(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
@@ -62,15 +64,16 @@ static int launch_norm(struct ew_cuda_backend *backend, const struct ew_cuda_fus
     const struct ew_vector_job *job = &fused->job;
     struct ew_cuda_narrow *to = &backend->work.narrow;
     uint32_t in_stride = stride_of(backend, fused->x), cols = job->cols, is_layer = job->norm == EW_VECTOR_LAYER;
-    uint64_t in = job->x, weight = job->norm_weight, bias = job->norm_bias;
+    uint32_t normed_stride = stride_of(backend, fused->normed);
+    uint64_t in = job->x, weight = job->norm_weight, bias = job->norm_bias, normed = job->normed;
     float eps = job->eps, offset = job->norm_offset;
     bool is_bf16 = job->layout == EW_CUDA_BF16;
 
-    *to = (struct ew_cuda_narrow){0, cols, n_rows, is_bf16, to->turn ^ 1};
+    *to = (struct ew_cuda_narrow){normed, cols, n_rows, is_bf16, to->turn ^ 1};
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NORM_BF16 : EW_CUDA_NORM_F16,
                           (struct ew_cuda_grid){n_rows, 1, 1, NORM_THREADS, 0},
                           ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &weight, &bias, &eps, &offset,
-                                    &is_layer),
+                                    &is_layer, &normed, &normed_stride),
                           err);
 }
 

@@ -11,9 +11,11 @@
 #define EW_FEW_STAGES 4    // of a warp's ring, of which three are under way
 #define EW_FEW_CODE_BYTES (EW_FEW_TILES * 16 * 64)  // of a stage: 64 of each row
 #define EW_FEW_SCALE_BYTES (EW_FEW_TILES * 16 * 16) // of 256 columns of each row
+#define EW_FEW_BIT_BYTES (EW_FEW_TILES * 16 * 16)   // of a stage: one bit more of 128 columns of each row
 
 // Of a warp's ring, and of its sums of `n` tiles of eight tokens.
-#define EW_FEW_RING_BYTES(planes) (EW_FEW_STAGES * (EW_FEW_CODE_BYTES + (planes) * EW_FEW_SCALE_BYTES))
+#define EW_FEW_RING_BYTES(planes, bits) \
+    (EW_FEW_STAGES * (EW_FEW_CODE_BYTES + (bits) * EW_FEW_BIT_BYTES + (planes) * EW_FEW_SCALE_BYTES))
 #define EW_FEW_SUM_BYTES(n) (EW_FEW_TILES * (n) * 512)
 
 struct ew_few_job {
@@ -23,7 +25,7 @@ struct ew_few_job {
     uint64_t squares_out; // 0, or the same of the result, for the norm behind it
     uint64_t partial; // f32 [split][tile][token tile][lane][4]
     uint64_t arrived; // u32 [group], zeros before and after
-    uint32_t x_stride, residual_stride, n_tokens;
+    uint32_t x_stride, normed_stride, residual_stride, n_tokens;
     // Blocks are groups of n_splits: a group has some of the rows, each of its blocks some of the columns; within a
     // block, its warps have n_parts of these and, where that leaves several, other rows.
     uint32_t n_splits, n_parts;

@@ -32,9 +32,11 @@ INLINE f32x4 four_of(const float *v, u32 i, float otherwise)
     return v ? *(const f32x4 *)(v + i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
 }
 
-// A norm of a whole row (EW_OP_NORM), a block each; four columns a thread at a time.
+// A norm of a whole row (EW_OP_NORM), a block each; four columns a thread at a time. Unless it is NULL, `normed` gets
+// the same in f32.
 INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight,
-                        const float *bias, float eps, float weight_offset, u32 is_layer)
+                        const float *bias, float eps, float weight_offset, u32 is_layer, float *normed,
+                        u32 normed_stride)
 {
     float mean = 0, sum = 0, factor;
 
@@ -61,14 +63,17 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
 
         *(u32x2 *)(out + i) = is_bf16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
                                       : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
+        if (normed)
+            *(f32x4 *)(normed + (u64)BLOCK_X * normed_stride + i) = y;
     }
 }
 
 #define DEFINE_NORM(name, is_bf16) \
     KERNEL name(u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight, const float *bias, float eps, \
-                float weight_offset, u32 is_layer) \
+                float weight_offset, u32 is_layer, float *normed, u32 normed_stride) \
     { \
-        narrow_norm(is_bf16, out, in, in_stride, cols, weight, bias, eps, weight_offset, is_layer); \
+        narrow_norm(is_bf16, out, in, in_stride, cols, weight, bias, eps, weight_offset, is_layer, normed, \
+                    normed_stride); \
     }
 
 DEFINE_NORM(norm_f16, 0)

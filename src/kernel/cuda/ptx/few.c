@@ -9,9 +9,10 @@
 // on their way. Blocks that share rows leave their sums in memory; the last of them to arrive joins them, always in the
 // same order.
 //
-// What a new layout needs: a class of its own, whose COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for 256
-// columns of a row), its four columns at a time in `decode`, and, if these are not in order, `narrow`. Scales of f8,
-// one for 128 columns, f16 might not hold: they multiply the sums of each chunk.
+// A class is a layout, and those that are like it but for numbers: U4_MIN counts as U4, all tables as IQ4 or IQ1_16.
+// What a new one needs: COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for a span of a row), its four columns
+// at a time in `decode`, and, if these are not in order, `narrow`. Scales of f8, one for 128 columns, f16 might not
+// hold: they multiply the sums of each chunk.
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
@@ -22,12 +23,18 @@
 #define TOKEN_TILES_MAX (EW_FEW_TOKENS_MAX / 8)
 #define AT_ONCE 4 // reads of activations, and of partial sums, that wait for each other's latency only once
 
-// Columns of a row in 16 bytes, by layout. A chunk is four times as many, a span the columns whose scales come at once.
+#define TABLE LAYOUT_IQ4
+#define TABLE_16 LAYOUT_IQ1_16
+
+// Columns of a row in 16 bytes (of nibbles where there are planes), by class. A chunk is four times as many, a span the
+// columns whose scales come at once.
 #define COLUMNS(class) ((class) <= LAYOUT_BF16 ? 8u : (class) == LAYOUT_I8 || (class) == LAYOUT_F8 ? 16u : 32u)
 #define PER_LANE(class) (COLUMNS(class) / 8)
-#define CHUNKS_OF_SPAN(class) ((class) == LAYOUT_F8 ? 8u : 64 / COLUMNS(class))
-// Planes of scales and minima.
-#define PLANES(class) ((class) <= LAYOUT_BF16 ? 0 : (class) == LAYOUT_I8 || (class) == LAYOUT_F8 ? 1 : 2)
+#define CHUNKS_OF_SPAN(class) (is_halved(class) ? 1u : (class) == LAYOUT_F8 ? 8u : 64 / COLUMNS(class))
+// Planes of scales and minima, and of high bits.
+#define PLANES(class) ((class) <= LAYOUT_BF16 ? 0u : (class) == LAYOUT_U4 || (class) == LAYOUT_U5 ? 2u : 1u)
+#define BITS(class) ((class) == LAYOUT_U6 ? 2u : (class) == LAYOUT_U5 ? 1u : 0u)
+#define STAGE_BYTES(class) (EW_FEW_CODE_BYTES + BITS(class) * EW_FEW_BIT_BYTES)
 
 static SHARED f32x2 g_normals[EW_FEW_TOKENS_MAX];
 static SHARED u32 g_last;
@@ -62,7 +69,7 @@ struct share {
 INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
 {
     u32 n_units = job->v.rows / 16, n_chunks = job->v.cols / (COLUMNS(class) * 4), part, warp = THREAD / 32;
-    u32 groups = N_BLOCKS_X / job->n_splits, ring_bytes = EW_FEW_RING_BYTES(PLANES(class));
+    u32 groups = N_BLOCKS_X / job->n_splits, ring_bytes = EW_FEW_RING_BYTES(PLANES(class), BITS(class));
     struct share s;
 
     s.group = BLOCK_X / job->n_splits;
@@ -89,8 +96,6 @@ struct tile {
     u64 codes, scales, mins;
 };
 
-INLINE u32 scale_row_bytes(u32 class, u32 cols) { return class == LAYOUT_F8 ? f8_scales(cols) * 4 : cols / 32 * 2; }
-
 INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit, u32 is_up)
 {
     u32 begin = 0;
@@ -106,15 +111,15 @@ INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit,
             mins = v->parts[i].mins;
         }
     }
-    return (struct tile){codes + row * (v->cols * 16 / COLUMNS(class)),
-                         scales + row * scale_row_bytes(class, v->cols), mins + row * (v->cols / 32) * 2};
+    return (struct tile){codes + row * code_bytes(class, v->cols), scales + row * scale_words(class, v->cols) * 2,
+                         mins + row * (v->cols / 32) * 2};
 }
 
 // ---- weights on their way ------------------------------------------------------------------------
 
 // The next chunk to ask for.
 struct reader {
-    u64 codes[TILES], scales, mins; // of the rows that this lane copies
+    u64 codes[TILES], bits, scales, mins; // of the rows that this lane copies
     u32 there;                      // a bit for each tile
     u32 unit, chunk, left;          // left: chunks of all its units
     u32 stage, span;                // places in the ring
@@ -122,7 +127,7 @@ struct reader {
 
 INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
-    u32 lane = THREAD % 32, is_glu = job->v.is_glu, row_bytes = job->v.cols * 16 / COLUMNS(class);
+    u32 lane = THREAD % 32, is_glu = job->v.is_glu, row_bytes = code_bytes(class, job->v.cols);
 
     r->there = 0;
     UNROLL
@@ -133,7 +138,8 @@ INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct sha
         r->there |= there << i;
         r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16;
         if (lane / 16 == i) {
-            r->scales = tile.scales + lane % 16 * scale_row_bytes(class, job->v.cols);
+            r->bits = tile.codes + lane % 16 * row_bytes + job->v.cols / 2;
+            r->scales = tile.scales + lane % 16 * scale_words(class, job->v.cols) * 2;
             r->mins = tile.mins + lane % 16 * (job->v.cols / 32) * 2;
         }
     }
@@ -141,11 +147,11 @@ INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct sha
 
 INLINE u32 next_place(u32 at) { return at + 1 == STAGES ? 0 : at + 1; }
 
-INLINE SHARED u8 *stage_at(const struct share *s, u32 stage) { return s->ring + stage * EW_FEW_CODE_BYTES; }
+INLINE SHARED u8 *stage_at(u32 class, const struct share *s, u32 stage) { return s->ring + stage * STAGE_BYTES(class); }
 
 INLINE SHARED u8 *scales_at(u32 class, const struct share *s, u32 span)
 {
-    return s->ring + STAGES * EW_FEW_CODE_BYTES + span * PLANES(class) * EW_FEW_SCALE_BYTES;
+    return s->ring + STAGES * STAGE_BYTES(class) + span * PLANES(class) * EW_FEW_SCALE_BYTES;
 }
 
 // Whether a warp's chunk needs other scales than the one before it.
@@ -154,24 +160,31 @@ INLINE u32 begins_span(u32 class, const struct share *s, u32 chunk)
     return chunk == s->warp_chunk || chunk % CHUNKS_OF_SPAN(class) == 0;
 }
 
+INLINE u32 has_min(u32 layout) { return layout == LAYOUT_U4_MIN || layout == LAYOUT_U5_MIN; }
+
 // Asks for a chunk, a group of copies of its own whether or not there is one left.
 INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
-    u32 lane = THREAD % 32, eight_rows = job->v.cols * 16 / COLUMNS(class) * 8;
+    u32 lane = THREAD % 32, eight_rows = code_bytes(class, job->v.cols) * 8;
 
     if (r->left) {
-        SHARED u8 *to = stage_at(s, r->stage) + lane * 16;
+        SHARED u8 *to = stage_at(class, s, r->stage) + lane * 16;
+        u32 there = r->there >> lane / 16 & 1;
 
         UNROLL
         for (u32 i = 0; i < TILES * 2; i++)
             copy_async(to + i * 512, (const u8 *)r->codes[i / 2] + i % 2 * eight_rows + r->chunk * 64,
                        r->there >> i / 2 & 1);
+        UNROLL
+        for (u32 i = 0; i < BITS(class); i++)
+            copy_async(to + EW_FEW_CODE_BYTES + lane * 16 * (BITS(class) - 1) + i * 16,
+                       (const u8 *)r->bits + (r->chunk * BITS(class) + i) * 16, there);
         if (PLANES(class) && begins_span(class, s, r->chunk)) {
-            u32 at = r->chunk / CHUNKS_OF_SPAN(class) * 16, there = r->there >> lane / 16 & 1;
+            u32 at = r->chunk / CHUNKS_OF_SPAN(class) * 16;
 
             r->span = next_place(r->span);
             copy_async(scales_at(class, s, r->span) + lane * 16, (const u8 *)r->scales + at, there);
-            if (PLANES(class) > 1 && job->v.layout == LAYOUT_U4_MIN)
+            if (PLANES(class) > 1 && has_min(job->v.layout))
                 copy_async(scales_at(class, s, r->span) + EW_FEW_SCALE_BYTES + lane * 16, (const u8 *)r->mins + at,
                            there);
         }
@@ -206,13 +219,19 @@ INLINE struct reader begin_reading(u32 class, const struct ew_few_job *job, cons
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 
-// Four columns in 16 bits; those of 4-bit layouts change places as their codes do.
+// Whether every second code of four comes first as they are decoded.
+INLINE u32 is_exchanged(u32 class)
+{
+    return class == LAYOUT_U4 || class == LAYOUT_F8 || class == LAYOUT_U5 || class == LAYOUT_U6;
+}
+
+// Four columns in 16 bits.
 INLINE u32x2 narrow(u32 class, f32x4 x)
 {
     if (class == LAYOUT_BF16)
         return (u32x2){bf16x2_of(x.x, x.y), bf16x2_of(x.z, x.w)};
     x = (f32x4){clamp_f16(x.x), clamp_f16(x.y), clamp_f16(x.z), clamp_f16(x.w)};
-    if (class >= LAYOUT_U4)
+    if (is_exchanged(class))
         return (u32x2){f16x2_of(x.x, x.z), f16x2_of(x.y, x.w)};
     return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
 }
@@ -246,6 +265,14 @@ INLINE void normalise_eight(const struct ew_vector_job *v, struct eight *e)
         if (v->norm_bias)
             e->v[i] += *(const f32x4 *)((const float *)v->norm_bias + e->column + i * 4);
     }
+}
+
+// For others than this kernel; the blocks of one group do it.
+INLINE void keep_eight(const struct ew_few_job *job, const struct eight *e)
+{
+    UNROLL
+    for (u32 i = 0; i < 2; i++)
+        *(f32x4 *)((float *)job->v.normed + (u64)e->token * job->normed_stride + e->column + i * 4) = e->v[i];
 }
 
 INLINE void take_normals(const struct ew_few_job *job, const struct share *s)
@@ -288,6 +315,9 @@ INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const s
         for (u32 i = 0; i < AT_ONCE && job->v.norm != EW_VECTOR_PLAIN; i++)
             normalise_eight(&job->v, &e[i]);
         UNROLL
+        for (u32 i = 0; i < AT_ONCE && job->v.normed && s->group == 0; i++)
+            keep_eight(job, &e[i]);
+        UNROLL
         for (u32 i = 0; i < AT_ONCE; i++) {
             u32x2 low = narrow(class, e[i].v[0]), high = narrow(class, e[i].v[1]);
 
@@ -302,56 +332,116 @@ INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const s
 // What a lane has of a chunk: rows lane / 4 and 8 more of each tile.
 struct piece {
     u32x4 codes;
-    u32 scale, min; // twice in a register; of f8 the bits of an f32
+    u32x2 bits;
+    u32 scale, other; // twice in a register; other: less than zero the minimum, or the scale of the second half.
+                      // Of f8 `scale` has the bits of an f32
 };
 
-INLINE u32 twice(u16 v) { return v * 0x10001u; }
+INLINE u32 twice(u32 v) { return (v & 0xFFFF) * 0x10001u; }
+
+INLINE void take_scales_of_table(u32 layout, u32 bits, struct piece *p)
+{
+    if (layout == LAYOUT_MX4) // larger ones would not leave room for codes
+        bits = f16_of_f32(min_f32(low_bf16(bits), 4096));
+    if (layout == LAYOUT_NV4)
+        bits = f16x2_of_e4m3(bits);
+    p->scale = twice(bits);
+    p->other = layout == LAYOUT_NV4 ? twice(bits >> 16) : p->scale;
+}
 
 INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED const u8 *stage,
                                SHARED const u8 *scales, u32 chunk, u32 i)
 {
-    u32 lane = THREAD % 32, row = i * 8 + lane / 4;
+    u32 lane = THREAD % 32, row = i * 8 + lane / 4, pair;
     u32 group = chunk % CHUNKS_OF_SPAN(class) * (COLUMNS(class) / 8) + lane % 4 * COLUMNS(class) / 32;
     struct piece p = {.codes = *(SHARED const u32x4 *)(stage + i * 512 + lane * 16)};
 
-    if (class == LAYOUT_F8)
+    if (class == LAYOUT_U5)
+        p.bits.x = ((SHARED const u32 *)(stage + EW_FEW_CODE_BYTES))[row * 4 + lane % 4];
+    if (class == LAYOUT_U6)
+        p.bits = ((SHARED const u32x2 *)(stage + EW_FEW_CODE_BYTES))[row * 4 + lane % 4];
+    if (class == LAYOUT_F8) {
         p.scale = ((SHARED const u32 *)scales)[row * 4 + chunk % CHUNKS_OF_SPAN(class) / 2];
-    else if (PLANES(class))
+    } else if (is_halved(class)) {
+        pair = ((SHARED const u32 *)scales)[row * 4 + lane % 4];
+        p.scale = twice(pair);
+        p.other = twice(pair >> 16);
+    } else if (class == TABLE) {
+        take_scales_of_table(job->v.layout, ((SHARED const u16 *)scales)[row * 8 + group], &p);
+    } else if (PLANES(class)) {
         p.scale = twice(((SHARED const u16 *)scales)[row * 8 + group]);
-    if (PLANES(class) > 1 && job->v.layout == LAYOUT_U4_MIN)
-        p.min = twice(((SHARED const u16 *)(scales + EW_FEW_SCALE_BYTES))[row * 8 + group]) ^ 0x80008000;
+    }
+    if (PLANES(class) > 1 && has_min(job->v.layout))
+        p.other = twice(((SHARED const u16 *)(scales + EW_FEW_SCALE_BYTES))[row * 8 + group]) ^ 0x80008000;
     return p;
 }
 
-// Columns 4 i to 4 i + 3 of a lane, in 16 bits.
-INLINE u32x2 decode(u32 class, u32 layout, const struct piece *p, u32 i)
+// Codes to f16: 1024 + n has n as its last bits, and the difference is exact. `offset` is -1024 less what codes have too
+// much, twice.
+INLINE u32x2 scaled(u32 low, u32 high, u32 offset, u32 scale)
 {
-    u32 word, offset;
+    return (u32x2){mul_f16x2(add_f16x2(low, offset), scale), mul_f16x2(add_f16x2(high, offset), scale)};
+}
+
+// Bits 4 i to 4 i + 3 of a lane's four bytes 4 w to 4 w + 3, and what stands above them in `bits` from bit `at` of each
+// byte on: bytes 0 and 2, then 1 and 3.
+INLINE u32x2 nibbles(u32 class, u32 word, u32 bits, u32 at)
+{
+    u32 mask = class == LAYOUT_U6 ? 0x00300030 : 0x00100010;
+    u32x2 v = {(word & 0x000F000F) | 0x64006400, (word >> 8 & 0x000F000F) | 0x64006400};
+
+    if (BITS(class)) {
+        v.x |= (at < 4 ? bits << (4 - at) : bits >> (at - 4)) & mask;
+        v.y |= bits >> (4 + at) & mask;
+    }
+    return v;
+}
+
+// Four codes of a table whose numbers are 128 more.
+INLINE u32 look_up_four(u32x4 table, u32 codes)
+{
+    u32 at = codes & 0x7777, pick = 0x3210 | (codes >> 1 & 0x4444);
+
+    return byte_permute(byte_permute(table.x, table.y, at), byte_permute(table.z, table.w, at), pick);
+}
+
+// Columns 4 i to 4 i + 3 of a lane, in 16 bits.
+INLINE u32x2 decode(u32 class, u32 layout, u32x4 table, const struct piece *p, u32 i)
+{
+    u32 word = p->codes[i % 4] >> i / 4 * 4, offset;
+    u32x2 v;
 
     if (class <= LAYOUT_BF16)
         return (u32x2){p->codes[2 * i], p->codes[2 * i + 1]};
     if (class == LAYOUT_F8)
         return (u32x2){e4m3_as_f16(p->codes[i] << 8), e4m3_as_f16(p->codes[i])};
+    if (class == TABLE || class == TABLE_16) {
+        word = look_up_four(table, p->codes[i / 2] >> i % 2 * 16);
+        return scaled(low_bytes(word), high_bytes(word), 0xE480E480, i < 4 ? p->scale : p->other);
+    }
     if (class == LAYOUT_I8) { // 1024 + code + 128, less 1152
         word = p->codes[i] ^ 0x80808080;
-        return (u32x2){mul_f16x2(add_f16x2(low_bytes(word), 0xE480E480), p->scale),
-                       mul_f16x2(add_f16x2(high_bytes(word), 0xE480E480), p->scale)};
+        return scaled(low_bytes(word), high_bytes(word), 0xE480E480, p->scale);
     }
-    word = p->codes[i % 4] >> i / 4 * 4;
-    offset = layout == LAYOUT_U4 ? 0xE408E408 : 0xE400E400; // -1032, -1024
-    return (u32x2){fma_f16x2(add_f16x2((word & 0x000F000F) | 0x64006400, offset), p->scale, p->min),
-                   fma_f16x2(add_f16x2((word >> 8 & 0x000F000F) | 0x64006400, offset), p->scale, p->min)};
+    if (class == LAYOUT_U6) {
+        v = nibbles(class, word, i < 4 ? p->bits.x : p->bits.y, i % 4 * 2);
+        return scaled(v.x, v.y, 0xE420E420, i < 4 ? p->scale : p->other); // -1056
+    }
+    v = nibbles(class, word, p->bits.x, i);
+    offset = layout == LAYOUT_U4 ? 0xE408E408 : layout == LAYOUT_U5 ? 0xE410E410 : 0xE400E400; // -1032, -1040, -1024
+    return (u32x2){fma_f16x2(add_f16x2(v.x, offset), p->scale, p->other),
+                   fma_f16x2(add_f16x2(v.y, offset), p->scale, p->other)};
 }
 
 // b: eight columns of a lane, of each token tile.
-INLINE void multiply_piece(u32 class, u32 N, u32 layout, const struct piece *pieces, u32 j, const u32x4 *b,
-                           float (*acc)[TOKEN_TILES_MAX][4])
+INLINE void multiply_piece(u32 class, u32 N, u32 layout, u32x4 table, const struct piece *pieces, u32 j,
+                           const u32x4 *b, float (*acc)[TOKEN_TILES_MAX][4])
 {
     UNROLL
     for (u32 i = 0; i < 2 * TILES; i++) {
         u32 tile = i / 2, k = i % 2;
-        u32x2 upper = decode(class, layout, &pieces[2 * tile], 2 * j + k);
-        u32x2 lower = decode(class, layout, &pieces[2 * tile + 1], 2 * j + k);
+        u32x2 upper = decode(class, layout, table, &pieces[2 * tile], 2 * j + k);
+        u32x2 lower = decode(class, layout, table, &pieces[2 * tile + 1], 2 * j + k);
         u32 a[4] = {upper.x, lower.x, upper.y, lower.y};
 
         UNROLL
@@ -376,8 +466,8 @@ INLINE void add_scaled(u32 N, const struct piece *pieces, float (*chunk)[TOKEN_T
     }
 }
 
-INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32 chunk, u32 stage,
-                           u32 span, float (*acc)[TOKEN_TILES_MAX][4])
+INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32x4 table,
+                           u32 chunk, u32 stage, u32 span, float (*acc)[TOKEN_TILES_MAX][4])
 {
     SHARED const u32x4 *x = s->x + (chunk - s->chunk) * N * PER_LANE(class) * 32 + THREAD % 32;
     float sums[TILES][TOKEN_TILES_MAX][4] = {0};
@@ -385,7 +475,7 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
 
     UNROLL
     for (u32 i = 0; i < TILES * 2; i++)
-        pieces[i] = take_piece(class, job, stage_at(s, stage), scales_at(class, s, span), chunk, i);
+        pieces[i] = take_piece(class, job, stage_at(class, s, stage), scales_at(class, s, span), chunk, i);
     UNROLL
     for (u32 j = 0; j < PER_LANE(class); j++) {
         u32x4 b[TOKEN_TILES_MAX];
@@ -393,7 +483,7 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
         UNROLL
         for (u32 t = 0; t < N; t++)
             b[t] = x[(t * PER_LANE(class) + j) * 32];
-        multiply_piece(class, N, job->v.layout, pieces, j, b, class == LAYOUT_F8 ? sums : acc);
+        multiply_piece(class, N, job->v.layout, table, pieces, j, b, class == LAYOUT_F8 ? sums : acc);
     }
     if (class == LAYOUT_F8)
         add_scaled(N, pieces, sums, acc);
@@ -403,14 +493,21 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
+// NV4 has a scale for each row, too.
+INLINE float with_row(const struct ew_few_job *job, u64 mins, u32 row, float sum)
+{
+    return job->v.layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
+}
+
 INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 stride, u32 row, u32 token,
                        float value, float up)
 {
     const struct ew_vector_job *v = &job->v;
 
-    value = with_bias(part->bias, row, value);
+    value = with_bias(part->bias, row, with_row(job, part->mins, row, value));
     if (v->is_glu)
-        value = glu_one(value, with_bias(v->parts[1].bias, row, up), v->act, v->limit, v->alpha);
+        value = glu_one(value, with_bias(v->parts[1].bias, row, with_row(job, v->parts[1].mins, row, up)), v->act,
+                        v->limit, v->alpha);
     else if (v->residual)
         value = v->y_scale * value +
                 v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
@@ -438,7 +535,8 @@ INLINE void leave_squares(const struct ew_few_job *job, u32 unit, u32 t, f32x2 s
 INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f32x4 up)
 {
     u32 lane = THREAD % 32, begin = 0, row = unit * 16, stride = job->out_strides[0];
-    struct ew_vector_part part = {.out = job->v.parts[0].out, .bias = job->v.parts[0].bias};
+    struct ew_vector_part part = {.mins = job->v.parts[0].mins, .out = job->v.parts[0].out,
+                                  .bias = job->v.parts[0].bias};
     f32x2 squares = {0, 0};
 
     UNROLL
@@ -448,6 +546,7 @@ INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f
             row = unit * 16 - begin;
             part.out = job->v.parts[i].out;
             part.bias = job->v.parts[i].bias;
+            part.mins = job->v.parts[i].mins;
             stride = job->out_strides[i];
         }
     }
@@ -579,6 +678,7 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
     struct share s = find_share(class, N, job);
     struct reader r = begin_reading(class, job, &s);
     u32 step = s.row_warps * s.units_of_warp, stage = 0, span = 0;
+    u32x4 table = class == TABLE || class == TABLE_16 ? table_of(job->v.layout) ^ 0x80808080 : (u32x4){0};
 
     next_may_start();
     previous_wait();
@@ -600,7 +700,7 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
             ask(class, job, &s, &r);
             if (begins_span(class, &s, chunk))
                 span = next_place(span);
-            multiply_chunk(class, N, job, &s, chunk, stage, span, acc);
+            multiply_chunk(class, N, job, &s, table, chunk, stage, span, acc);
             stage = next_place(stage);
         }
         deliver_all(N, job, &s, first, acc);
@@ -620,3 +720,7 @@ DEFINE(bf16, LAYOUT_BF16)
 DEFINE(i8, LAYOUT_I8)
 DEFINE(u4, LAYOUT_U4)
 DEFINE(f8, LAYOUT_F8)
+DEFINE(table, TABLE)
+DEFINE(table_16, TABLE_16)
+DEFINE(u5, LAYOUT_U5)
+DEFINE(u6, LAYOUT_U6)
