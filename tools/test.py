@@ -145,8 +145,9 @@ def count_junit(report, counts):
 
 # The emulated GPU takes as long as all else, and one core.
 SHARDS = {
-    "pytest-cuda": ["tests/py/test_cuda.py", "tests/py/test_exact.py", "tests/py/test_models_table.py"],
-    "pytest": ["tests/py", "--ignore=tests/py/test_cuda.py", "--ignore=tests/py/test_exact.py"],
+    "pytest-cuda": ["tests/py/test_cuda.py", "tests/py/test_cuda_lost.py", "tests/py/test_exact.py",
+                    "tests/py/test_models_table.py"],
+    "pytest": ["tests/py", "--ignore=tests/py/test_cuda.py", "--ignore=tests/py/test_cuda_lost.py", "--ignore=tests/py/test_exact.py"],
 }
 
 

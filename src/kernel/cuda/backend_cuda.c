@@ -502,10 +502,23 @@ static int pin_zeros(struct ew_cuda_backend *backend, uint64_t bytes, uint8_t **
 }
 
 // Kernels leave their states ready for the next step; before the first they are zero.
+static int clear_states(struct ew_cuda_backend *backend, struct ew_error *err)
+{
+    const struct ew_cuda_work *work = &backend->work;
+    const struct ew_cuda_picks *picks = &work->picks;
+    int rc = clear(backend, picks->device + picks->shared_bytes, picks->bytes - picks->shared_bytes, err);
+
+    if (rc == 0)
+        rc = clear(backend, work->attend_arrived, ew_cuda_attend_arrived_bytes(backend->program), err);
+    if (rc == 0)
+        rc = clear(backend, work->few_arrived, ew_cuda_few_arrived_bytes(backend), err);
+    return rc;
+}
+
 static int map_flights(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     const struct ew_cuda_picks *picks = &backend->work.picks;
-    int rc = clear(backend, picks->device + picks->shared_bytes, picks->bytes - picks->shared_bytes, err);
+    int rc = 0;
 
     for (int i = 0; i < EW_CUDA_FLIGHTS && rc == 0; i++) {
         struct ew_cuda_flight *flight = &backend->flights[i];
@@ -545,9 +558,7 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, true);
     rc = ew_cuda_wgmma_init(backend, err);
     if (rc == 0)
-        rc = clear(backend, work->attend_arrived, ew_cuda_attend_arrived_bytes(backend->program), err);
-    if (rc == 0)
-        rc = clear(backend, work->few_arrived, ew_cuda_few_arrived_bytes(backend), err);
+        rc = clear_states(backend, err);
     if (rc == 0)
         rc = ew_cuda_few_init(backend, err);
     if (rc)
@@ -656,22 +667,21 @@ static int fetch_results(struct ew_cuda_backend *backend, const struct ew_batch 
                          "copying logits", err);
 }
 
-static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, struct ew_error *err)
+// After a call that failed, the GPU may be well all the same. What was started before has to end, since the next step
+// writes where it reads; and what kernels leave ready for the next step may be half done.
+static void abandon(struct ew_cuda_backend *backend)
 {
-    struct ew_cuda_backend *backend = of(base);
-    const struct ew_cuda_device *device = &backend->device;
-    struct ew_cuda_flight *flight = &backend->flights[backend->n_submitted % EW_CUDA_FLIGHTS];
-    int rc;
+    struct ew_error ignored; // the failure that is told is the one before
 
-    EW_ASSERT(backend->is_prepared && backend->n_submitted - backend->n_waited < EW_CUDA_FLIGHTS);
-    flight->batch = batch;
-    backend->work.batch.host = flight->batch_host;
-    backend->work.picks.host = flight->picks_host;
-    rc = ew_cuda_enter(device, err);
-    if (rc == 0)
-        rc = ew_cuda_batch_check(backend, batch, err);
-    if (rc == 0)
-        rc = ew_cuda_batch_send(backend, batch, err);
+    (void)backend->device.driver.cuCtxSynchronize();
+    (void)clear_states(backend, &ignored);
+}
+
+static int start(struct ew_cuda_backend *backend, const struct ew_batch *batch, void *done, struct ew_error *err)
+{
+    const struct ew_cuda_device *device = &backend->device;
+    int rc = ew_cuda_batch_send(backend, batch, err);
+
     if (rc == 0 && batch->picks)
         rc = ew_cuda_pick_send(backend, batch, err);
     if (rc == 0)
@@ -679,7 +689,28 @@ static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, st
     if (rc == 0)
         rc = fetch_results(backend, batch, err);
     if (rc == 0)
-        rc = ew_cuda_check(device, device->driver.cuEventRecord(flight->done, device->stream), "starting a step", err);
+        rc = ew_cuda_check(device, device->driver.cuEventRecord(done, device->stream), "starting a step", err);
+    return rc;
+}
+
+static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, struct ew_error *err)
+{
+    struct ew_cuda_backend *backend = of(base);
+    struct ew_cuda_flight *flight = &backend->flights[backend->n_submitted % EW_CUDA_FLIGHTS];
+    int rc;
+
+    EW_ASSERT(backend->is_prepared && backend->n_submitted - backend->n_waited < EW_CUDA_FLIGHTS);
+    flight->batch = batch;
+    backend->work.batch.host = flight->batch_host;
+    backend->work.picks.host = flight->picks_host;
+    rc = ew_cuda_enter(&backend->device, err);
+    if (rc == 0)
+        rc = ew_cuda_batch_check(backend, batch, err);
+    if (rc)
+        return rc;
+    rc = start(backend, batch, flight->done, err);
+    if (rc)
+        abandon(backend);
     backend->n_submitted += rc == 0;
     return rc;
 }
@@ -704,11 +735,15 @@ static int cuda_wait(struct ew_backend *base, const float **logits, struct ew_er
 {
     struct ew_cuda_backend *backend = of(base);
     const struct ew_cuda_flight *flight = &backend->flights[backend->n_waited % EW_CUDA_FLIGHTS];
+    int rc;
 
     EW_ASSERT(backend->n_waited != backend->n_submitted);
     backend->n_waited++;
     *logits = flight->batch->picks ? NULL : backend->logits;
-    return ew_cuda_check(&backend->device, backend->device.driver.cuEventSynchronize(flight->done), "a step", err);
+    rc = ew_cuda_check(&backend->device, backend->device.driver.cuEventSynchronize(flight->done), "a step", err);
+    if (rc)
+        abandon(backend);
+    return rc;
 }
 
 static const int32_t *cuda_picked(const struct ew_backend *base)
