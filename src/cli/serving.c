@@ -226,10 +226,13 @@ void ew_serving_report(const struct ew_serving *serving, const struct ew_api *ap
     ew_api_stats(api, &stats);
     fprintf(to, "edgewise: %s (%s) on %s, loaded in %.2f s\n", serving->model_id, serving->model_path,
             stats.engine.backend_text, stats.engine.load_s);
-    fprintf(to, "edgewise: budget %.0f MB: weights %.1f MB, workspace %.1f MB, caches %.1f MB (%s, %u blocks)\n",
+    fprintf(to, "edgewise: budget %.0f MB: weights %.1f MB, workspace %.1f MB, caches %.1f MB (%s, %u blocks)",
             megabytes(stats.engine.budget_bytes), megabytes(stats.engine.need.weight_bytes),
             megabytes(stats.engine.need.workspace_bytes), megabytes(stats.engine.need.cache_bytes),
             kv_names[engine->kv], stats.engine.blocks_total);
+    if (stats.engine.driver_bytes)
+        fprintf(to, ", the driver %.1f MB", megabytes(stats.engine.driver_bytes));
+    fprintf(to, "\n");
     fprintf(to, "edgewise: context %u tokens, %u requests at once in steps of %u, %u may wait, %s, reuse %s",
             stats.engine.context_max, stats.engine.n_running_max, engine->max_batch_size, stats.queue_max,
             engine->policy == EW_POLICY_MAX_UTILIZATION ? "max_utilization" : "guaranteed_no_evict",

@@ -80,6 +80,7 @@ void ew_engine_stats(const struct ew_engine *engine, struct ew_engine_stats *out
 
     *out = engine->stats;
     out->need = core->fit.need;
+    out->driver_bytes = core->fit.held_bytes;
     out->budget_bytes = core->fit.budget_bytes;
     out->context_max = core->fit.limits.context_max;
     out->blocks_total = ew_cache_blocks_total(&core->cache);

@@ -59,6 +59,7 @@ enum ew_finish {
 struct ew_engine_stats {
     struct ew_model_need need;
     uint64_t budget_bytes;
+    uint64_t driver_bytes; // held by the device's driver; they count against the budget
     uint32_t context_max, blocks_total, blocks_used;
     uint32_t blocks_cached; // of the used ones, held by no sequence: kept for reuse, given up when needed
     double load_s;

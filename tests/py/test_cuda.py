@@ -188,8 +188,9 @@ def test_chosen_experts_of_one_token(cuda, dtype, tmp_path):
     """Decode of one sequence computes a layer's experts in two kernels of its own."""
     support.run_ok("quantize", support.need("fixtures/models/gpt_oss_bf16"), tmp_path / "model.gguf", "--to", dtype)
     ref = support.need("fixtures/models/gpt_oss_bf16/ref.safetensors") # of other weights: both differ from it alike
-    rels = [json.loads(support.run("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", ref, "--backend", backend, "--mode", "token",
-                                   "--logits-only", "--json", env=cuda).stdout)["rel"] for backend in ("cpu", "cuda")]
+    # On AMX another expert is chosen at one place: a tie.
+    rels = [json.loads(support.run("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", ref, "--backend", *how, "--mode", "token",
+                                   "--logits-only", "--json", env=cuda).stdout)["rel"] for how in (["cpu", "--cpu-max", "avx2"], ["cuda"])]
     assert rels[0] == pytest.approx(rels[1], rel=0.05) # attention of few tokens rounds on the GPU
 
 
@@ -348,7 +349,8 @@ def test_running_streams_end_with_the_reason(cuda):
 def test_departures_and_the_drain(cuda):
     """Who leaves in the middle frees its place at once; SIGTERM lets the others have their whole answers."""
     server = served.Server("--backend", "cuda", "--ctx", "256", "--batch", "2", "--drain-timeout", "300", env=cuda)
-    body = {"model": "demo", "prompt": "ls", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    n = 200 if IS_REAL else 8  # long enough to be seen running
+    body = {"model": "demo", "prompt": "ls", "max_tokens": n, "temperature": 0, "ignore_eos": True}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as leaving:
             leaving.request("POST", "/v1/completions", json.dumps(dict(body, max_tokens=200, stream=True)), {})
@@ -359,7 +361,7 @@ def test_departures_and_the_drain(cuda):
         server.process.terminate()
         replies = [json.loads(answer.result()[2]) for answer in answers]
     assert server.process.wait(60) == 0
-    assert [reply["usage"]["completion_tokens"] for reply in replies] == [8, 8]
+    assert [reply["usage"]["completion_tokens"] for reply in replies] == [n, n]
 
 
 # ---- the self-test: emulated only, for a real GPU is right ------------------------------------------
@@ -411,4 +413,5 @@ def test_bench_kernels(cuda):
     assert result["failed"] == 0 and result["checks"] > 20 and result["modules"]
     rows = result["speeds"][0]["ops"]
     assert {row["step"] for row in rows} == {"decode", "prompt"} and all(row["us"] > 0 and row["gb_s"] > 0 for row in rows)
-    assert max(row["limit_pct"] for row in rows if row["ops"]) < 130
+    # What a row writes for the next one stays in the second cache; weights and old keys do not.
+    assert max(row["limit_pct"] for row in rows if row["step"] == "decode") < 110

@@ -78,10 +78,10 @@ def budget_for(tokens, *options):
     with serving(*options) as server:
         time.sleep(0.1)
         text = server.log
-    weights, workspace, caches, blocks = re.search(
-        r"weights (\S+) MB, workspace (\S+) MB, caches (\S+) MB \(\S+, (\d+) blocks\)", text).groups()
+    weights, workspace, caches, blocks, driver = re.search(
+        r"weights (\S+) MB, workspace (\S+) MB, caches (\S+) MB \(\S+, (\d+) blocks\)(?:, the driver (\S+) MB)?", text).groups()
     block_mb = float(caches) / int(blocks)
-    return f"{float(weights) + float(workspace) + (tokens / 16 + 1) * block_mb:.2f}M"
+    return f"{float(weights) + float(workspace) + float(driver or 0) + (tokens / 16 + 1) * block_mb:.2f}M"
 
 
 def preemptions(server):

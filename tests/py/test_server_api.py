@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import subprocess
@@ -30,7 +31,8 @@ def user(text):
 
 @pytest.fixture(scope="module")
 def server():
-    server = served.Server()
+    # The arithmetic of a GPU depends on how many rows a step has, and its chunks are longer.
+    server = served.Server(*(["--deterministic", "--chunk", "512"] if os.environ.get("EW_TEST_GPU") else []))
     yield server
     assert server.stop() == 0, server.log
 

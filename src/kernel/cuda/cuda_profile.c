@@ -117,19 +117,62 @@ static void add_product(const struct profile *p, const struct ew_op *op, uint32_
     row->bytes += rows * row_bytes(m);
 }
 
-// Between the first and the last step of a fused unit no activations have to move.
+// Slots share buffers, whose rows are as long as the longest of them.
+static double slot_bytes(const struct profile *p, uint32_t buffer, uint32_t slot)
+{
+    if (buffer == EW_CPU_NO_BUFFER || slot == EW_SLOT_NONE)
+        return 0;
+    return (double)ew_cuda_step_rows(p->backend, p->batch, buffer) * p->backend->program->slot_width[slot] *
+           sizeof(float);
+}
+
+static double appended_bytes(const struct profile *p, const struct ew_op *op)
+{
+    const struct ew_cuda_cache *cache = &p->backend->caches[op->attention.group];
+
+    return (double)p->batch->n_tokens * cache->layer_bytes / cache->block_tokens;
+}
+
+// What attention reads of the cache is counted apart.
+static double read_bytes(const struct profile *p, const struct ew_cpu_step *step)
+{
+    const struct ew_op *op = &p->backend->program->ops[step->op];
+    bool attends = op->kind == EW_OP_ATTENTION && step->kind != EW_CPU_STEP_QUANTISE;
+    double first = slot_bytes(p, step->in, op->in);
+    double others = slot_bytes(p, step->in2, op->in2) + slot_bytes(p, step->in3, op->in3);
+
+    if (step->kind == EW_CPU_STEP_ROPE_TABLES || step->kind == EW_CPU_STEP_SORT)
+        return 0;
+    if (!attends)
+        return first + others;
+    return step->kind == EW_CPU_STEP_APPEND ? others : first;
+}
+
+static double written_bytes(const struct profile *p, const struct ew_cpu_step *step)
+{
+    const struct ew_op *op = &p->backend->program->ops[step->op];
+
+    switch (step->kind) {
+    case EW_CPU_STEP_OP:
+        return slot_bytes(p, step->out, op->out);
+    case EW_CPU_STEP_APPEND:
+        return appended_bytes(p, op);
+    case EW_CPU_STEP_QUANTISE: // a byte each, and two floats for a group
+        return slot_bytes(p, step->in, op->in) * (1.0 / sizeof(float) + 2.0 / EW_CUDA_GROUP);
+    default:
+        return 0;
+    }
+}
+
+// Between the first and the last step of a fused unit no activations have to move, but for a residual.
 static void add_rows(const struct profile *p, const struct ew_cuda_unit *unit, struct ew_profile_row *row)
 {
-    const struct ew_cuda_backend *backend = p->backend;
-    const struct ew_cpu_step *first = &backend->plan.steps[unit->first];
-    const struct ew_cpu_step *last = &backend->plan.steps[unit->first + unit->count - 1];
-    const uint32_t buffers[] = {first->in, first->in2, first->in3, last->out};
+    const struct ew_cpu_step *first = &p->backend->plan.steps[unit->first];
+    const struct ew_cpu_step *last = &p->backend->plan.steps[unit->first + unit->count - 1];
 
-    for (size_t i = 0; i < EW_COUNT_OF(buffers); i++) {
-        if (buffers[i] != EW_CPU_NO_BUFFER)
-            row->bytes += (double)ew_cuda_step_rows(backend, p->batch, buffers[i]) *
-                          backend->plan.buffers[buffers[i]].width * sizeof(float);
-    }
+    row->bytes += read_bytes(p, first) + written_bytes(p, last);
+    if (unit->count > 1 && p->backend->program->ops[last->op].kind == EW_OP_ADD)
+        row->bytes += written_bytes(p, last);
 }
 
 static void add_unit(const struct profile *p, const struct ew_cuda_unit *unit, struct ew_profile_row *row)
