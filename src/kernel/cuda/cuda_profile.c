@@ -143,6 +143,8 @@ static double read_bytes(const struct profile *p, const struct ew_cpu_step *step
 
     if (step->kind == EW_CPU_STEP_ROPE_TABLES || step->kind == EW_CPU_STEP_SORT)
         return 0;
+    if (op->kind == EW_OP_SELECT && !op->select.is_mean)
+        return slot_bytes(p, step->out, op->out);
     if (!attends)
         return first + others;
     return step->kind == EW_CPU_STEP_APPEND ? others : first;
