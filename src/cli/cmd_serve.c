@@ -25,6 +25,7 @@ static struct ew_server_config server_config(const struct ew_args *args)
         .stalled_s = ew_args_float(args, "send-timeout", 0),
         .idle_s = ew_args_float(args, "idle-timeout", 0),
         .drain_s = ew_args_float(args, "drain-timeout", 0),
+        .interrupted = ew_interrupted,
     };
 }
 

@@ -421,6 +421,8 @@ int ew_server_run(struct ew_server *server, struct ew_api *api, struct ew_error 
     server->notify_every_s = ew_notify_watchdog_s() / 2;
     start_handles(server);
     ew_notify("READY=1");
+    if (server->config.interrupted && server->config.interrupted())
+        drain(server);
     rc = uv_run(&server->loop, UV_RUN_DEFAULT);
     each_conn(server, ew_conn_abort);
     server->api = NULL;

@@ -27,6 +27,7 @@ struct ew_server_config {
     double idle_s;            // between requests of a connection, 0: 75
     double stalled_s;         // without taking anything of its answer, 0: 60
     double drain_s;           // for running answers to end, 0: 30
+    bool (*interrupted)(void); // whether a signal to end came before run, or NULL
 };
 
 // Binds and listens, reads the keys, raises the limit of open files. Nothing is served before run.

@@ -417,6 +417,12 @@ def test_without_cors_there_are_no_such_headers(server):
     assert status == 405 and not any(name.startswith("Access-Control") for name in headers)
 
 
+def test_a_signal_right_after_the_start_ends_it():
+    """Nobody knows which moment it meets: before the event loop listens to signals, or after."""
+    for _ in range(12):
+        assert served.Server("--ctx", 256).stop() == 0
+
+
 def test_drain_lets_answers_end(tmp_path):
     running = served.Server("--access-log", tmp_path / "log", "--log-format", "json")
     with connect(running) as idle, connect(running) as connection, connection.makefile("rb") as stream:
