@@ -85,7 +85,7 @@ static struct ew_cuda_product product_of(const struct ew_cuda_backend *backend, 
 
     return (struct ew_cuda_product){
         .matrix = &backend->matrices[fused->weights[i]],
-        .in = job->norm == EW_VECTOR_PLAIN ? job->x : 0,
+        .in = job->norm == EW_VECTOR_PLAIN ? job->x : job->normed,
         .out = address_of(backend, out),
         .bias = job->parts[i].bias,
         .in_stride = stride_of(backend, fused->x),
