@@ -249,7 +249,8 @@ def stage_ptx():
 
 # ---- on a machine with an NVIDIA driver -----------------------------------------------------------
 
-GPU_TESTS = ["tests/py/test_cuda.py", "tests/py/test_exact.py", "tests/py/test_server_api.py", "tests/py/test_serve_load.py"]
+GPU_TESTS = ["tests/py/test_cuda.py", "tests/py/test_exact.py", "tests/py/test_demo_eval.py", "tests/py/test_server_api.py",
+             "tests/py/test_serve_load.py"]
 GPU_SHARDS = 4  # programs at once: most of a test is its beginning, in which the GPU does nothing
 GPU_SHAPES = ["8b:q4_k", "4b:q4_0", "1.1b:q8_0", "1.1b:fp8", "0.6b:bf16", "0.6b:q6_k", "30b-a3b:q4_0", "16b-a2.4b:q8_0", "2b-latent:bf16",
               "2b-delta:bf16", "2b-ssd:q8_0"]

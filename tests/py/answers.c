@@ -1,4 +1,4 @@
-// answers MODEL FILE.jsonl [ISA]: the greedy answer to each conversation of the file ({messages, tools?,
+// answers MODEL FILE.jsonl [ISA|cuda]: the greedy answer to each conversation of the file ({messages, tools?,
 // add_generation_prompt}), as a JSON string a line. One process and many sequences in flight, so that tests can
 // afford hundreds of prompts.
 #include <stdio.h>
@@ -37,8 +37,11 @@ struct answers {
 
 static int open_all(struct answers *a, const char *path, const char *cpu_max, struct ew_error *err)
 {
-    struct ew_engine_config config = {
-        .backend = "cpu", .device = {.cpu_max = cpu_max}, .max_batch_size = IN_FLIGHT, .max_sessions = IN_FLIGHT};
+    bool is_cuda = cpu_max && strcmp(cpu_max, "cuda") == 0;
+    struct ew_engine_config config = {.backend = is_cuda ? "cuda" : "cpu",
+                                      .device = {.cpu_max = is_cuda ? NULL : cpu_max},
+                                      .max_batch_size = IN_FLIGHT,
+                                      .max_sessions = IN_FLIGHT};
     int rc = ew_model_open(path, &a->model, err);
 
     if (!rc)
@@ -164,7 +167,7 @@ int main(int argc, char **argv)
     int rc;
 
     if (argc != 3 && argc != 4) {
-        fputs("usage: answers MODEL FILE.jsonl [ISA]\n", stderr);
+        fputs("usage: answers MODEL FILE.jsonl [ISA|cuda]\n", stderr);
         return 2;
     }
     rc = ew_file_read(argv[2], (size_t)64 << 20, &text, &len, &err);

@@ -42,13 +42,17 @@ def answer(model, cases, folder, *cap):
     return [json.loads(line) for line in result.stdout.decode().splitlines()]
 
 
-def check_accuracy(kind, report, folder, *cap):
+def count_correct(kind, model, folder, *cap):
     cases = conversations(kind)
-    answers = answer(support.need("models/demo.gguf"), cases, folder, *cap)
+    answers = answer(model, cases, folder, *cap)
     assert len(answers) == len(cases)
-    correct = sum(case["expect"] in text for case, text in zip(cases, answers))
+    return sum(case["expect"] in text for case, text in zip(cases, answers))
+
+
+def check_accuracy(kind, report, folder, *cap):
+    correct = count_correct(kind, support.need("models/demo.gguf"), folder, *cap)
     expected = report["accuracy"]["target"][kind]
-    assert expected["of"] == len(cases)
+    assert expected["of"] == PROMPTS
     assert correct >= expected["correct"] - POINTS
 
 
@@ -88,3 +92,34 @@ def test_perplexity_q4_0(report, tmp_path):
     source = support.find("models/demo") or support.need("models/demo.gguf")  # the checkpoint, or what the repository has
     support.run_ok("quantize", source, tmp_path / "q4_0.gguf", "--to", "q4_0")
     check_perplexity(perplexity(tmp_path / "q4_0.gguf"), report, 0.06)
+
+
+# ---- on a real GPU ----------------------------------------------------------------------------------
+
+on_gpu = pytest.mark.skipif(not os.environ.get("EW_TEST_GPU"), reason="needs a real GPU: EW_TEST_GPU=1 runs it")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """The bundled model in other types of weights."""
+    folder, q8_0 = tmp_path_factory.mktemp("forms"), support.need("models/demo.gguf")
+    for dtype in ("f16", "q4_0"):
+        support.run_ok("quantize", q8_0, folder / f"{dtype}.gguf", "--to", dtype)
+    return {"q8_0": q8_0, "f16": folder / "f16.gguf", "q4_0": folder / "q4_0.gguf"}
+
+
+@on_gpu
+@pytest.mark.parametrize("form", ["q8_0", "f16", "q4_0"])
+def test_accuracy_on_the_gpu(form, forms, tmp_path):
+    """Of all sets together within one point of the CPU's; of a set of 100, a near-tie or two may fall the other way."""
+    of_cpu, of_gpu = ([count_correct(kind, forms[form], tmp_path, *cap) for kind in KINDS] for cap in ((), ("cuda",)))
+    assert abs(sum(of_gpu) - sum(of_cpu)) <= 0.01 * PROMPTS * len(KINDS)
+    assert max(abs(gpu - cpu) for gpu, cpu in zip(of_gpu, of_cpu)) <= 3
+
+
+@on_gpu
+@pytest.mark.parametrize("form", ["q8_0", "f16", "q4_0"])
+def test_perplexity_on_the_gpu(form, forms):
+    found = {kv: perplexity(forms[form], "--backend", "cuda", "--kv", kv)["ppl"] for kv in ("f16", "fp8", "int8")}
+    assert abs(found["fp8"] / found["f16"] - 1) < 0.01 and abs(found["int8"] / found["f16"] - 1) < 0.005
+    assert abs(found["f16"] / perplexity(forms[form], "--backend", "cpu")["ppl"] - 1) < 0.005
