@@ -21,6 +21,7 @@ struct kept {
     uint32_t n_layers;
     float norm_offset;
     uint64_t seed;
+    struct ew_arena *arena; // of the model in small
 };
 
 static uint32_t shrink(uint32_t n, uint32_t to)
@@ -126,7 +127,7 @@ static void shrink_shape(struct ew_shape *shape, const struct kept *kept)
 
 // ---- weights ------------------------------------------------------------------------------------
 
-static enum ew_dtype dtype_of(const struct kept *kept, const char *name)
+static const struct ew_weight_source *source_of(const struct kept *kept, const char *name)
 {
     const struct ew_program *program = &kept->model->program;
     char original[128];
@@ -138,9 +139,19 @@ static enum ew_dtype dtype_of(const struct kept *kept, const char *name)
         snprintf(original, sizeof(original), "blk.%u.%s", kept->layers[layer], name + rest);
     for (uint32_t i = 0; i < program->n_weights; i++) {
         if (strcmp(program->weights[i].name, original) == 0)
-            return program->weights[i].source.dtype;
+            return &program->weights[i].source;
     }
-    return EW_DTYPE_F16; // a name that the model has not, because what it is for depends on a size
+    return NULL; // a name that the model has not, because what it is for depends on a size
+}
+
+static int make_matrix(const struct kept *kept, const struct ew_weight_want *want, struct ew_weight_source *out,
+                       struct ew_error *err)
+{
+    const struct ew_weight_source *source = source_of(kept, want->name);
+    enum ew_dtype dtype = !source ? EW_DTYPE_F16 : source->ordered ? source->ordered->dtype : source->dtype;
+
+    *out = ew_synthetic_matrix(dtype, want->cols, kept->seed);
+    return source && source->ordered ? ew_synthetic_reorder(kept->arena, want->cols, out, err) : 0;
 }
 
 static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_weight_source *out, struct ew_error *err)
@@ -149,11 +160,10 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
     struct ew_str name = ew_str_of(want->name);
     bool is_norm = ew_str_ends(name, "_norm");
 
-    (void)err;
     kept->seed++;
     if (want->is_matrix)
-        *out = ew_synthetic_matrix(dtype_of(kept, want->name), want->cols, kept->seed);
-    else if (ew_str_ends(name, ".ssm_a")) // decay
+        return make_matrix(kept, want, out, err);
+    if (ew_str_ends(name, ".ssm_a")) // decay
         *out = ew_synthetic_vector(want->cols, -1, 0.1F, kept->seed);
     else
         *out = ew_synthetic_vector(want->cols, is_norm ? 1 - kept->norm_offset : 0, 0.2F, kept->seed);
@@ -171,6 +181,7 @@ int ew_model_miniature(const struct ew_model *model, uint64_t seed, struct ew_mo
     if (!mini)
         return ew_fail_memory(err, sizeof(*mini), "a model in small");
     ew_arena_init(&mini->arena, SIZE_MAX);
+    kept.arena = &mini->arena;
     mini->whole_shape = ew_alloc(sizeof(*mini->whole_shape));
     mini->path = ew_strdup("a model in small");
     rc = mini->path && mini->whole_shape ? 0 : ew_fail_memory(err, sizeof(*mini->whole_shape), "a model in small");

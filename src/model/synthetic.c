@@ -304,12 +304,10 @@ static int read_unordered(const struct ew_weight_source *source, uint64_t row, u
     return rc;
 }
 
-// All matrices of as many columns have the same order, as those of one input have in checkpoints.
-static int make_ordered(struct ew_synthetic *synthetic, uint64_t cols, struct ew_weight_source *out,
-                        struct ew_error *err)
+int ew_synthetic_reorder(struct ew_arena *arena, uint64_t cols, struct ew_weight_source *out, struct ew_error *err)
 {
-    struct ew_weight_source *ordered = ew_arena_alloc(synthetic->arena, sizeof(*ordered));
-    uint32_t *order = ew_arena_array(synthetic->arena, cols, sizeof(*order));
+    struct ew_weight_source *ordered = ew_arena_alloc(arena, sizeof(*ordered));
+    uint32_t *order = ew_arena_array(arena, cols, sizeof(*order));
 
     if (!ordered || !order)
         return ew_fail_memory(err, cols * sizeof(*order), "the order of a weight's columns");
@@ -423,7 +421,7 @@ static int find_weight(void *ctx, const struct ew_weight_want *want, struct ew_w
         return 0;
     synthetic->type_bytes[out->dtype] += want->rows * row_bytes;
     return synthetic->type->is_ordered && ew_str_starts(ew_str_of(want->name), "blk.")
-               ? make_ordered(synthetic, want->cols, out, err)
+               ? ew_synthetic_reorder(synthetic->arena, want->cols, out, err)
                : 0;
 }
 

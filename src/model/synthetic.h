@@ -20,5 +20,9 @@ struct ew_weight_finder ew_synthetic_finder(struct ew_synthetic *synthetic);
 
 // Rows of `cols` elements whose sums have a deviation near 1. Of types that cannot be made like this, f16.
 struct ew_weight_source ew_synthetic_matrix(enum ew_dtype dtype, uint64_t cols, uint64_t seed);
+// Makes it one whose columns are read better in another order (ew_weight_source.ordered), which all matrices of as many
+// columns have, as those of one input do in checkpoints.
+int ew_synthetic_reorder(struct ew_arena *arena, uint64_t cols, struct ew_weight_source *out,
+                         struct ew_error *err) EW_MUST_CHECK;
 // A vector, or rows of them: mean, and deviation around it.
 struct ew_weight_source ew_synthetic_vector(uint64_t cols, float mean, float deviation, uint64_t seed);

@@ -146,7 +146,7 @@ def test_answers_as_the_cpu_does(cuda):
 # Whose products round nothing but activations, to f16.
 FLOATS = ["fp8", "fp8_channel"]
 # Of each layout one; with EW_LONG=1, each form of scales too.
-INTEGERS = ["q3_k", "q5_k", "q6_k", "mxfp4"]
+INTEGERS = ["q3_k", "q5_k", "q6_k", "mxfp4", "gptq_act"]
 INTEGERS += ["awq", "q5_0", "iq4_xs", "nvfp4"] if os.environ.get("EW_LONG") else []
 
 

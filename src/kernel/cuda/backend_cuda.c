@@ -318,7 +318,9 @@ static int build_plan(const struct ew_cuda_backend *backend, const struct ew_pro
     for (uint32_t i = 0; i < program->n_weights; i++) {
         const struct ew_weight *weight = &program->weights[i];
 
-        needs[i].q8 = weight->is_matrix && ew_cuda_layout_wants_q8(ew_cuda_layout_of(weight, reference, &exact));
+        needs[i].q8 = weight->is_matrix && ew_cuda_layout_wants_q8(ew_cuda_layout_of(program, i, reference, &exact));
+        if (ew_cuda_source_of(program, i, reference) != &weight->source)
+            needs[i].order = weight->source.order;
     }
     return ew_cpu_plan_build(plan, program, needs, arena, err);
 }

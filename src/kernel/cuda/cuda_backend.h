@@ -61,6 +61,7 @@ struct ew_cuda_rope {
 // What the rows in x16 are, within one step.
 struct ew_cuda_narrow {
     uint64_t of; // the buffer's address; 0: nothing
+    uint64_t order; // as the matrix has it
     uint32_t cols, n_rows;
     bool is_bf16;
     uint32_t turn; // which x16

@@ -109,9 +109,7 @@ static struct needs find_needs(const struct ew_cuda_backend *backend)
         const struct ew_op *op = &backend->program->ops[i];
 
         if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) {
-            const struct ew_weight *weight = &backend->program->weights[op->weight];
-
-            enum ew_cuda_layout layout = ew_cuda_layout_of(weight, reference, &exact);
+            enum ew_cuda_layout layout = ew_cuda_layout_of(backend->program, op->weight, reference, &exact);
 
             needs.layouts[layout] = true;
             if (backend->config.deterministic && layout > EW_CUDA_F8) // decoded, in steps of any size

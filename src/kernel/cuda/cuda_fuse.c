@@ -113,7 +113,7 @@ static bool fits(const struct match *m, const struct ew_cpu_step *step)
     if (m->n_products == 0)
         return !m->norm || step->in == m->normed;
     first = &m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight];
-    return matrix->layout == first->layout && matrix->cols == first->cols &&
+    return matrix->layout == first->layout && matrix->cols == first->cols && matrix->order == first->order &&
            step->in == step_at(m, m->products[0])->in;
 }
 
@@ -163,7 +163,11 @@ static bool is_written(const struct match *m, uint32_t buffer)
 static bool is_safe(const struct match *m)
 {
     const struct ew_cpu_step *last = m->glu ? m->glu : m->add;
+    const struct ew_cuda_matrix *first = &m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight];
 
+    // What was normalised others want as it is.
+    if (m->norm && first->order && !is_written(m, m->normed) && is_read_later(m, m->normed))
+        return false;
     // One block alone writes what was normalised, where others want it: for them, not for these.
     if (m->norm && m->add && (m->add->in == m->normed || m->add->in2 == m->normed))
         return false;
@@ -240,6 +244,7 @@ static void fill_add(const struct match *m, struct ew_vector_job *job)
 
 static void fill(const struct match *m, struct ew_cuda_fused *fused)
 {
+    const struct ew_cuda_matrix *matrix = &m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight];
     struct ew_vector_job *job = &fused->job;
 
     fused->x = m->x;
@@ -249,7 +254,8 @@ static void fill(const struct match *m, struct ew_cuda_fused *fused)
     if (m->add)
         fused->residual = m->add->in == step_at(m, m->products[0])->out ? m->add->in2 : m->add->in;
     *job = (struct ew_vector_job){.x = m->backend->work.buffers[m->x], .cols = m->width};
-    job->layout = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].layout;
+    job->layout = matrix->layout;
+    job->order = matrix->order;
     if (m->norm) {
         if (!is_written(m, m->normed) && is_read_later(m, m->normed))
             job->normed = m->backend->work.buffers[m->normed];
@@ -281,7 +287,7 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
     if (!fused->job.is_glu || m.next >= backend->plan.n_steps)
         return false;
     next = &backend->fused[m.next];
-    if (!next->count || next->x != fused->out || next->job.norm != EW_VECTOR_PLAIN ||
+    if (!next->count || next->x != fused->out || next->job.norm != EW_VECTOR_PLAIN || next->job.order ||
         (next->job.layout == EW_CUDA_BF16) != (fused->job.layout == EW_CUDA_BF16))
         return false;
     m.next += next->count;

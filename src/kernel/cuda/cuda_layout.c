@@ -66,15 +66,32 @@ static enum ew_cuda_layout layout_of(enum ew_dtype dtype, bool *exact)
     return EW_CUDA_F16;
 }
 
-enum ew_cuda_layout ew_cuda_layout_of(const struct ew_weight *weight, bool reference, bool *exact)
+const struct ew_weight_source *ew_cuda_source_of(const struct ew_program *program, uint32_t weight, bool reference)
 {
+    const struct ew_weight *w = &program->weights[weight];
+    bool exact = true;
+
+    if (!w->source.ordered || reference || !w->is_matrix || ew_weight_parts(w) > 1 || w->cols % EW_CUDA_GROUP ||
+        !ew_cuda_layout_wants_q8(layout_of(w->source.ordered->dtype, &exact)))
+        return &w->source;
+    for (uint32_t i = 0; i < program->n_ops; i++) {
+        if (program->ops[i].weight == weight && program->ops[i].kind != EW_OP_LINEAR)
+            return &w->source;
+    }
+    return w->source.ordered;
+}
+
+enum ew_cuda_layout ew_cuda_layout_of(const struct ew_program *program, uint32_t index, bool reference, bool *exact)
+{
+    const struct ew_weight *weight = &program->weights[index];
+    enum ew_dtype dtype = ew_cuda_source_of(program, index, reference)->dtype;
     enum ew_cuda_layout layout;
 
     *exact = true;
-    if (reference || !weight->is_matrix || weight->source.dtype == EW_DTYPE_F32 ||
+    if (reference || !weight->is_matrix || dtype == EW_DTYPE_F32 ||
         weight->cols % 8) // the fast kernels read 16 bytes at a time
         return EW_CUDA_F32;
-    layout = layout_of(weight->source.dtype, exact);
+    layout = layout_of(dtype, exact);
     if (ew_weight_parts(weight) > 1 && layout > EW_CUDA_U4_MIN) { // kernels for stacks know no other
         *exact = false;
         return EW_CUDA_F16;

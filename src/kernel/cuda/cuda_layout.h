@@ -57,11 +57,14 @@ struct ew_cuda_matrix {
     enum ew_cuda_layout layout;
     uint32_t rows, cols;
     uint64_t codes, scales, mins; // addresses; 0 where unused
+    uint64_t order;               // 0, or u32 [cols]: which element of the activations each column is
 };
 
 const char *ew_cuda_layout_name(enum ew_cuda_layout layout);
-// The layout that a weight gets; *exact is false where its file type is expanded. `reference`: f32 always.
-enum ew_cuda_layout ew_cuda_layout_of(const struct ew_weight *weight, bool reference, bool *exact);
+// What a weight is read from: its columns may have another order there, where all its products take activations so.
+const struct ew_weight_source *ew_cuda_source_of(const struct ew_program *program, uint32_t weight, bool reference);
+// The layout that it gets; *exact is false where its file type is expanded. `reference`: f32 always.
+enum ew_cuda_layout ew_cuda_layout_of(const struct ew_program *program, uint32_t weight, bool reference, bool *exact);
 // Bytes of one row in each plane.
 uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols);
 uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols);

@@ -66,14 +66,15 @@ static int launch_norm(struct ew_cuda_backend *backend, const struct ew_cuda_fus
     uint32_t in_stride = stride_of(backend, fused->x), cols = job->cols, is_layer = job->norm == EW_VECTOR_LAYER;
     uint32_t normed_stride = stride_of(backend, fused->normed);
     uint64_t in = job->x, weight = job->norm_weight, bias = job->norm_bias, normed = job->normed;
+    uint64_t order = job->order;
     float eps = job->eps, offset = job->norm_offset;
     bool is_bf16 = job->layout == EW_CUDA_BF16;
 
-    *to = (struct ew_cuda_narrow){normed, cols, n_rows, is_bf16, to->turn ^ 1};
+    *to = (struct ew_cuda_narrow){normed, order, cols, n_rows, is_bf16, to->turn ^ 1};
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NORM_BF16 : EW_CUDA_NORM_F16,
                           (struct ew_cuda_grid){n_rows, 1, 1, NORM_THREADS, 0},
                           ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &weight, &bias, &eps, &offset,
-                                    &is_layer, &normed, &normed_stride),
+                                    &is_layer, &normed, &normed_stride, &order),
                           err);
 }
 

@@ -76,7 +76,7 @@ void ew_cuda_prefill_bytes(const struct ew_cuda_backend *backend, const struct e
         if (program->ops[i].kind != EW_OP_LINEAR)
             continue;
         weight = &program->weights[program->ops[i].weight];
-        layout = ew_cuda_layout_of(weight, reference, &exact);
+        layout = ew_cuda_layout_of(program, program->ops[i].weight, reference, &exact);
         if (!takes(layout, weight->cols))
             continue;
         *x_bytes = EW_MAX(*x_bytes, n_rows * weight->cols * 2);
@@ -96,14 +96,15 @@ int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda
 {
     struct ew_cuda_narrow *to = &backend->work.narrow;
     uint32_t cols = p->matrix->cols, in_stride = p->in_stride;
-    uint64_t in = p->in;
+    uint64_t in = p->in, order = p->matrix->order;
     struct ew_cuda_grid grid = {ceil_div(cols / 8, THREADS), p->n_rows, 1, THREADS};
 
-    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->is_bf16 == is_bf16)
+    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->is_bf16 == is_bf16 &&
+        to->order == order)
         return 0;
-    *to = (struct ew_cuda_narrow){in, cols, p->n_rows, is_bf16, to->turn ^ 1};
+    *to = (struct ew_cuda_narrow){in, order, cols, p->n_rows, is_bf16, to->turn ^ 1};
     return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
-                          ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols), err);
+                          ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &order), err);
 }
 
 int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *m, uint32_t first,

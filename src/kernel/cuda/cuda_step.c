@@ -234,13 +234,15 @@ static int launch_quantise(struct launch *l)
 {
     struct ew_cuda_matrix *m = &l->backend->matrices[l->op->weight];
     struct ew_cuda_work *work = &l->backend->work;
+    uint64_t order = m->order;
     uint32_t cols = m->cols;
 
     if (takes_prefill(l, m))
         return 0;
     return run(l, EW_CUDA_QUANTISE,
                (struct ew_cuda_grid){ceil_div(cols / EW_CUDA_GROUP, WIDE / 32), l->n_rows, 1, WIDE},
-               ARGUMENTS(&work->q8_codes, &work->q8_scales, &work->q8_sums, &l->in, &l->in_stride, &cols));
+               ARGUMENTS(&work->q8_codes, &work->q8_scales, &work->q8_sums, &l->in, &l->in_stride, &cols,
+                         &order));
 }
 
 // Of each head by its own matrix.

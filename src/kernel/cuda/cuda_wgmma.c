@@ -226,7 +226,7 @@ int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gat
         if (rc == 0)
             rc = multiply_gate(backend, g, first, rows, is_quantised ? part : 0, err);
     }
-    backend->work.narrow = (struct ew_cuda_narrow){out_of, m->rows, g->gate.n_rows, m->layout == EW_CUDA_BF16,
+    backend->work.narrow = (struct ew_cuda_narrow){out_of, 0, m->rows, g->gate.n_rows, m->layout == EW_CUDA_BF16,
                                                    backend->work.narrow.turn ^ 1};
     return rc;
 }

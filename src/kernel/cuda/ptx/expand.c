@@ -8,35 +8,43 @@ INLINE u32 pack_f16(float low, float high)
     return f16x2_of(max_f32(min_f32(low, 65504), -65504), max_f32(min_f32(high, 65504), -65504));
 }
 
-// Eight columns a thread; rows of `in` are 16-byte aligned, those of `out` follow each other.
-INLINE void narrow(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols)
+// Eight columns a thread; rows of `in` are 16-byte aligned, those of `out` follow each other. `order` as four_in_order
+// has it.
+INLINE void narrow(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols, const u32 *order)
 {
     u32 i = (BLOCK_X * N_THREADS + THREAD) * 8;
     f32x4 a, b;
 
     if (i >= cols)
         return;
-    in += (u64)BLOCK_Y * in_stride + i;
-    a = *(const f32x4 *)in;
-    b = *(const f32x4 *)(in + 4);
+    in += (u64)BLOCK_Y * in_stride;
+    a = four_in_order(in, order, i);
+    b = four_in_order(in, order, i + 4);
     *(u32x4 *)(out + (u64)BLOCK_Y * cols + i) =
         is_bf16 ? (u32x4){bf16x2_of(a.x, a.y), bf16x2_of(a.z, a.w), bf16x2_of(b.x, b.y), bf16x2_of(b.z, b.w)}
                 : (u32x4){pack_f16(a.x, a.y), pack_f16(a.z, a.w), pack_f16(b.x, b.y), pack_f16(b.z, b.w)};
 }
 
-KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(0, out, in, in_stride, cols); }
-KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols) { narrow(1, out, in, in_stride, cols); }
-
-INLINE f32x4 four_of(const float *v, u32 i, float otherwise)
+KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols, const u32 *order)
 {
-    return v ? *(const f32x4 *)(v + i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
+    narrow(0, out, in, in_stride, cols, order);
+}
+
+KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols, const u32 *order)
+{
+    narrow(1, out, in, in_stride, cols, order);
+}
+
+INLINE f32x4 four_of(const float *v, const u32 *order, u32 i, float otherwise)
+{
+    return v ? four_in_order(v, order, i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
 }
 
 // A norm of a whole row (EW_OP_NORM), a block each; four columns a thread at a time. Unless it is NULL, `normed` gets
-// the same in f32.
+// the same in f32, as its columns are in `in`.
 INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight,
                         const float *bias, float eps, float weight_offset, u32 is_layer, float *normed,
-                        u32 normed_stride)
+                        u32 normed_stride, const u32 *order)
 {
     float mean = 0, sum = 0, factor;
 
@@ -44,7 +52,7 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
     out += (u64)BLOCK_X * cols;
     if (is_layer) {
         for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
-            f32x4 x = four_of(in, i, 0);
+            f32x4 x = *(const f32x4 *)(in + i);
 
             sum += x.x + x.y + x.z + x.w;
         }
@@ -52,14 +60,14 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
         sum = 0;
     }
     for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
-        f32x4 x = four_of(in, i, 0) - mean;
+        f32x4 x = *(const f32x4 *)(in + i) - mean;
 
         sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
     }
     factor = rsqrt_f32(block_sum(N_THREADS, sum) / (float)cols + eps);
     for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
-        f32x4 w = weight ? four_of(weight, i, 0) + weight_offset : four_of(weight, i, 1);
-        f32x4 y = (four_of(in, i, 0) - mean) * factor * w + four_of(bias, i, 0);
+        f32x4 w = four_of(weight, order, i, 1) + (weight ? weight_offset : 0);
+        f32x4 y = (four_in_order(in, order, i) - mean) * factor * w + four_of(bias, order, i, 0);
 
         *(u32x2 *)(out + i) = is_bf16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
                                       : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
@@ -70,10 +78,10 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u
 
 #define DEFINE_NORM(name, is_bf16) \
     KERNEL name(u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight, const float *bias, float eps, \
-                float weight_offset, u32 is_layer, float *normed, u32 normed_stride) \
+                float weight_offset, u32 is_layer, float *normed, u32 normed_stride, const u32 *order) \
     { \
         narrow_norm(is_bf16, out, in, in_stride, cols, weight, bias, eps, weight_offset, is_layer, normed, \
-                    normed_stride); \
+                    normed_stride, order); \
     }
 
 DEFINE_NORM(norm_f16, 0)
@@ -154,7 +162,7 @@ KERNEL join_sums(float *out, u32 out_stride, const float *partial, u32 n_splits,
 
     if (row >= rows)
         return;
-    sum = four_of(bias, row, 0);
+    sum = four_of(bias, 0, row, 0);
     for (u32 s = 0; s < n_splits; s += JOINED_AT_ONCE) {
         f32x4 part[JOINED_AT_ONCE];
 

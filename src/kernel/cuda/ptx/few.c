@@ -250,20 +250,22 @@ INLINE void load_eight(u32 class, u32 N, const struct ew_few_job *job, const str
     e->column = ((s->chunk + tile / N) * 4 + lane % 4) * COLUMNS(class) + piece * 8;
     UNROLL
     for (u32 i = 0; i < 2; i++)
-        e->v[i] = *(const f32x4 *)((const float *)job->v.x + (u64)e->token * job->x_stride + e->column + i * 4);
+        e->v[i] = four_in_order((const float *)job->v.x + (u64)e->token * job->x_stride, (const u32 *)job->v.order,
+                                e->column + i * 4);
 }
 
 INLINE void normalise_eight(const struct ew_vector_job *v, struct eight *e)
 {
+    const u32 *order = (const u32 *)v->order;
     f32x2 normal = g_normals[e->token];
 
     UNROLL
     for (u32 i = 0; i < 2; i++) {
         e->v[i] = (e->v[i] - normal.x) * normal.y;
         if (v->norm_weight)
-            e->v[i] *= *(const f32x4 *)((const float *)v->norm_weight + e->column + i * 4) + v->norm_offset;
+            e->v[i] *= four_in_order((const float *)v->norm_weight, order, e->column + i * 4) + v->norm_offset;
         if (v->norm_bias)
-            e->v[i] += *(const f32x4 *)((const float *)v->norm_bias + e->column + i * 4);
+            e->v[i] += four_in_order((const float *)v->norm_bias, order, e->column + i * 4);
     }
 }
 

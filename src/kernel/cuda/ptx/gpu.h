@@ -93,6 +93,18 @@ INLINE float erf_f32(float x)
 
 INLINE float rsqrt_f32(float x) { return 1 / sqrt_f32(x); }
 
+// Four columns of a row, of a matrix whose columns have another order: that many of `order` on. NULL: they are as in the
+// row.
+INLINE f32x4 four_in_order(const float *row, const u32 *order, u32 column)
+{
+    u32x4 at;
+
+    if (!order)
+        return *(const f32x4 *)(row + column);
+    at = *(const u32x4 *)(order + column);
+    return (f32x4){row[at.x], row[at.y], row[at.z], row[at.w]};
+}
+
 // ---- weights --------------------------------------------------------------------------------------
 
 // The layouts of kernel/cuda/cuda_layout.h, in the same order.

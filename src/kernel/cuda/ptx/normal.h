@@ -30,18 +30,19 @@ INLINE struct normal find_normal(u32 threads, const struct ew_vector_job *job, c
     return n;
 }
 
-// Columns 4 i to 4 i + 3, normalised; beyond the last one zeros.
+// Columns 4 i to 4 i + 3 of the matrices, normalised; beyond the last one zeros.
 INLINE f32x4 normal_at(const struct ew_vector_job *job, const f32x4 *x, const struct normal *n, u32 i)
 {
+    const u32 *order = (const u32 *)job->order;
     f32x4 v = {0, 0, 0, 0};
 
     if (i >= job->cols / 4)
         return v;
-    v = x[i];
+    v = four_in_order((const float *)x, order, i * 4);
     if (job->norm == EW_VECTOR_PLAIN)
         return v;
     v = (v - n->mean) * n->factor;
     if (job->norm_weight)
-        v *= ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
-    return job->norm_bias ? v + ((const f32x4 *)job->norm_bias)[i] : v;
+        v *= four_in_order((const float *)job->norm_weight, order, i * 4) + job->norm_offset;
+    return job->norm_bias ? v + four_in_order((const float *)job->norm_bias, order, i * 4) : v;
 }

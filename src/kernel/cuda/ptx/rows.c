@@ -195,8 +195,8 @@ KERNEL gather_mean(float *out, u32 out_stride, const float *in, u32 in_stride, c
 }
 
 // Rows to 8 bits, a scale a group of 32 columns: one warp a group. `sums` is the scale times the sum of a group's
-// codes.
-KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_stride, u32 width)
+// codes. `order`: NULL, or which element of its row each column is.
+KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_stride, u32 width, const u32 *order)
 {
     u32 group = BLOCK_X * (N_THREADS / 32) + THREAD / 32, lane = THREAD % 32, n_groups = width / 32;
     u64 row = BLOCK_Y;
@@ -205,7 +205,7 @@ KERNEL quantise(i8 *codes, float *scales, float *sums, const float *in, u32 in_s
     kernel_begin();
     if (group >= n_groups)
         return;
-    x = in[row * in_stride + group * 32 + lane];
+    x = in[row * in_stride + (order ? order[group * 32 + lane] : group * 32 + lane)];
     max = warp_max(abs_f32(x));
     code = max > 1e-30f ? __builtin_rintf(x * (127 / max)) : 0;
     codes[row * width + group * 32 + lane] = (i8)code;
