@@ -201,6 +201,7 @@ static void describe(struct speed *s, const struct ew_model *model, const struct
     ew_cpu_brand(out->device, sizeof(out->device));
     out->n_threads = config->device.n_threads ? config->device.n_threads : topology.n_usable;
     out->weight_bytes = stats.need.weight_bytes;
+    out->device_bytes = stats.driver_bytes ? stats.need.total_bytes + stats.driver_bytes : 0;
     out->streamed_bytes = streamed_bytes(&model->program, stats.need.weight_bytes, s->options->batch);
     out->load_s = stats.load_s;
 }

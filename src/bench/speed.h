@@ -15,7 +15,8 @@ struct ew_speed_options {
 struct ew_speed {
     char backend[32], backend_text[128], device[128];
     uint32_t n_threads;
-    uint64_t weight_bytes, peak_bytes;
+    uint64_t weight_bytes, peak_bytes; // the latter of the process
+    uint64_t device_bytes;             // where weights are elsewhere: what is held there, as far as it is known
     uint64_t streamed_bytes; // of the weights, what a decode step has to read
     double load_s;
     double prefill_tok_s, decode_tok_s, ttft_ms; // medians over the repeats

@@ -73,8 +73,12 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
         printf("    %.0f %% of the %.1f GB/s that this machine reads its memory with", speed->limit_pct,
                speed->limit_gb_s);
     printf("\n");
-    printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s\n",
-           (double)speed->peak_bytes / mib, (double)speed->weight_bytes / mib, speed->load_s);
+    printf("  memory   %10.0f MiB     at most, of which weights %.0f; loaded in %.2f s",
+           (double)(speed->device_bytes ? speed->device_bytes : speed->peak_bytes) / mib,
+           (double)speed->weight_bytes / mib, speed->load_s);
+    if (speed->device_bytes)
+        printf("; of the machine %.0f", (double)speed->peak_bytes / mib);
+    printf("\n");
     if (speed->joules_source)
         printf("  energy   %10.3f J       a token decoded, by %s\n", speed->joules_per_token, speed->joules_source);
     if (options->profile)
