@@ -271,14 +271,21 @@ def gpu_kernels(program):
     return counts
 
 
+def gpu_shape(program, shape):
+    counts = Counts()
+    result = run([program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
+    counts.passed += result.returncode == 0
+    if result.returncode:
+        print(result.stdout[-4000:])
+        counts.fail(f"eval self of synthetic:{shape}: {result.stderr.strip()}")
+    return counts
+
+
 def gpu_shapes(program):
     counts = Counts()
-    for shape in GPU_SHAPES:
-        result = run([program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
-        counts.passed += result.returncode == 0
-        if result.returncode:
-            print(result.stdout[-4000:])
-            counts.fail(f"eval self of synthetic:{shape}: {result.stderr.strip()}")
+    with ThreadPoolExecutor(GPU_SHARDS) as pool:
+        for shape in pool.map(lambda name: gpu_shape(program, name), GPU_SHAPES):
+            counts.add(shape)
     return counts
 
 
