@@ -151,10 +151,10 @@ SHARDS = {
 }
 
 
-def run_pytest(python, folder, env, name, arguments):
+def run_pytest(python, folder, env, name, arguments, front=()):
     counts, report = Counts(), source.ROOT / folder / f"{name}.xml"
     report.unlink(missing_ok=True)
-    result = run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", *arguments], env=env,
+    result = run([*front, python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={report}", *arguments], env=env,
                  capture_output=True, text=True)
     if result.returncode:
         print(result.stdout[-12000:] + result.stderr[-2000:])
@@ -271,9 +271,15 @@ def gpu_kernels(program):
     return counts
 
 
-def gpu_shape(program, shape):
-    counts = Counts()
-    result = run([program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
+def on_own_cores(i):
+    """The front of a command whose program shares its cores with no other one: all of them wait by spinning."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "-c", ",".join(map(str, cores[i % GPU_SHARDS::GPU_SHARDS] or cores))]
+
+
+def gpu_shape(program, i):
+    shape, counts = GPU_SHAPES[i], Counts()
+    result = run([*on_own_cores(i), program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
     counts.passed += result.returncode == 0
     if result.returncode:
         print(result.stdout[-4000:])
@@ -284,7 +290,7 @@ def gpu_shape(program, shape):
 def gpu_shapes(program):
     counts = Counts()
     with ThreadPoolExecutor(GPU_SHARDS) as pool:
-        for shape in pool.map(lambda name: gpu_shape(program, name), GPU_SHAPES):
+        for shape in pool.map(lambda i: gpu_shape(program, i), range(len(GPU_SHAPES))):
             counts.add(shape)
     return counts
 
@@ -297,8 +303,8 @@ def gpu_python(program):
     folder.mkdir(exist_ok=True)
     env = dict(os.environ, EDGEWISE=str(program), EW_TEST_GPU="1", PYTHONDONTWRITEBYTECODE="1")
     with ThreadPoolExecutor(GPU_SHARDS) as pool:
-        for shard in pool.map(lambda i: run_pytest(python, folder, dict(env, EW_SHARD=f"{i}/{GPU_SHARDS}"), f"pytest-gpu-{i}", GPU_TESTS),
-                              range(GPU_SHARDS)):
+        for shard in pool.map(lambda i: run_pytest(python, folder, dict(env, EW_SHARD=f"{i}/{GPU_SHARDS}"), f"pytest-gpu-{i}", GPU_TESTS,
+                                                   on_own_cores(i)), range(GPU_SHARDS)):
             counts.add(shard)
     return counts
 

@@ -105,6 +105,7 @@ INLINE void keep_groups(const struct route *r)
         if (best.index == lane)
             value = NEG_INFINITY;
     }
+    warp_sync(); // all have read the ranks of their group
     for (u32 i = lane; i < r->n_experts; i += 32)
         if (!(keep >> i / size & 1))
             r->ranks[i] = NEG_INFINITY;
