@@ -42,18 +42,26 @@ static const struct ew_modelfile *file_to_give_back(const struct ew_model *model
     return &model->file;
 }
 
+// Caches have not taken the memory yet.
+static int prove(void *ctx, struct ew_error *err)
+{
+    struct ew_core *core = ctx;
+
+    return ew_prove_or_refuse(core->backend, core->model, &core->config, err);
+}
+
 static int load(struct ew_core *core, struct ew_error *err)
 {
     struct loading loading = {.file = file_to_give_back(core->model), .is_shown = core->config.show_progress};
     double started_s = ew_clock_s();
     int rc;
 
+    if (core->config.self_test && core->backend->ops->when_ready)
+        core->backend->ops->when_ready(core->backend, prove, core);
     ew_progress_begin(&loading.progress, "loading", core->fit.need.weight_bytes);
     rc = core->backend->ops->load(core->backend, &core->model->program, on_progress, &loading, err);
     if (loading.is_shown)
         ew_progress_end(&loading.progress);
-    if (rc == 0 && core->config.self_test && core->backend->ops->sibling)
-        rc = ew_prove_or_refuse(core->backend, core->model, &core->config, err); // caches have not taken the memory yet
     if (rc == 0)
         rc = core->backend->ops->prepare(core->backend, &core->fit.limits, err);
     core->load_s = ew_clock_s() - started_s;

@@ -457,6 +457,12 @@ static int cuda_load(struct ew_backend *base, const struct ew_program *program,
     return rc ? rc : rc_compile;
 }
 
+static void cuda_when_ready(struct ew_backend *base, ew_ready_fn fn, void *ctx)
+{
+    of(base)->when_ready = fn;
+    of(base)->ready_ctx = ctx;
+}
+
 static int map_caches(struct ew_cuda_backend *backend, const uint32_t *n_blocks, struct ew_error *err)
 {
     int rc = 0;
@@ -942,6 +948,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .modules = cuda_modules,
     .sizes = cuda_sizes,
     .load = cuda_load,
+    .when_ready = cuda_when_ready,
     .prepare = cuda_prepare,
     .trace = cuda_trace,
     .trace_launches = cuda_trace_launches,

@@ -139,6 +139,8 @@ struct ew_cuda_chosen {
 struct ew_cuda_backend {
     struct ew_backend base;
     struct ew_backend_config config;
+    ew_ready_fn when_ready; // NULL: nobody waits for the kernels
+    void *ready_ctx;
     struct ew_cuda_device device;
     char text[160]; // describe()
     uint64_t held_bytes; // by the driver, before anything was loaded

@@ -17,6 +17,7 @@ static const uint32_t DIMS[DIMS_COUNT] = {64, 96, 128, 256}; // as in names of k
 static const uint32_t SHARED[SHARED_COUNT] = {1, 4, 8};
 
 struct ew_cuda_compile {
+    struct ew_cuda_backend *backend;
     struct ew_cuda_device *device;
     struct ew_pool *pool;
     pthread_t thread;
@@ -25,6 +26,8 @@ struct ew_cuda_compile {
     uint32_t n_modules;
     int rc[EW_CUDA_MODULE_COUNT];
     struct ew_error errors[EW_CUDA_MODULE_COUNT];
+    int rc_all; // of the first that failed, or of who waited for them
+    struct ew_error error;
 };
 
 static void compile_one(void *ctx, uint32_t task, uint32_t thread)
@@ -44,6 +47,12 @@ static void *compile_all(void *ctx)
 
     ew_pool_run(compile->pool, compile_one, compile, compile->n_modules);
     ew_log(EW_LOG_INFO, "%u modules of kernels ready in %.2f s", compile->n_modules, ew_clock_s() - started_s);
+    for (uint32_t i = 0; i < compile->n_modules && compile->rc_all == 0; i++) {
+        compile->rc_all = compile->rc[i];
+        compile->error = compile->errors[i];
+    }
+    if (compile->rc_all == 0 && compile->backend->when_ready)
+        compile->rc_all = compile->backend->when_ready(compile->backend->ready_ctx, &compile->error);
     return NULL;
 }
 
@@ -280,6 +289,7 @@ int ew_cuda_compile_begin(struct ew_cuda_backend *backend, struct ew_cuda_compil
 
     if (!compile)
         return ew_fail_memory(err, sizeof(*compile), "the modules of kernels");
+    compile->backend = backend;
     compile->device = &backend->device;
     choose_kernels(backend);
     for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
@@ -301,15 +311,13 @@ int ew_cuda_compile_begin(struct ew_cuda_backend *backend, struct ew_cuda_compil
 
 int ew_cuda_compile_end(struct ew_cuda_compile *compile, struct ew_error *err)
 {
-    int rc = 0;
+    int rc;
 
     if (compile->has_thread)
         pthread_join(compile->thread, NULL);
-    for (uint32_t i = 0; i < compile->n_modules && rc == 0; i++) {
-        rc = compile->rc[i];
-        if (rc && err)
-            *err = compile->errors[i];
-    }
+    rc = compile->rc_all;
+    if (rc && err)
+        *err = compile->error;
     ew_pool_destroy(compile->pool);
     ew_free(compile);
     return rc;
