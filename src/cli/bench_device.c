@@ -43,15 +43,15 @@ struct bench {
     uint32_t n_checks, n_failed, n_modules, n_tables;
 };
 
-static void show_module(void *ctx, const char *name, double seconds)
+static void show_module(void *ctx, const char *name, uint32_t n_kernels, uint32_t n_all, double seconds)
 {
     struct bench *bench = ctx;
 
     if (bench->as_json)
-        ew_buf_printf(&bench->json, "%s{\"name\": \"%s\", \"seconds\": %.3g}", bench->n_modules ? ", " : "", name,
-                      seconds);
+        ew_buf_printf(&bench->json, "%s{\"name\": \"%s\", \"kernels\": %u, \"of\": %u, \"seconds\": %.3g}",
+                      bench->n_modules ? ", " : "", name, n_kernels, n_all, seconds);
     else
-        printf("  %-24s loaded in %.2f s\n", name, seconds);
+        printf("  %-24s %3u of %3u kernels, loaded in %.2f s\n", name, n_kernels, n_all, seconds);
     bench->n_modules++;
 }
 

@@ -60,6 +60,8 @@ struct ew_profile_row {
 };
 typedef void (*ew_profile_fn)(void *ctx, const struct ew_profile_row *row);
 
+// How many of a module's kernels were loaded, and the driver's seconds for them; threads may have shared these.
+typedef void (*ew_module_fn)(void *ctx, const char *name, uint32_t n_kernels, uint32_t n_all, double seconds);
 // 0, or the error that err names.
 typedef int (*ew_ready_fn)(void *ctx, struct ew_error *err);
 
@@ -83,10 +85,9 @@ struct ew_backend_ops {
     // step computes and leaves in its caches is of no use.
     int (*profile)(struct ew_backend *backend, const struct ew_batch *batch, ew_profile_fn fn, void *ctx,
                    struct ew_error *err);
-    // Which kernels run here and why: "sm_90: ...", and each module that was loaded, with the seconds it took. NULL:
-    // there are no such things.
-    void (*modules)(const struct ew_backend *backend, void (*fn)(void *ctx, const char *name, double seconds),
-                    void *ctx, char *tier, size_t tier_size);
+    // Which kernels run here and why: "sm_90: ...", and each module of which kernels were loaded. NULL: there are no
+    // such things.
+    void (*modules)(const struct ew_backend *backend, ew_module_fn fn, void *ctx, char *tier, size_t tier_size);
     // What load and prepare would take, without doing them; exact, or an upper bound within 1 %.
     int (*sizes)(struct ew_backend *backend, const struct ew_program *program, const struct ew_limits *limits,
                  struct ew_backend_sizes *out, struct ew_error *err);

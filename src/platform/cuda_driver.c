@@ -75,6 +75,10 @@ static const struct function OPTIONAL[] = {
     FUNCTION(cuMemMap),
     FUNCTION(cuMemUnmap),
     FUNCTION(cuMemSetAccess),
+    FUNCTION(cuLibraryLoadData),
+    FUNCTION(cuLibraryUnload),
+    FUNCTION(cuLibraryGetKernel),
+    FUNCTION(cuKernelGetFunction),
     FUNCTION(cuLaunchKernelEx),
     FUNCTION(cuTensorMapEncodeTiled),
 };

@@ -128,6 +128,11 @@ struct ew_cuda_driver {
     int (*cuMemMap)(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags);
     int (*cuMemUnmap)(uint64_t address, size_t bytes);
     int (*cuMemSetAccess)(uint64_t address, size_t bytes, const struct ew_cuda_memory_access *access, size_t count);
+    int (*cuLibraryLoadData)(void **library, const void *image, int *options, void **values, unsigned n_options,
+                             int *library_options, void **library_values, unsigned n_library_options);
+    int (*cuLibraryUnload)(void *library);
+    int (*cuLibraryGetKernel)(void **kernel, void *library, const char *name);
+    int (*cuKernelGetFunction)(void **function, void *kernel); // in the current context
     int (*cuLaunchKernelEx)(const struct ew_cuda_launch_config *config, void *function, void **arguments, void **extra);
     int (*cuTensorMapEncodeTiled)(struct ew_cuda_tensor_map *map, int type, uint32_t rank, uint64_t address,
                                   const uint64_t *dims, const uint64_t *strides, const uint32_t *box,

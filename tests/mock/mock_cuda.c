@@ -819,27 +819,32 @@ static bool knows_ptx(int major, int minor)
     return (major + 4) * 1000 + minor * 10 <= setting("EW_MOCK_CUDA_DRIVER", 11040);
 }
 
-API cuModuleLoadDataEx(void **module, const void *image, unsigned n_options, int *options, void **values)
+static int load_module(void **module, const char *text)
 {
     int major = 0, minor = 0, target = 0;
-    const char *text = image, *version = strstr(text, ".version "), *sm = strstr(text, ".target sm_");
+    const char *version = strstr(text, ".version "), *sm = strstr(text, ".target sm_");
     struct module *m;
 
+    if (!version || sscanf(version, ".version %d.%d", &major, &minor) != 2 || !sm ||
+        sscanf(sm, ".target sm_%d", &target) != 1)
+        return INVALID_PTX;
+    if (target > setting("EW_MOCK_CUDA_CC", 80))
+        return NO_BINARY_FOR_GPU;
+    if (!knows_ptx(major, minor))
+        return UNSUPPORTED_PTX_VERSION;
+    m = checked(malloc(sizeof(*m)));
+    m->text = checked(strdup(text));
+    *module = m;
+    return OK;
+}
+
+API cuModuleLoadDataEx(void **module, const void *image, unsigned n_options, int *options, void **values)
+{
     ENTER();
     (void)n_options;
     (void)options;
     (void)values;
-    if (!version || sscanf(version, ".version %d.%d", &major, &minor) != 2 || !sm ||
-        sscanf(sm, ".target sm_%d", &target) != 1)
-        return leave(INVALID_PTX);
-    if (target > setting("EW_MOCK_CUDA_CC", 80))
-        return leave(NO_BINARY_FOR_GPU);
-    if (!knows_ptx(major, minor))
-        return leave(UNSUPPORTED_PTX_VERSION);
-    m = checked(malloc(sizeof(*m)));
-    m->text = checked(strdup(text));
-    *module = m;
-    return leave(OK);
+    return leave(load_module(module, image));
 }
 
 API cuModuleLoadData(void **module, const void *image)
@@ -847,32 +852,73 @@ API cuModuleLoadData(void **module, const void *image)
     return cuModuleLoadDataEx(module, image, 0, NULL, NULL);
 }
 
+static int unload_module(struct module *module)
+{
+    free((char *)module->text);
+    free(module);
+    return OK;
+}
+
 API cuModuleUnload(void *module)
 {
     ENTER();
-    free((char *)((struct module *)module)->text);
-    free(module);
-    return leave(OK);
+    return leave(unload_module(module));
 }
 
 // Functions live as long as the program, as do the graphs that name them.
-API cuModuleGetFunction(void **function, void *module, const char *name)
+static int find_function(void **function, const struct module *module, const char *name)
 {
-    struct function *f;
-    void *code;
+    struct function *f = checked(calloc(1, sizeof(*f)));
+    void *code = find_code(name);
 
-    ENTER();
-    f = checked(calloc(1, sizeof(*f)));
     snprintf(f->name, sizeof(f->name), "%s", name);
-    code = find_code(name);
     memcpy(&f->code, &code, sizeof(code));
-    if (!code || !read_parameters(f, ((struct module *)module)->text) ||
+    if (!code || !read_parameters(f, module->text) ||
         ffi_prep_cif(&f->cif, FFI_DEFAULT_ABI, f->n_parameters, &ffi_type_void, f->types) != FFI_OK) {
         fprintf(stderr, "mock CUDA: cannot call kernel %s\n", name);
         free(f);
-        return leave(NOT_FOUND);
+        return NOT_FOUND;
     }
     *function = f;
+    return OK;
+}
+
+API cuModuleGetFunction(void **function, void *module, const char *name)
+{
+    ENTER();
+    return leave(find_function(function, module, name));
+}
+
+// A library is a module, and its kernels are functions: there is one context.
+API cuLibraryLoadData(void **library, const void *image, int *options, void **values, unsigned n_options,
+                      int *library_options, void **library_values, unsigned n_library_options)
+{
+    ENTER();
+    (void)options;
+    (void)values;
+    (void)n_options;
+    (void)library_options;
+    (void)library_values;
+    (void)n_library_options;
+    return leave(load_module(library, image));
+}
+
+API cuLibraryUnload(void *library)
+{
+    ENTER();
+    return leave(unload_module(library));
+}
+
+API cuLibraryGetKernel(void **kernel, void *library, const char *name)
+{
+    ENTER();
+    return leave(find_function(kernel, library, name));
+}
+
+API cuKernelGetFunction(void **function, void *kernel)
+{
+    ENTER();
+    *function = kernel;
     return leave(OK);
 }
 

@@ -284,9 +284,10 @@ def test_memory_is_mapped_or_taken_in_one_piece(cuda, tmp_path, env, maps, plain
 
 @emulated
 @pytest.mark.parametrize("at", [1, 4, 8])
-def test_a_tier_that_the_driver_refuses_is_left_out(cuda, at):
+@pytest.mark.parametrize("driver,call", [("11080", "cuModuleLoadDataEx"), ("12080", "cuLibraryLoadData")])
+def test_a_tier_that_the_driver_refuses_is_left_out(cuda, driver, call, at):
     result = support.run("run", "-v", "-m", "demo", "--ids", "1 2 3", "-n", "1", "--temp", "0", "--backend", "cuda", "--no-self-test",
-                         env={**cuda, "EW_MOCK_CUDA_CC": "100", "EW_MOCK_CUDA_DRIVER": "12080", "EW_MOCK_CUDA_FAIL": f"cuModuleLoadDataEx:{at}:218"})
+                         env={**cuda, "EW_MOCK_CUDA_CC": "100", "EW_MOCK_CUDA_DRIVER": driver, "EW_MOCK_CUDA_FAIL": f"{call}:{at}:218"})
     text = result.stderr.decode()
     refused = re.search(r"kernels of (\w+)\.sm_90\.ptx are not used", text)
     assert result.returncode == (0 if refused else 1) and "CUDA_ERROR_INVALID_PTX (218)" in text

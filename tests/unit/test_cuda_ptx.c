@@ -1,12 +1,12 @@
-// kernel/cuda/cuda_ptx: which entries of a module's text are kept, and which wait.
+// kernel/cuda/cuda_ptx: texts of single kernels out of a module's.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <stdio.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "kernel/cuda/cuda_ptx.h"
 
 static const char TEXT[] =
@@ -17,55 +17,42 @@ static const char TEXT[] =
     "\t// -- End function\n}\n"
     ".visible .entry last(\n)\n{\n\tret;\n}";
 
-static bool is_in(void *ctx, struct ew_str name)
+static void test_entry(void **state)
 {
-    const char *list = ctx;
+    struct ew_str entry = ew_cuda_ptx_entry(TEXT, "one");
 
-    for (const char *at = strstr(list, " "); at; at = strstr(at + 1, " "))
-        if (strncmp(at + 1, name.ptr, name.len) == 0 && at[1 + name.len] == ' ')
-            return true;
-    return false;
+    assert_memory_equal(entry.ptr, ".visible .entry one(", 20);
+    assert_memory_equal(entry.ptr + entry.len - 8, "\n\tret;\n}", 8);
+    assert_true(ew_cuda_ptx_entry(TEXT, "last").len > 20); // the end of the text is the end of an entry, too
+    assert_int_equal(ew_cuda_ptx_entry(TEXT, "on").len, 0);
+    assert_int_equal(ew_cuda_ptx_entry(TEXT, "nothing").len, 0);
 }
 
-static unsigned keep(char *text, const char *list)
+static void test_only(void **state)
 {
-    unsigned n_all, n;
+    char *one = ew_cuda_ptx_only(TEXT, "one"), *more = ew_cuda_ptx_only(TEXT, "one_more");
+    char *last = ew_cuda_ptx_only(TEXT, "last"), *none = ew_cuda_ptx_only(TEXT, "nothing");
 
-    memcpy(text, TEXT, sizeof(TEXT));
-    n = ew_cuda_ptx_keep(text, is_in, (void *)list, &n_all);
-    assert_int_equal(n_all, 3);
-    return n;
-}
-
-static void test_keep(void **state)
-{
-    char text[sizeof(TEXT)];
-
-    assert_int_equal(keep(text, " one one_more last "), 3);
-    assert_string_equal(text, TEXT);
-    assert_int_equal(keep(text, " one "), 1);
-    assert_non_null(strstr(text, "g_q[8192]"));
-    assert_non_null(strstr(text, ".entry one("));
-    assert_null(strstr(text, ".entry one_more("));
-    assert_null(strstr(text, ".entry last("));
-    assert_null(strstr(text, "griddepcontrol"));
-    assert_string_equal(strstr(text, "\tadd;"), "\tadd;\n\tret;\n}\n\t// .globl\tone_more\n\n");
-    assert_int_equal(keep(text, " last "), 1); // the end of the text is the end of an entry, too
-    assert_non_null(strstr(text, ".entry last("));
-    assert_int_equal(keep(text, " nothing "), 0);
-}
-
-static void test_waits(void **state)
-{
-    assert_false(ew_cuda_ptx_waits(TEXT, "one"));
-    assert_true(ew_cuda_ptx_waits(TEXT, "one_more"));
-    assert_false(ew_cuda_ptx_waits(TEXT, "last"));
-    assert_false(ew_cuda_ptx_waits(TEXT, "nothing"));
+    assert_non_null(strstr(one, "g_q[8192]"));
+    assert_non_null(strstr(one, ".entry one("));
+    assert_null(strstr(one, ".entry one_more("));
+    assert_null(strstr(one, ".entry last("));
+    assert_string_equal(strstr(one, "\tadd;"), "\tadd;\n\tret;\n}\n\t// .globl\tone_more\n\n");
+    assert_false(ew_cuda_ptx_waits(one));
+    assert_null(strstr(more, ".entry one("));
+    assert_true(ew_cuda_ptx_waits(more));
+    assert_non_null(strstr(last, ".entry last("));
+    assert_non_null(strstr(last, "g_q[8192]"));
+    assert_null(strstr(none, ".entry"));
+    ew_free(one);
+    ew_free(more);
+    ew_free(last);
+    ew_free(none);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_keep), cmocka_unit_test(test_waits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_entry), cmocka_unit_test(test_only)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

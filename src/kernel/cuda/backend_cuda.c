@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "kernel/cpu/cpu_cache.h"
 #include "kernel/cuda/cuda_experts.h"
+#include "kernel/cuda/cuda_kernel.h"
 #include "kernel/cuda/cuda_prefill.h"
 #include "platform/cuda_tier.h"
 #include "platform/memory.h"
@@ -922,16 +923,12 @@ static int cuda_profile(struct ew_backend *base, const struct ew_batch *batch, e
     return rc ? rc : ew_cuda_profile(backend, batch, fn, ctx, err);
 }
 
-static void cuda_modules(const struct ew_backend *base, void (*fn)(void *ctx, const char *name, double seconds),
-                         void *ctx, char *tier, size_t tier_size)
+static void cuda_modules(const struct ew_backend *base, ew_module_fn fn, void *ctx, char *tier, size_t tier_size)
 {
     const struct ew_cuda_device *device = &of(base)->device;
 
     ew_cuda_tier_explain(device->major * 10 + device->minor, device->driver_version, tier, tier_size);
-    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
-        if (device->modules[i])
-            fn(ctx, device->files[i], device->load_s[i]);
-    }
+    ew_cuda_loaded_files(device, fn, ctx);
 }
 
 const struct ew_backend_ops ew_backend_cuda = {

@@ -1,8 +1,10 @@
-// The driver compiles the kernels that a program uses while the weights are loaded.
+// The driver compiles the kernels that a program uses, side by side, while the weights are loaded.
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -10,11 +12,18 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_kernel.h"
+#include "kernel/cuda/cuda_ptx.h"
 #include "platform/topology.h"
 
 enum { DIMS_COUNT = 4, SHARED_COUNT = 3 };
 static const uint32_t DIMS[DIMS_COUNT] = {64, 96, 128, 256}; // as in names of kernels
 static const uint32_t SHARED[SHARED_COUNT] = {1, 4, 8};
+
+struct part { // what is given to the driver at once
+    enum ew_cuda_kernel kernel;
+    size_t bytes;
+};
 
 struct ew_cuda_compile {
     struct ew_cuda_backend *backend;
@@ -22,37 +31,89 @@ struct ew_cuda_compile {
     struct ew_pool *pool;
     pthread_t thread;
     bool has_thread;
-    enum ew_cuda_module modules[EW_CUDA_MODULE_COUNT];
-    uint32_t n_modules;
-    int rc[EW_CUDA_MODULE_COUNT];
-    struct ew_error errors[EW_CUDA_MODULE_COUNT];
-    int rc_all; // of the first that failed, or of who waited for them
+    bool is_used[EW_CUDA_MODULE_COUNT];
+    struct ew_cuda_text texts[EW_CUDA_MODULE_COUNT];
+    struct part parts[EW_CUDA_KERNEL_COUNT];
+    uint32_t n_parts;
+    _Atomic int rc; // of the first that failed
     struct ew_error error;
 };
 
-static void compile_one(void *ctx, uint32_t task, uint32_t thread)
+static void note(struct ew_cuda_compile *compile, int rc, const struct ew_error *err)
+{
+    int ok = 0;
+
+    if (rc && atomic_compare_exchange_strong(&compile->rc, &ok, rc))
+        compile->error = *err;
+}
+
+static void open_text(void *ctx, uint32_t module, uint32_t thread)
 {
     struct ew_cuda_compile *compile = ctx;
-    struct ew_error *err = &compile->errors[task];
+    struct ew_error err;
 
-    compile->rc[task] = ew_cuda_enter(compile->device, err);
-    if (compile->rc[task] == 0)
-        compile->rc[task] = ew_cuda_device_load_module(compile->device, compile->modules[task], err);
+    if (compile->is_used[module])
+        note(compile, ew_cuda_text_open(compile->device, module, &compile->texts[module], &err), &err);
+}
+
+// Long texts take longest, and nothing is to wait for one that was begun last.
+static int by_length(const void *a, const void *b)
+{
+    const struct part *x = a, *y = b;
+
+    return x->bytes != y->bytes ? (x->bytes < y->bytes ? 1 : -1) : (int)x->kernel - (int)y->kernel;
+}
+
+static void list_parts(struct ew_cuda_compile *compile)
+{
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        const char *text = compile->texts[ew_cuda_kernel_module(i)].text;
+
+        if (text && ew_cuda_kernel_is_missing(compile->device, i))
+            compile->parts[compile->n_parts++] =
+                (struct part){i, ew_cuda_ptx_entry(text, ew_cuda_kernel_name(i)).len};
+    }
+    qsort(compile->parts, compile->n_parts, sizeof(compile->parts[0]), by_length);
+}
+
+static void load_part(void *ctx, uint32_t task, uint32_t thread)
+{
+    struct ew_cuda_compile *compile = ctx;
+    enum ew_cuda_kernel kernel = compile->parts[task].kernel;
+    struct ew_error err;
+    int rc;
+
+    if (atomic_load(&compile->rc))
+        return;
+    rc = ew_cuda_enter(compile->device, &err);
+    if (rc == 0)
+        rc = ew_cuda_kernel_load(compile->device, kernel, &compile->texts[ew_cuda_kernel_module(kernel)], &err);
+    note(compile, rc, &err);
+}
+
+static void say_file(void *ctx, const char *file, uint32_t n_kernels, uint32_t n_all, double seconds)
+{
+    ew_log(EW_LOG_INFO, "kernels of %s, %u of %u, took the driver %.2f s", file, n_kernels, n_all, seconds);
 }
 
 static void *compile_all(void *ctx)
 {
     struct ew_cuda_compile *compile = ctx;
     double started_s = ew_clock_s();
+    struct ew_error err;
 
-    ew_pool_run(compile->pool, compile_one, compile, compile->n_modules);
-    ew_log(EW_LOG_INFO, "%u modules of kernels ready in %.2f s", compile->n_modules, ew_clock_s() - started_s);
-    for (uint32_t i = 0; i < compile->n_modules && compile->rc_all == 0; i++) {
-        compile->rc_all = compile->rc[i];
-        compile->error = compile->errors[i];
+    ew_pool_run(compile->pool, open_text, compile, EW_CUDA_MODULE_COUNT);
+    list_parts(compile);
+    ew_pool_run(compile->pool, load_part, compile, compile->n_parts);
+    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++)
+        ew_cuda_text_close(&compile->texts[i]);
+    if (compile->n_parts) {
+        ew_cuda_loaded_files(compile->device, say_file, NULL);
+        ew_log(EW_LOG_INFO, "%u kernels ready in %.2f s, by %u threads", compile->n_parts, ew_clock_s() - started_s,
+               ew_pool_threads(compile->pool));
     }
-    if (compile->rc_all == 0 && compile->backend->when_ready)
-        compile->rc_all = compile->backend->when_ready(compile->backend->ready_ctx, &compile->error);
+    if (atomic_load(&compile->rc) == 0 && compile->backend->when_ready)
+        note(compile, compile->backend->when_ready(compile->backend->ready_ctx, &err), &err);
     return NULL;
 }
 
@@ -292,12 +353,13 @@ int ew_cuda_compile_begin(struct ew_cuda_backend *backend, struct ew_cuda_compil
     compile->backend = backend;
     compile->device = &backend->device;
     choose_kernels(backend);
-    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
-        if (is_used(backend, i))
-            compile->modules[compile->n_modules++] = i;
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        enum ew_cuda_module module = ew_cuda_kernel_module(i);
+
+        compile->is_used[module] |= ew_cuda_kernel_is_missing(compile->device, i) && is_used(backend, module);
     }
     ew_topology_read(NULL, &topology);
-    rc = ew_pool_create(EW_MIN(topology.n_usable, compile->n_modules), "ew-compile", &compile->pool, err);
+    rc = ew_pool_create(EW_MIN(topology.n_usable, EW_CUDA_KERNEL_COUNT), "ew-compile", &compile->pool, err);
     if (rc) {
         ew_free(compile);
         return rc;
@@ -315,7 +377,7 @@ int ew_cuda_compile_end(struct ew_cuda_compile *compile, struct ew_error *err)
 
     if (compile->has_thread)
         pthread_join(compile->thread, NULL);
-    rc = compile->rc_all;
+    rc = atomic_load(&compile->rc);
     if (rc && err)
         *err = compile->error;
     ew_pool_destroy(compile->pool);

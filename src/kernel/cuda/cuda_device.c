@@ -2,22 +2,12 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <zlib.h>
 
-#include "base/alloc.h"
 #include "base/assert.h"
-#include "base/clock.h"
-#include "base/data.h"
-#include "base/log.h"
-#include "kernel/cuda/cuda_ptx.h"
-#include "platform/cuda_tier.h"
+#include "kernel/cuda/cuda_kernel.h"
 
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
-#define CHAIN_VERSION_MIN 12030
-#define LOG_BYTES 400
-
-extern const struct ew_data_file ew_cuda_ptx_files[];
 
 static const char *const MODULES[EW_CUDA_MODULE_COUNT] = {
     [EW_CUDA_ROWS] = "rows",
@@ -316,7 +306,6 @@ void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_de
     *out = *device;
     out->owner = device;
     out->launches = NULL;
-    out->n_later = 0;
 }
 
 const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel)
@@ -333,14 +322,12 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     // What a broken context answers here changes nothing: everything goes with it.
     if (device->context)
         (void)driver->cuCtxSetCurrent(device->context);
-    for (int i = 0; i < EW_CUDA_MODULE_COUNT; i++) {
-        if (device->owner && device->owner->modules[i] == device->modules[i])
-            continue;
-        if (device->modules[i])
-            (void)driver->cuModuleUnload(device->modules[i]);
+    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
+        bool is_own = !device->owner || device->owner->handles[i] != device->handles[i];
+
+        if (device->handles[i] && is_own)
+            ew_cuda_kernel_unload(device, device->handles[i]);
     }
-    for (uint32_t i = 0; i < device->n_later; i++)
-        (void)driver->cuModuleUnload(device->later[i]);
     if (device->owner)
         return;
     if (device->stream)
@@ -350,143 +337,6 @@ void ew_cuda_device_close(struct ew_cuda_device *device)
     ew_cuda_driver_close(&device->driver);
 }
 
-// "rows.sm_90.ptx"; the base tier's are "rows.ptx".
-static const struct ew_data_file *find_file(const char *name, const struct ew_cuda_tier *tier)
-{
-    bool is_base = !tier[1].name;
-    char path[64];
-
-    snprintf(path, sizeof(path), "%s%s%s.ptx", name, is_base ? "" : ".", is_base ? "" : tier->name);
-    for (const struct ew_data_file *file = ew_cuda_ptx_files; file->path; file++) {
-        if (strcmp(file->path, path) == 0)
-            return file;
-    }
-    return NULL;
-}
-
-// Of the tiers from *tier on, the first that GPU and driver know; *tier is what to go on with. NULL: there is no more.
-static const struct ew_data_file *next_file(const struct ew_cuda_device *device, enum ew_cuda_module module,
-                                            const struct ew_cuda_tier **tier)
-{
-    while ((*tier)->name) {
-        const struct ew_cuda_tier *at = (*tier)++;
-        const struct ew_data_file *file = find_file(MODULES[module], at);
-
-        if (file && ew_cuda_tier_runs(at, device->major * 10 + device->minor, device->driver_version))
-            return file;
-    }
-    return NULL;
-}
-
-// The text of a module, which tools/embed.py --deflate has packed; the caller frees it.
-static int unpack(const struct ew_data_file *file, char **text, struct ew_error *err)
-{
-    uint64_t n = 0;
-    uLongf length;
-
-    EW_ASSERT(file->text.len > sizeof(n));
-    memcpy(&n, file->text.ptr, sizeof(n)); // all our machines have the little end first
-    length = n;
-    *text = ew_alloc(n + 1);
-    if (!*text)
-        return ew_fail_memory(err, n + 1, "the text of a module of kernels");
-    if (uncompress((Bytef *)*text, &length, (const Bytef *)file->text.ptr + sizeof(n),
-                   file->text.len - sizeof(n)) != Z_OK || length != n) {
-        ew_free(*text);
-        *text = NULL;
-        return ew_fail(err, EW_ERR_FORMAT, "the kernels in this program are damaged");
-    }
-    (*text)[n] = 0;
-    return 0;
-}
-
-// What is loaded at once of a module: its kernels that are wanted and not there yet.
-struct loading {
-    struct ew_cuda_device *device;
-    enum ew_cuda_module module;
-    void *handle; // NULL: a module that only other GPUs have, or nothing is wanted of it
-    char *text;
-};
-
-static bool is_missing(const struct loading *loading, int kernel)
-{
-    const struct ew_cuda_device *device = loading->device;
-
-    return KERNELS[kernel].module == loading->module && !device->unwanted[kernel] && !device->functions[kernel];
-}
-
-static bool is_kept(void *ctx, struct ew_str name)
-{
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
-        if (is_missing(ctx, i) && ew_str_is(name, KERNELS[i].name))
-            return true;
-    }
-    return false;
-}
-
-static int load_tier(struct loading *loading, const struct ew_data_file *file, struct ew_error *err)
-{
-    struct ew_cuda_device *device = loading->device;
-    char text[LOG_BYTES] = "";
-    int options[] = {EW_CUDA_JIT_ERROR_LOG, EW_CUDA_JIT_ERROR_LOG_BYTES}, rc;
-    void *values[] = {text, (void *)(uintptr_t)(sizeof(text) - 1)};
-    double started_s = ew_clock_s();
-    unsigned n, n_all;
-
-    rc = unpack(file, &loading->text, err);
-    if (rc)
-        return rc;
-    n = ew_cuda_ptx_keep(loading->text, is_kept, loading, &n_all);
-    if (n == 0)
-        return 0;
-    rc = ew_cuda_check(device,
-                       device->driver.cuModuleLoadDataEx(&loading->handle, loading->text, EW_COUNT_OF(options), options,
-                                                         values),
-                       "loading a module of kernels", err);
-    if (rc) {
-        loading->handle = NULL;
-        return ew_fail_in(err, rc, "%s (%s)", file->path, text[0] ? text : "no log");
-    }
-    device->files[loading->module] = file->path;
-    device->load_s[loading->module] += ew_clock_s() - started_s;
-    ew_log(EW_LOG_INFO, "kernels of %s, %u of %u, ready in %.2f s", file->path, n, n_all, ew_clock_s() - started_s);
-    return 0;
-}
-
-// A tier that the driver refuses is left out for the one before it; the last one is for every GPU.
-static int load_module(struct loading *loading, struct ew_error *err)
-{
-    const struct ew_data_file *file;
-    const struct ew_cuda_tier *tier = ew_cuda_tiers;
-
-    while ((file = next_file(loading->device, loading->module, &tier)) != NULL) {
-        struct ew_error why;
-        int rc = load_tier(loading, file, &why);
-
-        if (rc == 0)
-            return 0;
-        if (!tier->name) {
-            if (err)
-                *err = why;
-            return rc;
-        }
-        ew_log(EW_LOG_WARN, "kernels of %s are not used: %s", file->path, why.message);
-        ew_free(loading->text);
-        loading->text = NULL;
-    }
-    return 0;
-}
-
-// A kernel whose text waits for its predecessor may be started before that has ended. Graphs record such launches since
-// CUDA 12.3.
-static bool waits_itself(const struct loading *loading, int kernel)
-{
-    const struct ew_cuda_device *device = loading->device;
-
-    return device->driver.cuLaunchKernelEx && device->driver_version >= CHAIN_VERSION_MIN &&
-           ew_cuda_ptx_waits(loading->text, KERNELS[kernel].name);
-}
-
 static int set_attribute(const struct ew_cuda_device *device, int kernel, int attribute, int value,
                          struct ew_error *err)
 {
@@ -494,60 +344,20 @@ static int set_attribute(const struct ew_cuda_device *device, int kernel, int at
                          KERNELS[kernel].name, err);
 }
 
-static int take_function(const struct loading *loading, int kernel, struct ew_error *err)
+bool ew_cuda_kernel_is_missing(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel)
 {
-    struct ew_cuda_device *device = loading->device;
-    void *function = NULL;
-    int rc = ew_cuda_check(device,
-                           device->driver.cuModuleGetFunction(&function, loading->handle, KERNELS[kernel].name),
-                           KERNELS[kernel].name, err);
+    return !device->unwanted[kernel] && !device->functions[kernel];
+}
 
-    if (rc)
-        return rc;
-    device->functions[kernel] = function;
-    device->waits_itself[kernel] = waits_itself(loading, kernel);
+int ew_cuda_kernel_set_up(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_error *err)
+{
+    int rc = 0;
+
     if (device->shared_bytes[kernel])
         rc = set_attribute(device, kernel, EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)device->shared_bytes[kernel],
                            err);
     if (rc == 0 && device->is_shared && device->waits_itself[kernel])
         rc = set_attribute(device, kernel, EW_CUDA_FUNC_SHARED_CARVEOUT, 100, err);
-    return rc;
-}
-
-// The first of a module is in its place; parts that turned out to be missing are kept beside it.
-static int keep_module(struct ew_cuda_device *device, enum ew_cuda_module module, void *handle, struct ew_error *err)
-{
-    if (!device->modules[module]) {
-        device->modules[module] = handle;
-        return 0;
-    }
-    if (device->n_later == EW_CUDA_LATER_MAX) {
-        (void)device->driver.cuModuleUnload(handle);
-        return ew_fail(err, EW_ERR_LIMIT, "more than %d modules of kernels were loaded late", EW_CUDA_LATER_MAX);
-    }
-    device->later[device->n_later++] = handle;
-    return 0;
-}
-
-int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_error *err)
-{
-    struct loading loading = {.device = device, .module = module};
-    bool missing[EW_CUDA_KERNEL_COUNT];
-    int rc = 0, n_missing = 0;
-
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT; i++) {
-        missing[i] = is_missing(&loading, i);
-        n_missing += missing[i];
-    }
-    if (n_missing)
-        rc = load_module(&loading, err);
-    if (rc == 0 && loading.handle)
-        rc = keep_module(device, module, loading.handle, err);
-    for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0 && loading.handle; i++) {
-        if (missing[i])
-            rc = take_function(&loading, i, err);
-    }
-    ew_free(loading.text);
     return rc;
 }
 
@@ -623,4 +433,9 @@ int ew_cuda_allow_shared(struct ew_cuda_device *device, enum ew_cuda_kernel kern
 enum ew_cuda_module ew_cuda_kernel_module(enum ew_cuda_kernel kernel)
 {
     return KERNELS[kernel].module;
+}
+
+const char *ew_cuda_module_name(enum ew_cuda_module module)
+{
+    return MODULES[module];
 }

@@ -4,13 +4,13 @@
 // A context belongs to the threads that made it current: ew_cuda_enter stands at the beginning of whatever another
 // thread may call.
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "platform/cuda_driver.h"
 
 #define EW_CUDA_SPANS_MAX 4096
-#define EW_CUDA_LATER_MAX 256
 
 // The kernels, in the order of the table in cuda_device.c.
 enum ew_cuda_kernel {
@@ -91,13 +91,12 @@ struct ew_cuda_device {
     bool is_integrated;   // its memory is the machine's
     uint64_t part_bytes;  // what mapped memory comes in multiples of; 0: there is only cuMemAlloc
     char name[64];
-    void *modules[EW_CUDA_MODULE_COUNT];
-    void *later[EW_CUDA_LATER_MAX]; // parts of modules that turned out to be missing
-    uint32_t n_later;
-    const char *files[EW_CUDA_MODULE_COUNT]; // "rows.sm_90.ptx", and how long the driver took for it
-    double load_s[EW_CUDA_MODULE_COUNT];
     bool unwanted[EW_CUDA_KERNEL_COUNT];   // not loaded with its module, but when it is launched
+    void *handles[EW_CUDA_KERNEL_COUNT];   // the driver's module, or library, that has this kernel alone
     void *functions[EW_CUDA_KERNEL_COUNT]; // NULL: unwanted, or of a module that this GPU or driver has not
+    const char *files[EW_CUDA_KERNEL_COUNT]; // "rows.sm_90.ptx", and how long the driver took for the kernel
+    double load_s[EW_CUDA_KERNEL_COUNT];
+    _Atomic bool is_refused[EW_CUDA_MODULE_COUNT]; // a tier of it, by the driver
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
     uint32_t shared_bytes[EW_CUDA_KERNEL_COUNT]; // that it may ask for beyond its own arrays; 0: the usual 48 KiB
     bool is_shared; // ew_cuda_share_multiprocessors was called
@@ -108,10 +107,13 @@ void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that wa
 // A second user of the same context, stream and loaded modules, closed before the first.
 void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out);
 const char *ew_cuda_kernel_name(enum ew_cuda_kernel kernel);
-// The driver compiles the wanted kernels of a module for this GPU, or takes what it compiled before; those that are
-// there already stay. Different modules may be loaded by several threads at once.
+// The wanted kernels of a module, one after the other; those that are there already stay.
 int ew_cuda_device_load_module(struct ew_cuda_device *device, enum ew_cuda_module module,
                                struct ew_error *err) EW_MUST_CHECK;
+bool ew_cuda_kernel_is_missing(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel); // wanted, not there
+// What was asked for before the kernel was there.
+int ew_cuda_kernel_set_up(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_error *err)
+    EW_MUST_CHECK;
 // For steps of one sequence: blocks of a kernel that was started early lie beside those of the one before it, which
 // needs one division of a multiprocessor's memory for all. Products of several rows would miss the first cache.
 int ew_cuda_share_multiprocessors(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
@@ -132,6 +134,7 @@ int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kern
 int ew_cuda_allow_shared(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t bytes,
                          struct ew_error *err) EW_MUST_CHECK;
 enum ew_cuda_module ew_cuda_kernel_module(enum ew_cuda_kernel kernel);
+const char *ew_cuda_module_name(enum ew_cuda_module module); // "rows"
 
 // Memory of the GPU in spans, freed all at once; pieces are 256-byte aligned and never cross a span.
 struct ew_cuda_span {

@@ -3,13 +3,15 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/alloc.h"
+
 #define ENTRY ".visible .entry "
 
 // Behind the brace that closes an entry; there are others in it, around operands and the text of inline assembly.
-static char *end_of(char *entry)
+static const char *end_of(const char *entry)
 {
     unsigned depth = 0;
-    char *at = entry;
+    const char *at = entry;
 
     for (at += strcspn(at, "{}"); *at; at += strcspn(at, "{}")) {
         depth += *at == '{' ? 1u : -1u;
@@ -20,35 +22,36 @@ static char *end_of(char *entry)
     return at;
 }
 
-unsigned ew_cuda_ptx_keep(char *text, bool (*keep)(void *ctx, struct ew_str name), void *ctx, unsigned *n_all)
+struct ew_str ew_cuda_ptx_entry(const char *text, const char *kernel)
 {
-    char *from = text, *to = text, *entry;
-    unsigned n = 0;
+    char begin[96];
+    const char *at;
 
-    *n_all = 0;
-    while ((entry = strstr(from, ENTRY)) != NULL) {
-        char *name = entry + strlen(ENTRY), *end = end_of(entry);
-        bool is_kept = keep(ctx, (struct ew_str){name, strcspn(name, "(")});
-        size_t len = (size_t)((is_kept ? end : entry) - from);
-
-        memmove(to, from, len);
-        to += len;
-        from = end;
-        n += is_kept;
-        ++*n_all;
-    }
-    memmove(to, from, strlen(from) + 1);
-    return n;
+    snprintf(begin, sizeof(begin), ENTRY "%s(", kernel);
+    at = strstr(text, begin);
+    return at ? (struct ew_str){at, (size_t)(end_of(at) - at)} : (struct ew_str){text, 0};
 }
 
-bool ew_cuda_ptx_waits(const char *text, const char *kernel)
+char *ew_cuda_ptx_only(const char *text, const char *kernel)
 {
-    char entry[96];
-    const char *at, *end, *wait;
+    struct ew_str kept = ew_cuda_ptx_entry(text, kernel);
+    char *only = ew_alloc(strlen(text) + 1), *to = only;
+    const char *from = text, *entry;
 
-    snprintf(entry, sizeof(entry), ENTRY "%s(", kernel);
-    at = strstr(text, entry);
-    end = at ? strstr(at + 1, ENTRY) : NULL;
-    wait = at ? strstr(at, "griddepcontrol.wait") : NULL;
-    return wait && (!end || wait < end);
+    while (only && (entry = strstr(from, ENTRY)) != NULL) {
+        const char *end = end_of(entry);
+        size_t len = (size_t)((entry == kept.ptr ? end : entry) - from);
+
+        memcpy(to, from, len);
+        to += len;
+        from = end;
+    }
+    if (only)
+        memcpy(to, from, strlen(from) + 1);
+    return only;
+}
+
+bool ew_cuda_ptx_waits(const char *text)
+{
+    return strstr(text, "griddepcontrol.wait") != NULL;
 }

@@ -6,8 +6,9 @@
 
 #include "base/str.h"
 
-// Cuts out the entries that `keep` does not want: the driver compiles what it is given, one module at a time however
-// many threads ask. Returns how many are left; *n_all is how many there were.
-unsigned ew_cuda_ptx_keep(char *text, bool (*keep)(void *ctx, struct ew_str name), void *ctx, unsigned *n_all);
-// Whether the kernel waits for the one before it, so that it may be started early.
-bool ew_cuda_ptx_waits(const char *text, const char *kernel);
+// A kernel's entry in the text; empty where there is none.
+struct ew_str ew_cuda_ptx_entry(const char *text, const char *kernel);
+// The text without its other kernels, for the caller to free; NULL without memory.
+char *ew_cuda_ptx_only(const char *text, const char *kernel);
+// Whether a text of one kernel waits for the kernel before it, so that it may be started early.
+bool ew_cuda_ptx_waits(const char *text);

@@ -72,6 +72,15 @@ static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct
     return rc;
 }
 
+static bool has_kernels(const struct ew_cuda_device *device)
+{
+    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_GATED; kernel++) {
+        if (device->functions[kernel])
+            return true;
+    }
+    return false;
+}
+
 int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     struct ew_cuda_device *device = &backend->device;
@@ -79,7 +88,7 @@ int ew_cuda_wgmma_init(struct ew_cuda_backend *backend, struct ew_error *err)
     struct maps *maps;
     int rc = 0;
 
-    if (!device->modules[EW_CUDA_WGMMA] || !device->driver.cuTensorMapEncodeTiled ||
+    if (!has_kernels(device) || !device->driver.cuTensorMapEncodeTiled ||
         device->shared_bytes_max < SHARED_BYTES)
         return 0;
     for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_GATED && rc == 0; kernel++)
