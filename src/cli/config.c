@@ -24,6 +24,7 @@ struct ew_engine_config ew_engine_config_of(const struct ew_args *args)
                                                                                           : EW_KERNELS_AUTO,
                 .cpu_max = ew_args_str(args, "cpu-max", NULL),
                 .deterministic = ew_args_flag(args, "deterministic"),
+                .cache = ew_args_str(args, "cache", NULL),
             },
         .memory_budget = ew_args_bytes(args, "memory-budget", 0),
         .reserve = ew_args_bytes(args, "reserve", 0),

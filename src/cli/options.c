@@ -28,6 +28,7 @@ const struct ew_opt ew_opts_engine[] = {
      "reference|avx2|avx512|avx512-vnni|amx|neon|dotprod|i8mm"},
     {"kernels", 0, EW_OPT_CHOICE, "SET", "reference: plain C, f32 activations; default auto", "auto|reference"},
     {"deterministic", 0, EW_OPT_FLAG, NULL, "the same bits also across chunking and reuse; may cost speed"},
+    {"cache", 0, EW_OPT_STRING, "DIR", "keep compiled GPU kernels there; default EDGEWISE_CACHE or ~/.cache/edgewise"},
     {"no-self-test", 0, EW_OPT_FLAG, NULL, "start without comparing the GPU's kernels with plain C first"},
     EW_OPT_END,
 };

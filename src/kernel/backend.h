@@ -19,6 +19,7 @@ struct ew_backend_config {
     enum ew_kernels kernels;
     const char *cpu_max;       // ISA cap: "reference", "avx2", ..., NULL: none
     bool deterministic;
+    const char *cache;         // directory for what a GPU's driver compiles; NULL: platform/cuda_cache.h finds one
 };
 
 struct ew_limits {

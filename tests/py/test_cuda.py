@@ -35,7 +35,7 @@ def cuda():
     made = ninja and subprocess.run([ninja, "-C", support.ROOT / "build", "mock_cuda"], capture_output=True).returncode == 0
     if not made:
         pytest.skip("there is no emulated GPU: clang or libffi is missing (tools/setup test installs them)")
-    return {"LD_LIBRARY_PATH": str(MOCK.parent)}
+    return {"LD_LIBRARY_PATH": str(MOCK.parent), "CUDA_CACHE_DISABLE": "1"}  # nothing is left behind
 
 
 def evaluate(cuda, model, ref, *options):
@@ -292,6 +292,25 @@ def test_a_tier_that_the_driver_refuses_is_left_out(cuda, driver, call, at):
     refused = re.search(r"kernels of (\w+)\.sm_90\.ptx are not used", text)
     assert result.returncode == (0 if refused else 1) and "CUDA_ERROR_INVALID_PTX (218)" in text
     assert not refused or f"kernels of {refused[1]}.ptx, " in text
+
+
+@emulated
+def test_where_compiled_kernels_are_kept(cuda, tmp_path):
+    clean = {"LD_LIBRARY_PATH": cuda["LD_LIBRARY_PATH"], "HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+
+    def start(*options, **env):
+        result = support.run("run", "-v", "-m", "demo", "--ids", "1", "-n", "1", "--backend", "cuda", "--no-self-test", *options, env=clean | env)
+        return result.returncode, result.stderr.decode()
+
+    code, text = start()
+    assert code == 0 and f"compiled kernels are kept in {tmp_path}/.cache/edgewise" in text
+    assert (tmp_path / ".cache/edgewise").stat().st_mode & 0o777 == 0o700
+    assert "CUDA_CACHE_DISABLE=1 tells the driver" in start(CUDA_CACHE_DISABLE="1")[1]
+    open_to_all = tmp_path / "all"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for code, text in (start("--cache", str(open_to_all)), start(EDGEWISE_CACHE=str(open_to_all))):
+        assert code == 1 and "everybody may write into" in text
 
 
 @emulated

@@ -111,7 +111,7 @@ static int cuda_create(const struct ew_backend_config *config, struct ew_backend
     *out = NULL;
     if (!backend)
         return EW_ERR_MEMORY;
-    rc = ew_cuda_device_open(&backend->device, err);
+    rc = ew_cuda_device_open(&backend->device, config->cache, err);
     if (rc == 0)
         rc = read_held_bytes(backend, err);
     if (rc) {

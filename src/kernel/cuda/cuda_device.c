@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/log.h"
 #include "kernel/cuda/cuda_kernel.h"
+#include "platform/cuda_cache.h"
 
 #define DRIVER_VERSION_MIN 11040 // CUDA 11.4: PTX 7.4
 #define MAJOR_MIN 8
@@ -282,12 +284,35 @@ static int find_device(struct ew_cuda_device *device, struct ew_error *err)
     return rc ? rc : check_facts(device, err);
 }
 
-int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err)
+// Kernels that cannot be kept cost time and nothing else, unless somebody said where.
+static int keep_kernels(const char *asked, struct ew_error *err)
+{
+    struct ew_cuda_cache cache;
+    int rc = ew_cuda_cache_find(asked, &cache, err);
+
+    if (rc == 0)
+        rc = ew_cuda_cache_use(&cache, err);
+    if (rc && cache.kind == EW_CUDA_CACHE_ASKED)
+        return rc;
+    if (rc)
+        ew_log(EW_LOG_WARN, "every start compiles the kernels anew: %s", err ? err->message : "no reason is known");
+    else if (cache.kind == EW_CUDA_CACHE_NONE)
+        ew_log(EW_LOG_WARN, "every start compiles the kernels anew: %s. Give --cache a directory", cache.why);
+    else if (cache.kind == EW_CUDA_CACHE_LEFT)
+        ew_log(EW_LOG_INFO, "compiled kernels: %s tells the driver what to do with them", cache.why);
+    else
+        ew_log(EW_LOG_INFO, "compiled kernels are kept in %s", cache.path);
+    return 0;
+}
+
+int ew_cuda_device_open(struct ew_cuda_device *device, const char *cache, struct ew_error *err)
 {
     int rc = ew_cuda_driver_open(&device->driver, err);
 
     if (rc == 0)
         rc = ew_cuda_driver_can_compute(&device->driver, err);
+    if (rc == 0)
+        rc = keep_kernels(cache, err);
     if (rc == 0)
         rc = find_device(device, err);
     if (rc == 0)

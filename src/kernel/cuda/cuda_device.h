@@ -102,7 +102,8 @@ struct ew_cuda_device {
     bool is_shared; // ew_cuda_share_multiprocessors was called
 };
 
-int ew_cuda_device_open(struct ew_cuda_device *device, struct ew_error *err) EW_MUST_CHECK;
+// cache: as in ew_backend_config.
+int ew_cuda_device_open(struct ew_cuda_device *device, const char *cache, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_device_close(struct ew_cuda_device *device); // also of one that was not opened whole
 // A second user of the same context, stream and loaded modules, closed before the first.
 void ew_cuda_device_share(const struct ew_cuda_device *device, struct ew_cuda_device *out);
