@@ -79,6 +79,7 @@ static const struct function OPTIONAL[] = {
     FUNCTION(cuLibraryUnload),
     FUNCTION(cuLibraryGetKernel),
     FUNCTION(cuKernelGetFunction),
+    FUNCTION(cuEventElapsedTime),
     FUNCTION(cuLaunchKernelEx),
     FUNCTION(cuTensorMapEncodeTiled),
 };

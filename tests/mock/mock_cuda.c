@@ -8,6 +8,7 @@
 //   EW_MOCK_CUDA_HELD=30000000            of the memory, by the context
 //   EW_MOCK_CUDA_VMM=0, _RESERVE=1000000  maps no memory; reserves no more addresses than that at once
 //   EW_MOCK_CUDA_BREAK=few_i8_1           the first block of every launch of this kernel does nothing
+//   EW_MOCK_CUDA_EARLY_US=-3              what a launch that may begin early adds to the time between two events
 //   EW_MOCK_CUDA_CALLS=FILE               the calls and their numbers, written at the end
 
 #include <dlfcn.h>
@@ -31,6 +32,7 @@
 enum { // CUresult
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_BINARY_FOR_GPU = 209, INVALID_PTX = 218,
     UNSUPPORTED_PTX_VERSION = 222, NOT_FOUND = 500,
+    PROGRAMMATIC = 6, // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 };
 
 // ---- what is pretended --------------------------------------------------------------------------
@@ -42,6 +44,7 @@ static struct call {
 } g_calls[CALLS_MAX];
 static int g_lost; // the error that took the context along
 static size_t g_used;
+static long g_early; // kernels that ran and might have begun early
 
 static long setting(const char *name, long otherwise)
 {
@@ -612,7 +615,7 @@ API cuEventCreate(void **event, unsigned flags)
 {
     ENTER();
     (void)flags;
-    *event = checked(malloc(1));
+    *event = checked(calloc(1, sizeof(long)));
     return leave(OK);
 }
 
@@ -626,8 +629,8 @@ API cuEventDestroy_v2(void *event)
 API cuEventRecord(void *event, void *stream)
 {
     ENTER();
-    (void)event;
     (void)stream;
+    *(long *)event = g_early;
     return leave(OK);
 }
 
@@ -648,9 +651,7 @@ API cuEventSynchronize(void *event)
 API cuEventElapsedTime(float *ms, void *from, void *to)
 {
     ENTER();
-    (void)from;
-    (void)to;
-    *ms = 0.001F;
+    *ms = 1 + (float)((*(long *)to - *(long *)from) * setting("EW_MOCK_CUDA_EARLY_US", 0)) / 1000;
     return leave(OK);
 }
 
@@ -739,6 +740,7 @@ struct module {
 struct launch {
     const struct function *function;
     struct emu_grid grid;
+    bool is_early; // it may begin before its predecessor has ended
     void *values[PARAMETERS_MAX];
     uint8_t bytes[]; // what the values point to
 };
@@ -943,10 +945,12 @@ static void launch_node(struct node *node)
 {
     const char *name = node->launch->function->name, *broken = getenv("EW_MOCK_CUDA_BREAK");
 
+    g_early += node->launch->is_early;
     emu_run(name, &node->launch->grid, broken && strcmp(broken, name) == 0, call_kernel, node->launch);
 }
 
-static struct launch *make_launch(const struct function *f, const struct emu_grid *grid, void **arguments)
+static struct launch *make_launch(const struct function *f, const struct emu_grid *grid, void **arguments,
+                                  bool is_early)
 {
     size_t bytes = 0;
     struct launch *launch;
@@ -956,6 +960,7 @@ static struct launch *make_launch(const struct function *f, const struct emu_gri
     launch = checked(malloc(sizeof(*launch) + bytes));
     launch->function = f;
     launch->grid = *grid;
+    launch->is_early = is_early;
     bytes = 0;
     for (unsigned i = 0; i < f->n_parameters; i++) {
         launch->values[i] = memcpy(launch->bytes + bytes, arguments[i], f->sizes[i]);
@@ -964,14 +969,14 @@ static struct launch *make_launch(const struct function *f, const struct emu_gri
     return launch;
 }
 
-static int start(const struct function *f, const struct emu_grid *grid, void *stream, void **arguments)
+static int start(const struct function *f, const struct emu_grid *grid, void *stream, void **arguments, bool is_early)
 {
     struct node node = {.run = launch_node};
 
     if (!grid->blocks[0] || !grid->blocks[1] || !grid->blocks[2] || grid->blocks[1] > 65535 ||
         grid->blocks[2] > 65535 || !grid->n_threads || grid->n_threads > 1024)
         return INVALID_VALUE;
-    node.launch = make_launch(f, grid, arguments);
+    node.launch = make_launch(f, grid, arguments, is_early);
     do_or_record(stream, node);
     if (!stream || !((struct stream *)stream)->recorded)
         free(node.launch);
@@ -988,7 +993,36 @@ API cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned gr
     (void)shared_bytes;
     if (block_y != 1 || block_z != 1 || extra)
         return leave(INVALID_VALUE);
-    return leave(start(function, &grid, stream, arguments));
+    return leave(start(function, &grid, stream, arguments, false));
+}
+
+struct launch_attribute { // CUlaunchAttribute
+    int id;
+    char pad[4];
+    union {
+        int allowed;
+        char room[64];
+    } value;
+};
+
+struct launch_config { // CUlaunchConfig
+    unsigned grid[3], block[3], shared_bytes;
+    void *stream;
+    const struct launch_attribute *attributes;
+    unsigned n_attributes;
+};
+
+API cuLaunchKernelEx(const struct launch_config *config, void *function, void **arguments, void **extra)
+{
+    struct emu_grid grid = {{config->grid[0], config->grid[1], config->grid[2]}, config->block[0]};
+    bool is_early = false;
+
+    ENTER();
+    for (unsigned i = 0; i < config->n_attributes; i++)
+        is_early |= config->attributes[i].id == PROGRAMMATIC && config->attributes[i].value.allowed;
+    if (config->block[1] != 1 || config->block[2] != 1 || extra)
+        return leave(INVALID_VALUE);
+    return leave(start(function, &grid, config->stream, arguments, is_early));
 }
 
 static void forget(struct graph *graph)

@@ -39,10 +39,7 @@ static void cuda_destroy(struct ew_backend *base)
     if (driver->library && backend->device.context) {
         (void)driver->cuCtxSetCurrent(backend->device.context);
         (void)driver->cuCtxSynchronize(); // a step of which nobody wanted anything may be under way
-        for (uint32_t i = 0; i <= EW_CUDA_GRAPH_TOKENS_MAX; i++) {
-            if (backend->graphs[i])
-                (void)driver->cuGraphExecDestroy(backend->graphs[i]);
-        }
+        ew_cuda_graphs_fini(backend);
         if (backend->logits)
             (void)driver->cuMemFreeHost(backend->logits);
         for (int i = 0; i < EW_CUDA_FLIGHTS; i++)
@@ -621,42 +618,12 @@ static bool is_decode(const struct ew_batch *batch)
            batch->n_tokens <= EW_CUDA_GRAPH_TOKENS_MAX;
 }
 
-static int record_graph(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
+static int run_step(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_cuda_flight *flight,
+                    struct ew_error *err)
 {
-    const struct ew_cuda_device *device = &backend->device;
-    void *graph = NULL;
-    int rc = ew_cuda_check(device,
-                           device->driver.cuStreamBeginCapture_v2(device->stream, EW_CUDA_CAPTURE_RELAXED),
-                           "recording a step", err), status;
-
-    if (rc)
-        return rc;
-    rc = ew_cuda_step_launch(backend, batch, err);
-    status = device->driver.cuStreamEndCapture(device->stream, &graph); // also after a failure: the stream records on
-    if (rc == 0)
-        rc = ew_cuda_check(device, status, "recording a step", err);
-    if (rc == 0)
-        rc = ew_cuda_check(device,
-                           device->driver.cuGraphInstantiateWithFlags(&backend->graphs[batch->n_tokens], graph, 0),
-                           "making a graph of a step", err);
-    if (graph)
-        (void)device->driver.cuGraphDestroy(graph);
-    return rc;
-}
-
-static int run_step(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
-{
-    const struct ew_cuda_device *device = &backend->device;
-    int rc = 0;
-
     if (!is_decode(batch) || backend->trace)
         return ew_cuda_step_launch(backend, batch, err);
-    if (!backend->graphs[batch->n_tokens])
-        rc = record_graph(backend, batch, err);
-    if (rc)
-        return rc;
-    return ew_cuda_check(device, device->driver.cuGraphLaunch(backend->graphs[batch->n_tokens], device->stream),
-                         "starting a step", err);
+    return ew_cuda_graph_start(backend, batch, flight, err);
 }
 
 // Tokens or logits, to the host.
@@ -686,7 +653,8 @@ static void abandon(struct ew_cuda_backend *backend)
     (void)clear_states(backend, &ignored);
 }
 
-static int start(struct ew_cuda_backend *backend, const struct ew_batch *batch, void *done, struct ew_error *err)
+static int start(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_cuda_flight *flight,
+                 struct ew_error *err)
 {
     const struct ew_cuda_device *device = &backend->device;
     int rc = ew_cuda_batch_send(backend, batch, err);
@@ -694,11 +662,12 @@ static int start(struct ew_cuda_backend *backend, const struct ew_batch *batch, 
     if (rc == 0 && batch->picks)
         rc = ew_cuda_pick_send(backend, batch, err);
     if (rc == 0)
-        rc = run_step(backend, batch, err);
+        rc = run_step(backend, batch, flight, err);
     if (rc == 0)
         rc = fetch_results(backend, batch, err);
     if (rc == 0)
-        rc = ew_cuda_check(device, device->driver.cuEventRecord(done, device->stream), "starting a step", err);
+        rc = ew_cuda_check(device, device->driver.cuEventRecord(flight->done, device->stream), "starting a step",
+                           err);
     return rc;
 }
 
@@ -717,7 +686,7 @@ static int cuda_submit(struct ew_backend *base, const struct ew_batch *batch, st
         rc = ew_cuda_batch_check(backend, batch, err);
     if (rc)
         return rc;
-    rc = start(backend, batch, flight->done, err);
+    rc = start(backend, batch, flight, err);
     if (rc)
         abandon(backend);
     backend->n_submitted += rc == 0;

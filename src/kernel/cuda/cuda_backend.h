@@ -36,6 +36,19 @@ struct ew_cuda_flight {
     const struct ew_batch *batch;
     uint8_t *batch_host, *picks_host; // pinned: the `host` of the structs below
     void *done; // event: behind all that the step does
+    // Of the step's graph, if it is one, and events around it; is_timed: they are recorded and not looked at yet.
+    struct ew_cuda_graph *graph;
+    enum ew_cuda_early way;
+    void *began, *ended;
+    bool is_timed;
+};
+
+// Steps of so many tokens that each end a sequence.
+struct ew_cuda_graph {
+    void *ways[EW_CUDA_EARLY_COUNT];    // NULL: not recorded, or given up
+    float ms[EW_CUDA_EARLY_COUNT];      // of the shortest step
+    uint32_t n_timed[EW_CUDA_EARLY_COUNT];
+    uint32_t n_started;                 // of the steps that are timed
 };
 
 // The one copy that a step makes to the GPU. Each part lies at the same place on both sides.
@@ -167,7 +180,7 @@ struct ew_cuda_backend {
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
     float *logits;               // pinned, [n_logits_max, n_vocab]
-    void *graphs[EW_CUDA_GRAPH_TOKENS_MAX + 1]; // by number of tokens
+    struct ew_cuda_graph graphs[EW_CUDA_GRAPH_TOKENS_MAX + 1]; // by number of tokens
     bool is_prepared;
 
     struct ew_cuda_flight flights[EW_CUDA_FLIGHTS];
@@ -220,6 +233,14 @@ int ew_cuda_batch_check(const struct ew_cuda_backend *backend, const struct ew_b
 // Starts the copy, after the rotary frequencies of sequences of another kind than before.
 int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
     EW_MUST_CHECK;
+
+// cuda_graphs.c
+// Starts a decode step on a flight that is free, recording it first where it is the first of its kind.
+int ew_cuda_graph_start(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_cuda_flight *flight,
+                        struct ew_error *err) EW_MUST_CHECK;
+// How steps of so many tokens are started, as far as is known.
+enum ew_cuda_early ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens);
+void ew_cuda_graphs_fini(struct ew_cuda_backend *backend); // when nothing is under way
 
 // cuda_trace.c
 void ew_cuda_trace_set(struct ew_cuda_backend *backend, ew_trace_fn fn, void *ctx); // once prepared

@@ -422,6 +422,15 @@ int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes
     return rc;
 }
 
+static bool starts_early(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel)
+{
+    enum ew_cuda_module module = KERNELS[kernel].module;
+    bool is_product = module == EW_CUDA_VECTOR || module == EW_CUDA_FEW || module == EW_CUDA_CHOSEN;
+
+    return device->waits_itself[kernel] &&
+           (device->early == EW_CUDA_EARLY_ALL || (device->early == EW_CUDA_EARLY_OTHERS && !is_product));
+}
+
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err)
 {
@@ -432,7 +441,7 @@ int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kern
         return rc;
     if (launches && launches->n < EW_CUDA_LAUNCHES_MAX)
         launches->kernels[launches->n++] = kernel;
-    if (device->waits_itself[kernel]) {
+    if (starts_early(device, kernel)) {
         struct ew_cuda_launch_attribute early = {.id = EW_CUDA_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
         struct ew_cuda_launch_config config = {.grid = {grid.x, grid.y, grid.z}, .block = {grid.threads, 1, 1},
                                                .shared_bytes = grid.shared_bytes, .stream = device->stream,
