@@ -3,19 +3,23 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include "kernel/cuda/ptx/machine.h"
 
 #define THREADS_MAX 1024
+#define ROUNDS_MAX 1000
+#define POLLS_MAX 4 // before other blocks have their turn
+#define BLOCKS_MAX 16 // that wait for each other
 #define STACK_BYTES ((size_t)128 << 10)
 #define SHARED_BYTES ((size_t)256 << 10)
 
-enum state { STATE_RUNS, STATE_AT_WARP, STATE_AT_BLOCK, STATE_ENDED };
+enum state { STATE_RUNS, STATE_AT_WARP, STATE_AT_BLOCK, STATE_ENDED, STATE_POLLS };
 
 struct fiber {
-    struct emu_thread at;
+    struct emu_thread at; // the first member: emu_now points to it
     enum state state;
     jmp_buf here;
     bool has_stack;
@@ -24,15 +28,20 @@ struct fiber {
 struct emu_thread *emu_now;
 uint8_t g_dynamic[SHARED_BYTES] __attribute__((aligned(128))); // kernels' `extern SHARED u8 g_dynamic[]`
 
-static struct fiber g_fibers[THREADS_MAX];
-static struct emu_warp g_warps[THREADS_MAX / 32];
+struct block {
+    struct fiber fibers[THREADS_MAX];
+    struct emu_warp warps[THREADS_MAX / 32];
+    uint8_t *shared; // what was in g_dynamic when it waited for the others
+};
+
+static struct block *g_blocks[BLOCKS_MAX];
 static jmp_buf g_scheduler;
 static void (*g_body)(void *ctx);
 static void *g_ctx;
 
 static void leave(enum state state)
 {
-    struct fiber *fiber = &g_fibers[emu_now->thread];
+    struct fiber *fiber = (struct fiber *)emu_now;
 
     fiber->state = state;
     if (_setjmp(fiber->here) == 0)
@@ -47,6 +56,11 @@ void emu_block_sync(void)
 void emu_warp_sync(void)
 {
     leave(STATE_AT_WARP);
+}
+
+void emu_others(void)
+{
+    leave(STATE_POLLS);
 }
 
 // A fiber lives as long as the program: what it runs changes from kernel to kernel.
@@ -86,80 +100,170 @@ static void resume(struct fiber *fiber)
     give_stack(fiber);
 }
 
-static void refuse(const char *name, uint32_t warp, const char *what)
+static const char *g_name; // of the kernel
+
+static void refuse(uint32_t warp, const char *what)
 {
-    fprintf(stderr, "mock CUDA: kernel %s, warp %u: %s\n", name, warp, what);
+    fprintf(stderr, "mock CUDA: kernel %s, warp %u: %s\n", g_name, warp, what);
     abort();
 }
 
-// Until all lanes of the warp are at the block's barrier or at their end.
-static void run_warp(const char *name, uint32_t warp, uint32_t n_lanes)
+// Until all lanes of the warp are at the block's barrier or at their end, or some poll what others will do.
+static void run_warp(struct block *block, uint32_t warp, uint32_t n_lanes)
 {
-    struct fiber *lanes = g_fibers + warp * 32;
+    struct fiber *lanes = block->fibers + warp * 32;
 
+    for (uint32_t i = 0; i < n_lanes; i++) {
+        if (lanes[i].state == STATE_POLLS)
+            lanes[i].state = STATE_RUNS;
+    }
     for (;;) {
-        uint32_t n[STATE_ENDED + 1] = {0};
+        uint32_t n[STATE_POLLS + 1] = {0};
 
         for (uint32_t i = 0; i < n_lanes; i++) {
             if (lanes[i].state == STATE_RUNS)
                 resume(&lanes[i]);
             n[lanes[i].state]++;
         }
-        if (n[STATE_AT_WARP] == 0)
+        if (n[STATE_AT_WARP] == 0 || n[STATE_POLLS])
             return;
         if (n[STATE_AT_WARP] != n_lanes)
-            refuse(name, warp, "some lanes are at a warp-wide function, others elsewhere");
+            refuse(warp, "some lanes are at a warp-wide function, others elsewhere");
         for (uint32_t i = 0; i < n_lanes; i++)
             lanes[i].state = STATE_RUNS;
     }
 }
 
-// Odd blocks run their warps backwards, so that an order that no barrier demands does not look as if one did.
-static void run_block(const char *name, const struct emu_grid *grid, bool backwards)
+static uint32_t count(const struct block *block, const struct emu_grid *grid, enum state state)
 {
-    uint32_t n_warps = (grid->n_threads + 31) / 32, n_ended;
+    uint32_t n = 0;
 
-    do {
-        n_ended = 0;
+    for (uint32_t i = 0; i < grid->n_threads; i++)
+        n += block->fibers[i].state == state;
+    return n;
+}
+
+// Threads at the block's barrier go on once all are there.
+static bool pass_barrier(struct block *block, const struct emu_grid *grid)
+{
+    if (count(block, grid, STATE_AT_BLOCK) != grid->n_threads)
+        return false;
+    for (uint32_t i = 0; i < grid->n_threads; i++)
+        block->fibers[i].state = STATE_RUNS;
+    return true;
+}
+
+// Until the block has ended (true), or polls and polls. Odd blocks run their warps backwards, so that an order that no
+// barrier demands does not look as if one did.
+static bool run_block(struct block *block, const struct emu_grid *grid, bool backwards)
+{
+    uint32_t n_warps = (grid->n_threads + 31) / 32, n_polls = 0;
+
+    while (n_polls < POLLS_MAX) {
         for (uint32_t i = 0; i < n_warps; i++) {
             uint32_t warp = backwards ? n_warps - 1 - i : i, rest = grid->n_threads - warp * 32;
 
-            run_warp(name, warp, rest < 32 ? rest : 32);
+            run_warp(block, warp, rest < 32 ? rest : 32);
         }
-        for (uint32_t i = 0; i < grid->n_threads; i++) {
-            if (g_fibers[i].state == STATE_ENDED)
-                n_ended++;
-            else
-                g_fibers[i].state = STATE_RUNS;
+        if (pass_barrier(block, grid))
+            continue;
+        if (count(block, grid, STATE_POLLS) == 0) {
+            if (count(block, grid, STATE_ENDED) != grid->n_threads)
+                refuse(0, "some threads ended while others wait at the block's barrier");
+            return true;
         }
-    } while (n_ended == 0);
-    if (n_ended != grid->n_threads)
-        refuse(name, 0, "some threads ended while others wait at the block's barrier");
+        n_polls++;
+    }
+    return false;
 }
 
-static void begin_block(const struct emu_grid *grid, uint32_t x, uint32_t y, uint32_t z)
+static struct block *begin_block(uint32_t slot, const struct emu_grid *grid, uint32_t x, uint32_t y, uint32_t z)
 {
+    struct block *block = g_blocks[slot];
+
+    if (!block)
+        block = g_blocks[slot] = calloc(1, sizeof(*block));
+    if (!block) {
+        perror("mock CUDA: a block");
+        abort();
+    }
     for (uint32_t i = 0; i < grid->n_threads; i++) {
-        g_fibers[i].state = STATE_RUNS;
-        g_fibers[i].at = (struct emu_thread){
-            .thread = i, .n_threads = grid->n_threads, .block = {x, y, z}, .warp = &g_warps[i / 32],
+        block->fibers[i].state = STATE_RUNS;
+        block->fibers[i].at = (struct emu_thread){
+            .thread = i, .n_threads = grid->n_threads, .block = {x, y, z}, .warp = &block->warps[i / 32],
             .n_blocks = {grid->blocks[0], grid->blocks[1], grid->blocks[2]},
         };
+    }
+    return block;
+}
+
+static void keep_shared(struct block *block)
+{
+    if (!block->shared)
+        block->shared = malloc(SHARED_BYTES);
+    if (!block->shared) {
+        perror("mock CUDA: shared memory");
+        abort();
+    }
+    memcpy(block->shared, g_dynamic, SHARED_BYTES);
+}
+
+// Fibers that are in the middle of a kernel begin anew, on other stacks.
+static void abandon(uint32_t n_blocks)
+{
+    for (uint32_t i = 0; i < n_blocks; i++) {
+        for (uint32_t j = 0; j < THREADS_MAX; j++)
+            g_blocks[i]->fibers[j].has_stack = false;
+    }
+}
+
+// Block `first`, in slot 0, waits for those behind it: all run by turns from here on. Only dynamic shared memory is
+// kept for each: nothing else may live while blocks wait for each other.
+static void run_together(const struct emu_grid *grid, uint32_t first, bool without_first)
+{
+    uint32_t n = grid->blocks[0] - first, n_left = n;
+    bool has_ended[BLOCKS_MAX] = {false};
+
+    if (n > BLOCKS_MAX || grid->blocks[1] != 1 || grid->blocks[2] != 1)
+        refuse(0, "a block waits for others that need not be there");
+    for (uint32_t i = 0; i < n; i++) {
+        if (i)
+            begin_block(i, grid, first + i, 0, 0);
+        keep_shared(g_blocks[i]);
+    }
+    for (uint32_t round = 0; n_left; round++) {
+        if (round == ROUNDS_MAX && without_first) { // it is what they wait for
+            abandon(n);
+            return;
+        }
+        if (round == ROUNDS_MAX)
+            refuse(0, "blocks wait for each other in vain");
+        for (uint32_t i = 0; i < n; i++) {
+            if (has_ended[i])
+                continue;
+            memcpy(g_dynamic, g_blocks[i]->shared, SHARED_BYTES);
+            has_ended[i] = run_block(g_blocks[i], grid, (first + i) % 2);
+            keep_shared(g_blocks[i]);
+            n_left -= has_ended[i];
+        }
     }
 }
 
 void emu_run(const char *name, const struct emu_grid *grid, bool without_first, void (*body)(void *ctx), void *ctx)
 {
-    if (grid->n_threads > THREADS_MAX)
-        refuse(name, 0, "more than 1024 threads");
+    g_name = name;
     g_body = body;
     g_ctx = ctx;
+    if (grid->n_threads > THREADS_MAX)
+        refuse(0, "more than 1024 threads");
     for (uint32_t z = 0; z < grid->blocks[2]; z++)
         for (uint32_t y = 0; y < grid->blocks[1]; y++)
             for (uint32_t x = 0; x < grid->blocks[0]; x++) {
                 if (without_first && x + y + z == 0)
                     continue;
-                begin_block(grid, x, y, z);
-                run_block(name, grid, (x + y + z) % 2);
+                if (!run_block(begin_block(0, grid, x, y, z), grid, (x + y + z) % 2)) {
+                    run_together(grid, x, without_first);
+                    return;
+                }
             }
 }

@@ -185,13 +185,27 @@ def test_experts_of_a_quantised_file(cuda, dtype, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["q8_0", "q4_0"])
 def test_chosen_experts_of_one_token(cuda, dtype, tmp_path):
-    """Decode of one sequence computes a layer's experts in two kernels of its own."""
+    """Decode of one sequence computes a layer's experts in a kernel of its own, where their rows are long enough for it."""
     support.run_ok("quantize", support.need("fixtures/models/gpt_oss_bf16"), tmp_path / "model.gguf", "--to", dtype)
     ref = support.need("fixtures/models/gpt_oss_bf16/ref.safetensors") # of other weights: both differ from it alike
     # On AMX another expert is chosen at one place: a tie.
     rels = [json.loads(support.run("eval", "logits", "-m", tmp_path / "model.gguf", "--ref", ref, "--backend", *how, "--mode", "token",
                                    "--logits-only", "--json", env=cuda).stdout)["rel"] for how in (["cpu", "--cpu-max", "avx2"], ["cuda"])]
     assert rels[0] == pytest.approx(rels[1], rel=0.05) # attention of few tokens rounds on the GPU
+
+
+# One kernel for gates and sums in one layout, two where they differ (q4_k_m).
+CHOSEN = {"q8_0": ["i8"], "q4_k_m": ["u4_min", "u6"], "mxfp4": ["table"]}
+if os.environ.get("EW_LONG"):
+    CHOSEN |= {"bf16": ["bf16"], "f16": ["f16"], "q4_0": ["u4"], "fp8": ["f8"], "nvfp4": ["nv4"], "q5_0": ["u5"], "q5_k": ["u5_min"], "q3_k": ["table_16"]}
+
+
+@pytest.mark.parametrize("dtype,layouts", CHOSEN.items())
+def test_chosen_experts_in_their_layout(cuda, dtype, layouts):
+    rows = support.run_json("bench", "kernels", "--backend", "cuda", "--check", "-m", f"synthetic:30b-a3b:{dtype}", "--filter", "chosen_|experts_",
+                            "--json", env=cuda, timeout=300)["kernels"]
+    names = {name for row in rows for name in row["kernels"].split()}
+    assert all(row["pass"] for row in rows) and {f"chosen_{layout}" for layout in layouts} <= names and any(n.startswith("experts_") for n in names)
 
 
 @pytest.mark.parametrize("model", ["fixtures/gguf/llama-q4_k_m.gguf", "fixtures/models/gemma3_text", "fixtures/models/qwen2_moe"])

@@ -273,6 +273,7 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->few_partial_bytes = ew_cuda_few_partial_bytes(backend, program, limits->n_tokens_max);
     work->few_partial = carve(carver, work->few_partial_bytes);
     work->few_arrived = carve(carver, ew_cuda_few_arrived_bytes(backend));
+    work->chosen_arrived = carve(carver, EW_CUDA_CHOSEN_ARRIVED_BYTES);
     work->attend_partial = carve(carver, ew_cuda_attend_partial_bytes(program, backend->device.n_multiprocessors));
     work->attend_arrived = carve(carver, ew_cuda_attend_arrived_bytes(program));
     ew_cuda_batch_shape(&work->batch, program, limits);
@@ -565,6 +566,8 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     rc = ew_cuda_wgmma_init(backend, err);
     if (rc == 0)
         rc = clear_states(backend, err);
+    if (rc == 0)
+        rc = clear(backend, work->chosen_arrived, EW_CUDA_CHOSEN_ARRIVED_BYTES, err);
     if (rc == 0)
         rc = ew_cuda_few_init(backend, err);
     if (rc)

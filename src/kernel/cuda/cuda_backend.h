@@ -20,6 +20,7 @@
 #define EW_CUDA_LATENT_REST_MAX 64
 #define EW_CUDA_LATENT_HEADS 16 // of a block
 #define EW_CUDA_ROUTE_GROUPS_MAX 32 // a lane each
+#define EW_CUDA_CHOSEN_ARRIVED_BYTES (2 * sizeof(uint32_t))
 #define EW_CUDA_PAIRS_MAX 65535     // tokens with each of their experts: a grid's height
 
 struct ew_cuda_cache {
@@ -117,6 +118,7 @@ struct ew_cuda_work {
     struct ew_cuda_squares few_squares;
     uint64_t few_normals, few_partial, few_partial_bytes, few_arrived; // of products with several rows
     uint64_t attend_partial, attend_arrived; // of decode attention
+    uint64_t chosen_arrived; // of one token's experts
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
     struct ew_cuda_picks picks;
@@ -141,12 +143,14 @@ struct ew_cuda_attend {
     struct ew_attend_job job;
 };
 
-// Steps of a layer of experts that two kernels do at once where there is one token.
+// Steps of a layer of experts that one kernel does at once where there is one token, or two where gates and sums have
+// different layouts.
 struct ew_cuda_chosen {
     uint32_t count; // 0: no steps begin here
+    uint32_t n_kernels;
     enum ew_cuda_kernel kernels[2];
     uint32_t shared_bytes[2];
-    struct ew_chosen_job job;
+    struct ew_chosen_job jobs[2];
 };
 
 struct ew_cuda_backend {

@@ -1,14 +1,18 @@
-// Which steps of the plan the two kernels of ptx/chosen.c do at once where there is one token:
+// Which steps of the plan one kernel of ptx/chosen.c does at once where there is one token:
 //
-//   choice, order, rows of pairs, [8-bit activations] gate and up, activation |
+//   choice, order, rows of pairs, [8-bit activations] gate and up, activation,
 //   [8-bit activations] down, sum, [residual]
 //
-// Of what lies between them only the activated rows are written, so that nothing behind may read the rest.
+// Of what lies between them only the activated rows are written, so that nothing behind may read the rest. Where the
+// layouts of gate and down differ, two kernels do it.
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_experts.h"
 
-#define GATE_BLOCKS 2 // of a multiprocessor: it has the registers for them
+#define WARPS (EW_CHOSEN_THREADS / 32)
+// Of a multiprocessor's shared memory, what a block of vector.c wants beside one of these: it is started while this one
+// runs, and asks for its first weights.
+#define NEIGHBOUR_BYTES (72u << 10)
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
@@ -114,13 +118,30 @@ static const struct ew_cpu_step *last_of(const struct match *m)
     return m->add ? m->add : m->combine;
 }
 
+// Whether rows begin at 16 bytes and their scales at a word; of f8, whether four lanes' columns have one scale.
+static bool has_whole_words(const struct ew_cuda_matrix *m)
+{
+    switch (m->layout) {
+    case EW_CUDA_F32:
+        return false;
+    case EW_CUDA_F16:
+    case EW_CUDA_BF16:
+        return m->cols % 8 == 0;
+    case EW_CUDA_F8:
+    case EW_CUDA_U5:
+    case EW_CUDA_U5_MIN:
+        return m->cols % (4 * EW_CUDA_GROUP) == 0;
+    default:
+        return m->cols % (2 * EW_CUDA_GROUP) == 0;
+    }
+}
+
 // The second kernel chooses the experts, too: it must not write where others still read the scores.
 static bool is_safe(const struct match *m)
 {
     const struct ew_cuda_matrix *gate = matrix_of(m, m->gate), *down = matrix_of(m, m->down);
 
-    if (gate->layout == EW_CUDA_F32 || down->layout == EW_CUDA_F32 || gate->layout != matrix_of(m, m->up)->layout ||
-        gate->cols % EW_CUDA_GROUP || down->cols % EW_CUDA_GROUP)
+    if (gate->layout != matrix_of(m, m->up)->layout || !has_whole_words(gate) || !has_whole_words(down))
         return false;
     if (last_of(m)->out == m->route->in)
         return false;
@@ -139,7 +160,8 @@ static struct ew_chosen_matrix chosen_matrix(const struct match *m, const struct
 {
     const struct ew_cuda_matrix *matrix = matrix_of(m, step);
 
-    return (struct ew_chosen_matrix){matrix->codes, matrix->scales, matrix->mins, vector_of(m, op_of(m, step)->bias)};
+    return (struct ew_chosen_matrix){matrix->codes, matrix->scales, matrix->mins, vector_of(m, op_of(m, step)->bias),
+                                     matrix->layout};
 }
 
 static void fill_route(const struct match *m, struct ew_chosen_job *job)
@@ -166,6 +188,7 @@ static void fill_job(const struct match *m, struct ew_chosen_job *job)
 
     fill_route(m, job);
     job->x = buffers[m->dispatch->in];
+    job->arrived = m->backend->work.chosen_arrived;
     job->hidden = buffers[m->act->out];
     job->hidden_stride = m->backend->plan.buffers[m->act->out].width;
     job->out = buffers[last_of(m)->out];
@@ -188,42 +211,83 @@ static void fill_job(const struct match *m, struct ew_chosen_job *job)
     }
 }
 
+#define TABLE {EW_CUDA_CHOSEN_TABLE, 1, 40}
+#define TABLE_16 {EW_CUDA_CHOSEN_TABLE_16, 1, 40}
+
 static const struct {
-    enum ew_cuda_kernel in, out;
-    uint32_t column_bytes_times_32; // in shared memory: f32, or codes and two scales
+    enum ew_cuda_kernel kernel;
+    uint32_t words;                 // beside the codes of a unit, as in ptx/chosen.c
+    uint32_t column_bytes_times_32; // in shared memory: f32, f16, or codes and two scales
 } LAYOUTS[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F16] = {EW_CUDA_CHOSEN_IN_F16, EW_CUDA_CHOSEN_OUT_F16, 128},
-    [EW_CUDA_BF16] = {EW_CUDA_CHOSEN_IN_BF16, EW_CUDA_CHOSEN_OUT_BF16, 128},
-    [EW_CUDA_I8] = {EW_CUDA_CHOSEN_IN_I8, EW_CUDA_CHOSEN_OUT_I8, 40},
-    [EW_CUDA_U4] = {EW_CUDA_CHOSEN_IN_U4, EW_CUDA_CHOSEN_OUT_U4, 40},
-    [EW_CUDA_U4_MIN] = {EW_CUDA_CHOSEN_IN_U4_MIN, EW_CUDA_CHOSEN_OUT_U4_MIN, 40},
+    [EW_CUDA_F16] = {EW_CUDA_CHOSEN_F16, 0, 128},
+    [EW_CUDA_BF16] = {EW_CUDA_CHOSEN_BF16, 0, 128},
+    [EW_CUDA_I8] = {EW_CUDA_CHOSEN_I8, 1, 40},
+    [EW_CUDA_U4] = {EW_CUDA_CHOSEN_U4, 1, 40},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_CHOSEN_U4_MIN, 2, 40},
+    [EW_CUDA_F8] = {EW_CUDA_CHOSEN_F8, 1, 64},
+    [EW_CUDA_IQ4] = TABLE,
+    [EW_CUDA_MX4] = TABLE,
+    [EW_CUDA_NV4] = {EW_CUDA_CHOSEN_NV4, 2, 40},
+    [EW_CUDA_IQ1] = TABLE,
+    [EW_CUDA_IQ2] = TABLE,
+    [EW_CUDA_IQ3_XXS] = TABLE,
+    [EW_CUDA_IQ3_S] = TABLE,
+    [EW_CUDA_IQ1_16] = TABLE_16,
+    [EW_CUDA_IQ2_16] = TABLE_16,
+    [EW_CUDA_U3_16] = TABLE_16,
+    [EW_CUDA_U5] = {EW_CUDA_CHOSEN_U5, 2, 40},
+    [EW_CUDA_U5_MIN] = {EW_CUDA_CHOSEN_U5_MIN, 3, 40},
+    [EW_CUDA_U6] = {EW_CUDA_CHOSEN_U6, 3, 40},
 };
 
-static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layout layout, uint32_t cols)
+// As find_places in ptx/chosen.c has it.
+static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layout layout, uint32_t cols,
+                             uint32_t n_stages)
 {
-    return cols / 32 * LAYOUTS[layout].column_bytes_times_32 + (job->n_experts + job->n_active) * 8;
+    uint32_t ring = WARPS * n_stages * 2 * (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * LAYOUTS[layout].words);
+
+    return ring + (2 * (job->n_experts + job->n_active) + 3) / 4 * 16 +
+           (cols + 31) / 32 * LAYOUTS[layout].column_bytes_times_32;
+}
+
+// With room enough, rings are long. False: what it works on does not fit.
+static bool add_kernel(const struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen,
+                       const struct ew_chosen_job *job, uint32_t does, enum ew_cuda_layout layout)
+{
+    uint32_t most = (uint32_t)backend->device.shared_bytes_max, i = chosen->n_kernels++;
+    uint32_t n_all = job->hidden_cols * job->n_active, n_stages = EW_CHOSEN_STAGES;
+    uint32_t cols = EW_MAX(does & EW_CHOSEN_GATES ? job->cols : 0, does & EW_CHOSEN_SUMS ? n_all : 0);
+
+    if (shared_bytes(job, layout, cols, n_stages) + NEIGHBOUR_BYTES > most)
+        n_stages = EW_CHOSEN_STAGES_FEW;
+    chosen->kernels[i] = LAYOUTS[layout].kernel;
+    chosen->jobs[i] = *job;
+    chosen->jobs[i].does = does;
+    chosen->jobs[i].n_stages = n_stages;
+    chosen->shared_bytes[i] = shared_bytes(job, layout, cols, n_stages);
+    return chosen->shared_bytes[i] <= most;
 }
 
 // False: the steps are done one by one.
 static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, struct ew_cuda_chosen *chosen)
 {
     struct match m = {.backend = backend, .next = step};
-    uint32_t most = (uint32_t)backend->device.shared_bytes_max;
+    struct ew_chosen_job job = {0};
     enum ew_cuda_layout in, out;
+    bool fits;
 
     if (!match(&m) || !is_safe(&m))
         return false;
     in = matrix_of(&m, m.gate)->layout;
     out = matrix_of(&m, m.down)->layout;
-    fill_job(&m, &chosen->job);
-    chosen->kernels[0] = LAYOUTS[in].in;
-    chosen->kernels[1] = LAYOUTS[out].out;
-    chosen->shared_bytes[0] = shared_bytes(&chosen->job, in, chosen->job.cols);
-    chosen->shared_bytes[1] = shared_bytes(&chosen->job, out, chosen->job.hidden_cols * chosen->job.n_active);
-    if (chosen->shared_bytes[0] > most || chosen->shared_bytes[1] > most)
-        return false;
-    chosen->count = m.next - step;
-    return true;
+    fill_job(&m, &job);
+    if (LAYOUTS[in].kernel == LAYOUTS[out].kernel)
+        fits = add_kernel(backend, chosen, &job, EW_CHOSEN_GATES | EW_CHOSEN_SUMS, in);
+    else
+        fits = add_kernel(backend, chosen, &job, EW_CHOSEN_GATES, in) &&
+               add_kernel(backend, chosen, &job, EW_CHOSEN_SUMS, out);
+    chosen->count = fits ? m.next - step : 0;
+    return fits;
 }
 
 int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err)
@@ -239,7 +303,7 @@ int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err)
 
         if (!plan_chosen(backend, i, chosen))
             continue;
-        for (int k = 0; k < 2; k++)
+        for (uint32_t k = 0; k < chosen->n_kernels; k++)
             most[chosen->kernels[k]] = EW_MAX(most[chosen->kernels[k]], chosen->shared_bytes[k]);
     }
     for (int i = 0; i < EW_CUDA_KERNEL_COUNT && rc == 0; i++) {
@@ -254,10 +318,9 @@ int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen
     struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_CHOSEN_THREADS, 0};
     int rc = 0;
 
-    for (int i = 0; i < 2 && rc == 0; i++) {
-        grid.x = (uint32_t)backend->device.n_multiprocessors * (i == 0 ? GATE_BLOCKS : 1);
+    for (uint32_t i = 0; i < chosen->n_kernels && rc == 0; i++) {
         grid.shared_bytes = chosen->shared_bytes[i];
-        rc = ew_cuda_launch(&backend->device, chosen->kernels[i], grid, ARGUMENTS(&chosen->job), err);
+        rc = ew_cuda_launch(&backend->device, chosen->kernels[i], grid, ARGUMENTS(&chosen->jobs[i]), err);
     }
     return rc;
 }

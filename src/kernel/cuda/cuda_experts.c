@@ -148,6 +148,23 @@ static const struct {
     [EW_CUDA_U4_MIN] = {EW_CUDA_EXPERTS_U4_MIN, EW_CUDA_EXPERTS_U4_MIN_32},
 };
 
+// Of layouts beyond these.
+static int launch_any(struct ew_cuda_backend *backend, const struct ew_op *op, struct rows in, struct rows out,
+                      uint32_t n_tokens, struct ew_error *err)
+{
+    struct ew_cuda_matrix *m = &backend->matrices[op->weight];
+    uint32_t layout = m->layout, rows = out.width, n_pairs = n_tokens * backend->plan.n_active;
+    uint64_t bias = vector_of(backend, op->bias);
+    bool tiles = ew_cuda_experts_take_tiles(backend, op, n_tokens);
+    struct ew_cuda_grid few = {ceil_div(rows, ROWS), n_pairs, 1, THREADS};
+    struct ew_cuda_grid many = {tiles_of(&backend->plan, n_pairs), ceil_div(rows, TILE_ROWS), 1, THREADS};
+
+    return ew_cuda_launch(&backend->device, tiles ? EW_CUDA_EXPERTS_ANY_32 : EW_CUDA_EXPERTS_ANY, tiles ? many : few,
+                          ARGUMENTS(&out.at, &out.stride, &in.at, &in.stride, &m->codes, &m->scales, &m->mins,
+                                    &layout, &bias, &rows, &m->cols, &backend->work.pairs),
+                          err);
+}
+
 static int launch_experts(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_tokens,
                           struct ew_error *err)
 {
@@ -160,6 +177,8 @@ static int launch_experts(struct ew_cuda_backend *backend, const struct ew_cpu_s
     struct ew_cuda_grid few = {ceil_div(rows, ROWS), n_pairs, 1, THREADS};
     struct ew_cuda_grid tiles = {tiles_of(&backend->plan, n_pairs), ceil_div(rows, TILE_ROWS), 1, THREADS};
 
+    if (m->layout > EW_CUDA_U4_MIN)
+        return launch_any(backend, op, in, out, n_tokens, err);
     if (ew_cuda_experts_take_tiles(backend, op, n_tokens))
         return ew_cuda_launch(&backend->device, PRODUCTS[m->layout].tiles, tiles,
                               ARGUMENTS(&out.at, &out.stride, &in.at, &in.stride, &m->codes, &m->scales, &m->mins,

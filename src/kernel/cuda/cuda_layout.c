@@ -85,18 +85,12 @@ enum ew_cuda_layout ew_cuda_layout_of(const struct ew_program *program, uint32_t
 {
     const struct ew_weight *weight = &program->weights[index];
     enum ew_dtype dtype = ew_cuda_source_of(program, index, reference)->dtype;
-    enum ew_cuda_layout layout;
 
     *exact = true;
     if (reference || !weight->is_matrix || dtype == EW_DTYPE_F32 ||
         weight->cols % 8) // the fast kernels read 16 bytes at a time
         return EW_CUDA_F32;
-    layout = layout_of(dtype, exact);
-    if (ew_weight_parts(weight) > 1 && layout > EW_CUDA_U4_MIN) { // kernels for stacks know no other
-        *exact = false;
-        return EW_CUDA_F16;
-    }
-    return layout;
+    return layout_of(dtype, exact);
 }
 
 uint64_t ew_cuda_code_bytes(enum ew_cuda_layout layout, uint64_t cols)

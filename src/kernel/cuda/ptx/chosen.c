@@ -1,41 +1,59 @@
-// The experts that one token chose: their gates, their activation and the sum of their results, in two kernels. Every
-// block chooses the experts for itself, since that costs less than a kernel of its own; then its warps read rows of the
-// chosen ones' matrices and nothing else of them.
+// The experts that one token chose: their gates, their activation and the sum of their results, in one kernel or two.
+// Every block chooses the experts for itself, since that costs less than a kernel of its own; then its warps read rows
+// of the chosen ones' matrices and nothing else of them.
+//
+// A block a multiprocessor. A warp's rows come in steps: in each its lanes copy two units of weights and what scales
+// them to their own places in shared memory, and use them some steps later. The steps of the sums follow those of the
+// gates, so that their weights are on their way, or there, while blocks still wait for each other's gates.
 
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/route.h"
 
 #define WARPS (EW_CHOSEN_THREADS / 32)
-#define GATES 4 // loads of 16 bytes of a lane that are under way together, of each of two matrices
-#define SUMS 4
+#define QUADS 4 // times four activations that a thread loads at once
 
-// Parts of dynamic shared memory.
+// Each layout has a kernel, but tables share two: LAYOUT_IQ4 stands for those with a scale for 32 columns,
+// LAYOUT_IQ2_16 for those with one for 16, and LAYOUT_NV4 is alone.
+
+#define IS_HALF(layout) ((layout) == LAYOUT_F16 || (layout) == LAYOUT_BF16)
+#define IS_U5(layout) ((layout) == LAYOUT_U5 || (layout) == LAYOUT_U5_MIN)
+// A unit is what 16 bytes of codes (of nibbles, where there are planes) are: so many columns.
+#define UNIT(layout) (IS_HALF(layout) ? 8u : (layout) == LAYOUT_I8 || (layout) == LAYOUT_F8 ? 16u : 32u)
+// Columns whose activations are 32 bytes (`low` and `high`) in shared memory.
+#define PLANE(layout) (IS_HALF(layout) ? 8u : (layout) == LAYOUT_F8 ? 16u : 32u)
+// Words that a lane copies beside the codes of a unit: scales of one or two groups, minima, high bits.
+#define WORDS(layout) \
+    (IS_HALF(layout) ? 0u \
+     : (layout) == LAYOUT_U5_MIN || (layout) == LAYOUT_U6 ? 3u \
+     : (layout) == LAYOUT_U4_MIN || (layout) == LAYOUT_NV4 || (layout) == LAYOUT_U5 ? 2u : 1u)
+#define UNIT_BYTES(layout) (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * WORDS(layout))
+#define STAGE_BYTES(layout) (2 * UNIT_BYTES(layout))
+
+// Parts of dynamic shared memory; shared_bytes in cuda_chosen.c is their sum.
 struct places {
-    SHARED u32x4 *low;    // columns 0 to 15 of each group of 32 in 8 bits; or 0 to 3 of 8 in f32
+    SHARED u8 *ring;      // of this warp
+    SHARED u32x4 *low;    // columns 0 to 15 of each group of 32 in 8 bits; 0 to 7 of 16 in f16; 0 to 3 of 8 in f32
     SHARED u32x4 *high;   // the others
     SHARED f32x2 *scales; // of 8 bits: scale, and scale times the sum of the codes
     struct route route;
 };
 
-#define IS_HALF(layout) ((layout) == LAYOUT_F16 || (layout) == LAYOUT_BF16)
-// A unit is what 16 bytes of codes are: so many columns.
-#define UNIT(layout) (IS_HALF(layout) ? 8u : (layout) == LAYOUT_I8 ? 16u : 32u)
-
+// For rows of `cols` activations.
 INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u32 cols)
 {
-    u32 planes = IS_HALF(layout) ? cols / 8 : cols / 32;
+    u32 planes = cols / PLANE(layout), warp_bytes = job->n_stages * STAGE_BYTES(layout);
+    SHARED float *at = (SHARED float *)(g_dynamic + WARPS * warp_bytes);
     struct places p;
-    SHARED float *at;
 
-    p.low = (SHARED u32x4 *)g_dynamic;
-    p.high = p.low + planes;
-    p.scales = (SHARED f32x2 *)(p.high + planes);
-    at = (SHARED float *)(p.scales + (IS_HALF(layout) ? 0 : planes));
+    p.ring = g_dynamic + THREAD / 32 * warp_bytes;
     p.route = (struct route){(const float *)job->logits, (const float *)job->choice_bias, job->n_experts, job->n_active,
                              job->score, job->n_groups, job->n_groups_active, job->normalise, job->jitter, job->scale,
                              at, at + job->n_experts, at + 2 * job->n_experts,
                              (SHARED u32 *)(at + 2 * job->n_experts + job->n_active)};
+    p.low = (SHARED u32x4 *)(at + (2 * (job->n_experts + job->n_active) + 3) / 4 * 4);
+    p.high = p.low + planes;
+    p.scales = (SHARED f32x2 *)(p.high + planes);
     return p;
 }
 
@@ -66,45 +84,209 @@ INLINE void stage_q8(const struct places *p, u32 i, f32x4 v, float weight, u32 i
         p->scales[i / 8] = (f32x2){max / 127 * weight, max / 127 * weight * (float)sum};
 }
 
-// Rows of activations by warps `warp`, warp + n_warps ...; `weights` multiplies each row by its own, NULL: 1.
+INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
+
+INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
+{
+    if (!IS_HALF(layout) && layout != LAYOUT_F8) {
+        stage_q8(p, i, v, weight, is_there);
+        return;
+    }
+    v *= weight;
+    if (is_there && layout == LAYOUT_F8)
+        ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
+            (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
+    else if (is_there)
+        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
+}
+
+// Rows of activations one after the other; `weights` multiplies each row by its own, NULL: 1. Several loads of a thread
+// are under way before it waits for the first.
 INLINE void stage(u32 layout, const struct places *p, const float *x, u32 stride, u32 cols, u32 n_rows,
-                  SHARED const float *weights, u32 warp, u32 n_warps)
+                  SHARED const float *weights)
 {
     u32 n_quads = cols / 4, total = n_rows * n_quads;
 
-    for (u32 first = warp * 32; first < total; first += n_warps * 32) {
-        u32 i = first + THREAD % 32, is_there = i < total, row = is_there ? i / n_quads : 0;
-        float weight = weights ? weights[row] : 1;
-        f32x4 v = {0, 0, 0, 0};
+    for (u32 first = THREAD; first < total + 31; first += EW_CHOSEN_THREADS * QUADS) {
+        f32x4 v[QUADS];
 
-        if (is_there)
-            v = *(const f32x4 *)(x + (u64)row * stride + (i - row * n_quads) * 4);
-        if (!IS_HALF(layout))
-            stage_q8(p, i, v, weight, is_there);
-        else if (is_there)
-            ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v * weight;
+        UNROLL
+        for (u32 j = 0; j < QUADS; j++) {
+            u32 i = min_u32(first + j * EW_CHOSEN_THREADS, total - 1), row = i / n_quads;
+
+            v[j] = *(const f32x4 *)(x + (u64)row * stride + (i - row * n_quads) * 4);
+        }
+        UNROLL
+        for (u32 j = 0; j < QUADS; j++) {
+            u32 i = first + j * EW_CHOSEN_THREADS, is_there = i < total;
+            float weight = weights && is_there ? weights[i / n_quads] : 1;
+
+            if (i - THREAD % 32 < total)
+                stage_quad(layout, p, i, v[j], weight, is_there);
+        }
     }
 }
 
-// ---- weights ------------------------------------------------------------------------------------
+// ---- weights on their way -------------------------------------------------------------------------
 
-struct unit {
-    u32x4 codes;
-    float scale, min;
-};
-
-// Unit `at` of the matrix. No branch: loads follow each other without waiting for anything.
-INLINE struct unit load_unit(u32 layout, const struct ew_chosen_matrix *m, u64 at)
+// Of a row of the matrix of all experts, what stands beside a unit's codes: as cuda_layout.h has it.
+INLINE void copy_words(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *word,
+                       u32 there)
 {
-    struct unit unit = {load_once((const u8 *)m->codes + at * 16), 0, 0};
+    u64 at = (u64)row * n_units + unit, scale = at / 2;
+    const u8 *high = (const u8 *)m->codes + (u64)row * code_bytes(layout, n_units * 32) + n_units * 16;
 
     if (layout == LAYOUT_I8)
-        unit.scale = f32_of_f16(((const u16 *)m->scales)[at / 2]);
-    if (layout == LAYOUT_U4 || layout == LAYOUT_U4_MIN)
-        unit.scale = f32_of_f16(((const u16 *)m->scales)[at]);
-    unit.min = layout == LAYOUT_U4_MIN ? f32_of_f16(((const u16 *)m->mins)[at]) : unit.scale * 8;
-    return unit;
+        scale = at / 4;
+    if (layout == LAYOUT_F8)
+        scale = (u64)row * f8_scales(n_units * 16) + unit / 8;
+    if (layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6)
+        scale = at;
+    copy_word_async(word, (const u32 *)m->scales + scale, there);
+    word += EW_CHOSEN_WORD_BYTES;
+    if (layout == LAYOUT_NV4)
+        copy_word_async(word, (const u32 *)m->mins + row, there);
+    if (IS_U5(layout))
+        copy_word_async(word, high + unit * 4, there);
+    if (layout == LAYOUT_U6) {
+        copy_word_async(word, high + unit * 8, there);
+        copy_word_async(word + EW_CHOSEN_WORD_BYTES, high + unit * 8 + 4, there);
+    }
+    if (layout == LAYOUT_U4_MIN || layout == LAYOUT_U5_MIN)
+        copy_word_async(word + (layout == LAYOUT_U5_MIN ? EW_CHOSEN_WORD_BYTES : 0),
+                        (const u32 *)m->mins + at / 2, there);
 }
+
+// A unit on its way to this lane's places, zeros where it is not there. Rows have an even number of groups, so that
+// words of two scales are one row's.
+INLINE void copy_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *to,
+                      u32 there)
+{
+    u64 row_bytes = IS_U5(layout) || layout == LAYOUT_U6 ? code_bytes(layout, n_units * 32) : n_units * 16;
+
+    copy_async(to + THREAD % 32 * 16, (const u8 *)m->codes + row * row_bytes + unit * 16, there);
+    if (!IS_HALF(layout))
+        copy_words(layout, m, row, unit, n_units, to + EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4, there);
+}
+
+// What a warp asks for next: steps of its gates' rows, then of its sums' rows.
+struct reader {
+    u32 stage;         // of the ring
+    u32 line, step;    // line: the gate, or n_gates and more the result
+    u32 row, slot, unit; // gates: row of the matrix. Sums: the lane's next unit in the row of an expert
+};
+
+// Of this block, and how many steps are a line. A gate's line is a row of both matrices, a result's one of all experts.
+struct share {
+    u32 first_gate, n_gates, gate_steps;
+    u32 first_sum, n_sums, sum_steps;
+};
+
+INLINE struct share find_share(u32 layout, const struct ew_chosen_job *job)
+{
+    u32 n_gates = job->n_active * job->hidden_cols, gate_units = job->cols / UNIT(layout);
+    struct share s = {0};
+
+    if (job->does & EW_CHOSEN_GATES) {
+        s.first_gate = (u32)((u64)n_gates * BLOCK_X / N_BLOCKS_X);
+        s.n_gates = (u32)((u64)n_gates * (BLOCK_X + 1) / N_BLOCKS_X) - s.first_gate;
+        s.gate_steps = (gate_units + 31) / 32;
+    }
+    if (job->does & EW_CHOSEN_SUMS) {
+        s.first_sum = (u32)((u64)job->cols * BLOCK_X / N_BLOCKS_X);
+        s.n_sums = (u32)((u64)job->cols * (BLOCK_X + 1) / N_BLOCKS_X) - s.first_sum;
+        s.sum_steps = (n_gates / UNIT(layout) + 63) / 64;
+    }
+    return s;
+}
+
+INLINE void open_line(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                      struct reader *r)
+{
+    u32 gate = s->first_gate + r->line, per_expert = job->hidden_cols / UNIT(layout);
+
+    r->step = 0;
+    if (r->line < s->n_gates) {
+        r->row = p->route.experts[gate / job->hidden_cols] * job->hidden_cols + gate % job->hidden_cols;
+    } else {
+        r->row = s->first_sum + r->line - s->n_gates;
+        r->slot = THREAD % 32 / per_expert;
+        r->unit = THREAD % 32 % per_expert;
+    }
+}
+
+INLINE void ask_gates(u32 layout, const struct ew_chosen_job *job, const struct reader *r, SHARED u8 *to)
+{
+    u32 n_units = job->cols / UNIT(layout), unit = r->step * 32 + THREAD % 32, there = unit < n_units;
+
+    unit = there ? unit : 0;
+    copy_unit(layout, &job->gate, r->row, unit, n_units, to, there && !job->no_gate);
+    copy_unit(layout, &job->up, r->row, unit, n_units, to + UNIT_BYTES(layout), there);
+}
+
+INLINE void ask_sums(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct reader *r,
+                     SHARED u8 *to)
+{
+    u32 per_expert = job->hidden_cols / UNIT(layout);
+
+    UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        u32 there = r->slot < job->n_active, expert = p->route.experts[there ? r->slot : 0];
+
+        copy_unit(layout, &job->down, expert * job->cols + r->row, r->unit, per_expert, to + i * UNIT_BYTES(layout),
+                  there);
+        r->unit += 32;
+        while (r->unit >= per_expert) {
+            r->unit -= per_expert;
+            r->slot++;
+        }
+    }
+}
+
+// Asks for a step, a group of copies of its own whether or not it is there.
+INLINE void ask(u32 layout, const struct ew_chosen_job *job, const struct share *s,
+                const struct places *p, struct reader *r)
+{
+    SHARED u8 *to = p->ring + r->stage * STAGE_BYTES(layout);
+    u32 is_gate = r->line < s->n_gates;
+
+    if (is_gate)
+        ask_gates(layout, job, r, to);
+    else if (r->line < s->n_gates + s->n_sums)
+        ask_sums(layout, job, p, r, to);
+    copy_commit();
+    r->stage = r->stage + 1 == job->n_stages ? 0 : r->stage + 1;
+    if (++r->step < (is_gate ? s->gate_steps : s->sum_steps))
+        return;
+    if (is_gate && r->line + WARPS >= s->n_gates)
+        r->line = s->n_gates + THREAD / 32;
+    else
+        r->line += WARPS;
+    open_line(layout, job, s, p, r);
+}
+
+INLINE void begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s,
+                          const struct places *p, struct reader *r)
+{
+    u32 warp = THREAD / 32;
+
+    r->stage = 0;
+    r->line = warp < s->n_gates ? warp : s->n_gates + warp;
+    open_line(layout, job, s, p, r);
+    for (u32 i = 0; i + 1 < job->n_stages; i++)
+        ask(layout, job, s, p, r);
+}
+
+// Until the oldest step that was asked for is there.
+INLINE void wait_step(const struct ew_chosen_job *job)
+{
+    if (job->n_stages == EW_CHOSEN_STAGES)
+        copy_wait(EW_CHOSEN_STAGES - 2);
+    else
+        copy_wait(EW_CHOSEN_STAGES_FEW - 2);
+}
+
+// ---- products -----------------------------------------------------------------------------------
 
 INLINE int dot16(u32x4 a, u32x4 b, int sum)
 {
@@ -114,169 +296,255 @@ INLINE int dot16(u32x4 a, u32x4 b, int sum)
 INLINE float low_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? low_bf16(v) : low_f16(v); }
 INLINE float high_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? high_bf16(v) : high_f16(v); }
 
-// With unit `at` of the activations.
-INLINE float dot_unit(u32 layout, const struct unit *unit, const struct places *p, u32 at)
+// Of a word of two scales or minima, that of a unit.
+INLINE u32 half_of(u32 layout, u32 word, u32 unit)
 {
-    u32x4 w = unit->codes;
-
-    if (IS_HALF(layout)) {
-        f32x4 a = ((SHARED const f32x4 *)p->low)[at], b = ((SHARED const f32x4 *)p->high)[at];
-
-        return low_of(w.x, layout) * a.x + high_of(w.x, layout) * a.y + low_of(w.y, layout) * a.z +
-               high_of(w.y, layout) * a.w + low_of(w.z, layout) * b.x + high_of(w.z, layout) * b.y +
-               low_of(w.w, layout) * b.z + high_of(w.w, layout) * b.w;
-    }
-    if (layout == LAYOUT_I8)
-        return unit->scale * p->scales[at / 2].x * (float)dot16(w, at % 2 ? p->high[at / 2] : p->low[at / 2], 0);
-    return unit->scale * p->scales[at].x *
-               (float)dot16(w & 0x0F0F0F0F, p->low[at], dot16(w >> 4 & 0x0F0F0F0F, p->high[at], 0)) -
-           unit->min * p->scales[at].y;
+    return (layout == LAYOUT_I8 ? unit / 2 : unit) % 2 ? word >> 16 : word & 0xFFFF;
 }
 
-// ---- gates: a warp a row of both matrices of one expert -------------------------------------------
+INLINE float dot_half(u32 layout, u32x4 w, const struct places *p, u32 at)
+{
+    f32x4 a = ((SHARED const f32x4 *)p->low)[at], b = ((SHARED const f32x4 *)p->high)[at];
+
+    return low_of(w.x, layout) * a.x + high_of(w.x, layout) * a.y + low_of(w.y, layout) * a.z +
+           high_of(w.y, layout) * a.w + low_of(w.z, layout) * b.x + high_of(w.z, layout) * b.y +
+           low_of(w.w, layout) * b.z + high_of(w.w, layout) * b.w;
+}
+
+INLINE float dot_table(u32 layout, u32 table, u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    u32x4 values = table_of(table);
+    f32x2 scales = table_scales(table, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0], at));
+    u32x2 a = look_up(values, w.x), b = look_up(values, w.y), c = look_up(values, w.z), d = look_up(values, w.w);
+    float sum = scales.x * (float)dot16((u32x4){a.x, a.y, b.x, b.y}, p->low[at], 0) +
+                scales.y * (float)dot16((u32x4){c.x, c.y, d.x, d.y}, p->high[at], 0);
+
+    return p->scales[at].x * sum * (layout == LAYOUT_NV4 ? f32_of_bits(words[1]) : 1);
+}
+
+// As vector.c has them, of one group.
+INLINE float dot_u5(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    u32x4 low = p->low[at], high = p->high[at];
+    float scale = low_f16(half_of(layout, words[0], at));
+    float min = layout == LAYOUT_U5_MIN ? low_f16(half_of(layout, words[2], at)) : scale * 16;
+    int sum = 0;
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        sum = dp4a((w[i] & 0x0F0F0F0F) | (words[1] << (4 - i) & 0x10101010), low[i], sum);
+        sum = dp4a((w[i] >> 4 & 0x0F0F0F0F) | (words[1] >> i & 0x10101010), high[i], sum);
+    }
+    return scale * p->scales[at].x * (float)sum - min * p->scales[at].y;
+}
+
+INLINE float dot_u6(u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    u32x4 low = p->low[at], high = p->high[at];
+    u32 h[2] = {words[1] ^ 0xAAAAAAAA, words[2] ^ 0xAAAAAAAA}; // less 32
+    int first = 0, second = 0;
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        first = dp4a((w[i] << 2 & 0x3C3C3C3C) | (h[0] << (6 - 2 * i) & 0xC0C0C0C0), low[i], first);
+        second = dp4a((w[i] >> 2 & 0x3C3C3C3C) | (h[1] << (6 - 2 * i) & 0xC0C0C0C0), high[i], second);
+    }
+    return p->scales[at].x * 0.25f * (low_f16(words[0]) * (float)first + high_f16(words[0]) * (float)second);
+}
+
+// By the tensor cores, as in vector.c: four lanes' columns, which have one scale, are summed on the diagonal.
+INLINE float dot_f8(u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    u32 lane = THREAD % 32, is_diagonal = lane / 8 == lane % 4, is_odd = lane / 4 % 2;
+    u32x4 low = p->low[at], high = p->high[at];
+    float c[4] = {0};
+
+    UNROLL
+    for (u32 i = 0; i < 4; i++) {
+        u32 a[4] = {i < 2 ? low[i * 2] : high[i * 2 - 4], 0, i < 2 ? low[i * 2 + 1] : high[i * 2 - 3], 0};
+
+        mma_f16(c, a, f16x2_of_e4m3(w[i]), f16x2_of_e4m3(w[i] >> 16));
+    }
+    return is_diagonal ? f32_of_bits(words[0]) * (is_odd ? c[1] : c[0]) : 0;
+}
+
+INLINE float dot_4(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    float scale = low_f16(half_of(layout, words[0], at));
+    float min = layout == LAYOUT_U4_MIN ? low_f16(half_of(layout, words[1], at)) : scale * 8;
+    int sum = dot16(w & 0x0F0F0F0F, p->low[at], dot16(w >> 4 & 0x0F0F0F0F, p->high[at], 0));
+
+    return scale * p->scales[at].x * (float)sum - min * p->scales[at].y;
+}
+
+// What came to this lane's places, with unit `at` of the activations. `table`: which one, where the layout has one.
+INLINE float dot_unit(u32 layout, u32 table, SHARED const u8 *from, const struct places *p, u32 at)
+{
+    u32x4 w = *(SHARED const u32x4 *)(from + THREAD % 32 * 16);
+    u32 words[3] = {0};
+
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        words[i] = ((SHARED const u32 *)(from + EW_CHOSEN_CODE_BYTES + i * EW_CHOSEN_WORD_BYTES))[THREAD % 32];
+    switch (layout) {
+    case LAYOUT_F16:
+    case LAYOUT_BF16:
+        return dot_half(layout, w, p, at);
+    case LAYOUT_I8:
+        return low_f16(half_of(layout, words[0], at)) * p->scales[at / 2].x *
+               (float)dot16(w, (at % 2 ? p->high : p->low)[at / 2], 0);
+    case LAYOUT_F8:
+        return dot_f8(w, words, p, at);
+    case LAYOUT_U5:
+    case LAYOUT_U5_MIN:
+        return dot_u5(layout, w, words, p, at);
+    case LAYOUT_U6:
+        return dot_u6(w, words, p, at);
+    case LAYOUT_U4:
+    case LAYOUT_U4_MIN:
+        return dot_4(layout, w, words, p, at);
+    default:
+        return dot_table(layout, table, w, words, p, at);
+    }
+}
+
+// ---- gates ----------------------------------------------------------------------------------------
 
 INLINE float bias_at(const struct ew_chosen_matrix *m, u64 row) { return m->bias ? ((const float *)m->bias)[row] : 0; }
 
-INLINE void gate_row(u32 layout, const struct ew_chosen_job *job, const struct places *p, u32 slot, u32 row)
+INLINE void finish_gate(const struct ew_chosen_job *job, const struct places *p, u32 i, float gate, float up)
 {
+    u32 slot = i / job->hidden_cols, row = i % job->hidden_cols;
     u64 at = (u64)p->route.experts[slot] * job->hidden_cols + row;
-    u32 n_units = job->cols / UNIT(layout);
-    float gate = 0, up = 0;
 
-    for (u32 first = THREAD % 32; first < n_units; first += 32 * GATES) {
-        struct unit of_gate[GATES], of_up[GATES];
-
-        UNROLL
-        for (u32 i = 0; i < GATES; i++) {
-            u32 unit = min_u32(first + i * 32, n_units - 1);
-
-            of_gate[i] = load_unit(layout, &job->gate, at * n_units + unit);
-            of_up[i] = load_unit(layout, &job->up, at * n_units + unit);
-        }
-        UNROLL
-        for (u32 i = 0; i < GATES; i++) {
-            u32 unit = min_u32(first + i * 32, n_units - 1), counts = first + i * 32 < n_units;
-            float g = dot_unit(layout, &of_gate[i], p, unit), u = dot_unit(layout, &of_up[i], p, unit);
-
-            gate += counts ? g : 0;
-            up += counts ? u : 0;
-        }
-    }
-    gate = warp_sum(gate) + bias_at(&job->gate, at);
     up = warp_sum(up) + bias_at(&job->up, at);
+    gate = job->no_gate ? 0 : warp_sum(gate) + bias_at(&job->gate, at);
     if (THREAD % 32 == 0)
         ((float *)job->hidden)[(u64)slot * job->hidden_stride + row] =
             job->no_gate ? act_one(up, job->act) : glu_one(gate, up, job->act, job->limit, job->alpha);
 }
 
-// The scores are there for the next kernel, too, once it may start: see sum_rows.
-INLINE void gates(u32 layout, const struct ew_chosen_job *job)
+// *at: the stage that is used next.
+INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s,
+                      const struct places *p, struct reader *r, u32 *at)
 {
-    struct places p = find_places(layout, job, job->cols);
-    u32 warp = THREAD / 32, n_rows = job->n_active * job->hidden_cols;
+    u32 last = job->cols / UNIT(layout) - 1;
 
-    previous_wait();
-    next_may_start();
-    stage(layout, &p, (const float *)job->x, 0, job->cols, 1, 0, warp, WARPS);
-    choose_together(&p.route);
-    for (u32 i = BLOCK_X * WARPS + warp; i < n_rows; i += N_BLOCKS_X * WARPS)
-        gate_row(layout, job, &p, i / job->hidden_cols, i % job->hidden_cols);
-}
+    for (u32 line = THREAD / 32; line < s->n_gates; line += WARPS) {
+        float gate = 0, up = 0;
 
-// ---- sums: a warp a row of all experts' matrices ----------------------------------------------------
+        for (u32 step = 0; step < s->gate_steps; step++) {
+            SHARED const u8 *from = p->ring + *at * STAGE_BYTES(layout);
+            u32 unit = min_u32(step * 32 + THREAD % 32, last);
 
-// Where a lane is in the units of all experts' rows, one after the other.
-struct cursor {
-    u32 slot, unit;
-};
-
-INLINE struct unit load_next(u32 layout, const struct ew_chosen_job *job, const struct places *p, u32 row,
-                             struct cursor *c)
-{
-    u32 n_units = job->hidden_cols / UNIT(layout);
-    u64 expert = p->route.experts[min_u32(c->slot, job->n_active - 1)];
-    u64 at = expert * job->cols + min_u32(row, job->cols - 1);
-    struct unit unit = load_unit(layout, &job->down, at * n_units + c->unit);
-
-    c->unit += 32;
-    while (c->unit >= n_units) {
-        c->unit -= n_units;
-        c->slot++;
+            wait_step(job);
+            ask(layout, job, s, p, r);
+            gate += dot_unit(layout, job->gate.layout, from, p, unit);
+            up += dot_unit(layout, job->up.layout, from + UNIT_BYTES(layout), p, unit);
+            *at = *at + 1 == job->n_stages ? 0 : *at + 1;
+        }
+        finish_gate(job, p, s->first_gate + line, gate, up);
     }
-    return unit;
 }
 
-INLINE struct cursor begin_row(u32 layout, const struct ew_chosen_job *job)
+// ---- sums -----------------------------------------------------------------------------------------
+
+INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, u32 row, float sum)
 {
-    u32 n_units = job->hidden_cols / UNIT(layout), lane = THREAD % 32;
-
-    return (struct cursor){lane / n_units, lane % n_units};
-}
-
-INLINE void store_sum(const struct ew_chosen_job *job, const struct places *p, u32 row, float sum)
-{
-    float *out = (float *)job->out + row;
-
     if (job->down.bias) {
         for (u32 j = THREAD % 32; j < job->n_active; j += 32)
             sum += (job->is_plain ? 1 : p->route.weights[j]) *
-                   ((const float *)job->down.bias)[(u64)p->route.experts[j] * job->cols + row];
+                   bias_at(&job->down, (u64)p->route.experts[j] * job->cols + row);
     }
     sum = warp_sum(sum);
     if (THREAD % 32 == 0)
-        *out = job->residual ? job->y_scale * sum + job->residual_scale * ((const float *)job->residual)[row] : sum;
+        ((float *)job->out)[row] =
+            job->residual ? job->y_scale * sum + job->residual_scale * ((const float *)job->residual)[row] : sum;
 }
 
-// The kernel before this one let it start when the scores were there: so the choice, and the first weights, need not
-// wait for its end.
-INLINE void sum_rows(u32 layout, const struct ew_chosen_job *job)
+INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct share *s,
+                     const struct places *p, struct reader *r, u32 *at)
 {
-    u32 n_all = job->n_active * job->hidden_cols, n_units = n_all / UNIT(layout);
-    u32 warp = THREAD / 32, row = BLOCK_X * WARPS + warp;
-    struct places p = find_places(layout, job, n_all);
-    struct cursor cursor = begin_row(layout, job);
-    struct unit units[SUMS];
+    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1;
 
-    choose_together(&p.route);
-    UNROLL
-    for (u32 i = 0; i < SUMS; i++)
-        units[i] = load_next(layout, job, &p, row, &cursor);
-    if (warp == 0)
-        settle_weights(&p.route);
-    block_sync();
-    previous_wait();
-    next_may_start();
-    stage(layout, &p, (const float *)job->hidden, job->hidden_stride, job->hidden_cols, job->n_active,
-          job->is_plain ? 0 : p.route.weights, warp, WARPS);
-    block_sync();
-    for (; row < job->cols; row += N_BLOCKS_X * WARPS) {
+    for (u32 line = THREAD / 32; line < s->n_sums; line += WARPS) {
         float sum = 0;
 
-        for (u32 first = 0; first < n_units; first += 32 * SUMS) {
-            UNROLL
-            for (u32 i = 0; i < SUMS; i++) {
-                u32 at = first + i * 32 + THREAD % 32;
-                float dot = dot_unit(layout, &units[i], &p, min_u32(at, n_units - 1));
+        for (u32 step = 0; step < s->sum_steps; step++) {
+            SHARED const u8 *from = p->ring + *at * STAGE_BYTES(layout);
+            u32 unit = step * 64 + THREAD % 32;
 
-                sum += at < n_units ? dot : 0;
-            }
-            if (first + 32 * SUMS >= n_units)
-                cursor = begin_row(layout, job);
-            UNROLL
-            for (u32 i = 0; i < SUMS; i++)
-                units[i] = load_next(layout, job, &p,
-                                     first + 32 * SUMS < n_units ? row : row + N_BLOCKS_X * WARPS, &cursor);
+            wait_step(job);
+            ask(layout, job, s, p, r);
+            sum += dot_unit(layout, job->down.layout, from, p, min_u32(unit, last));
+            sum += dot_unit(layout, job->down.layout, from + UNIT_BYTES(layout), p, min_u32(unit + 32, last));
+            *at = *at + 1 == job->n_stages ? 0 : *at + 1;
         }
-        store_sum(job, &p, row, sum);
+        finish_sum(job, p, s->first_sum + line, sum);
     }
 }
 
-#define DEFINE(name, layout) \
-    KERNEL chosen_in_##name(struct ew_chosen_job job) { gates(layout, &job); } \
-    KERNEL chosen_out_##name(struct ew_chosen_job job) { sum_rows(layout, &job); }
+// All blocks have written what they write before, once this returns. They are all there at once: one fits on each
+// multiprocessor, whatever else lies there ends without waiting for this kernel, and so does what was started early.
+INLINE void wait_for_all(const struct ew_chosen_job *job)
+{
+    u32 *arrived = (u32 *)job->arrived;
 
-DEFINE(f16, LAYOUT_F16)
-DEFINE(bf16, LAYOUT_BF16)
-DEFINE(i8, LAYOUT_I8)
-DEFINE(u4, LAYOUT_U4)
-DEFINE(u4_min, LAYOUT_U4_MIN)
+    block_sync();
+    if (THREAD == 0) {
+        atomic_add_ordered(arrived, 1);
+        wait_until(arrived, N_BLOCKS_X);
+        if (atomic_add(arrived + 1, 1) == N_BLOCKS_X - 1) // nobody waits any more
+            arrived[0] = arrived[1] = 0;
+    }
+    block_sync();
+}
+
+// The kernel before SUMS alone lets it start when the scores are there: so its choice, and its first weights, need not
+// wait for that one's end.
+INLINE void run(u32 layout, const struct ew_chosen_job *job)
+{
+    u32 n_all = job->n_active * job->hidden_cols, at = 0;
+    struct share s = find_share(layout, job);
+    struct places p = find_places(layout, job, job->cols);
+    struct reader r;
+
+    if (job->does & EW_CHOSEN_GATES)
+        previous_wait();
+    next_may_start();
+    choose_together(&p.route);
+    begin_reading(layout, job, &s, &p, &r);
+    if (job->does & EW_CHOSEN_GATES) {
+        stage(layout, &p, (const float *)job->x, 0, job->cols, 1, 0);
+        block_sync();
+        run_gates(layout, job, &s, &p, &r, &at);
+    }
+    if (!(job->does & EW_CHOSEN_SUMS))
+        return;
+    if (THREAD < 32)
+        settle_weights(&p.route);
+    if (job->does & EW_CHOSEN_GATES) {
+        wait_for_all(job);
+    } else {
+        block_sync();
+        previous_wait();
+    }
+    p = find_places(layout, job, n_all);
+    stage(layout, &p, (const float *)job->hidden, job->hidden_stride, job->hidden_cols, job->n_active,
+          job->is_plain ? 0 : p.route.weights);
+    block_sync();
+    run_sums(layout, job, &s, &p, &r, &at);
+}
+
+KERNEL chosen_f16(struct ew_chosen_job job) { run(LAYOUT_F16, &job); }
+KERNEL chosen_bf16(struct ew_chosen_job job) { run(LAYOUT_BF16, &job); }
+KERNEL chosen_i8(struct ew_chosen_job job) { run(LAYOUT_I8, &job); }
+KERNEL chosen_u4(struct ew_chosen_job job) { run(LAYOUT_U4, &job); }
+KERNEL chosen_u4_min(struct ew_chosen_job job) { run(LAYOUT_U4_MIN, &job); }
+KERNEL chosen_f8(struct ew_chosen_job job) { run(LAYOUT_F8, &job); }
+KERNEL chosen_table(struct ew_chosen_job job) { run(LAYOUT_IQ4, &job); }
+KERNEL chosen_nv4(struct ew_chosen_job job) { run(LAYOUT_NV4, &job); }
+KERNEL chosen_table_16(struct ew_chosen_job job) { run(LAYOUT_IQ2_16, &job); }
+KERNEL chosen_u5(struct ew_chosen_job job) { run(LAYOUT_U5, &job); }
+KERNEL chosen_u5_min(struct ew_chosen_job job) { run(LAYOUT_U5_MIN, &job); }
+KERNEL chosen_u6(struct ew_chosen_job job) { run(LAYOUT_U6, &job); }

@@ -181,13 +181,14 @@ INLINE void linear_u4(u32 N, u32 has_min, const struct product *p, u32 row, cons
 
 // ---- any layout ---------------------------------------------------------------------------------
 
-INLINE void linear_any_row(const struct product *p, u32 layout, const struct weight *w, u32 row, const float *x,
-                           u32 x_stride, u32 cols)
+// Row `at` of the matrix, whose product is row `row` of the result.
+INLINE void linear_any_row(const struct product *p, u32 layout, const struct weight *w, u64 at, u32 row,
+                           const float *x, u32 x_stride, u32 cols)
 {
     float sum[TOKENS_MAX] = {0}, v[8];
 
     for (u32 i = THREAD % 32 * 8; i < cols; i += 256) {
-        eight_at(layout, w, row, i, cols, v);
+        eight_at(layout, w, at, i, cols, v);
         UNROLL
         for (u32 t = 0; t < TOKENS_MAX; t++) {
             const float *from = x + (u64)min_u32(t, p->n_tokens - 1) * x_stride + i;

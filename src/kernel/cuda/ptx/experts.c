@@ -175,20 +175,20 @@ DEFINE_QUANTISED(experts_i8, linear_i8(1, &p, row, &x, weight + at * cols, scale
 DEFINE_QUANTISED(experts_u4, U4(0))
 DEFINE_QUANTISED(experts_u4_min, U4(1))
 
+KERNEL experts_any(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales,
+                   const u16 *mins, u32 layout, const float *bias, u32 rows, u32 cols, struct pairs pairs)
+{
+    const u32 *pair_expert = pairs.expert;
+    struct weight w = {codes, scales, mins};
+
+    BEGIN_PAIR;
+    linear_any_row(&p, layout, &w, at, row, x + pair * x_stride, x_stride, cols);
+}
+
 // ---- products of many pairs: tiles of one expert's, on the tensor cores ---------------------------
 
-#define DEFINE_TILES(name, layout) \
-    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales, \
-                const u16 *mins, const float *bias, u32 rows, u32 cols, struct pairs pairs) \
-    { \
-        struct job job = {out, x, bias, {codes, scales, mins}, out_stride, x_stride, rows, cols, 0, 0, BLOCK_Y * BN}; \
-                                                                                                                       \
-        kernel_begin(); \
-        if (enter_tile(layout, &job, &pairs)) \
-            gemm(layout, &job); \
-    }
-
-// Whether this block's tile is one.
+// Whether this block's tile is one. In layouts up to U4_MIN the expert's matrix begins where others' end; the rest find
+// its rows by their numbers.
 INLINE u32 enter_tile(u32 layout, struct job *job, const struct pairs *pairs)
 {
     u32 first = pairs->tiles[BLOCK_X];
@@ -202,14 +202,40 @@ INLINE u32 enter_tile(u32 layout, struct job *job, const struct pairs *pairs)
     job->x += (u64)first * job->x_stride;
     job->out += (u64)first * job->out_stride;
     job->bias = job->bias ? job->bias + expert * job->rows : 0;
+    job->matrix_row = expert * job->rows;
+    if (layout == LAYOUT_ANY)
+        return 1;
     job->w.codes += layout == LAYOUT_F16 || layout == LAYOUT_BF16 ? at * 2 : layout == LAYOUT_I8 ? at : at / 2;
     job->w.scales += at / 32;
     job->w.mins += at / 32;
     return 1;
 }
 
+#define DEFINE_TILES(name, layout) \
+    KERNEL name(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales, \
+                const u16 *mins, const float *bias, u32 rows, u32 cols, struct pairs pairs) \
+    { \
+        struct job job = {out, x, bias, {codes, scales, mins}, out_stride, x_stride, rows, cols, 0, 0, BLOCK_Y * BN, \
+                          0, layout}; \
+                                                                                                                       \
+        kernel_begin(); \
+        if (enter_tile(layout, &job, &pairs)) \
+            gemm(layout, &job); \
+    }
+
 DEFINE_TILES(experts_f16_32, LAYOUT_F16)
 DEFINE_TILES(experts_bf16_32, LAYOUT_BF16)
 DEFINE_TILES(experts_i8_32, LAYOUT_I8)
 DEFINE_TILES(experts_u4_32, LAYOUT_U4)
 DEFINE_TILES(experts_u4_min_32, LAYOUT_U4_MIN)
+
+KERNEL experts_any_32(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 *codes, const u16 *scales,
+                      const u16 *mins, u32 layout, const float *bias, u32 rows, u32 cols, struct pairs pairs)
+{
+    struct job job = {out, x, bias, {codes, scales, mins}, out_stride, x_stride, rows, cols, 0, 0, BLOCK_Y * BN, 0,
+                      layout};
+
+    kernel_begin();
+    if (enter_tile(LAYOUT_ANY, &job, &pairs))
+        gemm(LAYOUT_ANY, &job);
+}

@@ -74,5 +74,5 @@ KERNEL linear_any(float *out, u32 out_stride, const float *x, u32 x_stride, cons
 
     kernel_begin();
     if (row < rows)
-        linear_any_row(&p, layout, &w, row, x + (u64)first * x_stride, x_stride, cols);
+        linear_any_row(&p, layout, &w, row, row, x + (u64)first * x_stride, x_stride, cols);
 }

@@ -58,6 +58,17 @@ INLINE u32 atomic_add_ordered(u32 *p, u32 v)
     return old;
 }
 
+// Until others have added so much to what lies there; behind the block's next barrier its threads read what those wrote
+// before they added.
+INLINE void wait_until(const u32 *p, u32 least)
+{
+    u32 v;
+
+    do
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    while (v < least);
+}
+
 // Programmatic dependent launch (PTX ISA, griddepcontrol), where the tier has it: the next kernel of the stream may
 // take its place before this one has ended. It waits before it reads what others wrote, and before it writes.
 INLINE void next_may_start(void)
@@ -248,6 +259,15 @@ INLINE void copy_async(SHARED void *to, const void *from, u32 there)
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :
                  : "r"((u32)(u64)to), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+// The same of 4 bytes.
+INLINE void copy_word_async(SHARED void *to, const void *from, u32 there)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"((u32)(u64)to), "l"(from), "r"(there ? 4 : 0)
                  : "memory");
 }
 

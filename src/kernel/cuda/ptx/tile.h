@@ -27,7 +27,11 @@ struct job {
     struct weight w;
     u32 out_stride, x_stride, rows, cols, n_tokens;
     u32 first_token, first_row;
+    u64 matrix_row; // of LAYOUT_ANY: the first of this product in the matrix
+    u32 layout;     // of LAYOUT_ANY: which one
 };
+
+#define LAYOUT_ANY 0xFFu // beyond U4_MIN
 
 INLINE u32 pack(u32 layout, float low, float high)
 {
@@ -49,12 +53,27 @@ struct staged {
     f32x4 a;
 };
 
+INLINE void fetch_any(const struct job *job, u64 row, u32 column, struct staged *s)
+{
+    float v[8];
+
+    UNROLL
+    for (u32 i = 0; i < 2; i++) {
+        eight_at(job->layout, &job->w, job->matrix_row + row, column + i * 8, job->cols, v);
+        s->b[i] = (u32x4){f16x2_of(v[0], v[1]), f16x2_of(v[2], v[3]), f16x2_of(v[4], v[5]), f16x2_of(v[6], v[7])};
+    }
+}
+
 // Thread t: row t / 2, columns (t % 2) * 16 on. Rows beyond the last one repeat it: nobody stores their results.
 INLINE void fetch_b(u32 layout, const struct job *job, u32 k, struct staged *s)
 {
     u64 row = min_u32(job->first_row + THREAD / 2, job->rows - 1), at = row * job->cols + k + THREAD % 2 * 16;
     u64 group = at / 32;
 
+    if (layout == LAYOUT_ANY) {
+        fetch_any(job, row, k + THREAD % 2 * 16, s);
+        return;
+    }
     if (layout == LAYOUT_F16 || layout == LAYOUT_BF16) {
         s->b[0] = *(const u32x4 *)(job->w.codes + at * 2);
         s->b[1] = *(const u32x4 *)(job->w.codes + at * 2 + 16);
@@ -80,7 +99,7 @@ INLINE void store_b(u32 layout, u32 buffer, const struct staged *s)
     SHARED u32x4 *to = (SHARED u32x4 *)(g_b[buffer] + THREAD / 2 * PITCH + THREAD % 2 * 16);
     u32 words[8];
 
-    if (layout == LAYOUT_F16 || layout == LAYOUT_BF16) {
+    if (layout == LAYOUT_F16 || layout == LAYOUT_BF16 || layout == LAYOUT_ANY) {
         to[0] = s->b[0];
         to[1] = s->b[1];
         return;

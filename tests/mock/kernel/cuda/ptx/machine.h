@@ -41,6 +41,7 @@ struct emu_thread {
 extern struct emu_thread *emu_now;
 void emu_block_sync(void);
 void emu_warp_sync(void);
+void emu_others(void); // warps and blocks run on
 
 #define THREAD (emu_now->thread)
 #define N_THREADS (emu_now->n_threads)
@@ -72,6 +73,12 @@ INLINE u32 atomic_add(u32 *p, u32 v)
 }
 
 INLINE u32 atomic_add_ordered(u32 *p, u32 v) { return atomic_add(p, v); }
+
+INLINE void wait_until(const u32 *p, u32 least)
+{
+    while (*(const volatile u32 *)p < least)
+        emu_others();
+}
 
 INLINE u64 atomic_add_u64(u64 *p, u64 v)
 {
@@ -149,6 +156,14 @@ INLINE void copy_async(void *to, const void *from, u32 there)
         memcpy(to, from, 16);
     else
         memset(to, 0, 16);
+}
+
+INLINE void copy_word_async(void *to, const void *from, u32 there)
+{
+    if (there)
+        memcpy(to, from, 4);
+    else
+        memset(to, 0, 4);
 }
 
 INLINE void copy_commit(void) {}
