@@ -40,13 +40,21 @@ INLINE void linear_f32_row(const struct product *p, u32 row, const float *x, u32
 INLINE float low_of(u32 v, u32 is_bf16) { return is_bf16 ? low_bf16(v) : low_f16(v); }
 INLINE float high_of(u32 v, u32 is_bf16) { return is_bf16 ? high_bf16(v) : high_f16(v); }
 
+// Of two products in one sum the compiler chooses which it rounds, for each row of activations anew. Said so, it is the
+// same for all.
+INLINE float add_pair(float sum, u32 v, float x, float y, u32 is_bf16)
+{
+    return __builtin_fmaf(high_of(v, is_bf16), y, __builtin_fmaf(low_of(v, is_bf16), x, sum));
+}
+
 INLINE float dot8(u32x4 v, const float *x, u32 is_bf16)
 {
     f32x4 a = *(const f32x4 *)x, b = *(const f32x4 *)(x + 4);
+    float sum = add_pair(0, v.x, a.x, a.y, is_bf16);
 
-    return low_of(v.x, is_bf16) * a.x + high_of(v.x, is_bf16) * a.y + low_of(v.y, is_bf16) * a.z +
-           high_of(v.y, is_bf16) * a.w + low_of(v.z, is_bf16) * b.x + high_of(v.z, is_bf16) * b.y +
-           low_of(v.w, is_bf16) * b.z + high_of(v.w, is_bf16) * b.w;
+    sum = add_pair(sum, v.y, a.z, a.w, is_bf16);
+    sum = add_pair(sum, v.z, b.x, b.y, is_bf16);
+    return add_pair(sum, v.w, b.z, b.w, is_bf16);
 }
 
 // cols is a multiple of 8 and rows of x are 16-byte aligned. N is the most tokens of a slice.
@@ -169,7 +177,8 @@ INLINE void linear_u4(u32 N, u32 has_min, const struct product *p, u32 row, cons
                 u32 at = min_u32(i + j * 32, n_groups - 1);
                 int s = dot_nibbles(v[j], x->codes + token * cols + at * 32);
 
-                sum[t] += d[j] * x->scales[token * n_groups + at] * (float)s - m[j] * x->sums[token * n_groups + at];
+                sum[t] = __builtin_fmaf(d[j] * x->scales[token * n_groups + at], (float)s, sum[t]);
+                sum[t] = __builtin_fmaf(-m[j], x->sums[token * n_groups + at], sum[t]);
             }
         }
     }

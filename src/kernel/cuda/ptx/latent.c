@@ -40,7 +40,7 @@ KERNEL heads(float *out, u32 out_stride, const float *x, u32 x_stride, const u8 
         for (u32 t = 0; t < TOKENS; t++) {
             f32x2 v = *(const f32x2 *)(x + (u64)min_u32(t, n - 1) * x_stride + i);
 
-            sum[t] += low * v.x + high * v.y;
+            sum[t] = __builtin_fmaf(high, v.y, __builtin_fmaf(low, v.x, sum[t])); // as add_pair in dot.h
         }
     }
     UNROLL
