@@ -21,6 +21,7 @@ COMPILER = "clang-19"
 # we serve; its files have no suffix, those of the others ".sm_90.ptx" and so on (cuda_device.c chooses). Sources see EW_SM.
 TIERS = {
     "sm_80": ("7.4", ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"]),
+    "sm_89": ("8.4", ["sm_89", "sm_90", "sm_100", "sm_110", "sm_120"]),
     "sm_90": ("7.8", ["sm_90", "sm_100", "sm_110", "sm_120"]),
     "sm_90a": ("8.0", ["sm_90a"]),
 }
@@ -38,7 +39,7 @@ CHAINED = [
     "state",
     "vector",
 ]
-MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {"wgmma": ["sm_90a"]}
+MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {name: ["sm_90a"] for name in ("wgmma", "wgmma_f8")} | {"gemm_f8": ["sm_89"]}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {
     "chosen": 512,
@@ -48,15 +49,17 @@ THREADS = {
     "decode": 128,
     "few": 256,
     "gemm": 128,
+    "gemm_f8": 256,
     "latent": 256,
     "linear": 256,
     "some": 256,
     "state": 256,
     "vector": 512,
     "wgmma": 288,
+    "wgmma_f8": 384,
 }
 # Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
-ALONE = {"few"}
+ALONE = {"few", "gemm_f8", "wgmma_f8"}
 # Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
 PAIRED = {"chosen": ("",), "some": ("f16_16", "f16_24", "f8_16", "f8_24", "i8_16", "i8_24", "u4_16", "u4_24")}
 

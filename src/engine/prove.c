@@ -80,10 +80,12 @@ static void note(struct proof *p, const char *op, double error, double allowed)
 }
 
 // Products are computed in the class's arithmetic, attention reads and writes what they multiply; the rest has no
-// reason to be coarser than the reference.
+// reason to be coarser than the reference. Where a gate is not shown apart from the product behind it, that rounds what
+// was rounded before: the errors of both, which know nothing of each other.
 static double allowed_of(const struct proof *p, const struct ew_program *program, uint32_t first, uint32_t last)
 {
     enum ew_arith arith = EW_ARITH_REFERENCE, widest = p->fast.backend->ops->arith(p->fast.backend);
+    bool has_gate = false;
 
     for (uint32_t i = first; i <= last; i++) {
         enum ew_op_kind kind = program->ops[i].kind;
@@ -91,8 +93,9 @@ static double allowed_of(const struct proof *p, const struct ew_program *program
         if (kind == EW_OP_LINEAR || kind == EW_OP_HEADS || kind == EW_OP_EXPERTS || kind == EW_OP_ATTENTION ||
             kind == EW_OP_EMBED)
             arith = widest;
+        has_gate |= kind == EW_OP_GLU && i < last;
     }
-    return ew_arith_tolerance(arith);
+    return ew_arith_tolerance(arith) * (has_gate ? sqrt(2) : 1);
 }
 
 static void compare(void *ctx, const struct ew_program *program, uint32_t op, float *rows, uint32_t n_rows,

@@ -48,6 +48,7 @@ struct ew_cuda_launch_config { // CUlaunchConfig
     unsigned n_attributes;
 };
 
+#define EW_CUDA_TENSOR_U8 0          // CU_TENSOR_MAP_DATA_TYPE_UINT8
 #define EW_CUDA_TENSOR_U16 1         // CU_TENSOR_MAP_DATA_TYPE_UINT16
 #define EW_CUDA_TENSOR_SWIZZLE_128 3 // CU_TENSOR_MAP_SWIZZLE_128B
 #define EW_CUDA_TENSOR_PROMOTE_256 3 // CU_TENSOR_MAP_L2_PROMOTION_L2_256B

@@ -424,6 +424,23 @@ def test_a_wrong_kernel_is_not_served_with(cuda, kernel):
     assert "--backend cpu" in text and "--no-self-test" in text
 
 
+# A GPU whose mma.sync has e4m3.
+WITH_E4M3 = {"EW_MOCK_CUDA_CC": "89", "EW_MOCK_CUDA_DRIVER": "12040"}
+
+
+@emulated
+@pytest.mark.parametrize("dtype", ["fp8", "fp8_channel"])
+def test_prompts_in_e4m3(cuda, dtype):
+    """The self-test has steps of more than 64 tokens, whose products take activations in e4m3: within what that costs, and wrong where it is."""
+    command = ["run", "-m", f"synthetic:tiny:{dtype}", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "--temp", "0", "--debug"]
+    text = support.run(*command, env={**cuda, **WITH_E4M3}).stderr.decode()
+    errors = [float(error) for error in re.findall(r"self-test: (?:narrow_f8 )?gemm_f8 \(.*\) ([0-9.e-]+) of 0.05", text)]
+    assert len(errors) == 7 and all(0.01 < error < 0.03 for error in errors), text
+    assert "gemm_f8" not in support.run(*command, env={**cuda, **WITH_E4M3, "EW_CUDA_TIER": "sm_80"}).stderr.decode()
+    result = support.run(*command, env={**cuda, **WITH_E4M3, "EW_MOCK_CUDA_BREAK": "gemm_f8"})
+    assert result.returncode == 1 and b"gemm_f8" in result.stderr
+
+
 @emulated
 def test_the_self_test_can_be_left_out(cuda):
     command = ["run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v"]
@@ -440,7 +457,8 @@ def test_right_kernels_pass(cuda, model):
 
 
 @emulated
-@pytest.mark.parametrize("cc,driver,expected", [("80", "11040", "sm_80: the GPU is sm_80"), ("90", "11080", "sm_90: the driver serves CUDA 11.8"),
+@pytest.mark.parametrize("cc,driver,expected", [("80", "11040", "sm_80: the GPU is sm_80"), ("89", "12020", "sm_80: the driver serves CUDA 12.2"),
+                                                ("89", "12040", "sm_89: the GPU is sm_89"), ("90", "11080", "sm_90: the driver serves CUDA 11.8"),
                                                 ("90", "12000", "sm_90a: the newest"), ("120", "13000", "sm_90: the GPU is sm_120")])
 def test_doctor_says_which_kernels_run(cuda, cc, driver, expected):
     result = support.run("doctor", env={**cuda, "EW_MOCK_CUDA_CC": cc, "EW_MOCK_CUDA_DRIVER": driver})

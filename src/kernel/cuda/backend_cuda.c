@@ -563,7 +563,9 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
         return rc;
     carver.used = 0;
     carve_workspace(backend, &backend->plan, &backend->limits, &carver, work, true);
-    rc = ew_cuda_wgmma_init(backend, err);
+    rc = ew_cuda_f8_init(backend, err);
+    if (rc == 0)
+        rc = ew_cuda_wgmma_init(backend, err);
     if (rc == 0)
         rc = clear_states(backend, err);
     if (rc == 0)
@@ -848,9 +850,11 @@ static int cuda_import_block(struct ew_backend *base, uint32_t group, int32_t bl
     return move_block(of(base), group, block, n_tokens, NULL, in, err);
 }
 
-static enum ew_arith arith_of(enum ew_cuda_layout layout)
+static enum ew_arith arith_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
-    switch (layout) {
+    if (ew_cuda_operand_of(matrix, backend->limits.n_tokens_max) == EW_CUDA_F8)
+        return EW_ARITH_I8;
+    switch (matrix->layout) {
     case EW_CUDA_F32:
         return EW_ARITH_REFERENCE;
     case EW_CUDA_F16:
@@ -872,7 +876,7 @@ static enum ew_arith cuda_arith(const struct ew_backend *base)
         const struct ew_op *op = &backend->program->ops[i];
 
         if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS)
-            widest = EW_MAX(widest, arith_of(backend->matrices[op->weight].layout));
+            widest = EW_MAX(widest, arith_of(backend, &backend->matrices[op->weight]));
     }
     return widest;
 }

@@ -77,8 +77,8 @@ struct ew_cuda_narrow {
     uint64_t of; // the buffer's address; 0: nothing
     uint64_t order; // as the matrix has it
     uint32_t cols, n_rows;
-    bool is_bf16;
-    uint32_t turn; // which x16
+    enum ew_cuda_layout as; // F16, BF16 or, with scales behind the codes, F8
+    uint32_t turn;          // which x16
 };
 
 // The order of pairs of the layer at hand; as `struct pairs` in ptx/experts.c. Addresses of arrays of u32.
@@ -275,6 +275,13 @@ int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *atten
 // cuda_fuse.c
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_f8.c
+// Finds the matrices whose products with many rows take activations in e4m3, where there are kernels for them. Once
+// weights are loaded and the workspace has its place; the maps of the tensor copy engine are made behind it.
+int ew_cuda_f8_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+// What activations of so many rows become for products with a matrix: F16, BF16 or F8.
+enum ew_cuda_layout ew_cuda_operand_of(const struct ew_cuda_matrix *matrix, uint32_t n_rows);
 
 // cuda_latent.c
 // Loads what attention over latents needs, where there is any; once limits are known.

@@ -121,7 +121,8 @@ static void *compile_all(void *ctx)
 static bool is_inexact(enum ew_cuda_module module)
 {
     return module == EW_CUDA_FEW || module == EW_CUDA_VECTOR || module == EW_CUDA_DECODE ||
-           module == EW_CUDA_CHOSEN || module == EW_CUDA_GEMM || module == EW_CUDA_WGMMA;
+           module == EW_CUDA_CHOSEN || module == EW_CUDA_GEMM || module == EW_CUDA_WGMMA ||
+           module == EW_CUDA_WGMMA_F8_MODULE || module == EW_CUDA_GEMM_F8_MODULE;
 }
 
 static bool is_used(const struct ew_cuda_backend *backend, enum ew_cuda_module module)
@@ -299,6 +300,8 @@ static bool is_wanted(const struct needs *needs, enum ew_cuda_module module, con
     case EW_CUDA_SOME:
     case EW_CUDA_FEW:
     case EW_CUDA_VECTOR:
+    case EW_CUDA_WGMMA_F8_MODULE:
+    case EW_CUDA_GEMM_F8_MODULE:
     case EW_CUDA_EXPERTS:
     case EW_CUDA_CHOSEN:
         return serves_layout(needs, module, name);
@@ -306,7 +309,8 @@ static bool is_wanted(const struct needs *needs, enum ew_cuda_module module, con
     case EW_CUDA_WGMMA:
         return serves_operand(needs, name);
     case EW_CUDA_EXPAND:
-        return strncmp(name, "expand", 6) == 0 ? serves_layout(needs, module, name) : serves_operand(needs, name);
+        return strncmp(name, "expand", 6) == 0 || has_word(name, "f8")
+                   ? serves_layout(needs, module, name) : serves_operand(needs, name);
     case EW_CUDA_DECODE:
         return serves_cache(needs, name) && serves_size(needs->dims, DIMS, DIMS_COUNT, name);
     case EW_CUDA_FLASH_F16:

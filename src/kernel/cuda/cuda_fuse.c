@@ -288,7 +288,8 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
         return false;
     next = &backend->fused[m.next];
     if (!next->count || next->x != fused->out || next->job.norm != EW_VECTOR_PLAIN || next->job.order ||
-        (next->job.layout == EW_CUDA_BF16) != (fused->job.layout == EW_CUDA_BF16))
+        ew_cuda_operand_of(&backend->matrices[next->weights[0]], UINT32_MAX) !=
+            ew_cuda_operand_of(&backend->matrices[fused->weights[0]], UINT32_MAX))
         return false;
     m.next += next->count;
     return next->out == fused->out || !is_read_later(&m, fused->out);

@@ -1,6 +1,7 @@
 #include "kernel/cuda/cuda_kernel.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
 
@@ -77,10 +78,22 @@ static int open_from(const struct ew_cuda_device *device, enum ew_cuda_module mo
     return out->file ? unpack(out->file, &out->text, err) : 0;
 }
 
+// EW_CUDA_TIER=sm_80 leaves newer tiers out, to compare and to test them.
+static const struct ew_cuda_tier *newest_tier(void)
+{
+    const char *name = getenv("EW_CUDA_TIER");
+
+    for (const struct ew_cuda_tier *tier = ew_cuda_tiers; name && tier->name; tier++) {
+        if (strcmp(tier->name, name) == 0)
+            return tier;
+    }
+    return ew_cuda_tiers;
+}
+
 int ew_cuda_text_open(const struct ew_cuda_device *device, enum ew_cuda_module module, struct ew_cuda_text *out,
                       struct ew_error *err)
 {
-    return open_from(device, module, ew_cuda_tiers, out, err);
+    return open_from(device, module, newest_tier(), out, err);
 }
 
 void ew_cuda_text_close(struct ew_cuda_text *text)

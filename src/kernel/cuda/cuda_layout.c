@@ -107,7 +107,9 @@ uint64_t ew_cuda_scale_bytes(enum ew_cuda_layout layout, uint64_t cols)
 
 uint64_t ew_cuda_min_bytes(enum ew_cuda_layout layout, uint64_t cols)
 {
-    return layout == EW_CUDA_NV4 ? sizeof(float) : cols / EW_CUDA_GROUP * LAYOUTS[layout].min_bytes;
+    if (layout == EW_CUDA_NV4 || layout == EW_CUDA_F8)
+        return sizeof(float);
+    return cols / EW_CUDA_GROUP * LAYOUTS[layout].min_bytes;
 }
 
 static uint16_t u16_at(const uint8_t *p)
@@ -185,8 +187,9 @@ static void pack_q4_k(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t
 }
 
 // A NaN counts as zero, as in the reference codec.
-static void pack_fp8(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales)
+static void pack_fp8(const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales, uint8_t *row_scale)
 {
+    memcpy(row_scale, row, 4);
     memset(scales, 0, ew_cuda_scale_bytes(EW_CUDA_F8, cols));
     for (uint64_t at = 0; at < cols; at += FP8_COLS, row += 4 + FP8_COLS, scales += 4) {
         memcpy(scales, row, 4);
@@ -334,7 +337,7 @@ void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uin
                       uint8_t *codes, uint8_t *scales, uint8_t *mins, float *scratch)
 {
     if (layout == EW_CUDA_F8)
-        pack_fp8(row, cols, codes, scales);
+        pack_fp8(row, cols, codes, scales, mins);
     else if (dtype == EW_DTYPE_Q4_K && layout == EW_CUDA_U4_MIN)
         pack_q4_k(row, cols, codes, scales, mins);
     else if ((dtype == EW_DTYPE_Q8_0 || dtype == EW_DTYPE_Q4_0 || dtype == EW_DTYPE_Q4_1) && layout >= EW_CUDA_I8)

@@ -7,7 +7,9 @@
 //           holds columns i (low nibble) and i + 16
 //   U4_MIN  as U4, and minima f16                          value = scale * code - minimum
 //   F8      codes e4m3 [rows, cols], scales f32, one for   value = scale * code
-//           128 columns, rows of them padded to 16 bytes
+//           128 columns, rows of them padded to 16 bytes;
+//           the first of each row once more, in the place
+//           of minima
 //   tables  codes [rows, cols / 2]: byte i holds columns   value = scale * table[code], tables in ptx/gpu.h
 //           2 i (low nibble) and 2 i + 1; scales f16; of
 //           MX4 bf16; of NV4 two e4m3, for 16 columns
@@ -53,8 +55,16 @@ enum ew_cuda_layout { // as in ptx/gpu.h
 
 #define EW_CUDA_GROUP 32
 
+// What the scales of F8 are, as far as that makes products with many rows simpler.
+enum ew_cuda_f8_form {
+    EW_CUDA_F8_ANY,
+    EW_CUDA_F8_ROWS,   // one for each row
+    EW_CUDA_F8_BLOCKS, // one for 128 rows and 128 columns
+};
+
 struct ew_cuda_matrix {
     enum ew_cuda_layout layout;
+    enum ew_cuda_f8_form f8_form; // once products with e4m3 activations are possible
     uint32_t rows, cols;
     uint64_t codes, scales, mins; // addresses; 0 where unused
     uint64_t order;               // 0, or u32 [cols]: which element of the activations each column is

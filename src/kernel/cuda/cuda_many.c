@@ -1,8 +1,9 @@
-// Fused steps (cuda_fuse.c) with many rows of activations, on the tier of sm_90a: norms leave 16 bits, gates are made
-// of both products where they stand, residuals are added as results are written.
+// Fused steps (cuda_fuse.c) with many rows of activations, on the tier of sm_90a: norms leave 16 or 8 bits, gates are
+// made of both products where they stand, residuals are added as results are written.
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_prefill.h"
+#include "kernel/cuda/f8_job.h"
 
 #define NORM_THREADS 256
 #define MANY_ROWS 33      // from which on,
@@ -43,39 +44,51 @@ static uint32_t least_rows(enum ew_cuda_layout layout)
 bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows)
 {
     const struct ew_vector_job *job = &fused->job;
+    enum ew_cuda_layout as = ew_cuda_operand_of(&backend->matrices[fused->weights[0]], n_rows);
     float linear, cubic;
 
     if (!fused->count || n_rows < least_rows(job->layout) || !backend->work.has_maps ||
         backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows; i++) {
-        if (!ew_cuda_wgmma_takes(backend, &backend->matrices[fused->weights[i]]))
+        const struct ew_cuda_matrix *m = &backend->matrices[fused->weights[i]];
+
+        if (ew_cuda_operand_of(m, n_rows) != as || (as != EW_CUDA_F8 && !ew_cuda_wgmma_takes(backend, m)))
             return false;
     }
-    if (job->is_glu && (!fused->is_narrow || job->rows % 64 || !gate_form(job, &linear, &cubic)))
+    if (job->is_glu && (!fused->is_narrow || job->rows % (as == EW_CUDA_F8 ? EW_F8_GROUP : 64) ||
+                        !gate_form(job, &linear, &cubic)))
         return false;
     // The norm reads and writes 16 bytes at a time.
     return (stride_of(backend, fused->x) | stride_of(backend, fused->normed)) % 4 == 0;
 }
 
 static int launch_norm(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
-                       struct ew_error *err)
+                       enum ew_cuda_layout as, struct ew_error *err)
 {
     const struct ew_vector_job *job = &fused->job;
     struct ew_cuda_narrow *to = &backend->work.narrow;
-    uint32_t in_stride = stride_of(backend, fused->x), cols = job->cols, is_layer = job->norm == EW_VECTOR_LAYER;
-    uint32_t normed_stride = stride_of(backend, fused->normed);
-    uint64_t in = job->x, weight = job->norm_weight, bias = job->norm_bias, normed = job->normed;
-    uint64_t order = job->order;
-    float eps = job->eps, offset = job->norm_offset;
-    bool is_bf16 = job->layout == EW_CUDA_BF16;
+    struct ew_cuda_grid grid = {n_rows, 1, 1, NORM_THREADS, 0};
+    struct ew_norm_job norm = {.in = job->x,
+                               .weight = job->norm_weight,
+                               .bias = job->norm_bias,
+                               .normed = job->normed,
+                               .order = job->order,
+                               .in_stride = stride_of(backend, fused->x),
+                               .normed_stride = stride_of(backend, fused->normed),
+                               .cols = job->cols,
+                               .eps = job->eps,
+                               .weight_offset = job->norm_offset,
+                               .is_layer = job->norm == EW_VECTOR_LAYER};
+    struct ew_codes_job codes;
 
-    *to = (struct ew_cuda_narrow){normed, order, cols, n_rows, is_bf16, to->turn ^ 1};
-    return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NORM_BF16 : EW_CUDA_NORM_F16,
-                          (struct ew_cuda_grid){n_rows, 1, 1, NORM_THREADS, 0},
-                          ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &weight, &bias, &eps, &offset,
-                                    &is_layer, &normed, &normed_stride, &order),
-                          err);
+    *to = (struct ew_cuda_narrow){job->normed, job->order, job->cols, n_rows, as, to->turn ^ 1};
+    if (as == EW_CUDA_F8) {
+        codes = ew_cuda_f8_codes(backend, to->turn, job->cols, n_rows);
+        return ew_cuda_launch(&backend->device, EW_CUDA_NORM_F8, grid, ARGUMENTS(&codes, &norm), err);
+    }
+    return ew_cuda_launch(&backend->device, as == EW_CUDA_BF16 ? EW_CUDA_NORM_BF16 : EW_CUDA_NORM_F16, grid,
+                          ARGUMENTS(&backend->work.x16[to->turn], &norm), err);
 }
 
 static struct ew_cuda_product product_of(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused,
@@ -103,16 +116,17 @@ int ew_cuda_many(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fu
                  struct ew_error *err)
 {
     const struct ew_vector_job *job = &fused->job;
-    bool is_bf16 = job->layout == EW_CUDA_BF16;
     struct ew_cuda_gate gate = {product_of(backend, fused, 0, n_rows), product_of(backend, fused, 1, n_rows), 0, 0};
+    enum ew_cuda_layout as = ew_cuda_operand_of(gate.gate.matrix, n_rows);
     int rc;
 
     if (job->norm != EW_VECTOR_PLAIN)
-        rc = launch_norm(backend, fused, n_rows, err);
+        rc = launch_norm(backend, fused, n_rows, as, err);
     else
-        rc = ew_cuda_prefill_narrow(backend, &gate.gate, is_bf16, err);
-    if (job->is_glu && gate_form(job, &gate.linear, &gate.cubic))
-        return rc ? rc : ew_cuda_wgmma_gate(backend, &gate, gate.gate.out, err);
+        rc = ew_cuda_prefill_narrow(backend, &gate.gate, as, err);
+    if (rc == 0 && job->is_glu && gate_form(job, &gate.linear, &gate.cubic))
+        return as == EW_CUDA_F8 ? ew_cuda_f8_gate(backend, &gate, gate.gate.out, err)
+                                : ew_cuda_wgmma_gate(backend, &gate, gate.gate.out, err);
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX && job->parts[i].rows && rc == 0; i++) {
         struct ew_cuda_product product = product_of(backend, fused, i, n_rows);
 

@@ -91,7 +91,17 @@ void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address)
         backend->work.narrow.of = 0;
 }
 
-int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, bool is_bf16,
+static int narrow_f8(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, struct ew_error *err)
+{
+    struct ew_codes_job to = ew_cuda_f8_codes(backend, backend->work.narrow.turn, p->matrix->cols, p->n_rows);
+    struct ew_cuda_grid grid = {ceil_div(to.cols / 4, THREADS), p->n_rows, 1, THREADS};
+    uint32_t in_stride = p->in_stride;
+    uint64_t in = p->in;
+
+    return ew_cuda_launch(&backend->device, EW_CUDA_NARROW_F8, grid, ARGUMENTS(&to, &in, &in_stride), err);
+}
+
+int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, enum ew_cuda_layout as,
                            struct ew_error *err)
 {
     struct ew_cuda_narrow *to = &backend->work.narrow;
@@ -99,11 +109,12 @@ int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda
     uint64_t in = p->in, order = p->matrix->order;
     struct ew_cuda_grid grid = {ceil_div(cols / 8, THREADS), p->n_rows, 1, THREADS};
 
-    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->is_bf16 == is_bf16 &&
-        to->order == order)
+    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->as == as && to->order == order)
         return 0;
-    *to = (struct ew_cuda_narrow){in, order, cols, p->n_rows, is_bf16, to->turn ^ 1};
-    return ew_cuda_launch(&backend->device, is_bf16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
+    *to = (struct ew_cuda_narrow){in, order, cols, p->n_rows, as, to->turn ^ 1};
+    if (as == EW_CUDA_F8)
+        return narrow_f8(backend, p, err);
+    return ew_cuda_launch(&backend->device, as == EW_CUDA_BF16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
                           ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &order), err);
 }
 
@@ -218,8 +229,11 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
     const struct ew_cuda_matrix *m = p->matrix;
     bool is_bf16 = m->layout == EW_CUDA_BF16;
     uint32_t part = part_rows(backend, m->rows, m->cols);
-    int rc = ew_cuda_prefill_narrow(backend, p, is_bf16, err);
+    enum ew_cuda_layout as = ew_cuda_operand_of(m, p->n_rows);
+    int rc = ew_cuda_prefill_narrow(backend, p, as, err);
 
+    if (rc == 0 && as == EW_CUDA_F8)
+        return ew_cuda_f8_product(backend, p, err);
     if (rc == 0 && backend->config.deterministic)
         return multiply_exact(backend, p, err);
     if (rc == 0 && is_for_some(backend, p))

@@ -4,8 +4,10 @@
 // decoded into a scratch matrix, part by part.
 
 #include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/narrow_job.h"
 
 #define EW_CUDA_PREFILL_TOKENS 9 // rows from which on these products are used
+#define EW_CUDA_F8_TOKENS 65     // and from which on activations are quantised to e4m3 for them
 
 // A product of a step: rows of f32 at `in`, to `out`; addresses and strides in floats. bias 0: none. With a residual
 // (the wgmma tier alone), out = y_scale * product + residual_scale * residual, maybe in place.
@@ -27,9 +29,9 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
                             struct ew_error *err) EW_MUST_CHECK;
 // The buffer at `address` was written: what was narrowed from it is of no use any more.
 void ew_cuda_prefill_wrote(struct ew_cuda_backend *backend, uint64_t address);
-// Narrows rows, or takes what was narrowed before.
-int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *product, bool is_bf16,
-                           struct ew_error *err) EW_MUST_CHECK;
+// Narrows rows to F16, BF16 or F8, or takes what was narrowed before.
+int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
+                           enum ew_cuda_layout as, struct ew_error *err) EW_MUST_CHECK;
 // Decodes rows of a quantised matrix to f16, into w16 from `row` on.
 int ew_cuda_prefill_expand(struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix, uint32_t first,
                            uint32_t rows, uint32_t row, struct ew_error *err) EW_MUST_CHECK;
@@ -48,6 +50,22 @@ struct ew_cuda_gate {
 };
 int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *gate, uint64_t out_of,
                        struct ew_error *err) EW_MUST_CHECK;
+// Maps of a matrix and of its activations, which stand in x16 now.
+uint64_t ew_cuda_wgmma_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
+uint64_t ew_cuda_wgmma_x_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
+// Into how many parts a tile's columns go, so that few tiles fill the GPU, too; and the sum of what they leave in
+// few_partial.
+uint32_t ew_cuda_wgmma_splits(const struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
+                              uint32_t n_tiles, uint32_t rows);
+int ew_cuda_wgmma_join(struct ew_cuda_backend *backend, const struct ew_cuda_product *product, uint32_t first,
+                       uint32_t rows, uint32_t n_splits, struct ew_error *err) EW_MUST_CHECK;
+// The same with activations in e4m3, of matrices whose operand they are.
+struct ew_codes_job ew_cuda_f8_codes(const struct ew_cuda_backend *backend, uint32_t turn, uint32_t cols,
+                                     uint32_t n_rows);
+int ew_cuda_f8_product(struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
+                       struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_f8_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *gate, uint64_t out_of,
+                    struct ew_error *err) EW_MUST_CHECK;
 // Fused steps with many rows: whether the tier of sm_90a does them, and doing them.
 bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
 int ew_cuda_many(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,

@@ -29,21 +29,19 @@ uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program)
 
 bool ew_cuda_wgmma_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
-    return backend->work.has_maps && matrix->cols % STEP == 0;
+    return backend->work.has_maps && matrix->cols % STEP == 0 && matrix->f8_form == EW_CUDA_F8_ANY;
 }
 
 static int encode(struct ew_cuda_backend *backend, struct ew_cuda_tensor_map *map, uint64_t address, uint64_t rows,
-                  uint64_t cols, struct ew_error *err)
+                  uint64_t cols, bool is_f8, struct ew_error *err)
 {
-    const uint64_t dims[] = {cols, rows}, strides[] = {cols * 2};
-    const uint32_t box[] = {STEP, BOX_ROWS}, element_strides[] = {1, 1};
+    const uint64_t dims[] = {cols, rows}, strides[] = {is_f8 ? cols : cols * 2};
+    const uint32_t box[] = {is_f8 ? 2 * STEP : STEP, BOX_ROWS}, element_strides[] = {1, 1};
+    int status = backend->device.driver.cuTensorMapEncodeTiled(
+        map, is_f8 ? EW_CUDA_TENSOR_U8 : EW_CUDA_TENSOR_U16, 2, address, dims, strides, box, element_strides, 0,
+        EW_CUDA_TENSOR_SWIZZLE_128, EW_CUDA_TENSOR_PROMOTE_256, 0);
 
-    return ew_cuda_check(&backend->device,
-                         backend->device.driver.cuTensorMapEncodeTiled(map, EW_CUDA_TENSOR_U16, 2, address, dims,
-                                                                       strides, box, element_strides, 0,
-                                                                       EW_CUDA_TENSOR_SWIZZLE_128,
-                                                                       EW_CUDA_TENSOR_PROMOTE_256, 0),
-                         "describing a matrix", err);
+    return ew_cuda_check(&backend->device, status, "describing a matrix", err);
 }
 
 static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct ew_error *err)
@@ -55,26 +53,28 @@ static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct
     for (uint32_t i = 0; i < program->n_ops && rc == 0; i++) {
         uint32_t weight = program->ops[i].weight;
         const struct ew_cuda_matrix *m;
-        bool is_quantised;
+        bool is_quantised, is_f8;
 
         if (program->ops[i].kind != EW_OP_LINEAR)
             continue;
         m = &backend->matrices[weight];
-        is_quantised = ew_cuda_layout_is_quantised(m->layout);
+        is_f8 = m->f8_form != EW_CUDA_F8_ANY;
+        is_quantised = ew_cuda_layout_is_quantised(m->layout) && !is_f8;
         if (!ew_cuda_prefill_takes(backend, m, (uint32_t)n_rows) || m->cols % STEP != 0)
             continue;
         for (int turn = 0; turn < 2 && rc == 0; turn++)
-            rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, err);
+            rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, is_f8, err);
         if (rc == 0)
             rc = encode(backend, &maps[weight].w, is_quantised ? backend->work.w16 : m->codes,
-                        is_quantised ? backend->work.w16_bytes / (m->cols * 2ull) : m->rows, m->cols, err);
+                        is_quantised ? backend->work.w16_bytes / (m->cols * 2ull) : m->rows, m->cols, is_f8,
+                        err);
     }
     return rc;
 }
 
 static bool has_kernels(const struct ew_cuda_device *device)
 {
-    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_BF16_GATED; kernel++) {
+    for (int kernel = EW_CUDA_WGMMA_F16_256; kernel <= EW_CUDA_WGMMA_F8_GATED; kernel++) {
         if (device->functions[kernel])
             return true;
     }
@@ -113,13 +113,13 @@ static uint32_t ceil_div(uint32_t n, uint32_t by)
     return n / by + (n % by != 0);
 }
 
-static uint64_t x_map_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+uint64_t ew_cuda_wgmma_x_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
     return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
            backend->work.narrow.turn * sizeof(struct ew_cuda_tensor_map);
 }
 
-static uint64_t w_map_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+uint64_t ew_cuda_wgmma_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
     return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
            offsetof(struct maps, w);
@@ -134,9 +134,8 @@ static bool wants_large(uint32_t n_multiprocessors, uint32_t token_tiles, uint32
     return large * 2 <= small * SMALL_COST;
 }
 
-// Into how many parts a tile's columns go, so that few tiles fill the GPU, too.
-static uint32_t splits_of(const struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t n_tiles,
-                          uint32_t rows)
+uint32_t ew_cuda_wgmma_splits(const struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t n_tiles,
+                              uint32_t rows)
 {
     uint32_t n = (uint32_t)backend->device.n_multiprocessors / n_tiles;
     uint64_t bytes = (uint64_t)p->n_rows * rows * sizeof(float);
@@ -147,8 +146,8 @@ static uint32_t splits_of(const struct ew_cuda_backend *backend, const struct ew
     return EW_MAX(EW_MIN(n, (uint32_t)(backend->work.few_partial_bytes / bytes)), 1u);
 }
 
-static int join(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t first, uint32_t rows,
-                uint32_t n_splits, struct ew_error *err)
+int ew_cuda_wgmma_join(struct ew_cuda_backend *backend, const struct ew_cuda_product *p, uint32_t first, uint32_t rows,
+                       uint32_t n_splits, struct ew_error *err)
 {
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
     uint64_t residual = p->residual ? p->residual + first * sizeof(float) : 0, partial = backend->work.few_partial;
@@ -169,8 +168,9 @@ int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda
                                                       {EW_CUDA_WGMMA_BF16_128, EW_CUDA_WGMMA_BF16_256}};
     uint32_t n_multiprocessors = (uint32_t)backend->device.n_multiprocessors, token_tiles = ceil_div(p->n_rows, TOKENS);
     bool large = wants_large(n_multiprocessors, token_tiles, rows), is_bf16 = p->matrix->layout == EW_CUDA_BF16;
-    uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128), n_splits = splits_of(backend, p, n_tiles, rows);
-    uint64_t x_map = x_map_of(backend, p->matrix), w_map = w_map_of(backend, p->matrix);
+    uint32_t n_tiles = token_tiles * ceil_div(rows, large ? 256 : 128);
+    uint32_t n_splits = ew_cuda_wgmma_splits(backend, p, n_tiles, rows);
+    uint64_t x_map = ew_cuda_wgmma_x_map(backend, p->matrix), w_map = ew_cuda_wgmma_map(backend, p->matrix);
     uint64_t out = p->out + first * sizeof(float), bias = p->bias ? p->bias + first * sizeof(float) : 0;
     uint64_t residual = p->residual ? p->residual + first * sizeof(float) : 0;
     uint32_t out_stride = p->out_stride, n_rows = p->n_rows, cols = p->matrix->cols;
@@ -189,7 +189,7 @@ int ew_cuda_wgmma_multiply(struct ew_cuda_backend *backend, const struct ew_cuda
                         ARGUMENTS(&out, &out_stride, &x_map, &w_map, &bias, &rows, &cols, &n_rows, &residual,
                                   &residual_stride, &y_scale, &residual_scale, &n_splits),
                         err);
-    return rc || n_splits == 1 ? rc : join(backend, p, first, rows, n_splits, err);
+    return rc || n_splits == 1 ? rc : ew_cuda_wgmma_join(backend, p, first, rows, n_splits, err);
 }
 
 // `rows` rows of both from `first` on, where those of `up` are rows up_row on of its map.
@@ -199,7 +199,8 @@ static int multiply_gate(struct ew_cuda_backend *backend, const struct ew_cuda_g
     const struct ew_cuda_matrix *m = g->gate.matrix;
     uint32_t turn = backend->work.narrow.turn ^ 1, token_tiles = ceil_div(g->gate.n_rows, TOKENS);
     uint32_t n_tiles = token_tiles * ceil_div(rows, BOX_ROWS), out_stride = m->rows, cols = m->cols;
-    uint64_t x_map = x_map_of(backend, m), gate_map = w_map_of(backend, m), up_map = w_map_of(backend, g->up.matrix);
+    uint64_t x_map = ew_cuda_wgmma_x_map(backend, m), gate_map = ew_cuda_wgmma_map(backend, m);
+    uint64_t up_map = ew_cuda_wgmma_map(backend, g->up.matrix);
     uint64_t out = backend->work.x16[turn] + first * 2ull;
     uint64_t gate_bias = g->gate.bias ? g->gate.bias + first * sizeof(float) : 0;
     uint64_t up_bias = g->up.bias ? g->up.bias + first * sizeof(float) : 0;
@@ -235,7 +236,8 @@ int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gat
         if (rc == 0)
             rc = multiply_gate(backend, g, first, rows, is_quantised ? part : 0, err);
     }
-    backend->work.narrow = (struct ew_cuda_narrow){out_of, 0, m->rows, g->gate.n_rows, m->layout == EW_CUDA_BF16,
+    backend->work.narrow = (struct ew_cuda_narrow){out_of, 0, m->rows, g->gate.n_rows,
+                                                   ew_cuda_operand_of(m, g->gate.n_rows),
                                                    backend->work.narrow.turn ^ 1};
     return rc;
 }

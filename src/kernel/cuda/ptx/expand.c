@@ -1,5 +1,6 @@
 // Operands of the large products in 16 bits: activations from f32, quantised weights to f16.
 
+#include "kernel/cuda/narrow_job.h"
 #include "kernel/cuda/ptx/block.h"
 
 // f16 cannot hold what some families' activations reach: they stop at its largest number.
@@ -40,52 +41,88 @@ INLINE f32x4 four_of(const float *v, const u32 *order, u32 i, float otherwise)
     return v ? four_in_order(v, order, i) : (f32x4){otherwise, otherwise, otherwise, otherwise};
 }
 
-// A norm of a whole row (EW_OP_NORM), a block each; four columns a thread at a time. Unless it is NULL, `normed` gets
-// the same in f32, as its columns are in `in`.
-INLINE void narrow_norm(u32 is_bf16, u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight,
-                        const float *bias, float eps, float weight_offset, u32 is_layer, float *normed,
-                        u32 normed_stride, const u32 *order)
-{
-    float mean = 0, sum = 0, factor;
+// A norm's row is a block's; four columns a thread at a time.
+struct normal {
+    float mean, factor;
+};
 
-    in += (u64)BLOCK_X * in_stride;
-    out += (u64)BLOCK_X * cols;
-    if (is_layer) {
-        for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
+INLINE struct normal find_normal(const struct ew_norm_job *norm, const float *in)
+{
+    float mean = 0, sum = 0;
+
+    if (norm->is_layer) {
+        for (u32 i = THREAD * 4; i < norm->cols; i += N_THREADS * 4) {
             f32x4 x = *(const f32x4 *)(in + i);
 
             sum += x.x + x.y + x.z + x.w;
         }
-        mean = block_sum(N_THREADS, sum) / (float)cols;
+        mean = block_sum(N_THREADS, sum) / (float)norm->cols;
         sum = 0;
     }
-    for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
+    for (u32 i = THREAD * 4; i < norm->cols; i += N_THREADS * 4) {
         f32x4 x = *(const f32x4 *)(in + i) - mean;
 
         sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
     }
-    factor = rsqrt_f32(block_sum(N_THREADS, sum) / (float)cols + eps);
-    for (u32 i = THREAD * 4; i < cols; i += N_THREADS * 4) {
-        f32x4 w = four_of(weight, order, i, 1) + (weight ? weight_offset : 0);
-        f32x4 y = (four_in_order(in, order, i) - mean) * factor * w + four_of(bias, order, i, 0);
+    return (struct normal){mean, rsqrt_f32(block_sum(N_THREADS, sum) / (float)norm->cols + norm->eps)};
+}
+
+INLINE f32x4 normal_at(const struct ew_norm_job *norm, const struct normal *n, const float *in, const u32 *order,
+                       u32 i)
+{
+    const float *weight = (const float *)norm->weight, *bias = (const float *)norm->bias;
+    f32x4 w = four_of(weight, order, i, 1) + (weight ? norm->weight_offset : 0);
+    f32x4 y = (four_in_order(in, order, i) - n->mean) * n->factor * w + four_of(bias, order, i, 0);
+
+    if (norm->normed)
+        *(f32x4 *)((float *)norm->normed + (u64)BLOCK_X * norm->normed_stride + i) = y;
+    return y;
+}
+
+INLINE void narrow_norm(u32 is_bf16, u16 *out, const struct ew_norm_job *norm)
+{
+    const float *in = (const float *)norm->in + (u64)BLOCK_X * norm->in_stride;
+    struct normal n = find_normal(norm, in);
+
+    out += (u64)BLOCK_X * norm->cols;
+    for (u32 i = THREAD * 4; i < norm->cols; i += N_THREADS * 4) {
+        f32x4 y = normal_at(norm, &n, in, (const u32 *)norm->order, i);
 
         *(u32x2 *)(out + i) = is_bf16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
                                       : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
-        if (normed)
-            *(f32x4 *)(normed + (u64)BLOCK_X * normed_stride + i) = y;
     }
 }
 
-#define DEFINE_NORM(name, is_bf16) \
-    KERNEL name(u16 *out, const float *in, u32 in_stride, u32 cols, const float *weight, const float *bias, float eps, \
-                float weight_offset, u32 is_layer, float *normed, u32 normed_stride, const u32 *order) \
-    { \
-        narrow_norm(is_bf16, out, in, in_stride, cols, weight, bias, eps, weight_offset, is_layer, normed, \
-                    normed_stride, order); \
-    }
+KERNEL norm_f16(u16 *out, struct ew_norm_job norm) { narrow_norm(0, out, &norm); }
+KERNEL norm_bf16(u16 *out, struct ew_norm_job norm) { narrow_norm(1, out, &norm); }
 
-DEFINE_NORM(norm_f16, 0)
-DEFINE_NORM(norm_bf16, 1)
+// Columns `column` to `column` + 3 of a row; a warp has 128 in turn.
+INLINE void store_codes(const struct ew_codes_job *to, u32 row, u32 column, f32x4 x)
+{
+    float most = max_f32(max_f32(abs_f32(x.x), abs_f32(x.y)), max_f32(abs_f32(x.z), abs_f32(x.w)));
+
+    most = warp_max(most);
+    ((u32 *)to->codes)[((u64)row * to->cols + column) / 4] = e4m3x4_of(x, e4m3_factor(most));
+    if (THREAD % 32 == 0)
+        ((float *)to->scales)[column / 128 * to->scale_stride + row] = e4m3_scale(most);
+}
+
+KERNEL narrow_f8(struct ew_codes_job to, const float *in, u32 in_stride)
+{
+    u32 column = (BLOCK_X * N_THREADS + THREAD) * 4;
+
+    if (column < to.cols)
+        store_codes(&to, BLOCK_Y, column, *(const f32x4 *)(in + (u64)BLOCK_Y * in_stride + column));
+}
+
+KERNEL norm_f8(struct ew_codes_job to, struct ew_norm_job norm)
+{
+    const float *in = (const float *)norm.in + (u64)BLOCK_X * norm.in_stride;
+    struct normal n = find_normal(&norm, in);
+
+    for (u32 i = THREAD * 4; i < norm.cols; i += N_THREADS * 4)
+        store_codes(&to, BLOCK_X, i, normal_at(&norm, &n, in, 0, i));
+}
 
 // Eight of a group's 32 columns a thread, from bytes whose codes are they.
 INLINE void expand(u32 layout, u16 *out, const struct weight *w, u64 n_groups)
@@ -176,4 +213,23 @@ KERNEL join_sums(float *out, u32 out_stride, const float *partial, u32 n_splits,
     if (residual)
         sum = y_scale * sum + residual_scale * *(const f32x4 *)(residual + (u64)BLOCK_Y * residual_stride + row);
     *(f32x4 *)(out + (u64)BLOCK_Y * out_stride + row) = sum;
+}
+
+// How the scales of a matrix in e4m3 are, a warp a row: flags[0] becomes 1 where those of a row differ, flags[1] where
+// those of 128 rows and columns do.
+KERNEL form_f8(u32 *flags, const float *scales, u32 rows, u32 cols)
+{
+    u32 row = BLOCK_X * (N_THREADS / 32) + THREAD / 32, stride = f8_scales(cols), of_row = 0, of_block = 0;
+    const float *own = scales + (u64)row * stride, *block = scales + (u64)(row / 128 * 128) * stride;
+
+    if (row >= rows)
+        return;
+    for (u32 i = THREAD % 32; i < cols / 128; i += 32) {
+        of_row |= bits_of_f32(own[i]) != bits_of_f32(own[0]);
+        of_block |= bits_of_f32(own[i]) != bits_of_f32(block[i]);
+    }
+    if (of_row)
+        flags[0] = 1;
+    if (of_block)
+        flags[1] = 1;
 }

@@ -126,6 +126,24 @@ INLINE u32 is_halved(u32 layout) { return (layout >= LAYOUT_IQ1_16 && layout <= 
 // The e4m3 of bytes 1 and 3 with their bits where f16 has its own: 2^8 times too small.
 INLINE u32 e4m3_as_f16(u32 codes) { return (codes & 0x80008000) | (codes >> 1 & 0x3F803F80); }
 #define E4M3_UNIT 256.0f
+// Two f16, 2^8 times too small and at most 1.75, rounded to e4m3 (to even): in bytes 0 and 2.
+INLINE u32 e4m3_of_f16(u32 pair)
+{
+    pair += 0x003F003F + (pair >> 7 & 0x00010001);
+    return (pair >> 7 & 0x007F007F) | (pair >> 8 & 0x00800080);
+}
+
+// Four numbers, multiplied first by what brings the greatest of their group to 1.75.
+INLINE u32 e4m3x4_of(f32x4 x, float factor)
+{
+    x *= factor;
+    return byte_permute(e4m3_of_f16(f16x2_of(x.x, x.y)), e4m3_of_f16(f16x2_of(x.z, x.w)), 0x6420);
+}
+
+// That factor, and the scale of the codes, which reach 448.
+INLINE float e4m3_factor(float most) { return most > 1e-30f ? 1.75f / most : 0; }
+INLINE float e4m3_scale(float most) { return most * (1 / 448.0f); }
+
 // Of one row of F8 in f32, a number for 128 columns; in whole 16 bytes.
 INLINE u32 f8_scales(u32 cols) { return (cols + 511) / 512 * 4; }
 

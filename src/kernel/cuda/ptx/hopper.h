@@ -53,6 +53,19 @@ INLINE void copy_tile(SHARED void *to, const void *map, u32 column, u32 row, SHA
                  : "memory");
 }
 
+// Bytes as they lie, a multiple of 16.
+INLINE void copy_bytes(SHARED void *to, u64 from, u32 bytes, SHARED barrier *b)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(b))
+                 : "memory");
+}
+
+// Registers of each thread of a warpgroup, where the kernel's bounds are known: constants, multiples of 8.
+#define registers_grow(n) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n))
+#define registers_shrink(n) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n))
+
 // What describes a tile in shared memory to the tensor cores: rows of 128 bytes, 16-byte chunks exchanged by the
 // 128-byte pattern, so that eight rows (1,024 bytes) repeat.
 INLINE u64 tile_descriptor(SHARED const void *p)
@@ -119,6 +132,37 @@ INLINE void warpgroup_128(u32 is_bf16, float *c, u64 a, u64 b, u32 add)
                      : ACC64(c, 0)
                      : "l"(a), "l"(b), "r"(add)
                      : "memory");
+}
+
+#define OUT8(c, i) \
+    "=f"(c[i]), "=f"(c[i + 1]), "=f"(c[i + 2]), "=f"(c[i + 3]), "=f"(c[i + 4]), "=f"(c[i + 5]), "=f"(c[i + 6]), \
+        "=f"(c[i + 7])
+#define OUT64(c, i) \
+    OUT8(c, i), OUT8(c, i + 8), OUT8(c, i + 16), OUT8(c, i + 24), OUT8(c, i + 32), OUT8(c, i + 40), OUT8(c, i + 48), \
+        OUT8(c, i + 56)
+#define PRODUCT_F8(a, b, add) \
+    "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LIST64 "}, " a ", " b ", " add ", 1, 1;\n"
+
+// 128 columns of tiles in e4m3: four products of 32 columns (32 bytes), which begin anew.
+INLINE void warpgroup_f8(float *c, u64 a, u64 b)
+{
+    asm volatile("{\n"
+                 ".reg .b64 x, y;\n"
+                 "wgmma.fence.sync.aligned;\n" PRODUCT_F8("%64", "%65", "0")
+                 "add.s64 x, %64, 2;\nadd.s64 y, %65, 2;\n" PRODUCT_F8("x", "y", "1")
+                 "add.s64 x, %64, 4;\nadd.s64 y, %65, 4;\n" PRODUCT_F8("x", "y", "1")
+                 "add.s64 x, %64, 6;\nadd.s64 y, %65, 6;\n" PRODUCT_F8("x", "y", "1")
+                 "wgmma.commit_group.sync.aligned;\n"
+                 "}"
+                 : OUT64(c, 0)
+                 : "l"(a), "l"(b)
+                 : "memory");
+}
+
+// Until none of this warpgroup's products is under way; nothing reads their 64 sums before.
+INLINE void warpgroup_wait_sums(float *c)
+{
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : ACC64(c, 0)::"memory");
 }
 
 // Until at most `pending` groups of this warpgroup are under way; a constant.

@@ -3,7 +3,7 @@
 // Blocks stay and take tile after tile, so that the copies of the next one begin while results are written. Where there
 // are fewer tiles than multiprocessors, a tile's columns are shared out, and `join_sums` (expand.c) adds their results.
 
-#include "kernel/cuda/ptx/gpu.h"
+#include "kernel/cuda/ptx/gate.h"
 #include "kernel/cuda/ptx/hopper.h"
 
 #define BM 128          // tokens
@@ -142,15 +142,14 @@ INLINE void store_out(u32 BN, const struct job *job, u32 tile, u32 split, const 
     }
 }
 
-// SiLU and the tanh form of GELU are both x / (1 + exp(-x (a + b x^2))). f16 stops at its largest number.
+// f16 stops at its largest number.
 INLINE float gated(u32 is_bf16, const struct job *job, u32 row, float gate, float up)
 {
     float y;
 
     gate += job->bias ? job->bias[row] : 0;
     up += job->up_bias ? job->up_bias[row] : 0;
-    y = exp2_approx(-1.44269504f * gate * (job->gate_linear + job->gate_cubic * gate * gate));
-    y = gate * reciprocal_approx(1 + y) * up;
+    y = gate_of(gate, up, job->gate_linear, job->gate_cubic);
     return is_bf16 ? y : max_f32(min_f32(y, 65504), -65504);
 }
 

@@ -272,6 +272,32 @@ INLINE void emu_mma_half(float *c, const u32 *a, u32 b0, u32 b1, u32 is_bf16)
 INLINE void mma_f16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 0); }
 INLINE void mma_bf16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 1); }
 
+// Element k of 32 that four lanes have, 16 bytes each of two.
+INLINE float emu_e4m3(const struct emu_slot *lanes, u32 first, u32 step, u32 k)
+{
+    u32 code = lanes[k / 4 % 4].words[first + k / 16 * step] >> k % 4 * 8;
+
+    return ew_f32_of_f16((u16)f16x2_of_e4m3(code & 0xFF));
+}
+
+INLINE void mma_e4m3(float *c, const u32 *a, u32 b0, u32 b1)
+{
+    u32 lane = THREAD % 32;
+    struct emu_slot *slot = emu_give();
+    const struct emu_slot *slots;
+
+    memcpy(slot->words, a, 16);
+    slot->words[4] = b0;
+    slot->words[5] = b1;
+    slots = emu_meet();
+    for (u32 i = 0; i < 4; i++) {
+        const struct emu_slot *row = slots + lane / 4 * 4, *column = slots + (lane % 4 * 2 + i % 2) * 4;
+
+        for (u32 k = 0; k < 32; k++)
+            c[i] += emu_e4m3(row, i / 2, 2, k) * emu_e4m3(column, 4, 1, k);
+    }
+}
+
 INLINE void mma_i8(i32 *c, const u32 *a, u32 b0, u32 b1)
 {
     u32 lane = THREAD % 32;
