@@ -97,7 +97,8 @@ static bool find_usual(struct ew_cuda_cache *out)
     char below[40];
 
     snprintf(below, sizeof(below), "/edgewise-%lu", (unsigned long)geteuid());
-    return try_usual(out, getenv("XDG_CACHE_HOME"), "/edgewise") || try_usual(out, getenv("HOME"), "/.cache/edgewise") ||
+    return try_usual(out, getenv("XDG_CACHE_HOME"), "/edgewise") ||
+           try_usual(out, getenv("HOME"), "/.cache/edgewise") ||
            try_usual(out, getenv("CACHE_DIRECTORY"), "") || // systemd.exec(5)
            try_usual(out, "/var/tmp", below) || try_usual(out, "/tmp", below) || try_usual(out, "/dev/shm", below);
 }
@@ -121,8 +122,10 @@ int ew_cuda_cache_find(const char *asked, struct ew_cuda_cache *out, struct ew_e
     static const char *const drivers_own[] = {"CUDA_CACHE_PATH", "CUDA_CACHE_DISABLE"};
 
     *out = (struct ew_cuda_cache){0};
-    asked = asked ? asked : getenv("EDGEWISE_CACHE");
     if (asked)
+        return find_asked(asked, out, err);
+    asked = getenv("EDGEWISE_CACHE");
+    if (asked && asked[0])
         return find_asked(asked, out, err);
     for (size_t i = 0; i < EW_COUNT_OF(drivers_own); i++) {
         if (!getenv(drivers_own[i]))
