@@ -1,6 +1,7 @@
 #pragma once
-// Where the NVIDIA driver keeps the kernels that it compiled. By itself it takes $HOME/.nv/ComputeCache, which a
-// container often cannot write; so we give it a folder of our own, and see to it that nobody else can put kernels there.
+// Where the NVIDIA driver keeps the kernels that it compiled. By itself it takes $HOME/.nv/ComputeCache, which
+// a container often cannot write; so we give it a folder of our own, and see to it that nobody else can put kernels
+// there.
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -105,11 +105,11 @@ static void unpack_fp8(const struct ew_cpu_matrix *matrix, uint32_t index, uint3
         uint64_t span = group / (EW_CPU_FP8_SPAN / EW_CPU_GROUP);
         vf scale = vf_mul(vf_load((const float *)tile.scales + span * EW_CPU_TILE_ROWS), vf_set1(FP8_UNIT));
 
-        for (uint32_t column = 0; column < EW_CPU_GROUP; column += FP8_CHAINS, to += 32 * FP8_CHAINS) {
-            vf w[FP8_CHAINS];
+        for (uint32_t column = 0; column < EW_CPU_GROUP; column += FP8_COLUMNS, to += 32 * FP8_COLUMNS) {
+            vf w[FP8_COLUMNS];
 
             vf_load_e4m3(codes + column * EW_CPU_TILE_ROWS, w);
-            for (uint32_t i = 0; i < FP8_CHAINS; i += 2) {
+            for (uint32_t i = 0; i < FP8_COLUMNS; i += 2) {
                 __m512bh both = _mm512_cvtne2ps_pbh(vf_mul(w[i + 1], scale), vf_mul(w[i], scale));
 
                 _mm512_store_si512(to + 32 * i, _mm512_permutexvar_epi16(pairs, (__m512i)both));

@@ -260,7 +260,7 @@ static void fp8_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out
 
     row %= EW_CPU_TILE_ROWS;
     for (uint32_t i = 0; i < matrix->cols; i++)
-        out[i] = ew_f32_of_e4m3(tile[(uint64_t)i * EW_CPU_TILE_ROWS + row]) *
+        out[i] = ew_f32_of_e4m3(tile[ew_cpu_fp8_at(i, row)]) *
                  f32_at(scales + 4ull * (i / EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS + row));
 }
 

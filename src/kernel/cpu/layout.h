@@ -108,12 +108,18 @@ enum ew_cpu_layout {
     EW_CPU_BF16,
     EW_CPU_F16_TILES, // tiles from here on: f16 and bf16 for matrix units, pairs of columns, no scales
     EW_CPU_BF16_TILES,
-    EW_CPU_FP8, // e4m3 [column][row], then for each 128 columns f32 [row]; with activations in f32
+    EW_CPU_FP8, // e4m3 [pair of columns][row][2], then for each 128 columns f32 [row]; with activations in f32
 #define X(NAME, name, code, scale, offset, unit) EW_CPU_##NAME,
     EW_CPU_CODED_LAYOUTS(X) // with 8-bit activations
 #undef X
     EW_CPU_LAYOUT_COUNT
 };
+
+// Where a tile of FP8 has its code: the two columns of a pair lie in the two bytes of a word.
+static inline uint64_t ew_cpu_fp8_at(uint32_t column, uint32_t row)
+{
+    return (uint64_t)(column / 2) * 2 * EW_CPU_TILE_ROWS + 2 * row + column % 2;
+}
 
 struct ew_cpu_layout_info {
     const char *name;

@@ -483,11 +483,11 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
 static void pack_fp8_row(const struct ew_cpu_matrix *matrix, const uint8_t *src, uint32_t row, uint8_t *tile)
 {
     for (uint32_t span = 0; span < matrix->cols / EW_CPU_FP8_SPAN; span++, src += 4 + EW_CPU_FP8_SPAN) {
-        uint8_t *codes = tile + (uint64_t)span * EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS + row;
+        uint8_t *codes = tile + (uint64_t)span * EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS;
 
         memcpy(tile + matrix->scale_at + 4ull * (span * EW_CPU_TILE_ROWS + row), src, 4);
         for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i++) // NaN counts as zero, as in the type
-            codes[i * EW_CPU_TILE_ROWS] = (src[4 + i] & 0x7F) == 0x7F ? 0 : src[4 + i];
+            codes[ew_cpu_fp8_at(i, row)] = (src[4 + i] & 0x7F) == 0x7F ? 0 : src[4 + i];
     }
 }
 

@@ -1,8 +1,8 @@
 // Products with FP8 tiles, activations in f32; included once for each instruction set.
 //
 // A byte of e4m3 becomes an f16 that is 2^8 times smaller by a shift, and that an f32 by one instruction, exactly.
-// Columns are summed in FP8_CHAINS sums (as many as vf_load_e4m3 takes columns), which then are added and scaled, for
-// each 128 columns: the same operations in the same order however many activations there are.
+// vf_load_e4m3 takes FP8_COLUMNS columns; they are summed in FP8_CHAINS sums, which then are added and scaled, for each
+// 128 columns: the same operations in the same order however many activations there are.
 
 #include "base/assert.h"
 #include "kernel/cpu/tile_tmpl.h"
@@ -17,10 +17,10 @@ struct fp8_span {
     const float *scales; // [EW_CPU_TILE_ROWS]
 };
 
-// FP8_CHAINS columns.
+// FP8_COLUMNS columns.
 VEC_INLINE void fp8_columns(bool is_slab, const struct fp8_span *span, uint32_t column, vf (*w)[VECTORS])
 {
-    for (uint32_t c = 0; c < FP8_CHAINS; c++) {
+    for (uint32_t c = 0; c < FP8_COLUMNS; c++) {
         for (uint32_t v = 0; v < VECTORS && is_slab; v++)
             w[c][v] = vf_load(span->slab + (uint64_t)(column + c) * EW_CPU_TILE_ROWS + v * VF);
     }
@@ -41,19 +41,19 @@ VEC_INLINE void fp8_add_span(bool is_slab, const struct fp8_span *span, const fl
         }
     }
 #pragma GCC unroll 2
-    for (uint32_t column = 0; column < EW_CPU_FP8_SPAN; column += FP8_CHAINS) {
-        vf w[FP8_CHAINS][VECTORS];
+    for (uint32_t column = 0; column < EW_CPU_FP8_SPAN; column += FP8_COLUMNS) {
+        vf w[FP8_COLUMNS][VECTORS];
 
         if (!is_slab && column % 4 == 0)
             __builtin_prefetch(span->codes + (uint64_t)column * EW_CPU_TILE_ROWS + FP8_AHEAD);
         fp8_columns(is_slab, span, column, w);
 #pragma GCC unroll 4
-        for (uint32_t c = 0; c < FP8_CHAINS; c++) {
+        for (uint32_t c = 0; c < FP8_COLUMNS; c++) {
             for (uint32_t b = 0; b < n; b++) {
                 vf broadcast = vf_set1(x[(uint64_t)b * x_stride + column + c]);
 
                 for (uint32_t v = 0; v < VECTORS; v++)
-                    part[c][v][b] = vf_fma(w[c][v], broadcast, part[c][v][b]);
+                    part[c % FP8_CHAINS][v][b] = vf_fma(w[c][v], broadcast, part[c % FP8_CHAINS][v][b]);
             }
         }
     }
@@ -125,7 +125,7 @@ static void fp8_many(const struct ew_cpu_linear *job, uint32_t index, uint32_t f
         uint32_t b = 0;
 
         span.scales = (const float *)tile.scales + (uint64_t)s * EW_CPU_TILE_ROWS;
-        for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i += FP8_CHAINS)
+        for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i += FP8_COLUMNS)
             fp8_unpack(codes + i * EW_CPU_TILE_ROWS, slab + i);
         for (; b + FP8_ROWS <= n; b += FP8_ROWS)
             fp8_slab(&span, x + (uint64_t)b * job->x_stride, job->x_stride, FP8_ROWS, sums + b);

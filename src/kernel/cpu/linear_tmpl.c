@@ -202,7 +202,7 @@ VEC_INLINE void unpack_fp8(const struct tile *tile, uint32_t first, uint32_t n, 
         const float *scales = (const float *)tile->scales +
                               (uint64_t)(first + i) / (EW_CPU_FP8_SPAN / EW_CPU_GROUP) * EW_CPU_TILE_ROWS;
 
-        for (uint32_t column = 0; column < EW_CPU_GROUP; column += FP8_CHAINS)
+        for (uint32_t column = 0; column < EW_CPU_GROUP; column += FP8_COLUMNS)
             fp8_unpack(codes + column * EW_CPU_TILE_ROWS, w + column);
         for (uint32_t row = 0; row < EW_CPU_TILE_ROWS; row += VF) {
             vf scale, inverse;

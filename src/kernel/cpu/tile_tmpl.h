@@ -256,13 +256,13 @@ VEC_INLINE vf add_minima(vf acc, vf first, vf second, const struct activations *
     return vf_fma(second, high, vf_fma(first, low, acc));
 }
 
-// FP8_CHAINS columns of FP8, without their scales.
+// FP8_COLUMNS columns of FP8, without their scales.
 VEC_INLINE void fp8_unpack(const uint8_t *codes, float (*slab)[EW_CPU_TILE_ROWS])
 {
-    vf w[FP8_CHAINS][VECTORS];
+    vf w[FP8_COLUMNS][VECTORS];
 
     vf_load_e4m3(codes, w[0]);
-    for (uint32_t c = 0; c < FP8_CHAINS; c++) {
+    for (uint32_t c = 0; c < FP8_COLUMNS; c++) {
         for (uint32_t v = 0; v < VECTORS; v++)
             vf_store(slab[c] + v * VF, w[c][v]);
     }

@@ -203,19 +203,21 @@ VEC_INLINE vf vf_load_bf16(const void *p)
     return vf_bits(vi_shl(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
 
-// FP8_CHAINS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are.
+// FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are.
 #define FP8_UNIT 256.0f
+#define FP8_COLUMNS 4
 #define FP8_CHAINS 4 // of sums that FMAs wait for
 #define FP8_ROWS 4   // of activations that fit in registers
 VEC_INLINE void vf_load_e4m3(const uint8_t *p, vf *out)
 {
-    for (int i = 0; i < 4; i += 2) {
-        __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p + 16 * i)));
+    __m512i codes = _mm512_loadu_si512(p), keep = _mm512_set1_epi16((short)0xBF80);
+    __m512i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 1), keep);
+    __m512i odd = _mm512_and_si512(_mm512_srai_epi16(codes, 1), keep);
 
-        wide = _mm512_and_si512(_mm512_slli_epi16(wide, 7), _mm512_set1_epi16((short)0xBFFF));
-        out[i] = _mm512_cvtph_ps(_mm512_castsi512_si256(wide));
-        out[i + 1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(wide, 1));
-    }
+    out[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(even));
+    out[1] = _mm512_cvtph_ps(_mm512_castsi512_si256(odd));
+    out[2] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(even, 1));
+    out[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(odd, 1));
 }
 
 // ---- products of bytes, four a lane -------------------------------------------------------------
