@@ -95,8 +95,8 @@ struct ew_backend_ops {
     // Imports every weight tile by tile; progress may be NULL and is called from one thread; returning false cancels.
     int (*load)(struct ew_backend *backend, const struct ew_program *program,
                 bool (*progress)(void *ctx, uint64_t done, uint64_t total), void *ctx, struct ew_error *err);
-    // Before load: what it is to call as soon as the backend's kernels are there, from a thread of its own while weights
-    // are still read. load fails where that fails. NULL: kernels are always there.
+    // Before load: what it is to call as soon as the backend's kernels are there, from a thread of its own while
+    // weights are still read. load fails where that fails. NULL: kernels are always there.
     void (*when_ready)(struct ew_backend *backend, ew_ready_fn fn, void *ctx);
     int (*prepare)(struct ew_backend *backend, const struct ew_limits *limits, struct ew_error *err);
     void (*trace)(struct ew_backend *backend, ew_trace_fn fn, void *ctx); // NULL fn: off

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "platform/cuda_cache.h"
 #include "platform/cuda_driver.h"
 #include "platform/cuda_tier.h"
 #include "platform/driver_child.h"
@@ -310,6 +311,18 @@ static void set_tier(struct ew_facts *facts)
     ew_facts_set_str(facts, "kernel_tier", ew_str_of(text), "gpu_cc, drv_cuda");
 }
 
+static void read_kernel_cache(struct ew_facts *facts)
+{
+    struct ew_cuda_cache cache;
+    struct ew_error err;
+    int rc = ew_cuda_cache_find(NULL, &cache, &err);
+    bool kept = rc == 0 && cache.kind != EW_CUDA_CACHE_NONE;
+
+    ew_facts_set_bool(facts, "kernel_cache_kept", kept, "environment, file systems");
+    if (!kept)
+        ew_facts_set_str(facts, "kernel_cache_error", ew_str_of(rc ? err.message : cache.why), "file systems");
+}
+
 // Variables of the environment that change what a CUDA program sees or does; nothing of a captured tree's.
 static void read_environment(const char *root, struct ew_facts *facts)
 {
@@ -325,6 +338,7 @@ static void read_environment(const char *root, struct ew_facts *facts)
         if (getenv(names[i]))
             found[count++] = ew_str_of(names[i]);
     ew_facts_set_strs(facts, "env_cuda", found, count, "environment");
+    read_kernel_cache(facts);
 }
 
 void ew_probe_nvidia_derive(struct ew_facts *facts)

@@ -22,8 +22,8 @@ static const char *in_root(const char *name)
 
 static int set_up(void **state)
 {
-    static const char *const variables[] = {"EDGEWISE_CACHE", "CUDA_CACHE_PATH", "CUDA_CACHE_DISABLE", "CACHE_DIRECTORY",
-                                            "XDG_CACHE_HOME"};
+    static const char *const variables[] = {"EDGEWISE_CACHE", "CUDA_CACHE_PATH", "CUDA_CACHE_DISABLE",
+                                            "CACHE_DIRECTORY", "XDG_CACHE_HOME"};
 
     snprintf(g_root, sizeof(g_root), "/tmp/test_cuda_cache-XXXXXX");
     assert_non_null(mkdtemp(g_root));

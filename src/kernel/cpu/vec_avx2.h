@@ -200,8 +200,8 @@ VEC_INLINE vf vf_load_bf16(const void *p)
     return vf_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 
-// FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are. Through memory,
-// as widening out of a register takes a shuffle more, and shuffles have one port.
+// FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are. Through
+// memory, as widening out of a register takes a shuffle more, and shuffles have one port.
 #define FP8_UNIT 256.0f
 #define FP8_COLUMNS 2
 #define FP8_CHAINS 2 // of sums that FMAs wait for
