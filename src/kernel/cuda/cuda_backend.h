@@ -39,17 +39,17 @@ struct ew_cuda_flight {
     void *done; // event: behind all that the step does
     // Of the step's graph, if it is one, and events around it; is_timed: they are recorded and not looked at yet.
     struct ew_cuda_graph *graph;
-    enum ew_cuda_early way;
+    enum ew_cuda_way way;
     void *began, *ended;
     bool is_timed;
 };
 
 // Steps of so many tokens that each end a sequence.
 struct ew_cuda_graph {
-    void *ways[EW_CUDA_EARLY_COUNT];    // NULL: not recorded, or given up
-    float ms[EW_CUDA_EARLY_COUNT];      // of the shortest step
-    uint32_t n_timed[EW_CUDA_EARLY_COUNT];
-    uint32_t n_started;                 // of the steps that are timed
+    void *ways[EW_CUDA_WAY_COUNT];    // NULL: not recorded, or given up
+    float ms[EW_CUDA_WAY_COUNT];      // of the shortest step
+    uint32_t n_timed[EW_CUDA_WAY_COUNT];
+    uint32_t n_started;               // of the steps that are timed
 };
 
 // The one copy that a step makes to the GPU. Each part lies at the same place on both sides.
@@ -128,7 +128,7 @@ struct ew_cuda_work {
 struct ew_cuda_fused {
     uint32_t count; // 0: no steps begin here
     enum ew_cuda_kernel kernel;
-    uint32_t shared_bytes;
+    uint32_t shared_bytes, deep_bytes; // with long rings; 0: they do not fit
     struct ew_vector_job job;
     // What many rows of activations need beyond the job, where the addresses are not enough.
     uint32_t x, normed, residual, out;                    // buffers
@@ -243,7 +243,7 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 int ew_cuda_graph_start(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_cuda_flight *flight,
                         struct ew_error *err) EW_MUST_CHECK;
 // How steps of so many tokens are started, as far as is known.
-enum ew_cuda_early ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens);
+enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens);
 void ew_cuda_graphs_fini(struct ew_cuda_backend *backend); // when nothing is under way
 
 // cuda_trace.c

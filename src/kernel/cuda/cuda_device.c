@@ -440,7 +440,7 @@ static bool starts_early(const struct ew_cuda_device *device, enum ew_cuda_kerne
     bool is_product = module == EW_CUDA_VECTOR || module == EW_CUDA_FEW || module == EW_CUDA_CHOSEN;
 
     return device->waits_itself[kernel] &&
-           (device->early == EW_CUDA_EARLY_ALL || (device->early == EW_CUDA_EARLY_OTHERS && !is_product));
+           (device->way < EW_CUDA_WAY_PRODUCTS_LATE || (device->way == EW_CUDA_WAY_PRODUCTS_LATE && !is_product));
 }
 
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,

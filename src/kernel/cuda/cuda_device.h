@@ -84,12 +84,14 @@ struct ew_cuda_launches {
     uint32_t n;
 };
 
-// Which of the kernels that can wait for their predecessor themselves are started before it has ended.
-enum ew_cuda_early {
-    EW_CUDA_EARLY_ALL,
-    EW_CUDA_EARLY_OTHERS, // all but products
-    EW_CUDA_EARLY_NONE,
-    EW_CUDA_EARLY_COUNT
+// How a decode step is done, with the same results: which of the kernels that can wait for their predecessor themselves
+// are started before it has ended, and how much of weights is under way in products of one row.
+enum ew_cuda_way {
+    EW_CUDA_WAY_EARLY,
+    EW_CUDA_WAY_DEEP,     // with long rings, that leave no room for another product's block beside
+    EW_CUDA_WAY_PRODUCTS_LATE,
+    EW_CUDA_WAY_LATE,
+    EW_CUDA_WAY_COUNT
 };
 
 struct ew_cuda_device {
@@ -109,7 +111,7 @@ struct ew_cuda_device {
     double load_s[EW_CUDA_KERNEL_COUNT];
     _Atomic bool is_refused[EW_CUDA_MODULE_COUNT]; // a tier of it, by the driver
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
-    enum ew_cuda_early early; // of what is launched now
+    enum ew_cuda_way way; // of what is launched now
     uint32_t shared_bytes[EW_CUDA_KERNEL_COUNT]; // that it may ask for beyond its own arrays; 0: the usual 48 KiB
     bool is_shared; // ew_cuda_share_multiprocessors was called
 };

@@ -295,16 +295,16 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
     return next->out == fused->out || !is_read_later(&m, fused->out);
 }
 
-#define TABLE {EW_CUDA_VECTOR_TABLE, EW_VECTOR_COLS_TABLE, EW_VECTOR_STAGES * EW_VECTOR_BYTES_TABLE, 40}
-#define TABLE_16 {EW_CUDA_VECTOR_TABLE_16, EW_VECTOR_COLS_TABLE, EW_VECTOR_STAGES * EW_VECTOR_BYTES_TABLE_16, 40}
+#define TABLE {EW_CUDA_VECTOR_TABLE, EW_VECTOR_COLS_TABLE, EW_VECTOR_BYTES_TABLE, 40}
+#define TABLE_16 {EW_CUDA_VECTOR_TABLE_16, EW_VECTOR_COLS_TABLE, EW_VECTOR_BYTES_TABLE_16, 40}
 
 static const struct {
     enum ew_cuda_kernel kernel;
-    uint32_t cols, ring_bytes, column_bytes_times_32; // ring_bytes: of a warp
+    uint32_t cols, piece_bytes, column_bytes_times_32;
 } CLASSES[EW_CUDA_LAYOUT_COUNT] = {
-    [EW_CUDA_F16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES * EW_VECTOR_BYTES_HALF, 128},
-    [EW_CUDA_BF16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_STAGES * EW_VECTOR_BYTES_HALF, 128},
-    [EW_CUDA_I8] = {EW_CUDA_VECTOR_I8, EW_VECTOR_COLS_I8, EW_VECTOR_STAGES * EW_VECTOR_BYTES_I8, 40},
+    [EW_CUDA_F16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_BYTES_HALF, 128},
+    [EW_CUDA_BF16] = {EW_CUDA_VECTOR_HALF, EW_VECTOR_COLS_HALF, EW_VECTOR_BYTES_HALF, 128},
+    [EW_CUDA_I8] = {EW_CUDA_VECTOR_I8, EW_VECTOR_COLS_I8, EW_VECTOR_BYTES_I8, 40},
     [EW_CUDA_IQ4] = TABLE,
     [EW_CUDA_MX4] = TABLE,
     [EW_CUDA_NV4] = TABLE,
@@ -315,16 +315,17 @@ static const struct {
     [EW_CUDA_IQ1_16] = TABLE_16,
     [EW_CUDA_IQ2_16] = TABLE_16,
     [EW_CUDA_U3_16] = TABLE_16,
-    [EW_CUDA_U5] = {EW_CUDA_VECTOR_U5, EW_VECTOR_COLS_PLANES, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U5, 40},
-    [EW_CUDA_U5_MIN] = {EW_CUDA_VECTOR_U5, EW_VECTOR_COLS_PLANES, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U5, 40},
-    [EW_CUDA_U6] = {EW_CUDA_VECTOR_U6, EW_VECTOR_COLS_PLANES, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U6, 40},
-    [EW_CUDA_F8] = {EW_CUDA_VECTOR_F8, EW_VECTOR_COLS_F8, EW_VECTOR_STAGES * EW_VECTOR_BYTES_F8, 64},
-    [EW_CUDA_U4] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U4, 40},
-    [EW_CUDA_U4_MIN] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_STAGES * EW_VECTOR_BYTES_U4, 40},
+    [EW_CUDA_U5] = {EW_CUDA_VECTOR_U5, EW_VECTOR_COLS_PLANES, EW_VECTOR_BYTES_U5, 40},
+    [EW_CUDA_U5_MIN] = {EW_CUDA_VECTOR_U5, EW_VECTOR_COLS_PLANES, EW_VECTOR_BYTES_U5, 40},
+    [EW_CUDA_U6] = {EW_CUDA_VECTOR_U6, EW_VECTOR_COLS_PLANES, EW_VECTOR_BYTES_U6, 40},
+    [EW_CUDA_F8] = {EW_CUDA_VECTOR_F8, EW_VECTOR_COLS_F8, EW_VECTOR_BYTES_F8, 64},
+    [EW_CUDA_U4] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_BYTES_U4, 40},
+    [EW_CUDA_U4_MIN] = {EW_CUDA_VECTOR_U4, EW_VECTOR_COLS_U4, EW_VECTOR_BYTES_U4, 40},
 };
 
 // As find_share and find_places in ptx/vector.c; blocks have one of two numbers of rows.
-static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct ew_vector_job *job)
+static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct ew_vector_job *job,
+                             uint32_t n_stages)
 {
     uint32_t n_blocks = (uint32_t)backend->device.n_multiprocessors, cols = CLASSES[job->layout].cols, most = 0;
     uint32_t n_pieces = (job->cols + cols - 1) / cols;
@@ -334,7 +335,7 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
 
         most = EW_MAX(most, n_rows * ((n_pieces - 1) / per_warp + 2));
     }
-    return WARPS * CLASSES[job->layout].ring_bytes +
+    return WARPS * n_stages * CLASSES[job->layout].piece_bytes +
            n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 +
            most * (uint32_t)sizeof(float);
 }
@@ -342,6 +343,7 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
+    uint32_t shared_max = (uint32_t)backend->device.shared_bytes_max - EW_VECTOR_STATIC_BYTES;
     int rc = 0;
 
     backend->fused = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->fused));
@@ -356,11 +358,14 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
             continue;
         fill(&m, fused);
         fused->kernel = CLASSES[fused->job.layout].kernel;
-        fused->shared_bytes = shared_bytes(backend, &fused->job);
-        if (fused->shared_bytes + EW_VECTOR_STATIC_BYTES > (uint32_t)backend->device.shared_bytes_max)
+        fused->shared_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES);
+        if (fused->shared_bytes > shared_max)
             continue;
+        fused->deep_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES_DEEP);
+        if (fused->deep_bytes > shared_max)
+            fused->deep_bytes = 0;
         fused->count = m.next - i;
-        most[fused->kernel] = EW_MAX(most[fused->kernel], fused->shared_bytes);
+        most[fused->kernel] = EW_MAX(most[fused->kernel], EW_MAX(fused->shared_bytes, fused->deep_bytes));
         i = m.next - 1;
     }
     for (uint32_t i = 0; i < n_steps; i++)

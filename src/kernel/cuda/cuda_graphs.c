@@ -1,19 +1,22 @@
 // Decode steps as graphs, one for each number of tokens. How early kernels may be started pays or costs by shape, type
 // and GPU: blocks that wait beside those of the kernel before have their first weights there when their turn comes, but
 // they also crowd on some multiprocessors. (8 B q8_0 on an H200: 307 tok/s with all of them started early, 341 without
-// the products, 334 without any.) So each way is tried in turn in the first steps, and the fastest one stays. All of
-// them compute the same.
+// the products, 334 without any.) Longer rings of weights keep two products' blocks apart. So each way is tried in turn
+// in the first steps, and the fastest one stays. All of them compute the same.
 
 #include "base/assert.h"
 #include "base/log.h"
 #include "kernel/cuda/cuda_backend.h"
 
+#include <stdio.h>
+
 #define TRIES 5 // of each way; the shortest counts, as others wait for what is not theirs
 
-static const char *const WAYS[EW_CUDA_EARLY_COUNT] = {
-    [EW_CUDA_EARLY_ALL] = "every kernel started early",
-    [EW_CUDA_EARLY_OTHERS] = "products started in their turn",
-    [EW_CUDA_EARLY_NONE] = "every kernel started in its turn",
+static const char *const WAYS[EW_CUDA_WAY_COUNT] = {
+    [EW_CUDA_WAY_EARLY] = "every kernel started early",
+    [EW_CUDA_WAY_DEEP] = "every kernel started early, products with long rings",
+    [EW_CUDA_WAY_PRODUCTS_LATE] = "products started in their turn",
+    [EW_CUDA_WAY_LATE] = "every kernel started in its turn",
 };
 
 static bool is_under_way(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph, int way)
@@ -27,18 +30,18 @@ static bool is_under_way(const struct ew_cuda_backend *backend, const struct ew_
     return false;
 }
 
-static enum ew_cuda_early fastest(const struct ew_cuda_graph *graph)
+static enum ew_cuda_way fastest(const struct ew_cuda_graph *graph)
 {
-    enum ew_cuda_early best = EW_CUDA_EARLY_ALL;
+    enum ew_cuda_way best = EW_CUDA_WAY_EARLY;
 
-    for (int i = 1; i < EW_CUDA_EARLY_COUNT; i++) {
+    for (int i = 1; i < EW_CUDA_WAY_COUNT; i++) {
         if (graph->n_timed[i] && graph->ms[i] < graph->ms[best])
-            best = (enum ew_cuda_early)i;
+            best = (enum ew_cuda_way)i;
     }
     return best;
 }
 
-enum ew_cuda_early ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens)
+enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens)
 {
     return fastest(&backend->graphs[n_tokens]);
 }
@@ -55,14 +58,14 @@ static bool can_compare(const struct ew_cuda_backend *backend)
 }
 
 // How the next step goes. Ways that lost are given up once no step that takes them is under way.
-static enum ew_cuda_early choose(struct ew_cuda_backend *backend, struct ew_cuda_graph *graph, bool *is_timed)
+static enum ew_cuda_way choose(struct ew_cuda_backend *backend, struct ew_cuda_graph *graph, bool *is_timed)
 {
-    enum ew_cuda_early best = fastest(graph);
+    enum ew_cuda_way best = fastest(graph);
 
-    *is_timed = graph->n_started < TRIES * EW_CUDA_EARLY_COUNT && can_compare(backend);
+    *is_timed = graph->n_started < TRIES * EW_CUDA_WAY_COUNT && can_compare(backend);
     if (*is_timed)
-        return (enum ew_cuda_early)(graph->n_started++ % EW_CUDA_EARLY_COUNT);
-    for (int i = 0; i < EW_CUDA_EARLY_COUNT; i++) {
+        return (enum ew_cuda_way)(graph->n_started++ % EW_CUDA_WAY_COUNT);
+    for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
         if (i == (int)best || !graph->ways[i] || graph->n_timed[i] < TRIES || is_under_way(backend, graph, i))
             continue;
         (void)backend->device.driver.cuGraphExecDestroy(graph->ways[i]);
@@ -71,7 +74,7 @@ static enum ew_cuda_early choose(struct ew_cuda_backend *backend, struct ew_cuda
     return best;
 }
 
-static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch, enum ew_cuda_early way, void **out,
+static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch, enum ew_cuda_way way, void **out,
                   struct ew_error *err)
 {
     const struct ew_cuda_device *device = &backend->device;
@@ -82,9 +85,9 @@ static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch,
 
     if (rc)
         return rc;
-    backend->device.early = way;
+    backend->device.way = way;
     rc = ew_cuda_step_launch(backend, batch, err);
-    backend->device.early = EW_CUDA_EARLY_ALL;
+    backend->device.way = EW_CUDA_WAY_EARLY;
     status = device->driver.cuStreamEndCapture(device->stream, &graph); // also after a failure: the stream records on
     if (rc == 0)
         rc = ew_cuda_check(device, status, "recording a step", err);
@@ -98,15 +101,16 @@ static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch,
 
 static void tell(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
 {
-    enum ew_cuda_early best = fastest(graph);
+    char times[16 * EW_CUDA_WAY_COUNT] = "";
+    size_t length = 0;
 
-    for (int i = 0; i < EW_CUDA_EARLY_COUNT; i++) {
+    for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
         if (graph->n_timed[i] < TRIES)
             return;
+        length += (size_t)snprintf(times + length, sizeof(times) - length, " %.3f", (double)graph->ms[i]);
     }
-    ew_log(EW_LOG_DEBUG, "steps of %u tokens: %s (%.3f ms; the others %.3f, %.3f)",
-           (uint32_t)(graph - backend->graphs), WAYS[best], (double)graph->ms[best],
-           (double)graph->ms[(best + 1) % EW_CUDA_EARLY_COUNT], (double)graph->ms[(best + 2) % EW_CUDA_EARLY_COUNT]);
+    ew_log(EW_LOG_DEBUG, "steps of %u tokens: %s; ms of the ways:%s", (uint32_t)(graph - backend->graphs),
+           WAYS[fastest(graph)], times);
 }
 
 // What the flight's last step took, if that was to be known: it has ended, since the flight is free again.
@@ -170,7 +174,7 @@ void ew_cuda_graphs_fini(struct ew_cuda_backend *backend)
     const struct ew_cuda_driver *driver = &backend->device.driver;
 
     for (uint32_t i = 0; i <= EW_CUDA_GRAPH_TOKENS_MAX; i++) {
-        for (int k = 0; k < EW_CUDA_EARLY_COUNT; k++) {
+        for (int k = 0; k < EW_CUDA_WAY_COUNT; k++) {
             if (backend->graphs[i].ways[k])
                 (void)driver->cuGraphExecDestroy(backend->graphs[i].ways[k]);
         }

@@ -229,9 +229,9 @@ static int record(struct profile *p)
 
     if (rc)
         return rc;
-    p->backend->device.early = ew_cuda_graph_way(p->backend, p->batch->n_tokens);
+    p->backend->device.way = ew_cuda_graph_way(p->backend, p->batch->n_tokens);
     rc = ew_cuda_step_launch(p->backend, p->batch, p->err);
-    p->backend->device.early = EW_CUDA_EARLY_ALL;
+    p->backend->device.way = EW_CUDA_WAY_EARLY;
     status = device->driver.cuStreamEndCapture(device->stream, &graph);
     if (rc == 0)
         rc = ew_cuda_check(device, status, "recording a step", p->err);

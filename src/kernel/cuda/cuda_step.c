@@ -461,12 +461,18 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     }
 }
 
-static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, struct ew_error *err)
+static int launch_fused(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, struct ew_error *err)
 {
     struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_VECTOR_THREADS,
                                 fused->shared_bytes};
+    struct ew_vector_job job = fused->job;
 
-    return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&fused->job), err);
+    job.n_stages = EW_VECTOR_STAGES;
+    if (backend->device.way == EW_CUDA_WAY_DEEP && fused->deep_bytes) {
+        job.n_stages = EW_VECTOR_STAGES_DEEP;
+        grid.shared_bytes = fused->deep_bytes;
+    }
+    return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&job), err);
 }
 
 // ---- units --------------------------------------------------------------------------------------

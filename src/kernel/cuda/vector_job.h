@@ -15,7 +15,10 @@
 #define EW_VECTOR_COLS_TABLE 2048
 #define EW_VECTOR_COLS_PLANES 1024 // of U5 and U6
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
-#define EW_VECTOR_STAGES 4      // such pieces, of which three are under way
+// Such pieces in a warp's ring, of which all but one are under way: so few that two blocks fit a multiprocessor, or so
+// many that a block has it for itself.
+#define EW_VECTOR_STAGES 4
+#define EW_VECTOR_STAGES_DEEP 8
 #define EW_VECTOR_BYTES_U4 (1024 + 256) // codes, scales, minima
 #define EW_VECTOR_BYTES_I8 (1024 + 64)  // codes, scales
 #define EW_VECTOR_BYTES_F8 (1024 + 64)
@@ -44,4 +47,5 @@ struct ew_vector_job {
     uint32_t act;
     float limit, alpha;
     uint32_t layout;                    // enum ew_cuda_layout, of all parts
+    uint32_t n_stages;                  // of one row of activations: EW_VECTOR_STAGES, or _DEEP
 };

@@ -15,8 +15,6 @@
 // Up to U6 with 8-bit activations.
 enum { CLASS_U4, CLASS_I8, CLASS_TABLE, CLASS_TABLE_16, CLASS_U5, CLASS_U6, CLASS_F8, CLASS_HALF };
 
-#define STAGES EW_VECTOR_STAGES
-
 // Of a piece: columns, bytes of codes (of nibbles where there are planes), of all.
 struct piece {
     u32 cols, codes, bytes;
@@ -79,13 +77,13 @@ INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
     return s;
 }
 
-INLINE struct places find_places(u32 class, const struct share *s)
+INLINE struct places find_places(u32 class, const struct ew_vector_job *job, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
-    SHARED u8 *at = g_dynamic + WARPS * STAGES * BYTES(class);
+    SHARED u8 *at = g_dynamic + WARPS * job->n_stages * BYTES(class);
     struct places p;
 
-    p.ring = g_dynamic + THREAD / 32 * STAGES * BYTES(class);
+    p.ring = g_dynamic + THREAD / 32 * job->n_stages * BYTES(class);
     p.low = (SHARED u32x4 *)at;
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
@@ -177,9 +175,12 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
 }
 
 // Until the oldest piece that was asked for is there.
-INLINE void wait_piece(void)
+INLINE void wait_piece(const struct ew_vector_job *job)
 {
-    copy_wait(EW_VECTOR_STAGES - 2);
+    if (job->n_stages == EW_VECTOR_STAGES)
+        copy_wait(EW_VECTOR_STAGES - 2);
+    else
+        copy_wait(EW_VECTOR_STAGES_DEEP - 2);
     warp_sync();
 }
 
@@ -214,14 +215,20 @@ INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
     u32 lane = THREAD % 32;
     float sum = 0;
 
-    UNROLL
-    for (u32 j = 0; j < 2; j++) {
-        u32 at = j * 32 + lane, in_piece = at / 2; // half a group
-        u32x4 w = *(SHARED const u32x4 *)(slot + at * 16);
-        float scale = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]);
+    u32x4 w[2], x[2];
+    float scale[2];
 
-        sum += scale * p->scales[piece * 32 + in_piece].x * (float)dot16(w, p->low[piece * 64 + at], 0);
+    UNROLL
+    for (u32 j = 0; j < 2; j++) { // all of them before any is waited for
+        u32 at = j * 32 + lane, in_piece = at / 2; // half a group
+
+        w[j] = *(SHARED const u32x4 *)(slot + at * 16);
+        x[j] = p->low[piece * 64 + at];
+        scale[j] = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]) * p->scales[piece * 32 + in_piece].x;
     }
+    UNROLL
+    for (u32 j = 0; j < 2; j++)
+        sum += scale[j] * (float)dot16(w[j], x[j], 0);
     return sum;
 }
 
@@ -353,61 +360,136 @@ INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
 
 INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
 
-// Eight lanes a group of 32; numbers as in rows.c, quantise.
-INLINE void stage_q8(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+// Columns 4 i to 4 i + 3 to their place. Codes by eight lanes a group of 32, numbers as in rows.c, quantise.
+INLINE void put_q8(u32 class, const struct places *p, u32 i, f32x4 v)
 {
-    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
+    float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
+    u32 word, in_group = i % 8;
+    int sum;
 
-    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
-        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
-        float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
-        u32 word, in_group = i % 8;
-        int sum;
-
-        keep_normal(job, i, v);
-        UNROLL
-        for (u32 o = 1; o < 8; o *= 2)
-            max = max_f32(max, shuffle_xor(max, o));
-        factor = max > 1e-30f ? 127 / max : 0;
-        word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
-        sum = dp4a(word, 0x01010101, 0);
-        UNROLL
-        for (u32 o = 1; o < 8; o *= 2)
-            sum += (int)shuffle_xor_u32((u32)sum, o);
-        if (class == CLASS_I8)
-            ((SHARED u32 *)p->low)[i] = word;
-        else
-            ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
-        if (in_group == 0)
-            p->scales[i / 8] = (f32x2){max / 127, max / 127 * (float)sum};
-    }
-}
-
-INLINE void stage_f32(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
-{
-    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
-
-    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
-        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
-
-        keep_normal(job, i, v);
-        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
-    }
+    UNROLL
+    for (u32 o = 1; o < 8; o *= 2)
+        max = max_f32(max, shuffle_xor(max, o));
+    factor = max > 1e-30f ? 127 / max : 0;
+    word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
+    sum = dp4a(word, 0x01010101, 0);
+    UNROLL
+    for (u32 o = 1; o < 8; o *= 2)
+        sum += (int)shuffle_xor_u32((u32)sum, o);
+    if (class == CLASS_I8)
+        ((SHARED u32 *)p->low)[i] = word;
+    else
+        ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
+    if (in_group == 0)
+        p->scales[i / 8] = (f32x2){max / 127, max / 127 * (float)sum};
 }
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 
-INLINE void stage_f16(const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+INLINE void put(u32 class, const struct ew_vector_job *job, const struct places *p, u32 i, f32x4 v)
+{
+    keep_normal(job, i, v);
+    if (class == CLASS_HALF)
+        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
+    else if (class == CLASS_F8)
+        ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
+            (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
+    else
+        put_q8(class, p, i, v);
+}
+
+#define QUADS 2       // runs of four columns that a thread asks for at once, with their weights
+#define PLAIN_QUADS 4 // without weights
+
+// The weights of a norm do not wait for the kernel before.
+struct ahead {
+    f32x4 weight[QUADS];
+};
+
+INLINE u32 is_short_rms(const struct ew_vector_job *job)
+{
+    return job->norm == EW_VECTOR_RMS && job->cols <= QUADS * 4 * EW_VECTOR_THREADS && !job->norm_bias && !job->order;
+}
+
+INLINE void load_ahead(const struct ew_vector_job *job, struct ahead *a)
+{
+    UNROLL
+    for (u32 j = 0; j < QUADS; j++) {
+        u32 i = j * EW_VECTOR_THREADS + THREAD;
+
+        a->weight[j] = (f32x4){1, 1, 1, 1};
+        if (is_short_rms(job) && job->norm_weight && i < job->cols / 4)
+            a->weight[j] = ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
+    }
+}
+
+INLINE void load_quads(const struct ew_vector_job *job, u32 n, u32 first, f32x4 *v)
+{
+    UNROLL
+    for (u32 j = 0; j < n; j++) {
+        u32 i = first + j * EW_VECTOR_THREADS + THREAD;
+
+        v[j] = (f32x4){0, 0, 0, 0};
+        if (i < job->cols / 4)
+            v[j] = ((const f32x4 *)job->x)[i];
+    }
+}
+
+INLINE void stage_rms(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads,
+                      const struct ahead *a)
+{
+    f32x4 v[QUADS];
+    float sum = 0;
+
+    load_quads(job, QUADS, 0, v);
+    UNROLL
+    for (u32 j = 0; j < QUADS; j++)
+        sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+    sum = rsqrt_f32(block_sum(EW_VECTOR_THREADS, sum) / (float)job->cols + job->eps);
+    UNROLL
+    for (u32 j = 0; j < QUADS; j++) {
+        u32 i = j * EW_VECTOR_THREADS + THREAD;
+
+        if (i < n_quads)
+            put(class, job, p, i, v[j] * sum * a->weight[j]);
+    }
+}
+
+INLINE void stage_plain(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+{
+    for (u32 first = 0; first < n_quads; first += PLAIN_QUADS * EW_VECTOR_THREADS) {
+        f32x4 v[PLAIN_QUADS];
+
+        load_quads(job, PLAIN_QUADS, first, v);
+        UNROLL
+        for (u32 j = 0; j < PLAIN_QUADS; j++) {
+            u32 i = first + j * EW_VECTOR_THREADS + THREAD;
+
+            if (i < n_quads)
+                put(class, job, p, i, v[j]);
+        }
+    }
+}
+
+INLINE void stage_any(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
 {
     struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
 
-    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS) {
-        f32x4 v = normal_at(job, (const f32x4 *)job->x, &n, i);
+    ROLL
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS)
+        put(class, job, p, i, normal_at(job, (const f32x4 *)job->x, &n, i));
+}
 
-        keep_normal(job, i, v);
-        ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
-            (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
-    }
+// Activations to shared memory, zeros behind the last column; whole warps have columns or none.
+INLINE void stage(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads,
+                  const struct ahead *a)
+{
+    if (is_short_rms(job))
+        stage_rms(class, job, p, n_quads, a);
+    else if (job->norm == EW_VECTOR_PLAIN && !job->order)
+        stage_plain(class, job, p, n_quads);
+    else
+        stage_any(class, job, p, n_quads);
 }
 
 // ---- results ------------------------------------------------------------------------------------
@@ -429,7 +511,9 @@ INLINE float scaled(const struct ew_vector_job *job, u64 mins, u32 row, float su
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
-INLINE void finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i)
+// residual: of the row, if the job has one.
+INLINE void finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i,
+                   float residual)
 {
     u32 row = s->first + i, begin = 0;
     u64 out = job->parts[0].out, bias = job->parts[0].bias, mins = job->parts[0].mins;
@@ -455,40 +539,47 @@ INLINE void finish(const struct ew_vector_job *job, const struct share *s, const
     }
     value = with_bias(bias, row, scaled(job, mins, row, value));
     if (job->residual)
-        value = job->y_scale * value + job->residual_scale * ((const float *)job->residual)[row];
+        value = job->y_scale * value + job->residual_scale * residual;
     ((float *)out)[row] = value;
 }
+
+INLINE float residual_at(const struct ew_vector_job *job, const struct share *s, u32 i)
+{
+    return job->residual && i < s->n ? ((const float *)job->residual)[s->first + i] : 0;
+}
+
+INLINE u32 next_slot(const struct ew_vector_job *job, u32 slot) { return slot + 1 == job->n_stages ? 0 : slot + 1; }
 
 INLINE void multiply(u32 class, const struct ew_vector_job *job)
 {
     struct share s = find_share(class, job);
-    struct places p = find_places(class, &s);
+    struct places p = find_places(class, job, &s);
     u32 warp = THREAD / 32, n_rows = s.n * (job->is_glu ? 2 : 1), total = n_rows * s.n_pieces_row;
     u32 at = min_u32(warp * s.per_warp, total), end = min_u32(at + s.per_warp, total), asked = at;
-    u32 row = at / s.n_pieces_row, piece = at % s.n_pieces_row;
+    u32 row = at / s.n_pieces_row, piece = at % s.n_pieces_row, slot = 0, free = 0; // slots: the oldest, the next
     struct reader r = {.row = row, .piece = piece};
-    float sum = 0;
+    struct ahead ahead;
+    float sum = 0, residual;
 
     next_may_start();
     if (at < end)
         open_row(job, &s, &r);
-    UNROLL
-    for (u32 i = 0; i < STAGES - 1; i++, asked++)
-        ask(class, job, &s, &r, p.ring + asked % STAGES * BYTES(class), asked < end);
+    ROLL
+    for (; free + 1 < job->n_stages; free++, asked++)
+        ask(class, job, &s, &r, p.ring + free * BYTES(class), asked < end);
+    load_ahead(job, &ahead);
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
     previous_wait();
-    if (class == CLASS_HALF)
-        stage_f32(job, &p, s.n_pieces_row * COLS(class) / 4);
-    else if (class == CLASS_F8)
-        stage_f16(job, &p, s.n_pieces_row * COLS(class) / 4);
-    else
-        stage_q8(class, job, &p, s.n_pieces_row * COLS(class) / 4);
+    stage(class, job, &p, s.n_pieces_row * COLS(class) / 4, &ahead);
+    residual = residual_at(job, &s, THREAD); // while weights are multiplied
     block_sync();
     for (; at < end; at++, asked++) {
-        wait_piece();
-        ask(class, job, &s, &r, p.ring + asked % STAGES * BYTES(class), asked < end);
-        sum += dot_piece(class, p.ring + at % STAGES * BYTES(class), job->layout, &p, piece);
+        wait_piece(job);
+        ask(class, job, &s, &r, p.ring + free * BYTES(class), asked < end);
+        sum += dot_piece(class, p.ring + slot * BYTES(class), job->layout, &p, piece);
+        slot = next_slot(job, slot);
+        free = next_slot(job, free);
         if (++piece == s.n_pieces_row || at + 1 == end) {
             sum = warp_sum(sum);
             if (THREAD % 32 == 0)
@@ -500,7 +591,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     }
     block_sync();
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
-        finish(job, &s, &p, i);
+        finish(job, &s, &p, i, i < EW_VECTOR_THREADS ? residual : residual_at(job, &s, i));
 }
 
 KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, &job); }
