@@ -38,10 +38,13 @@ static void parent_of(const char *path, char *out, size_t size)
 static bool is_safe(const char *path, bool is_asked, char *why, size_t size)
 {
     struct stat s;
+    bool is_strange = !is_asked && lstat(path, &s) == 0 && S_ISLNK(s.st_mode) && s.st_uid && s.st_uid != geteuid();
 
-    if ((is_asked ? stat : lstat)(path, &s) != 0)
+    if (!is_strange && stat(path, &s) != 0)
         return errno == ENOENT || errno == ENOTDIR; // it will be ours, or cannot be
-    if (!S_ISDIR(s.st_mode))
+    if (is_strange)
+        snprintf(why, size, "%.300s is another user's link", path);
+    else if (!S_ISDIR(s.st_mode))
         snprintf(why, size, "%.300s is no directory", path);
     else if (s.st_mode & S_IWOTH)
         snprintf(why, size, "everybody may write into %.300s", path);

@@ -93,8 +93,15 @@ static void test_unsafe(void **state)
         assert_string_equal(found(NULL).path, in_root(".cache/edgewise"));
     }
     assert_int_equal(rmdir(in_root("edgewise")), 0);
-    assert_int_equal(symlink("/tmp", g_text), 0);
+    assert_int_equal(symlink("/tmp", g_text), 0); // into which everybody may write
     assert_string_equal(found(NULL).path, in_root(".cache/edgewise"));
+    assert_int_equal(unlink(in_root("edgewise")), 0);
+    assert_int_equal(symlink(".", g_text), 0);
+    assert_string_equal(found(NULL).path, in_root("edgewise"));
+    if (geteuid() == 0) {
+        assert_int_equal(lchown(g_text, 12345, 12345), 0);
+        assert_string_equal(found(NULL).path, in_root(".cache/edgewise"));
+    }
 }
 
 static void test_unwritable(void **state)
