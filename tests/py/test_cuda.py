@@ -22,8 +22,9 @@ GREEDY_OFF = test_models.LOGITS_ONLY
 # choose another one: these have such a token.
 ROUTES_TIED = ["deepseek_v3", "gpt_oss_bf16", "llama4_text", "mixtral", "phimoe"]
 # What delta nets of random weights read from a young state is close to nothing, and the norm behind it makes that large, with
-# whatever was rounded.
-STATES_OFF = ["qwen3_5_text", "qwen3_next"]
+# whatever was rounded: these models amplify by 19 (eval self) the 0.0017 that bf16 activations cost each product. With those of
+# the product before the convolution alone in f32 they are within the limit (0.012 and 0.011), which is how one token at a time has them.
+STATES_AMPLIFY = {"qwen3_5_text": ["--tol", "0.06"], "qwen3_next": ["--tol", "0.06"]}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +52,9 @@ def check(cuda, model, ref, *options):
 def test_checkpoint(cuda, name):
     model = support.need(f"fixtures/models/{name}")
     ref = model / "ref.safetensors"
-    check(cuda, model, ref, "--mode", "token" if name in STATES_OFF else "batch", *(["--logits-only"] if name in GREEDY_OFF else []))
+    if name in STATES_AMPLIFY:
+        check(cuda, model, ref, "--mode", "token")
+    check(cuda, model, ref, "--mode", "batch", *STATES_AMPLIFY.get(name, []), *(["--logits-only"] if name in GREEDY_OFF else []))
     check(cuda, model, ref, "--mode", "chunk5", "--logits-only", "--kernels", "reference", "--kv", "f32")
     models_table.note(name, "CUDA", "yes")
 
