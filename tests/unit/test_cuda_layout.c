@@ -66,15 +66,16 @@ static uint32_t nibble_of(const struct row *row, uint32_t c)
 static struct parts of_planes(const struct row *row, uint32_t c)
 {
     const uint8_t *high = row->codes + COLS / 2;
-    uint32_t group = c / 32, in = c % 32, at = in % 16 / 4 * 2;
+    uint32_t group = c / 32, in = c % 32, at = in % 16 / 4 * 2, code;
 
-    if (row->layout == EW_CUDA_U6)
-        return (struct parts){f16_at(row->scales, c / 16),
-                              (double)(nibble_of(row, c) | (high[group * 8 + in / 16 * 4 + in % 4] >> at & 3) << 4) - 32, 0};
-    return (struct parts){f16_at(row->scales, group),
-                          (double)(nibble_of(row, c) | (high[group * 4 + in % 4] >> in / 4 & 1) << 4) -
-                              (row->layout == EW_CUDA_U5 ? 16 : 0),
-                          row->layout == EW_CUDA_U5 ? 0 : f16_at(row->mins, group)};
+    if (row->layout == EW_CUDA_U6) {
+        code = nibble_of(row, c) | (high[group * 8 + in / 16 * 4 + in % 4] >> at & 3) << 4;
+        return (struct parts){f16_at(row->scales, c / 16), (double)code - 32, 0};
+    }
+    code = nibble_of(row, c) | (high[group * 4 + in % 4] >> in / 4 & 1) << 4;
+    if (row->layout == EW_CUDA_U5)
+        return (struct parts){f16_at(row->scales, group), (double)code - 16, 0};
+    return (struct parts){f16_at(row->scales, group), code, f16_at(row->mins, group)};
 }
 
 static struct parts of_table(const struct row *row, uint32_t c)

@@ -93,8 +93,8 @@ INLINE float erf_f32(float x)
 
 INLINE float rsqrt_f32(float x) { return 1 / sqrt_f32(x); }
 
-// Four columns of a row, of a matrix whose columns have another order: that many of `order` on. NULL: they are as in the
-// row.
+// Four columns of a row, for a matrix whose columns have another order: `order` says which of the row's each is. NULL:
+// they are as in the row.
 INLINE f32x4 four_in_order(const float *row, const u32 *order, u32 column)
 {
     u32x4 at;
