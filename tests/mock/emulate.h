@@ -1,6 +1,6 @@
 #pragma once
-// Runs a kernel that was compiled for the CPU: every block in turn, a fiber for each of its threads. Where one waits for
-// others, they run by turns.
+// Runs a kernel that was compiled for the CPU: every block in turn, a fiber for each of its threads. Where one waits
+// for others, they run by turns.
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -378,8 +378,8 @@ INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED c
     return p;
 }
 
-// Codes to f16: 1024 + n has n as its last bits, and the difference is exact. `offset` is -1024 less what codes have too
-// much, twice.
+// Codes to f16: 1024 + n has n as its last bits, and the difference is exact. `offset` is -1024 less what codes have
+// too much, twice.
 INLINE u32x2 scaled(u32 low, u32 high, u32 offset, u32 scale)
 {
     return (u32x2){mul_f16x2(add_f16x2(low, offset), scale), mul_f16x2(add_f16x2(high, offset), scale)};
