@@ -61,7 +61,7 @@ THREADS = {
 # Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
 ALONE = {"few", "gemm_f8", "wgmma_f8"}
 # Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
-PAIRED = {"chosen": ("",), "some": ("f16_16", "f16_24", "f8_16", "f8_24", "i8_16", "i8_24", "u4_16", "u4_24")}
+PAIRED = {"chosen": ("",), "some": ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24")}
 
 
 def path_of(module, tier):

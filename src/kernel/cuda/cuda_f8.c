@@ -7,7 +7,7 @@
 
 #define FORM_THREADS 256
 #define ROWS_STEP 8         // that the number of rows is a multiple of
-#define MMA_SHARED_BYTES (EW_F8_MMA_STAGES * (EW_F8_TOKENS + EW_F8_MMA_ROWS) * EW_F8_GROUP)
+#define MMA_SHARED_BYTES (EW_F8_MMA_STAGES * EW_F8_MMA_STAGE_BYTES)
 #define SHARED_BYTES (EW_F8_STAGES * EW_F8_STAGE_BYTES + 1024)
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})

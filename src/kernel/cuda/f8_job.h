@@ -15,6 +15,7 @@
 #define EW_F8_MMA_ROWS 128     // of a tile of gemm_f8
 #define EW_F8_MMA_STAGES 3
 #define EW_F8_MMA_THREADS 256
+#define EW_F8_MMA_STAGE_BYTES ((EW_F8_TOKENS + EW_F8_MMA_ROWS) * EW_F8_GROUP + EW_F8_TOKENS * 4)
 
 // Of a matrix [rows, cols]; of `up` where there is a gate.
 struct ew_f8_operand {

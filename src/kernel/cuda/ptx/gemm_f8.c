@@ -16,8 +16,9 @@
 // Eight rows of one chunk of 16 bytes lie in different banks.
 INLINE u32 place(u32 row, u32 chunk) { return row * BK + (chunk ^ (row & 7)) * 16; }
 
-INLINE SHARED u8 *a_at(u32 stage) { return g_dynamic + stage * (BM + BN) * BK; }
+INLINE SHARED u8 *a_at(u32 stage) { return g_dynamic + stage * EW_F8_MMA_STAGE_BYTES; }
 INLINE SHARED u8 *b_at(u32 stage) { return a_at(stage) + BM * BK; }
+INLINE SHARED u8 *scales_at(u32 stage) { return b_at(stage) + BN * BK; }
 
 struct tile {
     u32 token, row; // the tile's first ones
@@ -36,24 +37,13 @@ INLINE void load_stage(const struct ew_f8_job *job, const struct tile *tile, u32
         copy_async(a_at(stage) + place(row + i, chunk), (const u8 *)job->x + token * job->cols + column, 1);
         copy_async(b_at(stage) + place(row + i, chunk), (const u8 *)job->w.codes + of_w * job->cols + column, 1);
     }
+    if (THREAD < BM / 4)
+        copy_async(scales_at(stage) + THREAD * 16,
+                   (const float *)job->x_scales + (u64)group * job->scale_stride + tile->token + THREAD * 4, 1);
 }
 
 INLINE u32 first_token(const struct tile *tile) { return tile->token + THREAD / 128 * MT * 16; }
 INLINE u32 first_row(const struct tile *tile) { return tile->row + THREAD / 32 % 4 * NT * 8; }
-
-// Of a lane's two tokens of each tile.
-INLINE void fetch_scales(const struct ew_f8_job *job, const struct tile *tile, u32 group, f32x2 *scales)
-{
-    const float *x = (const float *)job->x_scales + (u64)group * job->scale_stride + first_token(tile) +
-                     THREAD % 32 / 4;
-    float of_block = 1;
-
-    if (job->w.blocks)
-        of_block = ((const float *)job->w.blocks)[(u64)tile->row * f8_scales(job->cols) + group];
-    UNROLL
-    for (u32 m = 0; m < MT; m++)
-        scales[m] = (f32x2){x[m * 16], x[m * 16 + 8]} * of_block;
-}
 
 INLINE void multiply(u32 stage, float (*sums)[4])
 {
@@ -76,6 +66,19 @@ INLINE void multiply(u32 stage, float (*sums)[4])
         UNROLL
         for (u32 i = 0; i < MT * NT; i++)
             mma_e4m3(sums[i], a[i / NT], b[i % NT / 2][i % 2 * 2], b[i % NT / 2][i % 2 * 2 + 1]);
+    }
+}
+
+// Of each tile of tokens a lane has two.
+INLINE void add_scaled(u32 stage, float of_block, float (*sums)[4], float (*acc)[4])
+{
+    SHARED const float *x = (SHARED const float *)scales_at(stage) + THREAD / 128 * MT * 16 + THREAD % 32 / 4;
+
+    UNROLL
+    for (u32 i = 0; i < MT * NT * 4; i++) {
+        u32 m = i / 4 / NT;
+
+        acc[i / 4][i % 4] += sums[i / 4][i % 4] * (of_block * x[m * 16 + (i & 2 ? 8 : 0)]);
     }
 }
 
@@ -119,18 +122,17 @@ KERNEL gemm_f8(struct ew_f8_job job)
     }
     for (u32 i = 0; i < n_groups; i++) {
         u32 next = stage ? stage - 1 : STAGES - 1;
-        f32x2 scales[MT];
+        float of_block = 1;
 
         copy_wait(STAGES - 2);
         block_sync(); // what has come is seen by all, and `next` is no longer read
-        fetch_scales(&job, &tile, i, scales);
+        if (job.w.blocks)
+            of_block = ((const float *)job.w.blocks)[(u64)tile.row * f8_scales(job.cols) + i];
         if (i + STAGES - 1 < n_groups)
             load_stage(&job, &tile, next, i + STAGES - 1);
         copy_commit();
         multiply(stage, sums);
-        UNROLL
-        for (u32 e = 0; e < MT * NT * 4; e++)
-            acc[e / 4][e % 4] += sums[e / 4][e % 4] * (e & 2 ? scales[e / 4 / NT].y : scales[e / 4 / NT].x);
+        add_scaled(stage, of_block, sums, acc);
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
     store_out(&job, &tile, acc);
