@@ -447,6 +447,14 @@ def test_prompts_in_e4m3(cuda, dtype):
 
 
 @emulated
+def test_a_block_that_others_wait_for_is_missed(cuda):
+    """The blocks of chosen_bf16 wait for each other, here in vain: the emulator ends them, and the self-test sees what is missing."""
+    result = support.run("run", "-m", support.need("fixtures/models/qwen3_moe"), "--backend", "cuda", "--ids", "5 6 7", "-n", "1",
+                         env={**cuda, "EW_MOCK_CUDA_BREAK": "chosen_bf16"})
+    assert result.returncode == 1 and b"chosen_bf16 wrong" in result.stderr
+
+
+@emulated
 def test_the_self_test_can_be_left_out(cuda):
     command = ["run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v"]
     assert b"self-test" in support.run(*command, env=cuda).stderr

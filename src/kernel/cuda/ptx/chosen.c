@@ -2,22 +2,27 @@
 // Every block chooses the experts for itself, since that costs less than a kernel of its own; then its warps read rows
 // of the chosen ones' matrices and nothing else of them.
 //
-// A block a multiprocessor. A warp's rows come in steps: in each its lanes copy two units of weights and what scales
-// them to their own places in shared memory, and use them some steps later. The steps of the sums follow those of the
-// gates, so that their weights are on their way, or there, while blocks still wait for each other's gates.
+// A block a multiprocessor. Rows of gates go to registers, as many units at once as these hold. Those of sums come in
+// steps: in each a warp's lanes copy two units of weights and what scales them to their own places in shared memory,
+// and use them some steps later. The first steps are asked for when a warp has its gates, so that memory is read while
+// blocks wait for each other.
 
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/route.h"
 
 #define WARPS (EW_CHOSEN_THREADS / 32)
-#define QUADS 4 // times four activations that a thread loads at once
+// Times four activations that a thread loads at once: of the gates' and of the sums'.
+#define X_QUADS 1
+#define HIDDEN_QUADS 3
 
 // Each layout has a kernel, but tables share two: LAYOUT_IQ4 stands for those with a scale for 32 columns,
 // LAYOUT_IQ2_16 for those with one for 16, and LAYOUT_NV4 is alone.
 
 #define IS_HALF(layout) ((layout) == LAYOUT_F16 || (layout) == LAYOUT_BF16)
 #define IS_U5(layout) ((layout) == LAYOUT_U5 || (layout) == LAYOUT_U5_MIN)
+// Whether codes are more than what they stand for, which sums of activations mend.
+#define HAS_OFFSET(layout) ((layout) == LAYOUT_U4 || (layout) == LAYOUT_U4_MIN || IS_U5(layout))
 // A unit is what 16 bytes of codes (of nibbles, where there are planes) are: so many columns.
 #define UNIT(layout) (IS_HALF(layout) ? 8u : (layout) == LAYOUT_I8 || (layout) == LAYOUT_F8 ? 16u : 32u)
 // Columns whose activations are 32 bytes (`low` and `high`) in shared memory.
@@ -61,27 +66,30 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
 
 INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
 
-// Four columns, of which eight lanes have a group of 32; numbers as in rows.c, quantise.
-INLINE void stage_q8(const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
+// Four columns, of which eight lanes have a group of 32; numbers nearly as in rows.c, quantise.
+INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
 {
-    float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
+    float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor, scale;
     u32 word;
-    int sum;
+    int sum = 0;
 
     UNROLL
     for (u32 o = 1; o < 8; o *= 2)
         max = max_f32(max, shuffle_xor(max, o));
-    factor = max > 1e-30f ? 127 / max : 0;
+    factor = max > 1e-30f ? 127 * reciprocal_approx(max) : 0;
+    scale = max * (1 / 127.0f) * weight;
     word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
-    sum = dp4a(word, 0x01010101, 0);
-    UNROLL
-    for (u32 o = 1; o < 8; o *= 2)
-        sum += (int)shuffle_xor_u32((u32)sum, o);
+    if (HAS_OFFSET(layout)) {
+        sum = dp4a(word, 0x01010101, 0);
+        UNROLL
+        for (u32 o = 1; o < 8; o *= 2)
+            sum += (int)shuffle_xor_u32((u32)sum, o);
+    }
     if (!is_there)
         return;
     ((SHARED u32 *)((i % 8 < 4 ? p->low : p->high) + i / 8))[i % 4] = word;
     if (i % 8 == 0)
-        p->scales[i / 8] = (f32x2){max / 127 * weight, max / 127 * weight * (float)sum};
+        p->scales[i / 8] = (f32x2){scale, scale * (float)sum};
 }
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
@@ -89,7 +97,7 @@ INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
 {
     if (!IS_HALF(layout) && layout != LAYOUT_F8) {
-        stage_q8(p, i, v, weight, is_there);
+        stage_q8(layout, p, i, v, weight, is_there);
         return;
     }
     v *= weight;
@@ -100,41 +108,71 @@ INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float
         ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
 }
 
-// Rows of activations one after the other; `weights` multiplies each row by its own, NULL: 1. Several loads of a thread
-// are under way before it waits for the first.
-INLINE void stage(u32 layout, const struct places *p, const float *x, u32 stride, u32 cols, u32 n_rows,
+// Rows of activations one after the other.
+struct rows {
+    const float *x;
+    u32 stride, n_quads, total; // n_quads: of a row
+};
+
+// Those of a thread from quad `first` on, asked for together; beyond the last one they repeat it.
+INLINE void load_quads(u32 n, const struct rows *rows, u32 first, f32x4 *v)
+{
+    UNROLL
+    for (u32 j = 0; j < n; j++) {
+        u32 i = min_u32(first + j * EW_CHOSEN_THREADS, rows->total - 1), row = i / rows->n_quads;
+
+        v[j] = *(const f32x4 *)(rows->x + (u64)row * rows->stride + (i - row * rows->n_quads) * 4);
+    }
+}
+
+// `weights` multiplies each row by its own, NULL: 1.
+INLINE void stage_quads(u32 layout, u32 n, const struct places *p, const struct rows *rows, u32 first, const f32x4 *v,
+                        SHARED const float *weights)
+{
+    UNROLL
+    for (u32 j = 0; j < n; j++) {
+        u32 i = first + j * EW_CHOSEN_THREADS, is_there = i < rows->total;
+
+        if (i - THREAD % 32 < rows->total)
+            stage_quad(layout, p, i, v[j], weights && is_there ? weights[i / rows->n_quads] : 1, is_there);
+    }
+}
+
+// The first n quads of each thread are in `v`.
+INLINE void stage(u32 layout, u32 n, const struct places *p, const struct rows *rows, f32x4 *v,
                   SHARED const float *weights)
 {
-    u32 n_quads = cols / 4, total = n_rows * n_quads;
+    u32 first = THREAD, step = n * EW_CHOSEN_THREADS;
 
-    for (u32 first = THREAD; first < total + 31; first += EW_CHOSEN_THREADS * QUADS) {
-        f32x4 v[QUADS];
-
-        UNROLL
-        for (u32 j = 0; j < QUADS; j++) {
-            u32 i = min_u32(first + j * EW_CHOSEN_THREADS, total - 1), row = i / n_quads;
-
-            v[j] = *(const f32x4 *)(x + (u64)row * stride + (i - row * n_quads) * 4);
-        }
-        UNROLL
-        for (u32 j = 0; j < QUADS; j++) {
-            u32 i = first + j * EW_CHOSEN_THREADS, is_there = i < total;
-            float weight = weights && is_there ? weights[i / n_quads] : 1;
-
-            if (i - THREAD % 32 < total)
-                stage_quad(layout, p, i, v[j], weight, is_there);
-        }
+    stage_quads(layout, n, p, rows, first, v, weights);
+    for (first += step; first - THREAD % 32 < rows->total; first += step) {
+        load_quads(n, rows, first, v);
+        stage_quads(layout, n, p, rows, first, v, weights);
     }
 }
 
 // ---- weights on their way -------------------------------------------------------------------------
 
-// Of a row of the matrix of all experts, what stands beside a unit's codes: as cuda_layout.h has it.
-INLINE void copy_words(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *word,
-                       u32 there)
+#define WORDS_MAX 3
+
+struct unit {
+    u32x4 codes;
+    u32 words[WORDS_MAX];
+};
+
+// Where a unit of a row of the matrix of all experts lies: as cuda_layout.h has it.
+struct unit_place {
+    const u8 *codes;
+    const u32 *words[WORDS_MAX];
+};
+
+// Rows have an even number of groups, so that words of two scales are one row's.
+INLINE struct unit_place find_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units)
 {
     u64 at = (u64)row * n_units + unit, scale = at / 2;
-    const u8 *high = (const u8 *)m->codes + (u64)row * code_bytes(layout, n_units * 32) + n_units * 16;
+    u32 row_bytes = IS_U5(layout) || layout == LAYOUT_U6 ? code_bytes(layout, n_units * 32) : n_units * 16;
+    const u8 *codes = (const u8 *)m->codes + (u64)row * row_bytes, *high = codes + n_units * 16;
+    struct unit_place place = {codes + unit * 16, {0}};
 
     if (layout == LAYOUT_I8)
         scale = at / 4;
@@ -142,55 +180,68 @@ INLINE void copy_words(u32 layout, const struct ew_chosen_matrix *m, u32 row, u3
         scale = (u64)row * f8_scales(n_units * 16) + unit / 8;
     if (layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6)
         scale = at;
-    copy_word_async(word, (const u32 *)m->scales + scale, there);
-    word += EW_CHOSEN_WORD_BYTES;
+    place.words[0] = (const u32 *)m->scales + scale;
+    if (layout == LAYOUT_U4_MIN)
+        place.words[1] = (const u32 *)m->mins + at / 2;
     if (layout == LAYOUT_NV4)
-        copy_word_async(word, (const u32 *)m->mins + row, there);
+        place.words[1] = (const u32 *)m->mins + row;
     if (IS_U5(layout))
-        copy_word_async(word, high + unit * 4, there);
+        place.words[1] = (const u32 *)high + unit;
+    if (layout == LAYOUT_U5_MIN)
+        place.words[2] = (const u32 *)m->mins + at / 2;
     if (layout == LAYOUT_U6) {
-        copy_word_async(word, high + unit * 8, there);
-        copy_word_async(word + EW_CHOSEN_WORD_BYTES, high + unit * 8 + 4, there);
+        place.words[1] = (const u32 *)high + unit * 2;
+        place.words[2] = (const u32 *)high + unit * 2 + 1;
     }
-    if (layout == LAYOUT_U4_MIN || layout == LAYOUT_U5_MIN)
-        copy_word_async(word + (layout == LAYOUT_U5_MIN ? EW_CHOSEN_WORD_BYTES : 0),
-                        (const u32 *)m->mins + at / 2, there);
+    return place;
 }
 
-// A unit on its way to this lane's places, zeros where it is not there. Rows have an even number of groups, so that
-// words of two scales are one row's.
+INLINE void load_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, struct unit *u)
+{
+    struct unit_place place = find_unit(layout, m, row, unit, n_units);
+
+    u->codes = load_once(place.codes);
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        u->words[i] = *place.words[i];
+}
+
+// The same to this lane's places in shared memory; zeros where it is not there.
 INLINE void copy_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *to,
                       u32 there)
 {
-    u64 row_bytes = IS_U5(layout) || layout == LAYOUT_U6 ? code_bytes(layout, n_units * 32) : n_units * 16;
+    struct unit_place place = find_unit(layout, m, row, unit, n_units);
 
-    copy_async(to + THREAD % 32 * 16, (const u8 *)m->codes + row * row_bytes + unit * 16, there);
-    if (!IS_HALF(layout))
-        copy_words(layout, m, row, unit, n_units, to + EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4, there);
+    copy_async(to + THREAD % 32 * 16, place.codes, there);
+    to += EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4;
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        copy_word_async(to + i * EW_CHOSEN_WORD_BYTES, place.words[i], there);
 }
 
-// What a warp asks for next: steps of its gates' rows, then of its sums' rows.
-struct reader {
-    u32 stage;         // of the ring
-    u32 line, step;    // line: the gate, or n_gates and more the result
-    u32 row, slot, unit; // gates: row of the matrix. Sums: the lane's next unit in the row of an expert
-};
+INLINE void take_unit(u32 layout, SHARED const u8 *from, struct unit *u)
+{
+    u->codes = *(SHARED const u32x4 *)(from + THREAD % 32 * 16);
+    from += EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4;
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        u->words[i] = *(SHARED const u32 *)(from + i * EW_CHOSEN_WORD_BYTES);
+}
 
-// Of this block, and how many steps are a line. A gate's line is a row of both matrices, a result's one of all experts.
+// This block's rows. A gate's is one of both matrices, a sum's one of all experts.
 struct share {
-    u32 first_gate, n_gates, gate_steps;
-    u32 first_sum, n_sums, sum_steps;
+    u32 first_gate, n_gates;
+    u32 first_sum, n_sums, sum_steps; // sum_steps: of a row
 };
 
 INLINE struct share find_share(u32 layout, const struct ew_chosen_job *job)
 {
-    u32 n_gates = job->n_active * job->hidden_cols, gate_units = job->cols / UNIT(layout);
+    u32 n_gates = job->n_active * job->hidden_cols;
     struct share s = {0};
 
     if (job->does & EW_CHOSEN_GATES) {
         s.first_gate = (u32)((u64)n_gates * BLOCK_X / N_BLOCKS_X);
         s.n_gates = (u32)((u64)n_gates * (BLOCK_X + 1) / N_BLOCKS_X) - s.first_gate;
-        s.gate_steps = (gate_units + 31) / 32;
     }
     if (job->does & EW_CHOSEN_SUMS) {
         s.first_sum = (u32)((u64)job->cols * BLOCK_X / N_BLOCKS_X);
@@ -200,40 +251,23 @@ INLINE struct share find_share(u32 layout, const struct ew_chosen_job *job)
     return s;
 }
 
-INLINE void open_line(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+// The step of a sum that a warp asks for next: of row `line` of the share, and the lane's next unit in the row of an
+// expert.
+struct reader {
+    u32 stage, line, step, slot, unit;
+};
+
+INLINE void ask_units(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
                       struct reader *r)
 {
-    u32 gate = s->first_gate + r->line, per_expert = job->hidden_cols / UNIT(layout);
-
-    r->step = 0;
-    if (r->line < s->n_gates) {
-        r->row = p->route.experts[gate / job->hidden_cols] * job->hidden_cols + gate % job->hidden_cols;
-    } else {
-        r->row = s->first_sum + r->line - s->n_gates;
-        r->slot = THREAD % 32 / per_expert;
-        r->unit = THREAD % 32 % per_expert;
-    }
-}
-
-INLINE void ask_gates(u32 layout, const struct ew_chosen_job *job, const struct reader *r, SHARED u8 *to)
-{
-    u32 n_units = job->cols / UNIT(layout), unit = r->step * 32 + THREAD % 32, there = unit < n_units;
-
-    unit = there ? unit : 0;
-    copy_unit(layout, &job->gate, r->row, unit, n_units, to, there && !job->no_gate);
-    copy_unit(layout, &job->up, r->row, unit, n_units, to + UNIT_BYTES(layout), there);
-}
-
-INLINE void ask_sums(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct reader *r,
-                     SHARED u8 *to)
-{
-    u32 per_expert = job->hidden_cols / UNIT(layout);
+    SHARED u8 *to = p->ring + r->stage * STAGE_BYTES(layout);
+    u32 per_expert = job->hidden_cols / UNIT(layout), row = s->first_sum + r->line;
 
     UNROLL
     for (u32 i = 0; i < 2; i++) {
         u32 there = r->slot < job->n_active, expert = p->route.experts[there ? r->slot : 0];
 
-        copy_unit(layout, &job->down, expert * job->cols + r->row, r->unit, per_expert, to + i * UNIT_BYTES(layout),
+        copy_unit(layout, &job->down, expert * job->cols + row, r->unit, per_expert, to + i * UNIT_BYTES(layout),
                   there);
         r->unit += 32;
         while (r->unit >= per_expert) {
@@ -243,36 +277,36 @@ INLINE void ask_sums(u32 layout, const struct ew_chosen_job *job, const struct p
     }
 }
 
-// Asks for a step, a group of copies of its own whether or not it is there.
-INLINE void ask(u32 layout, const struct ew_chosen_job *job, const struct share *s,
-                const struct places *p, struct reader *r)
+INLINE void open_line(u32 layout, const struct ew_chosen_job *job, struct reader *r)
 {
-    SHARED u8 *to = p->ring + r->stage * STAGE_BYTES(layout);
-    u32 is_gate = r->line < s->n_gates;
+    u32 per_expert = job->hidden_cols / UNIT(layout);
 
-    if (is_gate)
-        ask_gates(layout, job, r, to);
-    else if (r->line < s->n_gates + s->n_sums)
-        ask_sums(layout, job, p, r, to);
-    copy_commit();
-    r->stage = r->stage + 1 == job->n_stages ? 0 : r->stage + 1;
-    if (++r->step < (is_gate ? s->gate_steps : s->sum_steps))
-        return;
-    if (is_gate && r->line + WARPS >= s->n_gates)
-        r->line = s->n_gates + THREAD / 32;
-    else
-        r->line += WARPS;
-    open_line(layout, job, s, p, r);
+    r->step = 0;
+    r->slot = THREAD % 32 / per_expert;
+    r->unit = THREAD % 32 % per_expert;
 }
 
-INLINE void begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s,
-                          const struct places *p, struct reader *r)
+// Asks for a step, a group of copies of its own whether or not it is there.
+INLINE void ask(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                struct reader *r)
 {
-    u32 warp = THREAD / 32;
+    if (r->line < s->n_sums) {
+        ask_units(layout, job, s, p, r);
+        r->stage = r->stage + 1 == job->n_stages ? 0 : r->stage + 1;
+        if (++r->step == s->sum_steps) {
+            r->line += WARPS;
+            open_line(layout, job, r);
+        }
+    }
+    copy_commit();
+}
 
+INLINE void begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                          struct reader *r)
+{
     r->stage = 0;
-    r->line = warp < s->n_gates ? warp : s->n_gates + warp;
-    open_line(layout, job, s, p, r);
+    r->line = THREAD / 32;
+    open_line(layout, job, r);
     for (u32 i = 0; i + 1 < job->n_stages; i++)
         ask(layout, job, s, p, r);
 }
@@ -377,15 +411,12 @@ INLINE float dot_4(u32 layout, u32x4 w, const u32 *words, const struct places *p
     return scale * p->scales[at].x * (float)sum - min * p->scales[at].y;
 }
 
-// What came to this lane's places, with unit `at` of the activations. `table`: which one, where the layout has one.
-INLINE float dot_unit(u32 layout, u32 table, SHARED const u8 *from, const struct places *p, u32 at)
+// With unit `at` of the activations. `table`: which one, where the layout has one.
+INLINE float dot_unit(u32 layout, u32 table, const struct unit *u, const struct places *p, u32 at)
 {
-    u32x4 w = *(SHARED const u32x4 *)(from + THREAD % 32 * 16);
-    u32 words[3] = {0};
+    const u32 *words = u->words;
+    u32x4 w = u->codes;
 
-    UNROLL
-    for (u32 i = 0; i < WORDS(layout); i++)
-        words[i] = ((SHARED const u32 *)(from + EW_CHOSEN_CODE_BYTES + i * EW_CHOSEN_WORD_BYTES))[THREAD % 32];
     switch (layout) {
     case LAYOUT_F16:
     case LAYOUT_BF16:
@@ -412,11 +443,9 @@ INLINE float dot_unit(u32 layout, u32 table, SHARED const u8 *from, const struct
 
 INLINE float bias_at(const struct ew_chosen_matrix *m, u64 row) { return m->bias ? ((const float *)m->bias)[row] : 0; }
 
-INLINE void finish_gate(const struct ew_chosen_job *job, const struct places *p, u32 i, float gate, float up)
+// Row `at` of the matrices, and `row` of the expert's.
+INLINE void finish_gate(const struct ew_chosen_job *job, u32 slot, u32 at, u32 row, float gate, float up)
 {
-    u32 slot = i / job->hidden_cols, row = i % job->hidden_cols;
-    u64 at = (u64)p->route.experts[slot] * job->hidden_cols + row;
-
     up = warp_sum(up) + bias_at(&job->up, at);
     gate = job->no_gate ? 0 : warp_sum(gate) + bias_at(&job->gate, at);
     if (THREAD % 32 == 0)
@@ -424,32 +453,51 @@ INLINE void finish_gate(const struct ew_chosen_job *job, const struct places *p,
             job->no_gate ? act_one(up, job->act) : glu_one(gate, up, job->act, job->limit, job->alpha);
 }
 
-// *at: the stage that is used next.
-INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s,
-                      const struct places *p, struct reader *r, u32 *at)
+// Units of a row of each matrix that are asked for together.
+#define GATE_UNITS_MAX 4
+#define GATE_UNITS(layout) ((layout) == LAYOUT_NV4 ? 1u : WORDS(layout) > 1 || (layout) >= LAYOUT_F8 ? 2u : 4u)
+
+INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p)
 {
-    u32 last = job->cols / UNIT(layout) - 1;
+    u32 n_units = job->cols / UNIT(layout), lane = THREAD % 32, step = 32 * GATE_UNITS(layout);
 
     for (u32 line = THREAD / 32; line < s->n_gates; line += WARPS) {
+        u32 i = s->first_gate + line, slot = i / job->hidden_cols;
+        u32 row = p->route.experts[slot] * job->hidden_cols + i - slot * job->hidden_cols;
         float gate = 0, up = 0;
 
-        for (u32 step = 0; step < s->gate_steps; step++) {
-            SHARED const u8 *from = p->ring + *at * STAGE_BYTES(layout);
-            u32 unit = min_u32(step * 32 + THREAD % 32, last);
+        for (u32 first = 0; first < n_units; first += step) {
+            struct unit of_gate[GATE_UNITS_MAX], of_up[GATE_UNITS_MAX];
 
-            wait_step(job);
-            ask(layout, job, s, p, r);
-            gate += dot_unit(layout, job->gate.layout, from, p, unit);
-            up += dot_unit(layout, job->up.layout, from + UNIT_BYTES(layout), p, unit);
-            *at = *at + 1 == job->n_stages ? 0 : *at + 1;
+            UNROLL
+            for (u32 j = 0; j < GATE_UNITS(layout); j++) {
+                u32 unit = min_u32(first + j * 32 + lane, n_units - 1);
+
+                load_unit(layout, &job->gate, row, unit, n_units, &of_gate[j]);
+                load_unit(layout, &job->up, row, unit, n_units, &of_up[j]);
+            }
+            UNROLL
+            for (u32 j = 0; j < GATE_UNITS(layout); j++) {
+                u32 at = first + j * 32 + lane, unit = min_u32(at, n_units - 1);
+                float g = dot_unit(layout, job->gate.layout, &of_gate[j], p, unit);
+                float u = dot_unit(layout, job->up.layout, &of_up[j], p, unit);
+
+                gate += at < n_units ? g : 0;
+                up += at < n_units ? u : 0;
+            }
         }
-        finish_gate(job, p, s->first_gate + line, gate, up);
+        finish_gate(job, slot, row, i - slot * job->hidden_cols, gate, up);
     }
 }
 
 // ---- sums -----------------------------------------------------------------------------------------
 
-INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, u32 row, float sum)
+INLINE float residual_at(const struct ew_chosen_job *job, const struct share *s, u32 line)
+{
+    return job->residual && line < s->n_sums ? ((const float *)job->residual)[s->first_sum + line] : 0;
+}
+
+INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, u32 row, float sum, float residual)
 {
     if (job->down.bias) {
         for (u32 j = THREAD % 32; j < job->n_active; j += 32)
@@ -458,82 +506,111 @@ INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, 
     }
     sum = warp_sum(sum);
     if (THREAD % 32 == 0)
-        ((float *)job->out)[row] =
-            job->residual ? job->y_scale * sum + job->residual_scale * ((const float *)job->residual)[row] : sum;
+        ((float *)job->out)[row] = job->residual ? job->y_scale * sum + job->residual_scale * residual : sum;
 }
 
-INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct share *s,
-                     const struct places *p, struct reader *r, u32 *at)
+// `residual`: of the warp's first row.
+INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                     struct reader *r, float residual)
 {
-    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1;
+    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1, at = 0;
 
     for (u32 line = THREAD / 32; line < s->n_sums; line += WARPS) {
         float sum = 0;
 
         for (u32 step = 0; step < s->sum_steps; step++) {
-            SHARED const u8 *from = p->ring + *at * STAGE_BYTES(layout);
+            SHARED const u8 *from = p->ring + at * STAGE_BYTES(layout);
             u32 unit = step * 64 + THREAD % 32;
+            struct unit u[2];
 
             wait_step(job);
+            take_unit(layout, from, &u[0]);
+            take_unit(layout, from + UNIT_BYTES(layout), &u[1]);
             ask(layout, job, s, p, r);
-            sum += dot_unit(layout, job->down.layout, from, p, min_u32(unit, last));
-            sum += dot_unit(layout, job->down.layout, from + UNIT_BYTES(layout), p, min_u32(unit + 32, last));
-            *at = *at + 1 == job->n_stages ? 0 : *at + 1;
+            sum += dot_unit(layout, job->down.layout, &u[0], p, min_u32(unit, last));
+            sum += dot_unit(layout, job->down.layout, &u[1], p, min_u32(unit + 32, last));
+            at = at + 1 == job->n_stages ? 0 : at + 1;
         }
-        finish_sum(job, p, s->first_sum + line, sum);
+        finish_sum(job, p, s->first_sum + line, sum, residual);
+        residual = residual_at(job, s, line + WARPS);
     }
 }
 
-// All blocks have written what they write before, once this returns. They are all there at once: one fits on each
-// multiprocessor, whatever else lies there ends without waiting for this kernel, and so does what was started early.
-INLINE void wait_for_all(const struct ew_chosen_job *job)
+// All blocks have written what they write before, once this returns; meanwhile a warp weighs the experts. Blocks are
+// all there at once: one fits on each multiprocessor, whatever else lies there ends without waiting for this kernel,
+// and what was started early was started when all of them were there.
+INLINE void wait_for_all(const struct ew_chosen_job *job, const struct places *p)
 {
     u32 *arrived = (u32 *)job->arrived;
 
     block_sync();
     if (THREAD == 0) {
-        atomic_add_ordered(arrived, 1);
+        add_ordered(arrived, 1);
         wait_until(arrived, N_BLOCKS_X);
-        if (atomic_add(arrived + 1, 1) == N_BLOCKS_X - 1) // nobody waits any more
-            arrived[0] = arrived[1] = 0;
+    } else if (THREAD / 32 == 1) {
+        weigh(&p->route);
     }
     block_sync();
 }
 
-// The kernel before SUMS alone lets it start when the scores are there: so its choice, and its first weights, need not
-// wait for that one's end.
+// The last block that has waited makes the counters ready for the next layer.
+INLINE void leave_all(const struct ew_chosen_job *job)
+{
+    u32 *arrived = (u32 *)job->arrived;
+
+    if (THREAD == 0 && atomic_add(arrived + 1, 1) == N_BLOCKS_X - 1)
+        arrived[0] = arrived[1] = 0;
+}
+
+INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r)
+{
+    struct places p = find_places(layout, job, job->n_active * job->hidden_cols);
+    struct rows rows = {(const float *)job->hidden, job->hidden_stride, job->hidden_cols / 4,
+                        job->n_active * job->hidden_cols / 4};
+    float residual = residual_at(job, s, THREAD / 32);
+    f32x4 quads[HIDDEN_QUADS];
+
+    if (job->does & EW_CHOSEN_GATES) {
+        wait_for_all(job, &p);
+    } else {
+        if (THREAD < 32)
+            weigh(&p.route);
+        block_sync();
+        previous_wait();
+    }
+    load_quads(HIDDEN_QUADS, &rows, THREAD, quads);
+    stage(layout, HIDDEN_QUADS, &p, &rows, quads, job->is_plain ? 0 : p.route.weights);
+    block_sync();
+    run_sums(layout, job, s, &p, r, residual);
+    if (job->does & EW_CHOSEN_GATES)
+        leave_all(job);
+}
+
+// The kernel before one that only sums lets it start when the scores are there: so its choice, and its first weights,
+// need not wait for that one's end.
 INLINE void run(u32 layout, const struct ew_chosen_job *job)
 {
-    u32 n_all = job->n_active * job->hidden_cols, at = 0;
     struct share s = find_share(layout, job);
     struct places p = find_places(layout, job, job->cols);
+    struct rows rows = {(const float *)job->x, 0, job->cols / 4, job->cols / 4};
     struct reader r;
+    f32x4 quads[X_QUADS];
 
     if (job->does & EW_CHOSEN_GATES)
         previous_wait();
     next_may_start();
+    if (job->does & EW_CHOSEN_GATES)
+        load_quads(X_QUADS, &rows, THREAD, quads);
     choose_together(&p.route);
-    begin_reading(layout, job, &s, &p, &r);
     if (job->does & EW_CHOSEN_GATES) {
-        stage(layout, &p, (const float *)job->x, 0, job->cols, 1, 0);
+        stage(layout, X_QUADS, &p, &rows, quads, 0);
         block_sync();
-        run_gates(layout, job, &s, &p, &r, &at);
+        run_gates(layout, job, &s, &p);
     }
     if (!(job->does & EW_CHOSEN_SUMS))
         return;
-    if (THREAD < 32)
-        settle_weights(&p.route);
-    if (job->does & EW_CHOSEN_GATES) {
-        wait_for_all(job);
-    } else {
-        block_sync();
-        previous_wait();
-    }
-    p = find_places(layout, job, n_all);
-    stage(layout, &p, (const float *)job->hidden, job->hidden_stride, job->hidden_cols, job->n_active,
-          job->is_plain ? 0 : p.route.weights);
-    block_sync();
-    run_sums(layout, job, &s, &p, &r, &at);
+    begin_reading(layout, job, &s, &p, &r);
+    sum_up(layout, job, &s, &r);
 }
 
 KERNEL chosen_f16(struct ew_chosen_job job) { run(LAYOUT_F16, &job); }

@@ -58,6 +58,12 @@ INLINE u32 atomic_add_ordered(u32 *p, u32 v)
     return old;
 }
 
+// The same without an answer.
+INLINE void add_ordered(u32 *p, u32 v)
+{
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
 // Until others have added so much to what lies there; behind the block's next barrier its threads read what those wrote
 // before they added.
 INLINE void wait_until(const u32 *p, u32 least)
@@ -291,6 +297,23 @@ INLINE u32 shuffle_from(u32 v, u32 lane)
 
     asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" : "=r"(w) : "r"(v), "r"(lane));
     return w;
+}
+
+// The greatest and the least of all lanes'.
+INLINE u32 warp_max_u32(u32 v)
+{
+    u32 r;
+
+    asm volatile("redux.sync.max.u32 %0, %1, -1;" : "=r"(r) : "r"(v));
+    return r;
+}
+
+INLINE u32 warp_min_u32(u32 v)
+{
+    u32 r;
+
+    asm volatile("redux.sync.min.u32 %0, %1, -1;" : "=r"(r) : "r"(v));
+    return r;
 }
 
 // A bit for each lane.

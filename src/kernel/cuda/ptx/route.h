@@ -59,19 +59,19 @@ INLINE void find_scores(const struct route *r)
     float max = NEG_INFINITY, sum = 0;
 
     if (r->score == SCORE_SIGMOID) {
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
+        for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             r->scores[i] = 1 / (1 + exp_f32(-r->logits[i]));
     } else {
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
+        for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             max = max_f32(max, r->logits[i]);
         max = warp_max(max);
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
+        for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             sum += r->scores[i] = exp_f32(r->logits[i] - max);
         sum = 1 / warp_sum(sum);
-        for (u32 i = THREAD; i < r->n_experts; i += 32)
+        for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             r->scores[i] *= sum;
     }
-    for (u32 i = THREAD; i < r->n_experts; i += 32)
+    for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
         r->ranks[i] = no_nan(r->scores[i] + (r->bias ? r->bias[i] : 0));
     warp_sync();
 }
@@ -167,7 +167,7 @@ INLINE void settle_weights(const struct route *r)
         sum += r->weights[j];
     warp_sync();
     sum = r->normalise && sum > 0 ? sum : 1;
-    for (u32 j = THREAD; j < r->n_active; j += 32)
+    for (u32 j = THREAD % 32; j < r->n_active; j += 32)
         r->weights[j] = r->weights[j] / sum * r->scale;
     warp_sync();
 }
@@ -187,92 +187,97 @@ INLINE void choose(const struct route *r)
     settle_weights(r);
 }
 
-// ---- by all warps of a block ----------------------------------------------------------------------
+// ---- by each warp of a block for itself -----------------------------------------------------------
 
 #define LANE_EXPERTS 8
 
-// Of lane i: experts i, i + 32 and so on.
-struct lane_experts {
-    float score[LANE_EXPERTS], rank[LANE_EXPERTS];
-};
-
-// As find_scores, with the same sums.
-INLINE void find_lane_scores(const struct route *r, struct lane_experts *e)
+// Whether that is possible; if not, one warp chooses for all.
+INLINE u32 chooses_in_warps(const struct route *r)
 {
-    float max = NEG_INFINITY, sum = 0;
+    return r->score != SCORE_SPARSEMIXER && r->n_groups <= 1 && r->n_experts <= 32 * LANE_EXPERTS;
+}
+
+// What a lane's experts are chosen by: numbers in the order of ranks, 0 where there is none. Expert j * 32 + i is lane
+// i's. Softmax alone changes no order, and need not be waited for.
+INLINE void find_keys(u32 n, const struct route *r, u32 *keys)
+{
+    float rank[LANE_EXPERTS], max = NEG_INFINITY, sum = 0;
 
     UNROLL
-    for (u32 j = 0; j < LANE_EXPERTS; j++) {
-        u32 i = j * 32 + THREAD % 32;
-
-        e->score[j] = i < r->n_experts ? r->logits[i] : NEG_INFINITY;
-        max = max_f32(max, e->score[j]);
-    }
+    for (u32 j = 0; j < n; j++)
+        rank[j] = j * 32 + THREAD % 32 < r->n_experts ? r->logits[j * 32 + THREAD % 32] : NEG_INFINITY;
     if (r->score == SCORE_SIGMOID) {
         UNROLL
-        for (u32 j = 0; j < LANE_EXPERTS; j++)
-            e->score[j] = 1 / (1 + exp_f32(-e->score[j]));
-    } else {
+        for (u32 j = 0; j < n; j++)
+            rank[j] = 1 / (1 + exp_f32(-rank[j]));
+    } else if (r->bias) {
+        UNROLL
+        for (u32 j = 0; j < n; j++)
+            max = max_f32(max, rank[j]);
         max = warp_max(max);
         UNROLL
-        for (u32 j = 0; j < LANE_EXPERTS; j++)
-            if (j * 32 < r->n_experts)
-                sum += e->score[j] = exp_f32(e->score[j] - max);
+        for (u32 j = 0; j < n; j++)
+            sum += rank[j] = exp_f32(rank[j] - max);
         sum = 1 / warp_sum(sum);
         UNROLL
-        for (u32 j = 0; j < LANE_EXPERTS; j++)
-            e->score[j] *= sum;
+        for (u32 j = 0; j < n; j++)
+            rank[j] *= sum;
     }
     UNROLL
-    for (u32 j = 0; j < LANE_EXPERTS; j++) {
-        u32 i = j * 32 + THREAD % 32;
+    for (u32 j = 0; j < n; j++) {
+        u32 i = j * 32 + THREAD % 32, is_there = i < r->n_experts;
+        u32 bits = bits_of_f32(no_nan(rank[j] + (r->bias && is_there ? r->bias[i] : 0)));
 
-        e->rank[j] = i < r->n_experts ? no_nan(e->score[j] + (r->bias ? r->bias[i] : 0)) : NEG_INFINITY;
+        keys[j] = !is_there ? 0 : bits >> 31 ? ~bits : bits | 0x80000000;
     }
 }
 
-// How many experts stand before this one.
-INLINE u32 find_place_of(const struct route *r, const struct lane_experts *e, u32 index, float rank)
+// n: experts of a lane at most.
+INLINE void choose_in_warp(u32 n, const struct route *r)
 {
-    u32 place = 0;
+    u32 keys[LANE_EXPERTS], lane = THREAD % 32;
 
-    UNROLL
-    for (u32 j = 0; j < LANE_EXPERTS; j++) {
-        u32 i = j * 32 + THREAD % 32;
+    find_keys(n, r, keys);
+    for (u32 k = 0; k < r->n_active; k++) {
+        u32 best = 0, at = 0, first;
 
-        if (j * 32 < r->n_experts)
-            place += (u32)__builtin_popcount(
-                warp_ballot(i < r->n_experts && (e->rank[j] > rank || (e->rank[j] == rank && i < index))));
-    }
-    return place;
-}
-
-// Each warp has all scores and finds the places of a few experts.
-INLINE void place_experts(const struct route *r)
-{
-    u32 lane = THREAD % 32, n_warps = N_THREADS / 32;
-    struct lane_experts e;
-
-    find_lane_scores(r, &e);
-    UNROLL
-    for (u32 j = 0; j < LANE_EXPERTS; j++) {
-        for (u32 l = THREAD / 32; l < 32 && j * 32 + l < r->n_experts; l += n_warps) {
-            u32 place = find_place_of(r, &e, j * 32 + l, f32_of_bits(shuffle_from(bits_of_f32(e.rank[j]), l)));
-
-            if (lane == l && place < r->n_active) {
-                r->experts[place] = j * 32 + l;
-                r->weights[place] = e.score[j];
-            }
+        UNROLL
+        for (u32 j = 0; j < n; j++) {
+            at = keys[j] > best ? j : at;
+            best = max_u32(best, keys[j]);
         }
+        first = warp_min_u32(best == warp_max_u32(best) ? at * 32 + lane : NONE);
+        UNROLL
+        for (u32 j = 0; j < n; j++)
+            keys[j] = first == j * 32 + lane ? 0 : keys[j];
+        if (lane == 0) // what the other warps write there, too
+            r->experts[k] = first;
     }
+    warp_sync();
 }
 
-// All threads of the block; weights are not settled.
+// By all threads of the block; weights are not there yet.
 INLINE void choose_together(const struct route *r)
 {
-    if (r->score != SCORE_SPARSEMIXER && r->n_groups <= 1 && r->n_experts <= 32 * LANE_EXPERTS)
-        place_experts(r);
-    else if (THREAD < 32)
-        choose_alone(r);
-    block_sync();
+    if (!chooses_in_warps(r)) {
+        if (THREAD < 32)
+            choose_alone(r);
+        block_sync();
+    } else if (r->n_experts <= 128) {
+        choose_in_warp(4, r);
+    } else {
+        choose_in_warp(LANE_EXPERTS, r);
+    }
+}
+
+// After that, by one warp.
+INLINE void weigh(const struct route *r)
+{
+    if (chooses_in_warps(r)) {
+        find_scores(r);
+        for (u32 k = THREAD % 32; k < r->n_active; k += 32)
+            r->weights[k] = r->scores[r->experts[k]];
+        warp_sync();
+    }
+    settle_weights(r);
 }

@@ -74,6 +74,8 @@ INLINE u32 atomic_add(u32 *p, u32 v)
 
 INLINE u32 atomic_add_ordered(u32 *p, u32 v) { return atomic_add(p, v); }
 
+INLINE void add_ordered(u32 *p, u32 v) { *p += v; }
+
 INLINE void wait_until(const u32 *p, u32 least)
 {
     while (*(const volatile u32 *)p < least)
@@ -193,6 +195,19 @@ INLINE u32 shuffle_from(u32 v, u32 lane)
 }
 
 INLINE u32 shuffle_xor_u32(u32 v, u32 lanes) { return shuffle_from(v, (THREAD % 32) ^ lanes); }
+
+INLINE u32 warp_max_u32(u32 v)
+{
+    const struct emu_slot *slots;
+
+    emu_give()->words[0] = v;
+    slots = emu_meet();
+    for (u32 i = 0; i < 32; i++)
+        v = slots[i].words[0] > v ? slots[i].words[0] : v;
+    return v;
+}
+
+INLINE u32 warp_min_u32(u32 v) { return ~warp_max_u32(~v); }
 
 INLINE u32 warp_ballot(u32 is)
 {
