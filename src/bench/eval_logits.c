@@ -8,6 +8,11 @@
 #include "bench/refs.h"
 #include "bench/ref_routes.h"
 
+// An expert as good as the one that the reference chose changes logits, but not beyond recognition: with more than this,
+// or with NaN, it is not the choice that is wrong. The run with the reference's choices would not show that: nothing is
+// fused where rows are traced.
+#define TIED_MAX 0.5
+
 static const struct {
     const char *name;
     uint32_t chunk; // 0: the whole prompt
@@ -171,7 +176,9 @@ static void conclude(const struct eval *eval, uint32_t s, double tolerance)
         result->max_abs = compared->max_abs;
         result->rel = rel;
     }
-    result->pass = rel <= tolerance && !(eval->routes && eval->routes->n_wrong[s]); // a NaN fails
+    result->pass = rel <= tolerance; // a NaN fails
+    if (eval->routes)
+        result->pass = result->pass && result->rel <= TIED_MAX && !eval->routes->n_wrong[s];
     if (result->has_greedy && !result->greedy_equal && result->near_ties == 0)
         result->pass = false;
 }
