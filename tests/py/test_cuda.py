@@ -59,14 +59,6 @@ def test_checkpoint(cuda, name):
     models_table.note(name, "CUDA", "yes")
 
 
-@emulated
-def test_a_wrong_kernel_is_not_excused_by_other_experts(cuda):
-    """What runs with the reference's choices are other kernels."""
-    model = support.need("fixtures/models/qwen3_moe")
-    result = evaluate({**cuda, "EW_MOCK_CUDA_BREAK": "chosen_bf16"}, model, model / "ref.safetensors", "--mode", "token", "--no-self-test")
-    assert result.returncode == 1 and not json.loads(result.stdout)["pass"]
-
-
 @pytest.mark.parametrize("name", ROUTES_TIED)
 def test_other_experts_are_excused_by_ties_alone(cuda, name):
     """What is left of the difference, once a choice or two are the reference's, is rounding; no tolerance, no tie."""
@@ -241,6 +233,14 @@ def test_draws_as_the_cpu_does(cuda, settings):
 
 emulated = pytest.mark.skipif(IS_REAL, reason="a real driver fails when it wants to")
 SMALL = ["eval", "logits", "--backend", "cuda", "--mode", "token", "--logits-only"]
+
+
+@emulated
+def test_a_wrong_kernel_is_not_excused_by_other_experts(cuda):
+    """What runs with the reference's choices are other kernels."""
+    model = support.need("fixtures/models/qwen3_moe")
+    result = evaluate({**cuda, "EW_MOCK_CUDA_BREAK": "chosen_bf16"}, model, model / "ref.safetensors", "--mode", "token", "--no-self-test")
+    assert result.returncode == 1 and not json.loads(result.stdout)["pass"]
 
 
 def small_run(cuda, **env):
