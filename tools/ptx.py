@@ -5,6 +5,7 @@ The PTX stays in the tree, so that a machine without clang-19 builds the program
 same clang gives the same PTX, that version and target are those of the tier, and, where there is a ptxas, that every kernel
 assembles for every architecture without a stack frame or spills beyond a few words. It prints "pass: ...", "fail: ..." and "skip: ..." lines.
 """
+import os
 import re
 import shutil
 import subprocess
@@ -103,32 +104,42 @@ def assemble(program, path, architecture):
     return None
 
 
-def check_module(module, tier):
-    path, (version, architectures) = path_of(module, tier), TIERS[tier]
+def check_source(module, tier):
+    path = path_of(module, tier)
     text = path.read_text() if path.exists() else ""
-    right = f".version {version}\n" in text and f".target {tier}\n" in text
-    print(f"{'pass' if right else 'fail'}: {path.name} is PTX {version} for {tier}")
+    right = f".version {TIERS[tier][0]}\n" in text and f".target {tier}\n" in text
+    lines = [f"{'pass' if right else 'fail'}: {path.name} is PTX {TIERS[tier][0]} for {tier}"]
     if not shutil.which(COMPILER):
-        print(f"skip: {path.name} from its source: there is no {COMPILER}")
-    else:
-        same = compile_module(module, tier) == text
-        print(f"{'pass' if same else 'fail'}: {path.name} is what {COMPILER} makes of {module.name}"
-              + ("" if same else " (python3 tools/ptx.py writes it anew)"))
+        return [*lines, f"skip: {path.name} from its source: there is no {COMPILER}"]
+    if compile_module(module, tier) == text:
+        return [*lines, f"pass: {path.name} is what {COMPILER} makes of {module.name}"]
+    return [*lines, f"fail: {path.name} is not what {COMPILER} makes of {module.name} (python3 tools/ptx.py writes it anew)"]
+
+
+def check_architecture(module, tier, architecture):
+    path = path_of(module, tier)
     if not ptxas():
-        print(f"skip: {path.name} on the architectures: there is no ptxas")
-        return
-    for architecture in architectures:
-        fault = assemble(ptxas(), path, architecture)
-        print(f"fail: {path.name} for {architecture}: {fault}" if fault else f"pass: {path.name} assembles for {architecture}")
+        return [f"skip: {path.name} for {architecture}: there is no ptxas"]
+    fault = assemble(ptxas(), path, architecture)
+    return [f"fail: {path.name} for {architecture}: {fault}" if fault else f"pass: {path.name} assembles for {architecture}"]
+
+
+def check(jobs):
+    """The largest first, so that no core is left with them at the end."""
+    tasks = [(check_source, *job) for job in jobs]
+    tasks += [(check_architecture, *job, architecture) for job in jobs for architecture in TIERS[job[1]][1]]
+    tasks.sort(key=lambda task: -path_of(*task[1:3]).stat().st_size if path_of(*task[1:3]).exists() else 0)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for lines in pool.map(lambda task: task[0](*task[1:]), tasks):
+            print(*lines, sep="\n", flush=True)
 
 
 def main():
     jobs = [(module, tier) for module in sorted(FOLDER.glob("*.c")) for tier in MODULE_TIERS.get(module.stem, ["sm_80"])]
     if sys.argv[1:] == ["--check"]:
-        for module, tier in jobs:
-            check_module(module, tier)
+        check(jobs)
         return
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for (module, tier), text in zip(jobs, pool.map(lambda job: compile_module(*job), jobs)):
             path_of(module, tier).write_text(text)
 

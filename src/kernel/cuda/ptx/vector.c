@@ -399,7 +399,7 @@ INLINE void put(u32 class, const struct ew_vector_job *job, const struct places 
 }
 
 #define QUADS 2       // runs of four columns that a thread asks for at once, with their weights
-#define PLAIN_QUADS 4 // without weights
+#define PLAIN_QUADS 3 // without weights
 
 // The weights of a norm do not wait for the kernel before.
 struct ahead {
