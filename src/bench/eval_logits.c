@@ -8,9 +8,9 @@
 #include "bench/refs.h"
 #include "bench/ref_routes.h"
 
-// An expert as good as the one that the reference chose changes logits, but not beyond recognition: with more than this,
-// or with NaN, it is not the choice that is wrong. The run with the reference's choices would not show that: nothing is
-// fused where rows are traced.
+// An expert as good as the one that the reference chose changes logits, but not beyond recognition: with more than
+// this, or with NaN, it is not the choice that is wrong. The run with the reference's choices would not show that:
+// nothing is fused where rows are traced.
 #define TIED_MAX 0.5
 
 static const struct {
