@@ -125,7 +125,7 @@ def stage_unit():
 
 
 def python_for_tests():
-    for python in (source.ROOT / "build-py/bin/python", shutil.which("python3")):
+    for python in (shutil.which(source.ROOT / "build-py/bin/python"), shutil.which("python3")):
         if python and subprocess.run([str(python), "-c", "import pytest"], capture_output=True).returncode == 0:
             return python
     return None
