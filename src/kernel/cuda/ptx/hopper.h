@@ -73,12 +73,13 @@ INLINE u64 tile_descriptor(SHARED const void *p)
     return (u64)(shared_address(p) & 0x3FFFF) >> 4 | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
-#define ACC8(c, i) \
-    "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
-        "+f"(c[i + 7])
-#define ACC64(c, i) \
-    ACC8(c, i), ACC8(c, i + 8), ACC8(c, i + 16), ACC8(c, i + 24), ACC8(c, i + 32), ACC8(c, i + 40), ACC8(c, i + 48), \
-        ACC8(c, i + 56)
+// Registers i to i + 63 of an assembly's operands: read and written ("+f"), or written alone ("=f").
+#define EIGHT(how, c, i) \
+    how(c[i]), how(c[i + 1]), how(c[i + 2]), how(c[i + 3]), how(c[i + 4]), how(c[i + 5]), how(c[i + 6]), how(c[i + 7])
+#define SIXTY_FOUR(how, c, i) \
+    EIGHT(how, c, i), EIGHT(how, c, i + 8), EIGHT(how, c, i + 16), EIGHT(how, c, i + 24), EIGHT(how, c, i + 32), \
+        EIGHT(how, c, i + 40), EIGHT(how, c, i + 48), EIGHT(how, c, i + 56)
+#define ACC64(c, i) SIXTY_FOUR("+f", c, i)
 #define LIST64 \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
     "%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56," \
@@ -134,12 +135,7 @@ INLINE void warpgroup_128(u32 is_bf16, float *c, u64 a, u64 b, u32 add)
                      : "memory");
 }
 
-#define OUT8(c, i) \
-    "=f"(c[i]), "=f"(c[i + 1]), "=f"(c[i + 2]), "=f"(c[i + 3]), "=f"(c[i + 4]), "=f"(c[i + 5]), "=f"(c[i + 6]), \
-        "=f"(c[i + 7])
-#define OUT64(c, i) \
-    OUT8(c, i), OUT8(c, i + 8), OUT8(c, i + 16), OUT8(c, i + 24), OUT8(c, i + 32), OUT8(c, i + 40), OUT8(c, i + 48), \
-        OUT8(c, i + 56)
+#define OUT64(c, i) SIXTY_FOUR("=f", c, i)
 #define PRODUCT_F8(a, b, add) \
     "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LIST64 "}, " a ", " b ", " add ", 1, 1;\n"
 

@@ -287,6 +287,17 @@ INLINE void emu_mma_half(float *c, const u32 *a, u32 b0, u32 b1, u32 is_bf16)
 INLINE void mma_f16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 0); }
 INLINE void mma_bf16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 1); }
 
+// Slots hold words 0 to 3 of a, 4 and 5 of b.
+INLINE const struct emu_slot *emu_meet_bytes(const u32 *a, u32 b0, u32 b1)
+{
+    struct emu_slot *slot = emu_give();
+
+    memcpy(slot->words, a, 16);
+    slot->words[4] = b0;
+    slot->words[5] = b1;
+    return emu_meet();
+}
+
 // Element k of 32 that four lanes have, 16 bytes each of two.
 INLINE float emu_e4m3(const struct emu_slot *lanes, u32 first, u32 step, u32 k)
 {
@@ -298,13 +309,8 @@ INLINE float emu_e4m3(const struct emu_slot *lanes, u32 first, u32 step, u32 k)
 INLINE void mma_e4m3(float *c, const u32 *a, u32 b0, u32 b1)
 {
     u32 lane = THREAD % 32;
-    struct emu_slot *slot = emu_give();
-    const struct emu_slot *slots;
+    const struct emu_slot *slots = emu_meet_bytes(a, b0, b1);
 
-    memcpy(slot->words, a, 16);
-    slot->words[4] = b0;
-    slot->words[5] = b1;
-    slots = emu_meet();
     for (u32 i = 0; i < 4; i++) {
         const struct emu_slot *row = slots + lane / 4 * 4, *column = slots + (lane % 4 * 2 + i % 2) * 4;
 
@@ -316,13 +322,8 @@ INLINE void mma_e4m3(float *c, const u32 *a, u32 b0, u32 b1)
 INLINE void mma_i8(i32 *c, const u32 *a, u32 b0, u32 b1)
 {
     u32 lane = THREAD % 32;
-    struct emu_slot *slot = emu_give();
-    const struct emu_slot *slots;
+    const struct emu_slot *slots = emu_meet_bytes(a, b0, b1);
 
-    memcpy(slot->words, a, 16);
-    slot->words[4] = b0;
-    slot->words[5] = b1;
-    slots = emu_meet();
     for (u32 i = 0; i < 4; i++) {
         u32 row = lane / 4, upper = i / 2, column = lane % 4 * 2 + i % 2;
 
