@@ -68,13 +68,10 @@ static inline uint16_t ew_f16_of_f32(float f)
 // OCP FP8 E4M3 (no infinities, NaN = 0x7F/0xFF, largest 448).
 static inline float ew_f32_of_e4m3(uint8_t b)
 {
-    uint32_t sign = (uint32_t)(b & 0x80u) << 24, exponent = b >> 3 & 0xF, mantissa = b & 7;
-    float magnitude;
+    uint32_t sign = (uint32_t)(b & 0x80u) << 24, low = b & 0x7Fu; // choices without branches, which vectorise
+    uint32_t subnormal = ew_bits_of_f32((float)low * 0x1p-9f), normal = (low << 20) + (120u << 23);
 
-    if ((b & 0x7F) == 0x7F)
-        return ew_f32_of_bits(sign | 0x7FC00000u);
-    magnitude = exponent ? ew_f32_of_bits((exponent + 120) << 23 | mantissa << 20) : (float)mantissa * 0x1p-9f;
-    return sign ? -magnitude : magnitude;
+    return ew_f32_of_bits(sign | (low == 0x7F ? 0x7FC00000u : low < 8 ? subnormal : normal));
 }
 
 // Saturates at 448; NaN stays NaN.
