@@ -498,6 +498,7 @@ def test_bench_kernels(cuda):
     result = support.run_json("bench", "kernels", "--backend", "cuda", "-m", "synthetic:1.1b:q8_0", "--json", timeout=300)
     assert result["failed"] == 0 and result["checks"] > 20 and result["modules"]
     rows = result["speeds"][0]["ops"]
-    assert {row["step"] for row in rows} == {"decode", "prompt"} and all(row["us"] > 0 and row["gb_s"] > 0 for row in rows)
+    assert {row["step"] for row in rows} == {"decode", "prompt"}
+    assert not [row for row in rows if row["us"] <= 0 or row["gb_s"] <= 0]
     # What a row writes for the next one stays in the second cache; weights and old keys do not.
     assert max(row["limit_pct"] for row in rows if row["step"] == "decode") < 110

@@ -150,6 +150,16 @@ static double read_bytes(const struct profile *p, const struct ew_cpu_step *step
     return step->kind == EW_CPU_STEP_APPEND ? others : first;
 }
 
+// The cosine and the sine of each pair.
+static double table_bytes(const struct profile *p)
+{
+    double bytes = 0;
+
+    for (uint32_t i = 0; i < p->backend->program->n_ropes; i++)
+        bytes += (double)p->batch->n_tokens * p->backend->program->ropes[i].n_dims * sizeof(float);
+    return bytes;
+}
+
 static double written_bytes(const struct profile *p, const struct ew_cpu_step *step)
 {
     const struct ew_op *op = &p->backend->program->ops[step->op];
@@ -157,6 +167,8 @@ static double written_bytes(const struct profile *p, const struct ew_cpu_step *s
     switch (step->kind) {
     case EW_CPU_STEP_OP:
         return slot_bytes(p, step->out, op->out);
+    case EW_CPU_STEP_ROPE_TABLES:
+        return table_bytes(p);
     case EW_CPU_STEP_APPEND:
         return appended_bytes(p, op);
     case EW_CPU_STEP_QUANTISE: // a byte each, and two floats for a group
