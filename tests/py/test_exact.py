@@ -85,14 +85,15 @@ def test_near_ties_alone_part_answers(cuda, model):
     for n in sizes:
         together, _ = answers(cuda, model, "f16", prompts[:n], n_tokens, batch=n, ctx=ctx, shown=SHOWN)
         for one, other in zip(alone, together):
-            judge(one, other)
+            judge(one, other, 0.75 if model == "demo" else 0.25)
 
 
-def judge(alone, together):
+def judge(alone, together, limit):
+    """The limit is far more than what rounding does: logits of random weights spread by about 1, the trained demo's by 3."""
     max_abs = 0
     for (token, likely), (other, likely_too) in zip(alone, together):
         max_abs = max([max_abs, *(abs(likely[one] - likely_too[one]) for one in likely.keys() & likely_too.keys())])
-        assert max_abs < 0.25  # of logits whose spread is about 1: far more than rounding does
+        assert max_abs < limit
         if token != other:
             assert other in likely and likely[token] - likely[other] <= 2 * max_abs
             return
