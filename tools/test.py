@@ -6,6 +6,7 @@ of the Python tests, the corpora of the fuzz entries, the rules of tidy and of t
 """
 import json
 import os
+import queue
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 import xml.etree.ElementTree as xml
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import source
 
@@ -256,16 +258,17 @@ def stage_ptx():
 
 GPU_TESTS = ["tests/py/test_cuda.py", "tests/py/test_exact.py", "tests/py/test_demo_eval.py", "tests/py/test_server_api.py",
              "tests/py/test_serve_load.py"]
-GPU_SHARDS = 4  # programs at once: most of a test is its beginning, in which the GPU does nothing
-GPU_SHAPES = ["8b:q4_k", "4b:q4_0", "1.1b:q8_0", "1.1b:fp8", "0.6b:bf16", "0.6b:q6_k", "30b-a3b:q4_0", "16b-a2.4b:q8_0", "2b-latent:bf16",
-              "2b-delta:bf16", "2b-ssd:q8_0"]
+# Every shape; those that take longest begin first.
+GPU_SHAPES = ["30b-a3b:q4_0", "8b:q4_k", "4b:q4_0", "16b-a2.4b:q8_0", "2b-delta:bf16", "2b-ssd:q8_0", "2b-latent:bf16", "1.1b:fp8", "1.1b:q8_0",
+              "0.6b:bf16", "0.6b:q6_k", "tiny:q4_k_m"]
+GPU_SLOTS = 8  # programs at once: most of a test is its beginning, in which the GPU does nothing
+GPU_SLOT_CORES = 2
 
 
-def gpu_kernels(program):
-    """Its rows begin with what became of them; the times behind them are for the reader."""
+def gpu_kernels(program, front):
+    """Its rows begin with what became of them; times beside other programs would tell nothing."""
     counts = Counts()
-    result = run([program, "bench", "kernels", "--backend", "cuda"], capture_output=True, text=True)
-    print(result.stdout.rstrip())
+    result = run([*front, program, "bench", "kernels", "--backend", "cuda", "--check"], capture_output=True, text=True)
     rows = re.findall(r"^(ok  |FAIL) +(.*)$", result.stdout, re.M)
     counts.passed = sum(kind == "ok  " for kind, _ in rows)
     for kind, text in rows:
@@ -276,15 +279,9 @@ def gpu_kernels(program):
     return counts
 
 
-def on_own_cores(i):
-    """The front of a command whose program shares its cores with no other one: all of them wait by spinning."""
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "-c", ",".join(map(str, cores[i % GPU_SHARDS::GPU_SHARDS] or cores))]
-
-
-def gpu_shape(program, i):
-    shape, counts = GPU_SHAPES[i], Counts()
-    result = run([*on_own_cores(i), program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
+def gpu_shape(program, shape, front):
+    counts = Counts()
+    result = run([*front, program, "eval", "self", "-m", f"synthetic:{shape}", "--backend", "cuda"], capture_output=True, text=True)
     counts.passed += result.returncode == 0
     if result.returncode:
         print(result.stdout[-4000:])
@@ -292,25 +289,47 @@ def gpu_shape(program, i):
     return counts
 
 
-def gpu_shapes(program):
-    counts = Counts()
-    with ThreadPoolExecutor(GPU_SHARDS) as pool:
-        for shape in pool.map(lambda i: gpu_shape(program, i), range(len(GPU_SHAPES))):
-            counts.add(shape)
-    return counts
+def gpu_shard(program, python, i, n, front):
+    env = dict(os.environ, EDGEWISE=str(program), EW_TEST_GPU="1", PYTHONDONTWRITEBYTECODE="1", EW_SHARD=f"{i}/{n}")
+    return run_pytest(python, source.ROOT / "build", env, f"pytest-gpu-{i}", GPU_TESTS, front)
 
 
-def gpu_python(program):
-    counts, python, folder = Counts(), python_for_tests(), source.ROOT / "build"
+def gpu_tasks(program, n_slots, counts):
+    """(what it is, what does it), the long ones first."""
+    python = python_for_tests()
+    shapes = [(f"eval self of {shape}", partial(gpu_shape, program, shape)) for shape in GPU_SHAPES]
+    shards = [(f"Python tests, {i + 1} of {n_slots}", partial(gpu_shard, program, python, i, n_slots)) for i in range(n_slots)]
     if not python:
         counts.skip("the Python tests: there is no pytest")
-        return counts
-    folder.mkdir(exist_ok=True)
-    env = dict(os.environ, EDGEWISE=str(program), EW_TEST_GPU="1", PYTHONDONTWRITEBYTECODE="1")
-    with ThreadPoolExecutor(GPU_SHARDS) as pool:
-        for shard in pool.map(lambda i: run_pytest(python, folder, dict(env, EW_SHARD=f"{i}/{GPU_SHARDS}"), f"pytest-gpu-{i}", GPU_TESTS,
-                                                   on_own_cores(i)), range(GPU_SHARDS)):
-            counts.add(shard)
+    return [*shapes[:4], ("bench kernels", partial(gpu_kernels, program)), *(shards if python else []), *shapes[4:]]
+
+
+def core_sets():
+    """For each program cores of its own: all of them wait by spinning."""
+    cores = sorted(os.sched_getaffinity(0))
+    n = min(GPU_SLOTS, max(1, len(cores) // GPU_SLOT_CORES))
+    return [",".join(map(str, cores[i * len(cores) // n:(i + 1) * len(cores) // n])) for i in range(n)]
+
+
+def gpu_all(program):
+    counts, slots, sets = Counts(), queue.SimpleQueue(), core_sets()
+    for cores in sets:
+        slots.put(cores)
+
+    def on_a_slot(named_task):
+        name, task = named_task
+        cores, started = slots.get(), time.monotonic()
+        try:
+            found = task(["taskset", "-c", cores])
+        finally:
+            slots.put(cores)
+        print(f"   {name}: {found} ({time.monotonic() - started:.0f} s)", flush=True)
+        return found
+
+    (source.ROOT / "build").mkdir(exist_ok=True)
+    with ThreadPoolExecutor(len(sets)) as pool:
+        for found in pool.map(on_a_slot, gpu_tasks(program, len(sets), counts)):
+            counts.add(found)
     return counts
 
 
@@ -320,10 +339,8 @@ def stage_gpu():
     if not program:
         folder = build("release", counts)
         program = folder and source.ROOT / folder / "edgewise"
-    if not program:
-        return counts
-    for part in (gpu_kernels, gpu_shapes, gpu_python):
-        counts.add(part(program))
+    if program:
+        counts.add(gpu_all(program))
     return counts
 
 
