@@ -41,6 +41,7 @@ int ew_cuda_upload_copy(struct ew_cuda_upload *upload, uint64_t to, const uint8_
 {
     if (bytes == 0)
         return 0;
+    upload->is_under_way = true;
     return ew_cuda_check(upload->device,
                          upload->device->driver.cuMemcpyHtoDAsync_v2(to, from, bytes, upload->stream),
                          "copying weights", err);
@@ -58,20 +59,24 @@ int ew_cuda_upload_turn(struct ew_cuda_upload *upload, struct ew_error *err)
 
 int ew_cuda_upload_wait(struct ew_cuda_upload *upload, struct ew_error *err)
 {
+    int rc = ew_cuda_check(upload->device, upload->device->driver.cuStreamSynchronize(upload->stream),
+                           "copying weights", err);
+
     for (uint32_t i = 0; i < EW_CUDA_SLABS; i++)
         upload->slabs[i].is_busy = false;
-    return ew_cuda_check(upload->device, upload->device->driver.cuStreamSynchronize(upload->stream),
-                         "copying weights", err);
+    upload->is_under_way = rc != 0;
+    return rc;
 }
 
-// What a broken context answers here changes nothing: everything goes with it. A copy may still read the slabs.
+// What a broken context answers here changes nothing: everything goes with it. A copy may still read the slabs, also one
+// of a slab that was never handed over.
 void ew_cuda_upload_fini(struct ew_cuda_upload *upload)
 {
     const struct ew_cuda_driver *driver = &upload->device->driver;
 
+    if (upload->is_under_way)
+        (void)driver->cuStreamSynchronize(upload->stream);
     for (uint32_t i = 0; i < EW_CUDA_SLABS; i++) {
-        if (upload->slabs[i].is_busy)
-            (void)driver->cuEventSynchronize(upload->slabs[i].copied);
         if (upload->slabs[i].copied)
             (void)driver->cuEventDestroy_v2(upload->slabs[i].copied);
         if (upload->slabs[i].data)

@@ -16,6 +16,7 @@ struct ew_cuda_upload {
     void *stream;
     struct ew_cuda_slab slabs[EW_CUDA_SLABS];
     uint32_t turn;
+    bool is_under_way; // a copy, perhaps
 };
 
 int ew_cuda_upload_init(struct ew_cuda_upload *upload, const struct ew_cuda_device *device, uint64_t slab_bytes,
