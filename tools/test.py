@@ -4,6 +4,7 @@
 Each stage builds what it needs in its own build folder. Tests are counted one by one: the cases of the unit tests (cmocka) and
 of the Python tests, the corpora of the fuzz entries, the rules of tidy and of the ABI check.
 """
+import glob
 import json
 import os
 import queue
@@ -262,7 +263,6 @@ GPU_TESTS = ["tests/py/test_cuda.py", "tests/py/test_exact.py", "tests/py/test_d
 GPU_SHAPES = ["30b-a3b:q4_0", "8b:q4_k", "4b:q4_0", "16b-a2.4b:q8_0", "2b-delta:bf16", "2b-ssd:q8_0", "2b-latent:bf16", "1.1b:fp8", "1.1b:q8_0",
               "0.6b:bf16", "0.6b:q6_k", "tiny:q4_k_m"]
 GPU_SLOTS = 8  # programs at once: most of a test is its beginning, in which the GPU does nothing
-GPU_SLOT_CORES = 2
 
 
 def gpu_kernels(program, front):
@@ -304,15 +304,15 @@ def gpu_tasks(program, n_slots, counts):
     return [*shapes[:4], ("bench kernels", partial(gpu_kernels, program)), *(shards if python else []), *shapes[4:]]
 
 
-def core_sets():
+def core_sets(cores_each=2):
     """For each program cores of its own: all of them wait by spinning."""
     cores = sorted(os.sched_getaffinity(0))
-    n = min(GPU_SLOTS, max(1, len(cores) // GPU_SLOT_CORES))
+    n = min(GPU_SLOTS, max(1, len(cores) // cores_each))
     return [",".join(map(str, cores[i * len(cores) // n:(i + 1) * len(cores) // n])) for i in range(n)]
 
 
-def gpu_all(program):
-    counts, slots, sets = Counts(), queue.SimpleQueue(), core_sets()
+def on_slots(tasks, sets):
+    counts, slots = Counts(), queue.SimpleQueue()
     for cores in sets:
         slots.put(cores)
 
@@ -326,27 +326,75 @@ def gpu_all(program):
         print(f"   {name}: {found} ({time.monotonic() - started:.0f} s)", flush=True)
         return found
 
-    (source.ROOT / "build").mkdir(exist_ok=True)
     with ThreadPoolExecutor(len(sets)) as pool:
-        for found in pool.map(on_a_slot, gpu_tasks(program, len(sets), counts)):
+        for found in pool.map(on_a_slot, tasks):
             counts.add(found)
     return counts
 
 
-def stage_gpu():
+def gpu_program(counts):
     """EDGEWISE names a program that was brought along; else it is built."""
-    counts, program = Counts(), os.environ.get("EDGEWISE")
+    program = os.environ.get("EDGEWISE")
     if not program:
         folder = build("release", counts)
         program = folder and source.ROOT / folder / "edgewise"
+    return program
+
+
+def stage_gpu():
+    counts, sets = Counts(), core_sets()
+    program = gpu_program(counts)
     if program:
-        counts.add(gpu_all(program))
+        (source.ROOT / "build").mkdir(exist_ok=True)
+        counts.add(on_slots(gpu_tasks(program, len(sets), counts), sets))
+    return counts
+
+
+# Of each layout of weights and each kind of layer one model, in small: racecheck takes a minute or two for each.
+CHECK = ["bench", "kernels", "--backend", "cuda", "--check", "-m"]
+EXACT = ["run", "--deterministic", "--no-self-test", "--backend", "cuda", "--ids", "5 6 7", "-n", "3", "-m"]
+SANITIZER_RUNS = [("racecheck", CHECK, "2b-delta:bf16 30b-a3b:q8_0 30b-a3b:mxfp4 2b-ssd:q8_0 2b-latent:bf16 tiny:q4_k_m tiny:fp8 tiny:f16"),
+                  ("racecheck", EXACT, "tiny:q8_0"),
+                  ("memcheck", CHECK, "30b-a3b:q8_0 30b-a3b:q4_k_m 2b-delta:bf16 2b-ssd:q8_0 2b-latent:bf16 tiny:f16 tiny:bf16 tiny:q8_0 tiny:q4_0 "
+                   "tiny:q4_k_m tiny:q5_0 tiny:fp8 tiny:mxfp4 tiny:nvfp4 tiny:awq"),
+                  ("memcheck", EXACT, "tiny:q8_0 tiny:q4_k_m"), ("synccheck", CHECK, "tiny:q8_0 30b-a3b:q8_0")]
+
+
+def compute_sanitizer():
+    return shutil.which("compute-sanitizer") or next(iter(glob.glob("/usr/local/cuda*/bin/compute-sanitizer")), None)
+
+
+def gpu_sanitize(sanitizer, tool, program, arguments, shape, front):
+    counts = Counts()
+    command = [*front, sanitizer, "--tool", tool, "--print-limit", "5", program, *arguments, f"synthetic:{shape}"]
+    result = run(command, capture_output=True, text=True, errors="replace")
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", result.stdout + result.stderr)
+    clean = result.returncode == 0 and summary and re.match(r"0 (errors|hazards)|.*\(0 errors", summary[1])
+    if clean:
+        counts.passed += 1
+    else:
+        counts.fail(f"{tool} of {arguments[0]} synthetic:{shape}: {summary[1] if summary else (result.stderr + result.stdout)[-500:]}")
+    return counts
+
+
+def stage_sanitize():
+    """The kernels under NVIDIA's compute-sanitizer, on a machine that has it and a GPU."""
+    counts, sanitizer = Counts(), compute_sanitizer()
+    if not sanitizer:
+        counts.skip("the GPU's sanitizer: there is no compute-sanitizer (the CUDA toolkit has it)")
+        return counts
+    program = gpu_program(counts)
+    tasks = [(f"{tool} of {arguments[0]} {shape}", partial(gpu_sanitize, sanitizer, tool, program, arguments, shape))
+             for tool, arguments, shapes in SANITIZER_RUNS for shape in shapes.split()]
+    if program:
+        counts.add(on_slots(tasks, core_sets(1)))
     return counts
 
 
 STAGES = {
     "tidy": stage_tidy, "abi": stage_abi, "unit": stage_unit, "python": stage_python, "asan": stage_asan, "ubsan": stage_ubsan,
     "tsan": stage_tsan, "arm64": stage_arm64, "ptx": stage_ptx, "gpu": stage_gpu,
+    "sanitize": stage_sanitize,
 }
 DEFAULT_STAGES = ["tidy", "abi", "ptx", "unit", "python", "asan", "tsan", "arm64"]  # asan has UBSan in it too
 
