@@ -188,7 +188,7 @@ static const struct ew_opt g_own[] = {
     {"threads", 't', EW_OPT_INT, "N", "threads that are timed; default one a physical core", NULL, 1,
      EW_POOL_THREADS_MAX},
     {"cpu-max", 0, EW_OPT_CHOICE, "ISA", "check no newer instruction set",
-     "reference|avx2|avx512|avx512-vnni|amx|neon|dotprod|i8mm"},
+     "reference|avx2|avx512|avx512-vnni|avx512-vbmi|amx|neon|dotprod|i8mm"},
     EW_OPT_END,
 };
 static const struct ew_opt *const g_options[] = {g_own, ew_opts_common, NULL};

@@ -25,7 +25,7 @@ const struct ew_opt ew_opts_engine[] = {
     {"ctx", 'c', EW_OPT_INT, "N", "context in tokens; default the model's, as far as memory allows", NULL, 1, 16777216},
     {"chunk", 0, EW_OPT_INT, "N", "prompt tokens of one step; default 512, 2048 on large GPUs", NULL, 1, 65536},
     {"cpu-max", 0, EW_OPT_CHOICE, "ISA", "use no newer instruction set",
-     "reference|avx2|avx512|avx512-vnni|amx|neon|dotprod|i8mm"},
+     "reference|avx2|avx512|avx512-vnni|avx512-vbmi|amx|neon|dotprod|i8mm"},
     {"kernels", 0, EW_OPT_CHOICE, "SET", "reference: plain C, f32 activations; default auto", "auto|reference"},
     {"deterministic", 0, EW_OPT_FLAG, NULL, "the same bits also across chunking and reuse; may cost speed"},
     {"cache", 0, EW_OPT_STRING, "DIR", "keep compiled GPU kernels there; default EDGEWISE_CACHE or ~/.cache/edgewise"},

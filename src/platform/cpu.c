@@ -19,6 +19,7 @@ static const struct level g_levels[] = {
     {"avx2", EW_ISA_AVX2, X86_TO(EW_ISA_AVX2)},
     {"avx512", EW_ISA_AVX512, X86_TO(EW_ISA_AVX512)},
     {"avx512-vnni", EW_ISA_AVX512_VNNI, X86_TO(EW_ISA_AVX512_VNNI)},
+    {"avx512-vbmi", EW_ISA_AVX512_VBMI, X86_TO(EW_ISA_AVX512_VBMI)},
     {"amx", EW_ISA_AMX, X86_TO(EW_ISA_AMX)},
     {"neon", EW_ISA_NEON, ARM_TO(EW_ISA_NEON)},
     {"dotprod", EW_ISA_DOTPROD, ARM_TO(EW_ISA_DOTPROD)},
@@ -37,7 +38,7 @@ int ew_isa_cap(const char *name, uint32_t *mask, struct ew_error *err)
         }
     }
     return ew_remedy(err, ew_fail(err, EW_ERR_USAGE, "there is no instruction set '%.40s'", name),
-                     "use reference, sse2, sse4.2, avx2, avx512, avx512-vnni, amx, neon, dotprod or i8mm");
+                     "use reference, sse2, sse4.2, avx2, avx512, avx512-vnni, avx512-vbmi, amx, neon, dotprod or i8mm");
 }
 
 const char *ew_isa_name(enum ew_isa level)

@@ -15,7 +15,8 @@ enum ew_isa {
     EW_ISA_AVX2 = 1 << 2,        // AVX2, FMA, F16C, BMI1, BMI2
     EW_ISA_AVX512 = 1 << 3,      // AVX-512 F, BW, CD, DQ, VL
     EW_ISA_AVX512_VNNI = 1 << 4, // and VNNI
-    EW_ISA_AMX = 1 << 5,         // AMX TILE, INT8, BF16, AVX512_BF16, VBMI, and the kernel's permission to use tiles
+    EW_ISA_AVX512_VBMI = 1 << 5, // and VBMI
+    EW_ISA_AMX = 1 << 6,         // AMX TILE, INT8, BF16, AVX512_BF16, and the kernel's permission to use tiles
     EW_ISA_NEON = 1 << 8,        // every arm64
     EW_ISA_DOTPROD = 1 << 9,     // sdot, udot
     EW_ISA_I8MM = 1 << 10,       // smmla, ummla, usdot

@@ -61,14 +61,13 @@ static bool has_avx512(uint64_t xcr0)
            has(cpuid(7, 0).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL);
 }
 
-// Every CPU with AMX has AVX512_BF16 (leaf 7, 1) and VBMI, which its kernels use, too.
+// Every CPU with AMX has AVX512_BF16 (leaf 7, 1), which its kernels use, too.
 // Linux hands out the 8 kB of tile data only to processes that ask.
 static bool has_amx(uint64_t xcr0)
 {
     const uint32_t amx = 1u << 22 | 1u << 24 | 1u << 25; // BF16, TILE, INT8; older cpuid.h lacks the names
 
     return (xcr0 & XCR0_AMX) == XCR0_AMX && has(cpuid(7, 0).edx, amx) && has(cpuid(7, 1).eax, 1u << 5) &&
-           has(cpuid(7, 0).ecx, bit_AVX512VBMI) &&
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
@@ -89,6 +88,9 @@ uint32_t ew_cpu_isa(void)
     if (!has(cpuid(7, 0).ecx, bit_AVX512VNNI))
         return mask;
     mask |= EW_ISA_AVX512_VNNI;
+    if (!has(cpuid(7, 0).ecx, bit_AVX512VBMI))
+        return mask;
+    mask |= EW_ISA_AVX512_VBMI;
     return has_amx(xcr0) ? mask | EW_ISA_AMX : mask;
 }
 

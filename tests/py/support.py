@@ -51,7 +51,7 @@ def need(path):
 @functools.cache
 def levels():
     """What --cpu-max distinguishes on this machine, lowest first; nothing above the last one is there."""
-    names = ["reference", "avx2", "avx512", "avx512-vnni", "amx"], ["reference", "neon", "dotprod", "i8mm"]
+    names = ["reference", "avx2", "avx512", "avx512-vnni", "avx512-vbmi", "amx"], ["reference", "neon", "dotprod", "i8mm"]
     best = run_json("bench", "kernels", "--filter", "^$", "--json")["isa"]
     order = next((order for order in names if best in order), ["reference"])
     return order[:order.index(best) + 1] if best in order else order

@@ -256,6 +256,7 @@ static void test_variants(void **state)
 struct product {
     struct ew_cpu_matrix matrix;
     struct ew_cpu_q8 q8;
+    float *x; // [MANY_ROWS, cols]
     float *alone, *together; // [MANY_ROWS, TILED_ROWS]
     uint8_t *data;
 };
@@ -263,8 +264,8 @@ struct product {
 static void quantised_activations(struct product *p, uint32_t cols)
 {
     struct ew_cpu_ops reference;
-    float *x = ew_alloc_array(cols, sizeof(*x));
 
+    p->x = ew_alloc_array((uint64_t)MANY_ROWS * cols, sizeof(*p->x));
     ew_cpu_ops_init_reference(&reference);
     p->q8.q_stride = (cols + 63) / 64 * 64;
     p->q8.group_stride = p->q8.q_stride / EW_CPU_GROUP;
@@ -275,17 +276,18 @@ static void quantised_activations(struct product *p, uint32_t cols)
     p->q8.sum = ew_alloc_array(2 * MANY_ROWS * p->q8.group_stride, sizeof(int16_t));
     for (uint32_t row = 0; row < MANY_ROWS; row++) {
         struct ew_rng rng = ew_rng_at(30, row);
+        float *x = p->x + (uint64_t)row * cols;
 
         for (uint32_t i = 0; i < cols; i++)
             x[i] = ew_rng_normal(&rng);
         ew_cpu_quantise_row(&reference, x, cols, &p->q8, row);
     }
-    ew_free(x);
 }
 
 static void product_free(struct product *p)
 {
-    void *pieces[] = {p->q8.q, p->q8.bf16, p->q8.scale, p->q8.scaled_sum, p->q8.sum, p->alone, p->together, p->data};
+    void *pieces[] = {p->q8.q, p->q8.bf16, p->q8.scale,  p->q8.scaled_sum, p->q8.sum,
+                      p->x,    p->alone,   p->together, p->data};
 
     for (size_t i = 0; i < EW_COUNT_OF(pieces); i++)
         ew_free(pieces[i]);
@@ -316,14 +318,15 @@ static void compare_alone_and_together(ew_cpu_linear_fn linear, enum ew_cpu_layo
 
     product_make(&p, layout, cols);
     one = p.q8;
-    job = (struct ew_cpu_linear){.matrix = &p.matrix, .q8 = &p.q8, .out = p.together, .out_stride = TILED_ROWS};
-    job.n_rows = MANY_ROWS;
+    job = (struct ew_cpu_linear){.matrix = &p.matrix, .x = p.x, .q8 = &p.q8, .out = p.together, .n_rows = MANY_ROWS,
+                                 .x_stride = cols, .out_stride = TILED_ROWS};
     linear(&job, 0, 3);
     job.q8 = &one;
     job.n_rows = 1;
     for (uint32_t row = 0; row < MANY_ROWS; row++) {
         uint64_t first = (uint64_t)row * p.q8.group_stride;
 
+        job.x = p.x + (uint64_t)row * cols;
         one.q = p.q8.q + (uint64_t)row * p.q8.q_stride;
         one.bf16 = p.q8.bf16 + (uint64_t)row * p.q8.q_stride;
         one.scale = p.q8.scale + first, one.scaled_sum = p.q8.scaled_sum + first, one.sum = p.q8.sum + 2 * first;
@@ -337,11 +340,13 @@ static void compare_alone_and_together(ew_cpu_linear_fn linear, enum ew_cpu_layo
 
 static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layout, bool is_bf16)
 {
+    const struct ew_cpu_layout_info *info = ew_cpu_layout_info(layout);
+
     if (!linear)
         return 0;
     compare_alone_and_together(linear, layout, 256);
     compare_alone_and_together(linear, layout, 1280); // two slabs, the second not full
-    if (ew_cpu_layout_wants_bf16(layout) || ew_cpu_scale_groups(ew_cpu_layout_info(layout)->scale) == 1)
+    if (info ? ew_cpu_scale_groups(info->scale) == 1 : layout != EW_CPU_FP8)
         compare_alone_and_together(linear, layout, 1120); // groups fill no batch of four
     if (is_bf16)
         compare_alone_and_together(linear, layout, 2816); // two blocks of columns
@@ -350,7 +355,8 @@ static uint32_t compare_widths(ew_cpu_linear_fn linear, enum ew_cpu_layout layou
 
 static void test_rows_alone_and_together(void **state)
 {
-    static const char *const caps[] = {"avx2", "avx512", "avx512-vnni", "amx", "neon", "dotprod", "i8mm"};
+    static const char *const caps[] = {"avx2", "avx512", "avx512-vnni", "avx512-vbmi", "amx",
+                                       "neon", "dotprod", "i8mm"};
     uint32_t before = 0, n = 0;
 
     for (size_t i = 0; i < EW_COUNT_OF(caps); i++) {
@@ -364,7 +370,7 @@ static void test_rows_alone_and_together(void **state)
             continue;
         before = mask;
         ew_cpu_ops_init(&ops, mask);
-        first = ops.has_bf16_tiles ? EW_CPU_F16_TILES : EW_CPU_I8;
+        first = ops.has_bf16_tiles ? EW_CPU_F16_TILES : EW_CPU_FP8;
         for (int layout = first; layout < EW_CPU_LAYOUT_COUNT; layout++) {
             n += compare_widths(ops.linear[layout], (enum ew_cpu_layout)layout, layout < EW_CPU_I8);
             n += compare_widths(ops.linear_prompt[layout], (enum ew_cpu_layout)layout, true);

@@ -67,6 +67,7 @@ static void caps_leave_the_levels_below(void **state)
     assert_string_equal(ew_isa_best(EW_ISA_SSE2 | EW_ISA_AVX512), "avx512");
     assert_string_equal(ew_isa_best(0), "reference");
     assert_string_equal(ew_isa_name(EW_ISA_AVX512_VNNI), "avx512-vnni");
+    assert_string_equal(ew_isa_name(EW_ISA_AVX512_VBMI), "avx512-vbmi");
 }
 
 static void this_machine_is_known(void **state)

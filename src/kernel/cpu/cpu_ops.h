@@ -61,6 +61,7 @@ struct ew_cpu_ops {
     // to 8 bits with 8-bit activations. NULL: none.
     ew_cpu_linear_fn linear_prompt[EW_CPU_LAYOUT_COUNT];
     bool prompt_takes_bf16;
+    bool fp8_takes_q8;   // products with FP8 take 8-bit activations, else f32
     bool has_bf16_tiles; // a matrix unit takes tiles of f16 and bf16
     void (*round_bf16)(const float *x, uint32_t n, uint16_t *out); // one row; writes whole groups
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
@@ -121,6 +122,7 @@ void ew_cpu_avx512_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_init_dense(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_init_rows(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_init_attention(struct ew_cpu_ops *ops);
+void ew_cpu_avx512_vbmi_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_avx512_vnni_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_amx_init_linear(struct ew_cpu_ops *ops);
 void ew_cpu_amx_init_dense(struct ew_cpu_ops *ops);

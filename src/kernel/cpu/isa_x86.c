@@ -18,6 +18,8 @@ void ew_cpu_ops_init(struct ew_cpu_ops *ops, uint32_t isa_mask)
     }
     if (isa_mask & EW_ISA_AVX512_VNNI)
         ew_cpu_avx512_vnni_init_linear(ops);
+    if (isa_mask & EW_ISA_AVX512_VBMI)
+        ew_cpu_avx512_vbmi_init_linear(ops);
     if (isa_mask & EW_ISA_AMX) {
         ew_cpu_amx_init_linear(ops);
         ew_cpu_amx_init_dense(ops);

@@ -480,14 +480,55 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
     }
 }
 
+// How many powers of two codes can be moved up before the largest of them leaves the type; NaN counts as zero, as in
+// the type.
+static uint32_t fp8_room(const uint8_t *codes)
+{
+    uint32_t largest = 0;
+
+    for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i++) {
+        uint32_t code = codes[i] & 0x7F;
+
+        largest = code == 0x7F ? largest : EW_MAX(largest, code);
+    }
+    if (largest < 8) // subnormal, or nothing at all
+        return largest ? 14 + (largest < 4) + (largest < 2) + 1 : 0;
+    return 15 - largest / 8 - (largest % 8 == 7); // 15 with 7 is NaN
+}
+
+// The code that stands for 2^up times as much.
+static uint8_t fp8_moved(uint8_t code, uint32_t up)
+{
+    uint32_t exponent = code >> 3 & 15, fraction = code & 7;
+
+    if ((code & 0x7F) == 0x7F)
+        return 0;
+    if (exponent)
+        return (uint8_t)(code + 8 * up);
+    for (; exponent == 0 && up > 0; up--) {
+        fraction *= 2;
+        exponent = fraction / 8;
+        fraction %= 8;
+    }
+    return (uint8_t)((code & 0x80) | (exponent ? exponent + up : 0) << 3 | fraction);
+}
+
+// Codes of a span go up as far as they can, and its scale as far down: exactly the same numbers, but none is small
+// beside what the type holds because of its scale alone, which kernels that round to a part of that count on.
 static void pack_fp8_row(const struct ew_cpu_matrix *matrix, const uint8_t *src, uint32_t row, uint8_t *tile)
 {
     for (uint32_t span = 0; span < matrix->cols / EW_CPU_FP8_SPAN; span++, src += 4 + EW_CPU_FP8_SPAN) {
         uint8_t *codes = tile + (uint64_t)span * EW_CPU_FP8_SPAN * EW_CPU_TILE_ROWS;
+        uint32_t up = fp8_room(src + 4);
+        float scale, less;
 
-        memcpy(tile + matrix->scale_at + 4ull * (span * EW_CPU_TILE_ROWS + row), src, 4);
-        for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i++) // NaN counts as zero, as in the type
-            codes[ew_cpu_fp8_at(i, row)] = (src[4 + i] & 0x7F) == 0x7F ? 0 : src[4 + i];
+        memcpy(&scale, src, sizeof(scale));
+        less = ldexpf(scale, -(int)up);
+        if (!isnormal(less))
+            less = scale, up = 0;
+        memcpy(tile + matrix->scale_at + 4ull * (span * EW_CPU_TILE_ROWS + row), &less, sizeof(less));
+        for (uint32_t i = 0; i < EW_CPU_FP8_SPAN; i++)
+            codes[ew_cpu_fp8_at(i, row)] = fp8_moved(src[4 + i], up);
     }
 }
 
