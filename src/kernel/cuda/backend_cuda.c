@@ -834,7 +834,7 @@ static int move_block(struct ew_cuda_backend *backend, uint32_t group, int32_t i
         rc = ew_cuda_check(&backend->device,
                            driver->cuMemcpyHtoDAsync_v2(address, block, cache->block_bytes, backend->device.stream),
                            "writing a cache block", err);
-    if (rc == 0 && in) // a GPU that reads all of the machine's memory takes it from there, without a copy of the driver's
+    if (rc == 0 && in) // a GPU that reads all of the machine's memory takes it from there itself
         rc = ew_cuda_check(&backend->device, driver->cuStreamSynchronize(backend->device.stream),
                            "writing a cache block", err);
     ew_free(block);

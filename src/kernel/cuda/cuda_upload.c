@@ -68,8 +68,8 @@ int ew_cuda_upload_wait(struct ew_cuda_upload *upload, struct ew_error *err)
     return rc;
 }
 
-// What a broken context answers here changes nothing: everything goes with it. A copy may still read the slabs, also one
-// of a slab that was never handed over.
+// What a broken context answers here changes nothing: everything goes with it. A copy may still read the slabs, even
+// of one that was never handed over.
 void ew_cuda_upload_fini(struct ew_cuda_upload *upload)
 {
     const struct ew_cuda_driver *driver = &upload->device->driver;
