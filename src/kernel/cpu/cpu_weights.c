@@ -11,6 +11,7 @@
 #define MATRIX_UNIT_COLS 512
 #define ENCODER_COLS 128       // narrower matrices have few products to save on
 #define SLAB_BYTES (16u << 20) // what is read between two reports of progress, and may be in memory twice
+#define READ_BYTES (512u << 10) // what one thread reads at a time, of rows that stay as the file has them
 
 int ew_cpu_region_map(struct ew_cpu_region *region, uint64_t bytes, const char *what, struct ew_error *err)
 {
@@ -234,22 +235,51 @@ static void release_rows(const struct ew_weight *weight, uint64_t row, uint64_t 
         weight->source.release(&weight->source, row, EW_MIN(n, weight->rows - row));
 }
 
-// Rows as the file has them.
-static int load_file_rows(const struct ew_weight *weight, uint64_t row_bytes, uint8_t *dst, struct progress *progress,
-                          struct ew_error *err)
+// What the threads share while they read rows as the file has them.
+struct reading {
+    const struct ew_weight *weight;
+    uint64_t row_bytes, first, end, step; // rows
+    uint8_t *dst;                         // of the first
+    _Atomic int rc;
+    struct ew_error *err; // of whoever failed first
+};
+
+static void read_rows(void *ctx, uint32_t task, uint32_t thread)
 {
-    uint64_t step = EW_MAX(1, SLAB_BYTES / row_bytes);
+    struct reading *reading = ctx;
+    uint64_t row = reading->first + task * reading->step, n = EW_MIN(reading->step, reading->end - row);
+    uint8_t *dst = reading->dst + (row - reading->first) * reading->row_bytes;
+    struct ew_error err;
+    int rc = atomic_load(&reading->rc), ok = 0;
 
-    for (uint64_t row = 0; row < weight->rows; row += step) {
-        uint64_t n = EW_MIN(step, weight->rows - row);
-        int rc = weight->source.read(&weight->source, row, n, dst + row * row_bytes, err);
+    (void)thread;
+    if (rc)
+        return;
+    rc = reading->weight->source.read(&reading->weight->source, row, n, dst, &err);
+    if (rc && atomic_compare_exchange_strong(&reading->rc, &ok, rc) && reading->err)
+        *reading->err = err;
+}
 
+static int load_file_rows(struct ew_cpu_backend *backend, const struct ew_weight *weight, uint64_t row_bytes,
+                          uint8_t *dst, struct progress *progress, struct ew_error *err)
+{
+    struct reading reading = {.weight = weight, .row_bytes = row_bytes, .err = err};
+    uint64_t slab = EW_MAX(1, SLAB_BYTES / row_bytes);
+    int rc = 0;
+
+    reading.step = EW_MAX(1, READ_BYTES / row_bytes);
+    for (uint64_t row = 0; row < weight->rows && rc == 0; row += slab) {
+        uint64_t n = EW_MIN(slab, weight->rows - row);
+
+        reading.first = row;
+        reading.end = row + n;
+        reading.dst = dst + row * row_bytes;
+        ew_pool_run(backend->pool, read_rows, &reading, (uint32_t)((n + reading.step - 1) / reading.step));
+        rc = reading.rc;
         if (rc == 0)
             rc = report(progress, n * row_bytes, err);
-        if (rc)
-            return rc;
     }
-    return 0;
+    return rc;
 }
 
 // What the threads share while they pack one matrix.
@@ -373,7 +403,7 @@ static int load_weight(struct ew_cpu_backend *backend, uint32_t index, const str
     if (plan->is_mapped)
         return report(progress, plan->bytes, err);
     if (file_has_layout(plan->layout, plan->is_exact))
-        return load_file_rows(weight, matrix->row_bytes, dst, progress, err);
+        return load_file_rows(backend, weight, matrix->row_bytes, dst, progress, err);
     if (!plan->is_exact)
         say_expanded(weight, matrix, &progress->said);
     progress->matrix_bytes = plan->bytes;
