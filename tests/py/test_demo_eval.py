@@ -14,6 +14,10 @@ KINDS = ["recall", "command", "json", "tool"]
 POINTS = 2     # by which an accuracy may be below the report's
 
 
+# make test-gpu has enough to do with what a GPU decides.
+on_cpu = pytest.mark.skipif(bool(os.environ.get("EW_TEST_GPU")), reason="the CPU's part, which make test has")
+
+
 @pytest.fixture(scope="module")
 def report():
     return json.loads(support.need("fixtures/demo/report.json").read_text())
@@ -56,11 +60,13 @@ def check_accuracy(kind, report, folder, *cap):
     assert correct >= expected["correct"] - POINTS
 
 
+@on_cpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_accuracy(kind, report, tmp_path):
     check_accuracy(kind, report, tmp_path)
 
 
+@on_cpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_accuracy_at_every_level(kind, report, tmp_path):
     for cap in levels():
@@ -78,6 +84,7 @@ def check_perplexity(result, report, tolerance):
     assert abs(result["ppl"] / expected["ppl"] - 1) < tolerance
 
 
+@on_cpu
 def test_perplexity_q8_0(report):
     check_perplexity(perplexity(support.need("models/demo.gguf")), report, 0.005)
 
@@ -88,6 +95,7 @@ def test_perplexity_at_every_level(report):
         check_perplexity(perplexity(support.need("models/demo.gguf"), "--cpu-max", cap), report, 0.005)
 
 
+@on_cpu
 def test_perplexity_q4_0(report, tmp_path):
     source = support.find("models/demo") or support.need("models/demo.gguf")  # the checkpoint, or what the repository has
     support.run_ok("quantize", source, tmp_path / "q4_0.gguf", "--to", "q4_0")
