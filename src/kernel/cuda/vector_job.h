@@ -13,7 +13,8 @@
 #define EW_VECTOR_COLS_I8 1024
 #define EW_VECTOR_COLS_F8 1024
 #define EW_VECTOR_COLS_TABLE 2048
-#define EW_VECTOR_COLS_PLANES 1024 // of U5 and U6
+#define EW_VECTOR_COLS_U5 2048
+#define EW_VECTOR_COLS_U6 1024
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
 // Such pieces in a warp's ring, of which all but one are under way: so few that two blocks fit a multiprocessor, or so
 // many that a block has it for itself.
@@ -24,7 +25,7 @@
 #define EW_VECTOR_BYTES_F8 (1024 + 64)
 #define EW_VECTOR_BYTES_TABLE (1024 + 128)
 #define EW_VECTOR_BYTES_TABLE_16 (1024 + 256)
-#define EW_VECTOR_BYTES_U5 (512 + 128 + 64 + 64) // nibbles, high bits, scales, minima
+#define EW_VECTOR_BYTES_U5 (1024 + 256 + 128 + 128) // nibbles, high bits, scales, minima
 #define EW_VECTOR_BYTES_U6 (512 + 256 + 128)
 #define EW_VECTOR_BYTES_HALF 1024
 

@@ -10,6 +10,7 @@
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/route.h"
+#include "kernel/cuda/ptx/unit.h"
 
 #define WARPS (EW_CHOSEN_THREADS / 32)
 // Times four activations that a thread loads at once: of the gates' and of the sums'.
@@ -89,7 +90,7 @@ INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float w
         return;
     ((SHARED u32 *)((i % 8 < 4 ? p->low : p->high) + i / 8))[i % 4] = word;
     if (i % 8 == 0)
-        p->scales[i / 8] = (f32x2){scale, scale * (float)sum};
+        p->scales[i / 8] = (f32x2){scale * sum_unit(layout), scale * (float)(sum * code_offset(layout))};
 }
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
@@ -322,11 +323,6 @@ INLINE void wait_step(const struct ew_chosen_job *job)
 
 // ---- products -----------------------------------------------------------------------------------
 
-INLINE int dot16(u32x4 a, u32x4 b, int sum)
-{
-    return dp4a(a.x, b.x, dp4a(a.y, b.y, dp4a(a.z, b.z, dp4a(a.w, b.w, sum))));
-}
-
 INLINE float low_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? low_bf16(v) : low_f16(v); }
 INLINE float high_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? high_bf16(v) : high_f16(v); }
 
@@ -345,74 +341,63 @@ INLINE float dot_half(u32 layout, u32x4 w, const struct places *p, u32 at)
            low_of(w.w, layout) * b.z + high_of(w.w, layout) * b.w;
 }
 
-INLINE float dot_table(u32 layout, u32 table, u32x4 w, const u32 *words, const struct places *p, u32 at)
-{
-    u32x4 values = table_of(table);
-    f32x2 scales = table_scales(table, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0], at));
-    u32x2 a = look_up(values, w.x), b = look_up(values, w.y), c = look_up(values, w.z), d = look_up(values, w.w);
-    float sum = scales.x * (float)dot16((u32x4){a.x, a.y, b.x, b.y}, p->low[at], 0) +
-                scales.y * (float)dot16((u32x4){c.x, c.y, d.x, d.y}, p->high[at], 0);
+// A matrix's table, where the layout is one.
+struct table {
+    u32 layout;
+    struct halves halves;
+};
 
-    return p->scales[at].x * sum * (layout == LAYOUT_NV4 ? f32_of_bits(words[1]) : 1);
+INLINE struct table find_table(u32 layout, const struct ew_chosen_matrix *m)
+{
+    return (struct table){m->layout, is_table(layout) ? halves_of(m->layout) : (struct halves){0}};
 }
 
-// As vector.c has them, of one group.
+INLINE float dot_table(u32 layout, const struct table *t, u32x4 w, const u32 *words, const struct places *p, u32 at)
+{
+    f32x2 scales = table_scales(t->layout, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0], at));
+    float sum = scales.x * (float)dot_table_codes(&t->halves, w.xy, p->low[at]) +
+                scales.y * (float)dot_table_codes(&t->halves, w.zw, p->high[at]);
+
+    return t->halves.sign * p->scales[at].x * sum * (layout == LAYOUT_NV4 ? f32_of_bits(words[1]) : 1);
+}
+
 INLINE float dot_u5(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    u32x4 low = p->low[at], high = p->high[at];
     float scale = low_f16(half_of(layout, words[0], at));
-    float min = layout == LAYOUT_U5_MIN ? low_f16(half_of(layout, words[2], at)) : scale * 16;
-    int sum = 0;
+    float dot = p->scales[at].x * (float)dot_u5_codes(w, words[1], p->low[at], p->high[at]);
 
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        sum = dp4a((w[i] & 0x0F0F0F0F) | (words[1] << (4 - i) & 0x10101010), low[i], sum);
-        sum = dp4a((w[i] >> 4 & 0x0F0F0F0F) | (words[1] >> i & 0x10101010), high[i], sum);
-    }
-    return scale * p->scales[at].x * (float)sum - min * p->scales[at].y;
+    if (layout == LAYOUT_U5_MIN)
+        return scale * dot - low_f16(half_of(layout, words[2], at)) * p->scales[at].y;
+    return scale * (dot - p->scales[at].y);
 }
 
 INLINE float dot_u6(u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    u32x4 low = p->low[at], high = p->high[at];
-    u32 h[2] = {words[1] ^ 0xAAAAAAAA, words[2] ^ 0xAAAAAAAA}; // less 32
-    int first = 0, second = 0;
+    struct u6_sums sums = dot_u6_codes(w, (u32x2){words[1], words[2]}, p->low[at], p->high[at]);
 
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        first = dp4a((w[i] << 2 & 0x3C3C3C3C) | (h[0] << (6 - 2 * i) & 0xC0C0C0C0), low[i], first);
-        second = dp4a((w[i] >> 2 & 0x3C3C3C3C) | (h[1] << (6 - 2 * i) & 0xC0C0C0C0), high[i], second);
-    }
-    return p->scales[at].x * 0.25f * (low_f16(words[0]) * (float)first + high_f16(words[0]) * (float)second);
+    return p->scales[at].x * (low_f16(words[0]) * (float)sums.low + high_f16(words[0]) * (float)sums.high);
 }
 
-// By the tensor cores, as in vector.c: four lanes' columns, which have one scale, are summed on the diagonal.
+// By the tensor cores, to which the unit alone is as much work as two.
 INLINE float dot_f8(u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    u32 lane = THREAD % 32, is_diagonal = lane / 8 == lane % 4, is_odd = lane / 4 % 2;
-    u32x4 low = p->low[at], high = p->high[at];
-    float c[4] = {0};
+    f32x2 sums = dot_e4m3(w, w, p->low[at], p->high[at]);
 
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        u32 a[4] = {i < 2 ? low[i * 2] : high[i * 2 - 4], 0, i < 2 ? low[i * 2 + 1] : high[i * 2 - 3], 0};
-
-        mma_f16(c, a, f16x2_of_e4m3(w[i]), f16x2_of_e4m3(w[i] >> 16));
-    }
-    return is_diagonal ? f32_of_bits(words[0]) * (is_odd ? c[1] : c[0]) : 0;
+    return has_diagonal() ? f32_of_bits(words[0]) * sums.x : 0;
 }
 
 INLINE float dot_4(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
     float scale = low_f16(half_of(layout, words[0], at));
-    float min = layout == LAYOUT_U4_MIN ? low_f16(half_of(layout, words[1], at)) : scale * 8;
-    int sum = dot16(w & 0x0F0F0F0F, p->low[at], dot16(w >> 4 & 0x0F0F0F0F, p->high[at], 0));
+    float dot = p->scales[at].x * (float)dot_nibbles(w, p->low[at], p->high[at]);
 
-    return scale * p->scales[at].x * (float)sum - min * p->scales[at].y;
+    if (layout == LAYOUT_U4_MIN)
+        return scale * dot - low_f16(half_of(layout, words[1], at)) * p->scales[at].y;
+    return scale * (dot - p->scales[at].y);
 }
 
-// With unit `at` of the activations. `table`: which one, where the layout has one.
-INLINE float dot_unit(u32 layout, u32 table, const struct unit *u, const struct places *p, u32 at)
+// With unit `at` of the activations.
+INLINE float dot_unit(u32 layout, const struct table *table, const struct unit *u, const struct places *p, u32 at)
 {
     const u32 *words = u->words;
     u32x4 w = u->codes;
@@ -439,6 +424,18 @@ INLINE float dot_unit(u32 layout, u32 table, const struct unit *u, const struct 
     }
 }
 
+// Of two units with the same activations. The diagonal of F8 sums up four lanes' columns, which have one scale.
+INLINE f32x2 dot_both(u32 layout, const struct table *table, const struct unit *first, const struct unit *second,
+                      const struct places *p, u32 at)
+{
+    f32x2 sums;
+
+    if (layout != LAYOUT_F8)
+        return (f32x2){dot_unit(layout, table, first, p, at), dot_unit(layout, table, second, p, at)};
+    sums = dot_e4m3(first->codes, second->codes, p->low[at], p->high[at]);
+    return (f32x2){f32_of_bits(first->words[0]), f32_of_bits(second->words[0])} * (has_diagonal() ? sums : 0);
+}
+
 // ---- gates ----------------------------------------------------------------------------------------
 
 INLINE float bias_at(const struct ew_chosen_matrix *m, u64 row) { return m->bias ? ((const float *)m->bias)[row] : 0; }
@@ -460,6 +457,7 @@ INLINE void finish_gate(const struct ew_chosen_job *job, u32 slot, u32 at, u32 r
 INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p)
 {
     u32 n_units = job->cols / UNIT(layout), lane = THREAD % 32, step = 32 * GATE_UNITS(layout);
+    struct table table = find_table(layout, &job->gate); // and of the other one: both have the same layout
 
     for (u32 line = THREAD / 32; line < s->n_gates; line += WARPS) {
         u32 i = s->first_gate + line, slot = i / job->hidden_cols;
@@ -479,11 +477,10 @@ INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct 
             UNROLL
             for (u32 j = 0; j < GATE_UNITS(layout); j++) {
                 u32 at = first + j * 32 + lane, unit = min_u32(at, n_units - 1);
-                float g = dot_unit(layout, job->gate.layout, &of_gate[j], p, unit);
-                float u = dot_unit(layout, job->up.layout, &of_up[j], p, unit);
+                f32x2 both = dot_both(layout, &table, &of_gate[j], &of_up[j], p, unit);
 
-                gate += at < n_units ? g : 0;
-                up += at < n_units ? u : 0;
+                gate += at < n_units ? both.x : 0;
+                up += at < n_units ? both.y : 0;
             }
         }
         finish_gate(job, slot, row, i - slot * job->hidden_cols, gate, up);
@@ -514,6 +511,7 @@ INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct s
                      struct reader *r, float residual)
 {
     u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1, at = 0;
+    struct table table = find_table(layout, &job->down);
 
     for (u32 line = THREAD / 32; line < s->n_sums; line += WARPS) {
         float sum = 0;
@@ -527,8 +525,8 @@ INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct s
             take_unit(layout, from, &u[0]);
             take_unit(layout, from + UNIT_BYTES(layout), &u[1]);
             ask(layout, job, s, p, r);
-            sum += dot_unit(layout, job->down.layout, &u[0], p, min_u32(unit, last));
-            sum += dot_unit(layout, job->down.layout, &u[1], p, min_u32(unit + 32, last));
+            sum += dot_unit(layout, &table, &u[0], p, min_u32(unit, last));
+            sum += dot_unit(layout, &table, &u[1], p, min_u32(unit + 32, last));
             at = at + 1 == job->n_stages ? 0 : at + 1;
         }
         finish_sum(job, p, s->first_sum + line, sum, residual);

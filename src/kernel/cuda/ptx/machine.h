@@ -147,7 +147,8 @@ INLINE u32 bf16x2_of(float low, float high)
     return r;
 }
 
-// Byte i of the result is the one that nibble i of `which` names: 0 to 3 of a, 4 to 7 of b.
+// Byte i of the result is the one that nibble i of `which` names: 0 to 3 of a, 4 to 7 of b; from 8 on, eight times that
+// byte's sign. Only 16 bits of `which` matter.
 INLINE u32 byte_permute(u32 a, u32 b, u32 which)
 {
     u32 r;
@@ -218,6 +219,15 @@ INLINE int dp4a(u32 a, u32 b, int sum)
     int r;
 
     asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
+    return r;
+}
+
+// The bytes of a are not signed.
+INLINE int dp4a_unsigned(u32 a, u32 b, int sum)
+{
+    int r;
+
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(sum));
     return r;
 }
 

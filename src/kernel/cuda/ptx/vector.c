@@ -9,6 +9,7 @@
 
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/normal.h"
+#include "kernel/cuda/ptx/unit.h"
 
 #define WARPS (EW_VECTOR_THREADS / 32)
 
@@ -25,26 +26,28 @@ INLINE struct piece piece_of(u32 class)
 {
     switch (class) {
     case CLASS_U4:
-        return (struct piece){EW_VECTOR_COLS_U4, 1024, EW_VECTOR_BYTES_U4};
+        return (struct piece){EW_VECTOR_COLS_U4, EW_VECTOR_COLS_U4 / 2, EW_VECTOR_BYTES_U4};
     case CLASS_I8:
-        return (struct piece){EW_VECTOR_COLS_I8, 1024, EW_VECTOR_BYTES_I8};
+        return (struct piece){EW_VECTOR_COLS_I8, EW_VECTOR_COLS_I8, EW_VECTOR_BYTES_I8};
     case CLASS_TABLE:
-        return (struct piece){EW_VECTOR_COLS_TABLE, 1024, EW_VECTOR_BYTES_TABLE};
+        return (struct piece){EW_VECTOR_COLS_TABLE, EW_VECTOR_COLS_TABLE / 2, EW_VECTOR_BYTES_TABLE};
     case CLASS_TABLE_16:
-        return (struct piece){EW_VECTOR_COLS_TABLE, 1024, EW_VECTOR_BYTES_TABLE_16};
+        return (struct piece){EW_VECTOR_COLS_TABLE, EW_VECTOR_COLS_TABLE / 2, EW_VECTOR_BYTES_TABLE_16};
     case CLASS_U5:
-        return (struct piece){EW_VECTOR_COLS_PLANES, 512, EW_VECTOR_BYTES_U5};
+        return (struct piece){EW_VECTOR_COLS_U5, EW_VECTOR_COLS_U5 / 2, EW_VECTOR_BYTES_U5};
     case CLASS_U6:
-        return (struct piece){EW_VECTOR_COLS_PLANES, 512, EW_VECTOR_BYTES_U6};
+        return (struct piece){EW_VECTOR_COLS_U6, EW_VECTOR_COLS_U6 / 2, EW_VECTOR_BYTES_U6};
     case CLASS_F8:
-        return (struct piece){EW_VECTOR_COLS_F8, 1024, EW_VECTOR_BYTES_F8};
+        return (struct piece){EW_VECTOR_COLS_F8, EW_VECTOR_COLS_F8, EW_VECTOR_BYTES_F8};
     default:
-        return (struct piece){EW_VECTOR_COLS_HALF, 1024, EW_VECTOR_BYTES_HALF};
+        return (struct piece){EW_VECTOR_COLS_HALF, EW_VECTOR_COLS_HALF * 2, EW_VECTOR_BYTES_HALF};
     }
 }
 
 #define COLS(class) (piece_of(class).cols)
 #define BYTES(class) (piece_of(class).bytes)
+// Units of 16 bytes of codes that a lane has of a piece.
+#define UNITS_I8 (EW_VECTOR_COLS_I8 / 512)
 // Columns whose activations are 32 bytes (`low` and `high`) in shared memory.
 #define PLANE(class) ((class) == CLASS_HALF ? 8 : (class) == CLASS_F8 ? 16 : 32)
 
@@ -56,6 +59,7 @@ struct places {
     SHARED u32x4 *high; // the others; for 8 bits all lie in `low`, in order
     SHARED f32x2 *scales; // scale, and scale times the sum of the codes
     SHARED float *sums;
+    struct halves table; // where the layout is one
 };
 
 // This block's share.
@@ -88,6 +92,8 @@ INLINE struct places find_places(u32 class, const struct ew_vector_job *job, con
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
     p.sums = (SHARED float *)(p.scales + (class >= CLASS_F8 ? 0 : planes));
+    if (class == CLASS_TABLE || class == CLASS_TABLE_16)
+        p.table = halves_of(job->layout);
     return p;
 }
 
@@ -141,16 +147,16 @@ INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct 
         ask_16(job, slot, codes + n * 16, r->mins + first / 32, first, 256, lane - n);
     if (class == CLASS_TABLE_16 && lane < 2 * n)
         ask_16(job, slot, codes, r->scales + first / 16, first, 128, lane);
-    if (class == CLASS_U5 && lane < 8)
-        ask_16(job, slot, 512, r->codes + job->cols / 2 + first / 8, first, 128, lane);
-    if (class == CLASS_U5 && lane >= 8 && lane < 12)
-        ask_16(job, slot, 640, r->scales + first / 32, first, 256, lane - 8);
-    if (class == CLASS_U5 && lane >= 12 && lane < 16 && job->layout == LAYOUT_U5_MIN)
-        ask_16(job, slot, 704, r->mins + first / 32, first, 256, lane - 12);
-    if (class == CLASS_U6 && lane < 16)
-        ask_16(job, slot, 512, r->codes + job->cols / 2 + first / 4, first, 64, lane);
-    if (class == CLASS_U6 && lane >= 16 && lane < 24)
-        ask_16(job, slot, 768, r->scales + first / 16, first, 128, lane - 16);
+    if (class == CLASS_U5 && lane < 2 * n)
+        ask_16(job, slot, codes, r->codes + job->cols / 2 + first / 8, first, 128, lane);
+    if (class == CLASS_U5 && lane >= 2 * n && lane < 3 * n)
+        ask_16(job, slot, codes + n * 32, r->scales + first / 32, first, 256, lane - 2 * n);
+    if (class == CLASS_U5 && lane >= 3 * n && lane < 4 * n && job->layout == LAYOUT_U5_MIN)
+        ask_16(job, slot, codes + n * 48, r->mins + first / 32, first, 256, lane - 3 * n);
+    if (class == CLASS_U6 && lane < 4 * n)
+        ask_16(job, slot, codes, r->codes + job->cols / 2 + first / 4, first, 64, lane);
+    if (class == CLASS_U6 && lane < 2 * n)
+        ask_16(job, slot, codes + n * 64, r->scales + first / 16, first, 128, lane);
 }
 
 // Asks for a piece, a group of copies of its own whether or not it is there.
@@ -186,131 +192,128 @@ INLINE void wait_piece(const struct ew_vector_job *job)
 
 // ---- products -----------------------------------------------------------------------------------
 
-INLINE int dot16(u32x4 a, u32x4 b, int sum)
-{
-    return dp4a(a.x, b.x, dp4a(a.y, b.y, dp4a(a.z, b.z, dp4a(a.w, b.w, sum))));
-}
+// Groups of 32 columns: of a piece, and of a piece a lane.
+#define GROUPS(class) (COLS(class) / 32)
+#define LANE_GROUPS(class) (COLS(class) / 1024)
 
-INLINE float dot_u4(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+// Scales of activations are as put_q8 leaves them.
+INLINE float dot_u4(u32 has_min, SHARED const u8 *slot, const struct places *p, u32 piece)
 {
-    u32 lane = THREAD % 32;
+    SHARED const u32x4 *codes = (SHARED const u32x4 *)slot + THREAD % 32;
+    SHARED const u16 *scales = (SHARED const u16 *)(slot + GROUPS(CLASS_U4) * 16) + THREAD % 32;
+    u32 first = piece * GROUPS(CLASS_U4) + THREAD % 32;
     float sum = 0;
 
     UNROLL
-    for (u32 j = 0; j < 2; j++) {
-        u32 in_piece = j * 32 + lane, group = piece * 64 + in_piece;
-        u32x4 w = *(SHARED const u32x4 *)(slot + in_piece * 16);
-        float scale = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]), min;
-        f32x2 x = p->scales[group];
-        int dot = dot16(w & 0x0F0F0F0F, p->low[group], dot16(w >> 4 & 0x0F0F0F0F, p->high[group], 0));
+    for (u32 j = 0; j < LANE_GROUPS(CLASS_U4); j++) {
+        float scale = f32_of_f16(scales[j * 32]);
+        f32x2 x = p->scales[first + j * 32];
+        float dot = x.x * (float)dot_nibbles(codes[j * 32], p->low[first + j * 32], p->high[first + j * 32]);
 
-        min = layout == LAYOUT_U4_MIN ? f32_of_f16(((SHARED const u16 *)(slot + 1152))[in_piece]) : scale * 8;
-        sum += scale * x.x * (float)dot - min * x.y;
+        sum += has_min ? scale * dot - f32_of_f16(scales[j * 32 + GROUPS(CLASS_U4)]) * x.y : scale * (dot - x.y);
     }
     return sum;
 }
 
 INLINE float dot_i8(SHARED const u8 *slot, const struct places *p, u32 piece)
 {
-    u32 lane = THREAD % 32;
-    float sum = 0;
-
-    u32x4 w[2], x[2];
-    float scale[2];
+    SHARED const u16 *scales = (SHARED const u16 *)(slot + COLS(CLASS_I8)) + THREAD % 32 / 2; // a lane has half a group
+    u32 first = piece * UNITS_I8 * 32 + THREAD % 32;
+    u32x4 w[UNITS_I8], x[UNITS_I8];
+    float scale[UNITS_I8], sum = 0;
 
     UNROLL
-    for (u32 j = 0; j < 2; j++) { // all of them before any is waited for
-        u32 at = j * 32 + lane, in_piece = at / 2; // half a group
-
-        w[j] = *(SHARED const u32x4 *)(slot + at * 16);
-        x[j] = p->low[piece * 64 + at];
-        scale[j] = f32_of_f16(((SHARED const u16 *)(slot + 1024))[in_piece]) * p->scales[piece * 32 + in_piece].x;
+    for (u32 j = 0; j < UNITS_I8; j++) { // all of them before any is waited for
+        w[j] = ((SHARED const u32x4 *)slot)[j * 32 + THREAD % 32];
+        x[j] = p->low[first + j * 32];
+        scale[j] = f32_of_f16(scales[j * 16]) * p->scales[first / 2 + j * 16].x;
     }
     UNROLL
-    for (u32 j = 0; j < 2; j++)
+    for (u32 j = 0; j < UNITS_I8; j++)
         sum += scale[j] * (float)dot16(w[j], x[j], 0);
     return sum;
 }
 
-INLINE float dot_table(u32 class, SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
+// layout: a constant, LAYOUT_IQ4 for all with a scale of 32 columns in f16, and LAYOUT_IQ2_16 for those of 16.
+INLINE float dot_table(u32 layout, SHARED const u8 *slot, const struct places *p, u32 piece)
 {
-    u32x4 table = table_of(layout);
+    SHARED const u32x4 *codes = (SHARED const u32x4 *)slot + THREAD % 32;
+    SHARED const u8 *scales_at = slot + GROUPS(CLASS_TABLE) * 16;
+    u32 first = piece * GROUPS(CLASS_TABLE) + THREAD % 32;
     float sum = 0;
 
     UNROLL
-    for (u32 j = 0; j < 2; j++) {
-        u32 in_piece = j * 32 + THREAD % 32, group = piece * 64 + in_piece;
-        u32x4 w = *(SHARED const u32x4 *)(slot + in_piece * 16), low = p->low[group], high = p->high[group];
-        u32 bits = class == CLASS_TABLE ? ((SHARED const u16 *)(slot + 1024))[in_piece]
-                                        : ((SHARED const u32 *)(slot + 1024))[in_piece];
-        f32x2 scales = table_scales(layout, bits);
-        u32x2 a = look_up(table, w.x), b = look_up(table, w.y), c = look_up(table, w.z), d = look_up(table, w.w);
+    for (u32 j = 0; j < LANE_GROUPS(CLASS_TABLE); j++) {
+        f32x2 scales = table_scales(layout, is_halved(layout)
+                                                ? ((SHARED const u32 *)scales_at)[THREAD % 32 + j * 32]
+                                                : ((SHARED const u16 *)scales_at)[THREAD % 32 + j * 32]);
+        u32x4 w = codes[j * 32];
+        int low = dot_table_codes(&p->table, w.xy, p->low[first + j * 32]);
+        int high = dot_table_codes(&p->table, w.zw, p->high[first + j * 32]);
 
-        sum += p->scales[group].x * (scales.x * (float)dot16((u32x4){a.x, a.y, b.x, b.y}, low, 0) +
-                                     scales.y * (float)dot16((u32x4){c.x, c.y, d.x, d.y}, high, 0));
+        if (layout == LAYOUT_IQ4 || layout == LAYOUT_MX4)
+            sum += p->scales[first + j * 32].x * scales.x * (float)(low + high);
+        else
+            sum += p->scales[first + j * 32].x * (scales.x * (float)low + scales.y * (float)high);
+    }
+    return sum * p->table.sign;
+}
+
+INLINE float dot_u5(u32 has_min, SHARED const u8 *slot, const struct places *p, u32 piece)
+{
+    SHARED const u32x4 *codes = (SHARED const u32x4 *)slot + THREAD % 32;
+    SHARED const u32 *bits = (SHARED const u32 *)(slot + GROUPS(CLASS_U5) * 16) + THREAD % 32;
+    SHARED const u16 *scales = (SHARED const u16 *)(slot + GROUPS(CLASS_U5) * 20) + THREAD % 32;
+    u32 first = piece * GROUPS(CLASS_U5) + THREAD % 32;
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < LANE_GROUPS(CLASS_U5); j++) {
+        float scale = f32_of_f16(scales[j * 32]);
+        f32x2 x = p->scales[first + j * 32];
+        float dot = x.x * (float)dot_u5_codes(codes[j * 32], bits[j * 32], p->low[first + j * 32],
+                                              p->high[first + j * 32]);
+
+        sum += has_min ? scale * dot - f32_of_f16(scales[j * 32 + GROUPS(CLASS_U5)]) * x.y : scale * (dot - x.y);
     }
     return sum;
 }
 
-// A lane has a group of 32 columns; the bit above nibbles i of byte j is bit i of byte j of a word.
-INLINE float dot_u5(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
-{
-    u32 lane = THREAD % 32, group = piece * 32 + lane, h = ((SHARED const u32 *)(slot + 512))[lane];
-    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16), low = p->low[group], high = p->high[group];
-    float scale = f32_of_f16(((SHARED const u16 *)(slot + 640))[lane]), min = scale * 16;
-    f32x2 x = p->scales[group];
-    int sum = 0;
-
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        sum = dp4a((w[i] & 0x0F0F0F0F) | (h << (4 - i) & 0x10101010), low[i], sum);
-        sum = dp4a((w[i] >> 4 & 0x0F0F0F0F) | (h >> i & 0x10101010), high[i], sum);
-    }
-    if (layout == LAYOUT_U5_MIN)
-        min = f32_of_f16(((SHARED const u16 *)(slot + 704))[lane]);
-    return scale * x.x * (float)sum - min * x.y;
-}
-
-// Codes of six bits less 32 are the upper ones of a byte: four times as much. Bits 4 and 5 of byte j of word i are bits
-// 2 i and 2 i + 1 of byte j of one word for low nibbles, and of another for high ones.
 INLINE float dot_u6(SHARED const u8 *slot, const struct places *p, u32 piece)
 {
-    u32 lane = THREAD % 32, group = piece * 32 + lane, scales = ((SHARED const u32 *)(slot + 768))[lane];
-    u32x4 w = *(SHARED const u32x4 *)(slot + lane * 16), low = p->low[group], high = p->high[group];
-    u32x2 h = *(SHARED const u32x2 *)(slot + 512 + lane * 8) ^ 0xAAAAAAAA; // less 32
-    int first = 0, second = 0;
-
-    UNROLL
-    for (u32 i = 0; i < 4; i++) {
-        first = dp4a((w[i] << 2 & 0x3C3C3C3C) | (h.x << (6 - 2 * i) & 0xC0C0C0C0), low[i], first);
-        second = dp4a((w[i] >> 2 & 0x3C3C3C3C) | (h.y << (6 - 2 * i) & 0xC0C0C0C0), high[i], second);
-    }
-    return p->scales[group].x * 0.25f * (low_f16(scales) * (float)first + high_f16(scales) * (float)second);
-}
-
-// By the tensor cores, whose sums are f32. A lane's codes and activations are of the same columns: in the tile of
-// activations they are its row, in that of the weights its column, lane / 4 both. So the diagonal of the product has
-// the sums of eight runs of columns, and the rest of it is of no use.
-INLINE float dot_f8(SHARED const u8 *slot, const struct places *p, u32 piece)
-{
-    u32 lane = THREAD % 32, is_diagonal = lane / 8 == lane % 4, is_odd = lane / 4 % 2;
+    SHARED const u32x4 *codes = (SHARED const u32x4 *)slot + THREAD % 32;
+    SHARED const u32x2 *bits = (SHARED const u32x2 *)(slot + GROUPS(CLASS_U6) * 16) + THREAD % 32;
+    SHARED const u32 *scales = (SHARED const u32 *)(slot + GROUPS(CLASS_U6) * 24) + THREAD % 32;
+    u32 first = piece * GROUPS(CLASS_U6) + THREAD % 32;
     float sum = 0;
 
     UNROLL
-    for (u32 j = 0; j < 2; j++) {
-        u32x4 w = *(SHARED const u32x4 *)(slot + (j * 32 + lane) * 16);
-        u32x4 low = p->low[piece * 64 + j * 32 + lane], high = p->high[piece * 64 + j * 32 + lane];
-        float scale = ((SHARED const float *)(slot + 1024))[j * 4 + lane / 8], c[4] = {0};
+    for (u32 j = 0; j < LANE_GROUPS(CLASS_U6); j++) {
+        struct u6_sums sums = dot_u6_codes(codes[j * 32], bits[j * 32], p->low[first + j * 32],
+                                           p->high[first + j * 32]);
 
-        UNROLL
-        for (u32 i = 0; i < 4; i++) {
-            u32 a[4] = {i < 2 ? low[i * 2] : high[i * 2 - 4], 0, i < 2 ? low[i * 2 + 1] : high[i * 2 - 3], 0};
-
-            mma_f16(c, a, f16x2_of_e4m3(w[i]), f16x2_of_e4m3(w[i] >> 16));
-        }
-        sum += is_diagonal ? scale * (is_odd ? c[1] : c[0]) : 0;
+        sum += p->scales[first + j * 32].x *
+               (low_f16(scales[j * 32]) * (float)sums.low + high_f16(scales[j * 32]) * (float)sums.high);
     }
     return sum;
+}
+
+INLINE float dot_f8(SHARED const u8 *slot, const struct places *p, u32 piece)
+{
+    SHARED const u32x4 *codes = (SHARED const u32x4 *)slot + THREAD % 32;
+    SHARED const float *scales = (SHARED const float *)(slot + COLS(CLASS_F8)) + THREAD % 32 / 8;
+    u32 first = piece * (COLS(CLASS_F8) / 16) + THREAD % 32;
+    float sum = 0;
+
+    UNROLL
+    for (u32 j = 0; j < COLS(CLASS_F8) / 512; j += 2) {
+        u32 at = first + j * 32;
+        u32x4 low[2] = {p->low[at], p->low[at + 32]}, high[2] = {p->high[at], p->high[at + 32]};
+        f32x2 sums = dot_e4m3_apart(codes[j * 32], codes[j * 32 + 32], low, high);
+
+        sum += scales[j * 4] * sums.x + scales[j * 4 + 4] * sums.y;
+    }
+    return has_diagonal() ? sum : 0;
 }
 
 INLINE float dot_half(SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
@@ -336,17 +339,26 @@ INLINE float dot_half(SHARED const u8 *slot, u32 layout, const struct places *p,
 
 INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struct places *p, u32 piece)
 {
-    if (class == CLASS_U4)
-        return dot_u4(slot, layout, p, piece);
-    if (class == CLASS_F8)
-        return dot_f8(slot, p, piece);
-    if (class == CLASS_U5)
-        return dot_u5(slot, layout, p, piece);
-    if (class == CLASS_U6)
+    switch (class) {
+    case CLASS_U4:
+        return layout == LAYOUT_U4_MIN ? dot_u4(1, slot, p, piece) : dot_u4(0, slot, p, piece);
+    case CLASS_I8:
+        return dot_i8(slot, p, piece);
+    case CLASS_TABLE:
+        return layout == LAYOUT_MX4   ? dot_table(LAYOUT_MX4, slot, p, piece)
+               : layout == LAYOUT_NV4 ? dot_table(LAYOUT_NV4, slot, p, piece)
+                                      : dot_table(LAYOUT_IQ4, slot, p, piece);
+    case CLASS_TABLE_16:
+        return dot_table(LAYOUT_IQ2_16, slot, p, piece);
+    case CLASS_U5:
+        return layout == LAYOUT_U5_MIN ? dot_u5(1, slot, p, piece) : dot_u5(0, slot, p, piece);
+    case CLASS_U6:
         return dot_u6(slot, p, piece);
-    if (class == CLASS_TABLE || class == CLASS_TABLE_16)
-        return dot_table(class, slot, layout, p, piece);
-    return class == CLASS_I8 ? dot_i8(slot, p, piece) : dot_half(slot, layout, p, piece);
+    case CLASS_F8:
+        return dot_f8(slot, p, piece);
+    default:
+        return dot_half(slot, layout, p, piece);
+    }
 }
 
 // ---- activations --------------------------------------------------------------------------------
@@ -361,7 +373,8 @@ INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
 INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
 
 // Columns 4 i to 4 i + 3 to their place. Codes by eight lanes a group of 32, numbers as in rows.c, quantise.
-INLINE void put_q8(u32 class, const struct places *p, u32 i, f32x4 v)
+// With scales is what code_offset asks for.
+INLINE void put_q8(u32 class, u32 layout, const struct places *p, u32 i, f32x4 v)
 {
     float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
     u32 word, in_group = i % 8;
@@ -381,7 +394,7 @@ INLINE void put_q8(u32 class, const struct places *p, u32 i, f32x4 v)
     else
         ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
     if (in_group == 0)
-        p->scales[i / 8] = (f32x2){max / 127, max / 127 * (float)sum};
+        p->scales[i / 8] = (f32x2){max / 127 * sum_unit(layout), max / 127 * (float)(sum * code_offset(layout))};
 }
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
@@ -395,7 +408,7 @@ INLINE void put(u32 class, const struct ew_vector_job *job, const struct places 
         ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
             (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
     else
-        put_q8(class, p, i, v);
+        put_q8(class, job->layout, p, i, v);
 }
 
 #define QUADS 2       // runs of four columns that a thread asks for at once, with their weights

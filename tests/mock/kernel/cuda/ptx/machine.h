@@ -105,8 +105,11 @@ INLINE u32 byte_permute(u32 a, u32 b, u32 which)
     u64 bytes = a | (u64)b << 32;
     u32 r = 0;
 
-    for (u32 i = 0; i < 4; i++)
-        r |= (u32)(bytes >> (which >> 4 * i & 7) * 8 & 0xFF) << 8 * i;
+    for (u32 i = 0; i < 4; i++) {
+        i8 byte = (i8)(bytes >> (which >> 4 * i & 7) * 8);
+
+        r |= (u32)(u8)(which >> 4 * i & 8 ? byte >> 7 : byte) << 8 * i;
+    }
     return r;
 }
 
@@ -141,6 +144,13 @@ INLINE int dp4a(u32 a, u32 b, int sum)
 {
     for (u32 i = 0; i < 32; i += 8)
         sum += (i8)(a >> i) * (i8)(b >> i);
+    return sum;
+}
+
+INLINE int dp4a_unsigned(u32 a, u32 b, int sum)
+{
+    for (u32 i = 0; i < 32; i += 8)
+        sum += (u8)(a >> i) * (i8)(b >> i);
     return sum;
 }
 
