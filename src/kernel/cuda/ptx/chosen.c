@@ -65,8 +65,6 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
 
 // ---- activations --------------------------------------------------------------------------------
 
-INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
-
 // Four columns, of which eight lanes have a group of 32; numbers nearly as in rows.c, quantise.
 INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
 {
@@ -79,7 +77,7 @@ INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float w
         max = max_f32(max, shuffle_xor(max, o));
     factor = max > 1e-30f ? 127 * reciprocal_approx(max) : 0;
     scale = max * (1 / 127.0f) * weight;
-    word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
+    word = four_codes(v, factor);
     if (HAS_OFFSET(layout)) {
         sum = dp4a(word, 0x01010101, 0);
         UNROLL

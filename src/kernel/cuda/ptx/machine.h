@@ -247,6 +247,14 @@ INLINE float reciprocal_approx(float x)
     return r;
 }
 
+INLINE float rsqrt_approx(float x)
+{
+    float r;
+
+    asm("rsqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 INLINE float sqrt_f32(float x)
 {
     float r;

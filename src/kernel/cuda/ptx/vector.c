@@ -363,146 +363,170 @@ INLINE float dot_piece(u32 class, SHARED const u8 *slot, u32 layout, const struc
 
 // ---- activations --------------------------------------------------------------------------------
 
+// Runs of eight columns, for the quarter of a group of 32, one after the other: a thread has every 512th of them.
+struct eight {
+    f32x4 first, second;
+};
+
 // For others than this kernel; one block does it.
-INLINE void keep_normal(const struct ew_vector_job *job, u32 i, f32x4 v)
+INLINE void keep_normal(const struct ew_vector_job *job, u32 i, struct eight v)
 {
-    if (job->normed && BLOCK_X == 0 && i < job->cols / 4)
-        ((f32x4 *)job->normed)[i] = v;
+    if (job->normed && BLOCK_X == 0 && i < job->cols / 8) {
+        ((f32x4 *)job->normed)[2 * i] = v.first;
+        ((f32x4 *)job->normed)[2 * i + 1] = v.second;
+    }
 }
 
-INLINE u32 code(float v, float factor) { return (u32)(i32)__builtin_rintf(v * factor) & 0xFF; }
-
-// Columns 4 i to 4 i + 3 to their place. Codes by eight lanes a group of 32, numbers as in rows.c, quantise.
-// With scales is what code_offset asks for.
-INLINE void put_q8(u32 class, u32 layout, const struct places *p, u32 i, f32x4 v)
+INLINE float greatest(f32x4 v)
 {
-    float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor;
-    u32 word, in_group = i % 8;
-    int sum;
+    return max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w)));
+}
+
+// Columns 8 i to 8 i + 7 to their place. Codes by four lanes a group of 32, numbers nearly as in rows.c, quantise.
+// With scales is what code_offset asks for.
+INLINE void put_q8(u32 class, u32 layout, const struct places *p, u32 i, struct eight v)
+{
+    float max = max_f32(greatest(v.first), greatest(v.second)), factor, scale;
+    u32 in_group = i % 4;
+    u32x2 words;
+    int sum = 0;
 
     UNROLL
-    for (u32 o = 1; o < 8; o *= 2)
+    for (u32 o = 1; o < 4; o *= 2)
         max = max_f32(max, shuffle_xor(max, o));
-    factor = max > 1e-30f ? 127 / max : 0;
-    word = code(v.x, factor) | code(v.y, factor) << 8 | code(v.z, factor) << 16 | code(v.w, factor) << 24;
-    sum = dp4a(word, 0x01010101, 0);
-    UNROLL
-    for (u32 o = 1; o < 8; o *= 2)
-        sum += (int)shuffle_xor_u32((u32)sum, o);
+    factor = max > 1e-30f ? 127 * reciprocal_approx(max) : 0;
+    scale = max * (1 / 127.0f);
+    words = (u32x2){four_codes(v.first, factor), four_codes(v.second, factor)};
+    if (class == CLASS_U4 || class == CLASS_U5) {
+        sum = dp4a(words.x, 0x01010101, dp4a(words.y, 0x01010101, 0));
+        UNROLL
+        for (u32 o = 1; o < 4; o *= 2)
+            sum += (int)shuffle_xor_u32((u32)sum, o);
+    }
     if (class == CLASS_I8)
-        ((SHARED u32 *)p->low)[i] = word;
+        ((SHARED u32x2 *)p->low)[i] = words;
     else
-        ((SHARED u32 *)((in_group < 4 ? p->low : p->high) + i / 8))[in_group % 4] = word;
+        ((SHARED u32x2 *)((in_group < 2 ? p->low : p->high) + i / 4))[in_group % 2] = words;
     if (in_group == 0)
-        p->scales[i / 8] = (f32x2){max / 127 * sum_unit(layout), max / 127 * (float)(sum * code_offset(layout))};
+        p->scales[i / 4] = (f32x2){scale * sum_unit(layout), scale * (float)(sum * code_offset(layout))};
 }
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 
-INLINE void put(u32 class, const struct ew_vector_job *job, const struct places *p, u32 i, f32x4 v)
+INLINE u32x2 f16x4_of(f32x4 v)
 {
-    keep_normal(job, i, v);
-    if (class == CLASS_HALF)
-        ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
-    else if (class == CLASS_F8)
-        ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
-            (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
-    else
-        put_q8(class, job->layout, p, i, v);
+    return (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
 }
 
-#define QUADS 2       // runs of four columns that a thread asks for at once, with their weights
-#define PLAIN_QUADS 3 // without weights
+INLINE void put(u32 class, const struct ew_vector_job *job, const struct places *p, u32 i, struct eight v)
+{
+    keep_normal(job, i, v);
+    if (class == CLASS_HALF) {
+        ((SHARED f32x4 *)p->low)[i] = v.first;
+        ((SHARED f32x4 *)p->high)[i] = v.second;
+    } else if (class == CLASS_F8) {
+        (i % 2 ? p->high : p->low)[i / 2] = (u32x4){f16x4_of(v.first).x, f16x4_of(v.first).y,
+                                                    f16x4_of(v.second).x, f16x4_of(v.second).y};
+    } else {
+        put_q8(class, job->layout, p, i, v);
+    }
+}
 
-// The weights of a norm do not wait for the kernel before.
+#define PLAIN_EIGHTS 2 // that a thread asks for at once
+
+// What a norm needs that does not wait for the kernel before.
 struct ahead {
-    f32x4 weight[QUADS];
+    struct eight weight;
+    float per_column;
 };
 
 INLINE u32 is_short_rms(const struct ew_vector_job *job)
 {
-    return job->norm == EW_VECTOR_RMS && job->cols <= QUADS * 4 * EW_VECTOR_THREADS && !job->norm_bias && !job->order;
+    return job->norm == EW_VECTOR_RMS && job->cols <= 8 * EW_VECTOR_THREADS && !job->norm_bias && !job->order;
 }
 
 INLINE void load_ahead(const struct ew_vector_job *job, struct ahead *a)
 {
-    UNROLL
-    for (u32 j = 0; j < QUADS; j++) {
-        u32 i = j * EW_VECTOR_THREADS + THREAD;
+    u32 i = THREAD;
+    const f32x4 *weight = (const f32x4 *)job->norm_weight + 2 * i;
 
-        a->weight[j] = (f32x4){1, 1, 1, 1};
-        if (is_short_rms(job) && job->norm_weight && i < job->cols / 4)
-            a->weight[j] = ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
-    }
+    *a = (struct ahead){{{1, 1, 1, 1}, {1, 1, 1, 1}}, 1 / (float)job->cols};
+    if (is_short_rms(job) && job->norm_weight && i < job->cols / 8)
+        a->weight = (struct eight){weight[0] + job->norm_offset, weight[1] + job->norm_offset};
 }
 
-INLINE void load_quads(const struct ew_vector_job *job, u32 n, u32 first, f32x4 *v)
+INLINE struct eight load_eight(const struct ew_vector_job *job, u32 i)
 {
-    UNROLL
-    for (u32 j = 0; j < n; j++) {
-        u32 i = first + j * EW_VECTOR_THREADS + THREAD;
+    const f32x4 *x = (const f32x4 *)job->x + 2 * i;
 
-        v[j] = (f32x4){0, 0, 0, 0};
-        if (i < job->cols / 4)
-            v[j] = ((const f32x4 *)job->x)[i];
-    }
+    return i < job->cols / 8 ? (struct eight){x[0], x[1]} : (struct eight){{0, 0, 0, 0}, {0, 0, 0, 0}};
 }
 
-INLINE void stage_rms(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads,
+// As block_sum, once in a kernel.
+INLINE float sum_once(float v)
+{
+    f32x4 sum = {0, 0, 0, 0};
+
+    v = warp_sum(v);
+    if (THREAD % 32 == 0)
+        g_part[THREAD / 32] = v;
+    block_sync();
+    UNROLL
+    for (u32 i = 0; i < WARPS; i += 4)
+        sum += (f32x4){g_part[i], g_part[i + 1], g_part[i + 2], g_part[i + 3]};
+    return sum.x + sum.y + (sum.z + sum.w);
+}
+
+INLINE void stage_rms(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                       const struct ahead *a)
 {
-    f32x4 v[QUADS];
-    float sum = 0;
+    u32 i = THREAD;
+    struct eight v = load_eight(job, i);
+    f32x4 squares = v.first * v.first + v.second * v.second;
+    float factor = rsqrt_approx(sum_once(squares.x + squares.y + (squares.z + squares.w)) * a->per_column + job->eps);
 
-    load_quads(job, QUADS, 0, v);
-    UNROLL
-    for (u32 j = 0; j < QUADS; j++)
-        sum += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
-    sum = rsqrt_f32(block_sum(EW_VECTOR_THREADS, sum) / (float)job->cols + job->eps);
-    UNROLL
-    for (u32 j = 0; j < QUADS; j++) {
-        u32 i = j * EW_VECTOR_THREADS + THREAD;
-
-        if (i < n_quads)
-            put(class, job, p, i, v[j] * sum * a->weight[j]);
-    }
+    v.first *= factor * a->weight.first;
+    v.second *= factor * a->weight.second;
+    if (i < n_eights)
+        put(class, job, p, i, v);
 }
 
-INLINE void stage_plain(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+INLINE void stage_plain(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights)
 {
-    for (u32 first = 0; first < n_quads; first += PLAIN_QUADS * EW_VECTOR_THREADS) {
-        f32x4 v[PLAIN_QUADS];
+    for (u32 first = THREAD; first < n_eights; first += PLAIN_EIGHTS * EW_VECTOR_THREADS) {
+        struct eight v[PLAIN_EIGHTS];
 
-        load_quads(job, PLAIN_QUADS, first, v);
         UNROLL
-        for (u32 j = 0; j < PLAIN_QUADS; j++) {
-            u32 i = first + j * EW_VECTOR_THREADS + THREAD;
-
-            if (i < n_quads)
-                put(class, job, p, i, v[j]);
+        for (u32 j = 0; j < PLAIN_EIGHTS; j++)
+            v[j] = load_eight(job, first + j * EW_VECTOR_THREADS);
+        UNROLL
+        for (u32 j = 0; j < PLAIN_EIGHTS; j++) {
+            if (first + j * EW_VECTOR_THREADS < n_eights)
+                put(class, job, p, first + j * EW_VECTOR_THREADS, v[j]);
         }
     }
 }
 
-INLINE void stage_any(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads)
+INLINE void stage_any(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights)
 {
-    struct normal n = find_normal(EW_VECTOR_THREADS, job, (const f32x4 *)job->x);
+    const f32x4 *x = (const f32x4 *)job->x;
+    struct normal n = find_normal(EW_VECTOR_THREADS, job, x);
 
     ROLL
-    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS)
-        put(class, job, p, i, normal_at(job, (const f32x4 *)job->x, &n, i));
+    for (u32 i = THREAD; i < n_eights; i += EW_VECTOR_THREADS)
+        put(class, job, p, i, (struct eight){normal_at(job, x, &n, 2 * i), normal_at(job, x, &n, 2 * i + 1)});
 }
 
 // Activations to shared memory, zeros behind the last column; whole warps have columns or none.
-INLINE void stage(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_quads,
+INLINE void stage(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                   const struct ahead *a)
 {
     if (is_short_rms(job))
-        stage_rms(class, job, p, n_quads, a);
+        stage_rms(class, job, p, n_eights, a);
     else if (job->norm == EW_VECTOR_PLAIN && !job->order)
-        stage_plain(class, job, p, n_quads);
+        stage_plain(class, job, p, n_eights);
     else
-        stage_any(class, job, p, n_quads);
+        stage_any(class, job, p, n_eights);
 }
 
 // ---- results ------------------------------------------------------------------------------------
@@ -584,7 +608,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
     previous_wait();
-    stage(class, job, &p, s.n_pieces_row * COLS(class) / 4, &ahead);
+    stage(class, job, &p, s.n_pieces_row * COLS(class) / 8, &ahead);
     residual = residual_at(job, &s, THREAD); // while weights are multiplied
     block_sync();
     for (; at < end; at++, asked++) {

@@ -156,6 +156,7 @@ INLINE int dp4a_unsigned(u32 a, u32 b, int sum)
 
 INLINE float exp2_approx(float x) { return __builtin_exp2f(x); }
 INLINE float reciprocal_approx(float x) { return 1 / x; }
+INLINE float rsqrt_approx(float x) { return 1 / __builtin_sqrtf(x); }
 INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 
 // ---- memory -------------------------------------------------------------------------------------
