@@ -344,6 +344,7 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
     uint32_t shared_max = (uint32_t)backend->device.shared_bytes_max - EW_VECTOR_STATIC_BYTES;
+    uint32_t n_blocks = (uint32_t)backend->device.n_multiprocessors;
     int rc = 0;
 
     backend->fused = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->fused));
@@ -359,7 +360,7 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
         fill(&m, fused);
         fused->kernel = CLASSES[fused->job.layout].kernel;
         fused->shared_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES);
-        if (fused->shared_bytes > shared_max)
+        if (fused->shared_bytes > shared_max || fused->job.rows > UINT32_MAX / (n_blocks + 1)) // blocks count in 32 bits
             continue;
         fused->deep_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES_DEEP);
         if (fused->deep_bytes > shared_max)

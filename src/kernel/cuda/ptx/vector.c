@@ -62,22 +62,32 @@ struct places {
     struct halves table; // where the layout is one
 };
 
-// This block's share.
+// This block's share, and its warp's of that. All of it is found before activations are there.
 struct share {
     u32 first, n;                   // output rows
-    u32 n_pieces_row, per_warp;     // pieces of a matrix row, and of a warp
+    u32 n_pieces_row;               // pieces of a matrix row
     u32 n_slots;                    // of a row's sum: its pieces may lie with several warps
+    u32 left;                       // pieces of this warp
+    u32 row, piece;                 // of the share, where they begin
+    u32 slot;                       // of the first row's sum; of the others it is the first one
 };
 
 INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
 {
+    u32 warp = THREAD / 32, per_warp, total, at;
     struct share s;
 
-    s.first = (u32)((u64)job->rows * BLOCK_X / N_BLOCKS_X);
-    s.n = (u32)((u64)job->rows * (BLOCK_X + 1) / N_BLOCKS_X) - s.first;
+    s.first = job->rows * BLOCK_X / N_BLOCKS_X; // the host sees to it that this is less than 2^32
+    s.n = job->rows * (BLOCK_X + 1) / N_BLOCKS_X - s.first;
     s.n_pieces_row = (job->cols + COLS(class) - 1) / COLS(class);
-    s.per_warp = max_u32((s.n * (job->is_glu ? 2 : 1) * s.n_pieces_row + WARPS - 1) / WARPS, 1);
-    s.n_slots = (s.n_pieces_row - 1) / s.per_warp + 2;
+    total = s.n * (job->is_glu ? 2 : 1) * s.n_pieces_row;
+    per_warp = max_u32((total + WARPS - 1) / WARPS, 1);
+    s.n_slots = (s.n_pieces_row - 1) / per_warp + 2;
+    at = min_u32(warp * per_warp, total);
+    s.left = min_u32(per_warp, total - at);
+    s.row = at / s.n_pieces_row;
+    s.piece = at - s.row * s.n_pieces_row;
+    s.slot = warp - (at - s.piece) / per_warp;
     return s;
 }
 
@@ -101,30 +111,65 @@ INLINE struct places find_places(u32 class, const struct ew_vector_job *job, con
 
 // The next piece to ask for.
 struct reader {
-    const u8 *codes;
-    const u16 *scales, *mins;
-    u32 row, piece; // row: of the share
+    const u8 *row_codes, *codes; // of the row; of this lane in the piece
+    const u16 *scales, *mins;    // of the row
+    u32 row, rows;               // row: of the share; rows: that follow in the same matrix, this one among them
+    u32 first, left;             // column; pieces of this warp
+    u32 slot;                    // byte in the warp's ring
 };
 
-INLINE void open_row(const struct ew_vector_job *job, const struct share *s, struct reader *r)
+// One of the layouts of a class: their rows are of one size.
+INLINE u32 layout_like(u32 class)
 {
-    u32 layout = job->layout, begin = 0;
-    u64 row = s->first + (job->is_glu && r->row >= s->n ? r->row - s->n : r->row);
-    u64 codes = job->parts[0].codes, scales = job->parts[0].scales, mins = job->parts[0].mins;
+    switch (class) {
+    case CLASS_U4:
+        return LAYOUT_U4;
+    case CLASS_I8:
+        return LAYOUT_I8;
+    case CLASS_TABLE:
+        return LAYOUT_IQ4;
+    case CLASS_TABLE_16:
+        return LAYOUT_U3_16;
+    case CLASS_U5:
+        return LAYOUT_U5;
+    case CLASS_U6:
+        return LAYOUT_U6;
+    default:
+        return class == CLASS_F8 ? LAYOUT_F8 : LAYOUT_F16;
+    }
+}
 
+INLINE void open_row(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r)
+{
+    u32 layout = layout_like(class), begin = 0, is_second = job->is_glu && r->row >= s->n;
+    u32 row = s->first + r->row - (is_second ? s->n : 0);
+    u64 codes = job->parts[is_second].codes, scales = job->parts[is_second].scales, mins = job->parts[is_second].mins;
+
+    r->rows = (job->is_glu ? s->first + s->n : (u32)job->parts[0].rows) - row;
     UNROLL
     for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
         begin += (u32)job->parts[i - 1].rows;
-        if (job->is_glu ? i == 1 && r->row >= s->n : job->parts[i].rows && s->first + r->row >= begin) {
-            row = job->is_glu ? row : s->first + r->row - begin;
+        if (!job->is_glu && job->parts[i].rows && s->first + r->row >= begin) {
+            row = s->first + r->row - begin;
+            r->rows = (u32)job->parts[i].rows - row;
             codes = job->parts[i].codes;
             scales = job->parts[i].scales;
             mins = job->parts[i].mins;
         }
     }
-    r->codes = (const u8 *)codes + row * code_bytes(layout, job->cols);
-    r->scales = (const u16 *)scales + row * scale_words(layout, job->cols);
-    r->mins = (const u16 *)mins + row * (job->cols / 32);
+    r->row_codes = (const u8 *)codes + (u64)row * code_bytes(layout, job->cols);
+    r->scales = (const u16 *)scales + (u64)row * scale_words(layout, job->cols);
+    r->mins = (const u16 *)mins + (u64)row * (job->cols / 32);
+}
+
+INLINE struct reader begin_reading(u32 class, const struct ew_vector_job *job, const struct share *s)
+{
+    struct reader r = {.row = s->row, .first = s->piece * COLS(class), .left = s->left};
+
+    if (r.left)
+        open_row(class, job, s, &r);
+    r.codes = r.row_codes + s->piece * piece_of(class).codes + THREAD % 32 * 16;
+    return r;
 }
 
 // What is not codes: a lane's 16 bytes of `from`, the copy `i` of those that begin at `at` in the slot and have
@@ -148,36 +193,54 @@ INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct 
     if (class == CLASS_TABLE_16 && lane < 2 * n)
         ask_16(job, slot, codes, r->scales + first / 16, first, 128, lane);
     if (class == CLASS_U5 && lane < 2 * n)
-        ask_16(job, slot, codes, r->codes + job->cols / 2 + first / 8, first, 128, lane);
+        ask_16(job, slot, codes, r->row_codes + job->cols / 2 + first / 8, first, 128, lane);
     if (class == CLASS_U5 && lane >= 2 * n && lane < 3 * n)
         ask_16(job, slot, codes + n * 32, r->scales + first / 32, first, 256, lane - 2 * n);
     if (class == CLASS_U5 && lane >= 3 * n && lane < 4 * n && job->layout == LAYOUT_U5_MIN)
         ask_16(job, slot, codes + n * 48, r->mins + first / 32, first, 256, lane - 3 * n);
     if (class == CLASS_U6 && lane < 4 * n)
-        ask_16(job, slot, codes, r->codes + job->cols / 2 + first / 4, first, 64, lane);
+        ask_16(job, slot, codes, r->row_codes + job->cols / 2 + first / 4, first, 64, lane);
     if (class == CLASS_U6 && lane < 2 * n)
         ask_16(job, slot, codes + n * 64, r->scales + first / 16, first, 128, lane);
 }
 
-// Asks for a piece, a group of copies of its own whether or not it is there.
-INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r, SHARED u8 *slot,
-                u32 there)
+INLINE void next_row(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r)
 {
-    u32 lane = THREAD % 32, first = r->piece * COLS(class), codes = piece_of(class).codes;
+    u32 row_bytes = code_bytes(layout_like(class), job->cols);
 
-    if (there) {
+    r->first = 0;
+    r->row++;
+    if (--r->rows == 0) {
+        open_row(class, job, s, r);
+        r->codes = r->row_codes + THREAD % 32 * 16;
+        return;
+    }
+    r->row_codes += row_bytes;
+    r->codes += (i32)(row_bytes - s->n_pieces_row * piece_of(class).codes); // pieces may have gone beyond the row
+    r->scales += scale_words(layout_like(class), job->cols);
+    r->mins += job->cols / 32;
+}
+
+// Asks for a piece, a group of copies of its own whether or not there is one.
+INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *s, SHARED u8 *ring, struct reader *r)
+{
+    u32 codes = piece_of(class).codes;
+
+    if (r->left) {
+        SHARED u8 *slot = ring + r->slot;
+
         UNROLL
         for (u32 j = 0; j < codes / 512; j++)
-            ask_16(job, slot, 0, r->codes + (u64)r->piece * codes, first, 16 * COLS(class) / codes, j * 32 + lane);
-        ask_scales(class, job, r, slot, first);
-        if (++r->piece == s->n_pieces_row) {
-            r->piece = 0;
-            r->row++;
-            if (r->row < s->n * (job->is_glu ? 2 : 1))
-                open_row(job, s, r);
-        }
+            copy_async(slot + (j * 32 + THREAD % 32) * 16, r->codes + j * 512,
+                       r->first + (j * 32 + THREAD % 32) * 16 * COLS(class) / codes < job->cols);
+        ask_scales(class, job, r, slot, r->first);
+        r->codes += codes;
+        r->first += COLS(class);
+        if (--r->left && r->first >= job->cols)
+            next_row(class, job, s, r);
     }
     copy_commit();
+    r->slot = r->slot + BYTES(class) == job->n_stages * BYTES(class) ? 0 : r->slot + BYTES(class);
 }
 
 // Until the oldest piece that was asked for is there.
@@ -585,25 +648,44 @@ INLINE float residual_at(const struct ew_vector_job *job, const struct share *s,
     return job->residual && i < s->n ? ((const float *)job->residual)[s->first + i] : 0;
 }
 
-INLINE u32 next_slot(const struct ew_vector_job *job, u32 slot) { return slot + 1 == job->n_stages ? 0 : slot + 1; }
+// The pieces of this warp, each one replaced by the next one that is to be asked for.
+INLINE void sum_pieces(u32 class, const struct ew_vector_job *job, const struct share *s, const struct places *p,
+                       struct reader *r)
+{
+    SHARED float *to = p->sums + s->row * s->n_slots + s->slot, *next = p->sums + (s->row + 1) * s->n_slots;
+    u32 piece = s->piece, slot = 0;
+    float sum = 0;
+
+    for (u32 left = s->left; left; left--) {
+        wait_piece(job);
+        ask(class, job, s, p->ring, r);
+        sum += dot_piece(class, p->ring + slot, job->layout, p, piece);
+        slot = slot + BYTES(class) == job->n_stages * BYTES(class) ? 0 : slot + BYTES(class);
+        if (++piece < s->n_pieces_row && left > 1)
+            continue;
+        sum = warp_sum(sum);
+        if (THREAD % 32 == 0)
+            *to = sum;
+        to = next;
+        next += s->n_slots;
+        sum = 0;
+        piece = 0;
+    }
+}
 
 INLINE void multiply(u32 class, const struct ew_vector_job *job)
 {
     struct share s = find_share(class, job);
     struct places p = find_places(class, job, &s);
-    u32 warp = THREAD / 32, n_rows = s.n * (job->is_glu ? 2 : 1), total = n_rows * s.n_pieces_row;
-    u32 at = min_u32(warp * s.per_warp, total), end = min_u32(at + s.per_warp, total), asked = at;
-    u32 row = at / s.n_pieces_row, piece = at % s.n_pieces_row, slot = 0, free = 0; // slots: the oldest, the next
-    struct reader r = {.row = row, .piece = piece};
+    struct reader r = begin_reading(class, job, &s);
+    u32 n_rows = s.n * (job->is_glu ? 2 : 1);
     struct ahead ahead;
-    float sum = 0, residual;
+    float residual;
 
     next_may_start();
-    if (at < end)
-        open_row(job, &s, &r);
     ROLL
-    for (; free + 1 < job->n_stages; free++, asked++)
-        ask(class, job, &s, &r, p.ring + free * BYTES(class), asked < end);
+    for (u32 i = 1; i < job->n_stages; i++)
+        ask(class, job, &s, p.ring, &r);
     load_ahead(job, &ahead);
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
@@ -611,21 +693,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     stage(class, job, &p, s.n_pieces_row * COLS(class) / 8, &ahead);
     residual = residual_at(job, &s, THREAD); // while weights are multiplied
     block_sync();
-    for (; at < end; at++, asked++) {
-        wait_piece(job);
-        ask(class, job, &s, &r, p.ring + free * BYTES(class), asked < end);
-        sum += dot_piece(class, p.ring + slot * BYTES(class), job->layout, &p, piece);
-        slot = next_slot(job, slot);
-        free = next_slot(job, free);
-        if (++piece == s.n_pieces_row || at + 1 == end) {
-            sum = warp_sum(sum);
-            if (THREAD % 32 == 0)
-                p.sums[row * s.n_slots + warp - row * s.n_pieces_row / s.per_warp] = sum;
-            sum = 0;
-            piece = 0;
-            row++;
-        }
-    }
+    sum_pieces(class, job, &s, &p, &r);
     block_sync();
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
         finish(job, &s, &p, i, i < EW_VECTOR_THREADS ? residual : residual_at(job, &s, i));
