@@ -268,8 +268,8 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->maps = carve(carver, ew_cuda_wgmma_maps_bytes(program));
     work->partial = carve(carver, ew_cuda_attention_partial_bytes(program, limits->n_tokens_max,
                                                                   backend->device.n_multiprocessors));
-    work->few_squares.sums = carve(carver, ew_cuda_few_squares_bytes(program));
-    work->few_normals = carve(carver, ew_cuda_few_normals_bytes());
+    work->few_staged.at[0] = carve(carver, ew_cuda_few_staged_bytes(program, limits->n_tokens_max));
+    work->few_staged.at[1] = carve(carver, ew_cuda_few_staged_bytes(program, limits->n_tokens_max));
     work->few_partial_bytes = ew_cuda_few_partial_bytes(backend, program, limits->n_tokens_max);
     work->few_partial = carve(carver, work->few_partial_bytes);
     work->few_arrived = carve(carver, ew_cuda_few_arrived_bytes(backend));

@@ -97,11 +97,12 @@ struct ew_cuda_picks {
 
 #define EW_CUDA_PICK_STATE_BYTES 10496
 
-// Sums of the squares of a step's activations, which the product that made these leaves for the norm behind it.
-struct ew_cuda_squares {
-    uint64_t sums;
-    uint64_t of; // the activations' address; 0: nothing
-    uint32_t n_rows;
+// Activations of products with several rows, in 16 bits and in these products' order: by turns what is read and what a
+// gate leaves.
+struct ew_cuda_staged {
+    uint64_t at[2];
+    uint64_t of; // the address that a gate's result would have had, if that lies there now; else 0
+    uint32_t turn;
 };
 
 struct ew_cuda_work {
@@ -115,8 +116,8 @@ struct ew_cuda_work {
     uint64_t maps;      // of x16 and of each matrix (or w16), for the tensor copy engine; used where has_maps
     bool has_maps;
     uint64_t partial;   // of split attention
-    struct ew_cuda_squares few_squares;
-    uint64_t few_normals, few_partial, few_partial_bytes, few_arrived; // of products with several rows
+    struct ew_cuda_staged few_staged;
+    uint64_t few_partial, few_partial_bytes, few_arrived; // of products with several rows
     uint64_t attend_partial, attend_arrived; // of decode attention
     uint64_t chosen_arrived; // of one token's experts
     struct ew_cuda_pairs pairs;
@@ -253,14 +254,16 @@ int ew_cuda_trace_op(struct ew_cuda_backend *backend, const struct ew_cpu_step *
 const char *ew_cuda_trace_launched(struct ew_cuda_backend *backend);
 
 // cuda_few.c
-uint64_t ew_cuda_few_normals_bytes(void);
-uint64_t ew_cuda_few_squares_bytes(const struct ew_program *program);
+uint64_t ew_cuda_few_staged_bytes(const struct ew_program *program, uint32_t n_tokens_max);
 uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
                                    uint32_t n_tokens_max);
 uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend);
 int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK; // once kernels are loaded
 // Whether fused steps may be done for so many rows of activations at once, and that.
 bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
+// Whether what they leave lies in few_staged and nowhere else; and that they were done, or would have been.
+bool ew_cuda_few_stages(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
+void ew_cuda_few_wrote(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
 int ew_cuda_few(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,
                 struct ew_error *err) EW_MUST_CHECK;
 

@@ -190,7 +190,7 @@ static const struct {
     [EW_CUDA_CHOSEN_U5] = {EW_CUDA_CHOSEN, "chosen_u5"},
     [EW_CUDA_CHOSEN_U5_MIN] = {EW_CUDA_CHOSEN, "chosen_u5_min"},
     [EW_CUDA_CHOSEN_U6] = {EW_CUDA_CHOSEN, "chosen_u6"},
-    [EW_CUDA_FEW_NORM] = {EW_CUDA_FEW, "few_norm"},
+    [EW_CUDA_FEW_STAGE] = {EW_CUDA_FEW, "few_stage"},
     [EW_CUDA_FEW_F16_1] = {EW_CUDA_FEW, "few_f16_1"},
     [EW_CUDA_FEW_F16_2] = {EW_CUDA_FEW, "few_f16_2"},
     [EW_CUDA_FEW_F16_3] = {EW_CUDA_FEW, "few_f16_3"},

@@ -520,8 +520,8 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
     }
 }
 
-// Of products without anything behind them every result is left, else what the last step wrote; but gates of many rows
-// leave nothing in f32.
+// Of products without anything behind them every result is left, else what the last step wrote; but gates of several
+// rows may leave nothing in f32.
 static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew_cuda_unit *unit, uint32_t i)
 {
     const struct ew_cuda_fused *fused = &backend->fused[unit->first];
@@ -531,7 +531,10 @@ static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew
         return i + 1 == unit->first + unit->count;
     if (fused->out == EW_CPU_NO_BUFFER)
         return step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == EW_OP_LINEAR;
-    return i + 1 == unit->first + unit->count && !(unit->kind == EW_CUDA_UNIT_MANY && fused->job.is_glu);
+    if ((unit->kind == EW_CUDA_UNIT_MANY && fused->job.is_glu) ||
+        (unit->kind == EW_CUDA_UNIT_FEW && ew_cuda_few_stages(backend, fused, unit->n_rows)))
+        return false;
+    return i + 1 == unit->first + unit->count;
 }
 
 static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_unit *unit,
@@ -556,10 +559,13 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
     backend->work.narrow.of = 0;
     for (uint32_t i = 0; i < backend->plan.n_steps && rc == 0; i += unit.count) {
         unit = ew_cuda_step_unit(backend, batch, i);
-        if (unit.kind != EW_CUDA_UNIT_FEW || (backend->only && !backend->only[i]))
-            backend->work.few_squares.of = 0;
-        if (backend->only && !backend->only[i])
+        if (unit.kind != EW_CUDA_UNIT_FEW)
+            backend->work.few_staged.of = 0;
+        if (backend->only && !backend->only[i]) {
+            if (unit.kind == EW_CUDA_UNIT_FEW) // so that what is launched is what a whole step launches
+                ew_cuda_few_wrote(backend, &backend->fused[i], unit.n_rows);
             continue;
+        }
         rc = launch_unit(backend, batch, &unit, err);
         if (rc == 0 && backend->trace && unit.kind != EW_CUDA_UNIT_STEP)
             rc = trace_unit(backend, batch, &unit, err);

@@ -18,16 +18,24 @@
     (EW_FEW_STAGES * (EW_FEW_CODE_BYTES + (bits) * EW_FEW_BIT_BYTES + (planes) * EW_FEW_SCALE_BYTES))
 #define EW_FEW_SUM_BYTES(n) (EW_FEW_TILES * (n) * 512)
 
+// How 16-bit activations lie for the products of a layout: pieces of eight columns, [chunk of columns][token tile]
+// [piece of a lane][lane], where a lane has `columns` neighbouring ones of a chunk, of token lane / 4 of the tile.
+enum ew_few_form {
+    EW_FEW_F16,
+    EW_FEW_F16_EXCHANGED, // of each four columns the second and the third
+    EW_FEW_BF16,
+};
+
 struct ew_few_job {
     struct ew_vector_job v;
-    uint64_t normals; // f32 [n_tokens][2]: mean and factor of the norm; 0: of an RMS norm from
-    uint64_t squares; // f32 [n_tokens][cols / 16]: sums of the squares of 16 activations each
-    uint64_t squares_out; // 0, or the same of the result, for the norm behind it
-    uint64_t partial; // f32 [split][tile][token tile][lane][4]
-    uint64_t arrived; // u32 [group], zeros before and after
+    uint64_t staged;     // the activations, as they lie for these products
+    uint64_t staged_out; // 0, or where the results go, as they lie for the products behind, instead of to `v`
+    uint64_t partial;    // f32 [split][unit][tile][token tile][128]
+    uint64_t arrived;    // u32 [group], zeros before and after
     uint32_t x_stride, normed_stride, residual_stride, n_tokens;
     // Blocks are groups of n_splits: a group has some of the rows, each of its blocks some of the columns; within a
     // block, its warps have n_parts of these and, where that leaves several, other rows.
     uint32_t n_splits, n_parts;
+    uint32_t columns, form, out_columns, out_form; // of `staged` and `staged_out`
     uint32_t out_strides[EW_VECTOR_PARTS_MAX];
 };

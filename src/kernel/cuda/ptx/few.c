@@ -4,15 +4,16 @@
 // at a time and decodes them where they are: which of the columns of a tile they are does not matter as long as the
 // activations have the same order.
 //
-// A block has some rows and, where all the columns' activations are too many for its shared memory, a part of the
-// columns. Activations are normalised, narrowed and brought into the order of the products while the first weights are
-// on their way. Blocks that share rows leave their sums in memory; the last of them to arrive joins them, always in the
-// same order.
+// Before them few_stage normalises the activations, narrows them and brings them into the order of the products; or
+// the gate that makes them leaves them like that. A block has some rows and, where all the columns' activations are too
+// many for its shared memory, a part of the columns, whose activations it copies while the first weights are on their
+// way.
+// Blocks that share rows leave their sums in memory; the last of them to arrive joins them, always in the same order.
 //
 // A class is a layout, and those that are like it but for numbers: U4_MIN counts as U4, all tables as IQ4 or IQ1_16.
 // What a new one needs: COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for a span of a row), its four columns
-// at a time in `decode`, and, if these are not in order, `narrow`. Scales of f8, one for 128 columns, f16 might not
-// hold: they multiply the sums of each chunk.
+// at a time in `decode`, and, if these are not in order, its form in few_job.h. Scales of f8, one for 128 columns, f16
+// might not hold: they multiply the sums of each chunk.
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
@@ -21,7 +22,8 @@
 #define TILES EW_FEW_TILES
 #define STAGES EW_FEW_STAGES
 #define TOKEN_TILES_MAX (EW_FEW_TOKENS_MAX / 8)
-#define AT_ONCE 4 // reads of activations, and of partial sums, that wait for each other's latency only once
+#define AT_ONCE 4     // reads of partial sums that wait for each other's latency only once
+#define ELEMENTS 128u // of the sums of 16 rows and 8 tokens
 
 #define TABLE LAYOUT_IQ4
 #define TABLE_16 LAYOUT_IQ1_16
@@ -36,19 +38,61 @@
 #define BITS(class) ((class) == LAYOUT_U6 ? 2u : (class) == LAYOUT_U5 ? 1u : 0u)
 #define STAGE_BYTES(class) (EW_FEW_CODE_BYTES + BITS(class) * EW_FEW_BIT_BYTES)
 
-static SHARED f32x2 g_normals[EW_FEW_TOKENS_MAX];
 static SHARED u32 g_last;
 
-// One token a block.
-KERNEL few_norm(struct ew_few_job job)
+// ---- activations --------------------------------------------------------------------------------
+
+// Where the eight columns from `column` on of a token lie, counted in 16 bytes.
+INLINE u64 place_of_eight(u32 columns, u32 n_tokens, u32 token, u32 column)
+{
+    u32 n_tiles = (n_tokens + 7) / 8, chunk = column / (4 * columns), lane = token % 8 * 4 + column / columns % 4;
+
+    return ((chunk * n_tiles + token / 8) * (columns / 8) + column % columns / 8) * 32 + lane;
+}
+
+INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
+
+// Four columns in 16 bits.
+INLINE u32x2 narrow(u32 form, f32x4 x)
+{
+    if (form == EW_FEW_BF16)
+        return (u32x2){bf16x2_of(x.x, x.y), bf16x2_of(x.z, x.w)};
+    x = (f32x4){clamp_f16(x.x), clamp_f16(x.y), clamp_f16(x.z), clamp_f16(x.w)};
+    if (form == EW_FEW_F16_EXCHANGED)
+        return (u32x2){f16x2_of(x.x, x.z), f16x2_of(x.y, x.w)};
+    return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
+}
+
+// A token a block in x, some of its columns in y.
+KERNEL few_stage(struct ew_few_job job)
 {
     const f32x4 *x = (const f32x4 *)((const float *)job.v.x + (u64)BLOCK_X * job.x_stride);
+    f32x4 *normed = (f32x4 *)((float *)job.v.normed + (u64)BLOCK_X * job.normed_stride);
     struct normal n;
 
     kernel_begin();
     n = find_normal(EW_FEW_THREADS, &job.v, x);
-    if (THREAD == 0)
-        ((f32x2 *)job.normals)[BLOCK_X] = (f32x2){n.mean, n.factor};
+    for (u32 i = BLOCK_Y * EW_FEW_THREADS + THREAD; i < job.v.cols / 8; i += N_BLOCKS_Y * EW_FEW_THREADS) {
+        f32x4 first = normal_at(&job.v, x, &n, 2 * i), second = normal_at(&job.v, x, &n, 2 * i + 1);
+        u32x2 low = narrow(job.form, first), high = narrow(job.form, second);
+
+        if (job.v.normed) {
+            normed[2 * i] = first;
+            normed[2 * i + 1] = second;
+        }
+        ((u32x4 *)job.staged)[place_of_eight(job.columns, job.n_tokens, BLOCK_X, i * 8)] =
+            (u32x4){low.x, low.y, high.x, high.y};
+    }
+}
+
+// One element of what a gate leaves for the product behind it.
+INLINE void stage_one(const struct ew_few_job *job, u32 token, u32 column, float x)
+{
+    u32 i = column % 8, bits = job->out_form == EW_FEW_BF16 ? bf16x2_of(x, 0) : f16x2_of(clamp_f16(x), 0);
+
+    if (job->out_form == EW_FEW_F16_EXCHANGED && (i % 4 == 1 || i % 4 == 2))
+        i ^= 3; // the second and the third of four
+    ((u16 *)job->staged_out)[place_of_eight(job->out_columns, job->n_tokens, token, column) * 8 + i] = (u16)bits;
 }
 
 // ---- shares -------------------------------------------------------------------------------------
@@ -63,7 +107,7 @@ struct share {
     u32 units_of_warp;            // at once
     SHARED u8 *ring;              // of this warp
     SHARED u32x4 *x;              // activations: [chunk][token tile][piece of a lane][lane]
-    SHARED f32x4 *sums;           // [warp][tile][token tile][lane]
+    SHARED float *sums;           // [warp][tile][token tile][ELEMENTS]
 };
 
 INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
@@ -86,8 +130,8 @@ INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
     s.n_warp_chunks = s.chunk + s.n_chunks * (part + 1) / job->n_parts - s.warp_chunk;
     s.units_of_warp = job->v.is_glu ? 1 : TILES;
     s.ring = g_dynamic + warp * ring_bytes;
-    s.sums = (SHARED f32x4 *)(g_dynamic + s.warps * ring_bytes);
-    s.x = (SHARED u32x4 *)(s.sums + s.warps * EW_FEW_SUM_BYTES(N) / 16);
+    s.sums = (SHARED float *)(g_dynamic + s.warps * ring_bytes);
+    s.x = (SHARED u32x4 *)(s.sums + s.warps * EW_FEW_SUM_BYTES(N) / 4);
     return s;
 }
 
@@ -119,24 +163,23 @@ INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit,
 
 // The next chunk to ask for.
 struct reader {
-    u64 codes[TILES], bits, scales, mins; // of the rows that this lane copies
-    u32 there;                      // a bit for each tile
-    u32 unit, chunk, left;          // left: chunks of all its units
-    u32 stage, span;                // places in the ring
+    u64 codes[TILES];        // what this lane copies of it: of a row of each tile, and of the one eight rows further on
+    u64 bits, scales, mins;  // of one row, from its beginning
+    u32 unit, chunk, left;   // left: chunks of all its units
+    u32 stage, span;         // places in the ring
 };
 
+// A tile that is not there is the one before it: nobody takes its sums.
 INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
     u32 lane = THREAD % 32, is_glu = job->v.is_glu, row_bytes = code_bytes(class, job->v.cols);
 
-    r->there = 0;
     UNROLL
     for (u32 i = 0; i < TILES; i++) {
-        u32 unit = is_glu ? r->unit : r->unit + i, there = unit < s->unit + s->n_units;
-        struct tile tile = find_tile(&job->v, class, there ? unit : r->unit, i);
+        u32 unit = is_glu ? r->unit : min_u32(r->unit + i, s->unit + s->n_units - 1);
+        struct tile tile = find_tile(&job->v, class, unit, i);
 
-        r->there |= there << i;
-        r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16;
+        r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16 + r->chunk * 64;
         if (lane / 16 == i) {
             r->bits = tile.codes + lane % 16 * row_bytes + job->v.cols / 2;
             r->scales = tile.scales + lane % 16 * scale_words(class, job->v.cols) * 2;
@@ -169,24 +212,24 @@ INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, 
 
     if (r->left) {
         SHARED u8 *to = stage_at(class, s, r->stage) + lane * 16;
-        u32 there = r->there >> lane / 16 & 1;
 
         UNROLL
-        for (u32 i = 0; i < TILES * 2; i++)
-            copy_async(to + i * 512, (const u8 *)r->codes[i / 2] + i % 2 * eight_rows + r->chunk * 64,
-                       r->there >> i / 2 & 1);
+        for (u32 i = 0; i < TILES; i++) {
+            copy_async(to + 2 * i * 512, (const u8 *)r->codes[i], 1);
+            copy_async(to + (2 * i + 1) * 512, (const u8 *)r->codes[i] + eight_rows, 1);
+            r->codes[i] += 64;
+        }
         UNROLL
         for (u32 i = 0; i < BITS(class); i++)
             copy_async(to + EW_FEW_CODE_BYTES + lane * 16 * (BITS(class) - 1) + i * 16,
-                       (const u8 *)r->bits + (r->chunk * BITS(class) + i) * 16, there);
+                       (const u8 *)r->bits + (r->chunk * BITS(class) + i) * 16, 1);
         if (PLANES(class) && begins_span(class, s, r->chunk)) {
             u32 at = r->chunk / CHUNKS_OF_SPAN(class) * 16;
 
             r->span = next_place(r->span);
-            copy_async(scales_at(class, s, r->span) + lane * 16, (const u8 *)r->scales + at, there);
+            copy_async(scales_at(class, s, r->span) + lane * 16, (const u8 *)r->scales + at, 1);
             if (PLANES(class) > 1 && has_min(job->v.layout))
-                copy_async(scales_at(class, s, r->span) + EW_FEW_SCALE_BYTES + lane * 16, (const u8 *)r->mins + at,
-                           there);
+                copy_async(scales_at(class, s, r->span) + EW_FEW_SCALE_BYTES + lane * 16, (const u8 *)r->mins + at, 1);
         }
         r->left--;
         if (++r->chunk == s->warp_chunk + s->n_warp_chunks) {
@@ -215,118 +258,19 @@ INLINE struct reader begin_reading(u32 class, const struct ew_few_job *job, cons
     return r;
 }
 
-// ---- activations --------------------------------------------------------------------------------
-
-INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
-
-// Whether every second code of four comes first as they are decoded.
-INLINE u32 is_exchanged(u32 class)
+// The activations of the block's columns, and behind them one chunk more.
+INLINE void begin(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
-    return class == LAYOUT_U4 || class == LAYOUT_F8 || class == LAYOUT_U5 || class == LAYOUT_U6;
-}
+    u32 per_chunk = N * PER_LANE(class) * 32;
+    const u32x4 *from = (const u32x4 *)job->staged + s->chunk * per_chunk;
 
-// Four columns in 16 bits.
-INLINE u32x2 narrow(u32 class, f32x4 x)
-{
-    if (class == LAYOUT_BF16)
-        return (u32x2){bf16x2_of(x.x, x.y), bf16x2_of(x.z, x.w)};
-    x = (f32x4){clamp_f16(x.x), clamp_f16(x.y), clamp_f16(x.z), clamp_f16(x.w)};
-    if (is_exchanged(class))
-        return (u32x2){f16x2_of(x.x, x.z), f16x2_of(x.y, x.w)};
-    return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
-}
-
-// Eight columns of a token, which a lane has in a piece.
-struct eight {
-    u32 token, column;
-    f32x4 v[2];
-};
-
-INLINE void load_eight(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32 item, struct eight *e)
-{
-    u32 lane = THREAD % 32, piece = item % PER_LANE(class), tile = item / PER_LANE(class);
-
-    e->token = min_u32(tile % N * 8 + lane / 4, job->n_tokens - 1);
-    e->column = ((s->chunk + tile / N) * 4 + lane % 4) * COLUMNS(class) + piece * 8;
-    UNROLL
-    for (u32 i = 0; i < 2; i++)
-        e->v[i] = four_in_order((const float *)job->v.x + (u64)e->token * job->x_stride, (const u32 *)job->v.order,
-                                e->column + i * 4);
-}
-
-INLINE void normalise_eight(const struct ew_vector_job *v, struct eight *e)
-{
-    const u32 *order = (const u32 *)v->order;
-    f32x2 normal = g_normals[e->token];
-
-    UNROLL
-    for (u32 i = 0; i < 2; i++) {
-        e->v[i] = (e->v[i] - normal.x) * normal.y;
-        if (v->norm_weight)
-            e->v[i] *= four_in_order((const float *)v->norm_weight, order, e->column + i * 4) + v->norm_offset;
-        if (v->norm_bias)
-            e->v[i] += four_in_order((const float *)v->norm_bias, order, e->column + i * 4);
-    }
-}
-
-// For others than this kernel; the blocks of one group do it.
-INLINE void keep_eight(const struct ew_few_job *job, const struct eight *e)
-{
-    UNROLL
-    for (u32 i = 0; i < 2; i++)
-        *(f32x4 *)((float *)job->v.normed + (u64)e->token * job->normed_stride + e->column + i * 4) = e->v[i];
-}
-
-INLINE void take_normals(const struct ew_few_job *job, const struct share *s)
-{
-    u32 lane = THREAD % 32, n = job->v.cols / 16;
-
-    if (job->normals) {
-        if ((u32)THREAD < job->n_tokens)
-            g_normals[THREAD] = ((const f32x2 *)job->normals)[THREAD];
-        return;
-    }
-    for (u32 token = THREAD / 32; token < job->n_tokens; token += s->warps) {
-        float sum = 0;
-
-        for (u32 i = lane; i < n; i += 32)
-            sum += ((const float *)job->squares)[token * n + i];
-        sum = warp_sum(sum);
-        if (lane == 0)
-            g_normals[token] = (f32x2){0, rsqrt_f32(sum / (float)job->v.cols + job->v.eps)};
-    }
-}
-
-// Columns of tokens past the last one repeat it: nobody stores their results.
-INLINE void stage_tokens(u32 class, u32 N, const struct ew_few_job *job, const struct share *s)
-{
-    u32 n_items = s->n_chunks * N * PER_LANE(class);
-
-    if (job->v.norm != EW_VECTOR_PLAIN) {
-        take_normals(job, s);
-        block_sync();
-    }
     ROLL
-    for (u32 first = THREAD / 32; first < n_items; first += s->warps * AT_ONCE) {
-        struct eight e[AT_ONCE];
-
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE; i++)
-            load_eight(class, N, job, s, min_u32(first + i * s->warps, n_items - 1), &e[i]);
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE && job->v.norm != EW_VECTOR_PLAIN; i++)
-            normalise_eight(&job->v, &e[i]);
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE && job->v.normed && s->group == 0; i++)
-            keep_eight(job, &e[i]);
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE; i++) {
-            u32x2 low = narrow(class, e[i].v[0]), high = narrow(class, e[i].v[1]);
-
-            if (first + i * s->warps < n_items)
-                s->x[(first + i * s->warps) * 32 + THREAD % 32] = (u32x4){low.x, low.y, high.x, high.y};
-        }
-    }
+    for (u32 i = THREAD; i < s->n_chunks * per_chunk; i += N_THREADS)
+        copy_async(s->x + i, from + i, 1);
+    copy_commit();
+    ask(class, job, s, r);
+    copy_wait(1);
+    block_sync();
 }
 
 // ---- products -----------------------------------------------------------------------------------
@@ -468,16 +412,31 @@ INLINE void add_scaled(u32 N, const struct piece *pieces, float (*chunk)[TOKEN_T
     }
 }
 
+// Where the next chunk lies that this warp takes to its registers.
+struct place {
+    u32 chunk, stage, span;
+};
+
+// What has come of the ring's next chunk; the warp has waited for it. Beyond the last one, anything.
+INLINE void take_chunk(u32 class, const struct ew_few_job *job, const struct share *s, struct place *p,
+                       struct piece *pieces)
+{
+    if (begins_span(class, s, p->chunk))
+        p->span = next_place(p->span);
+    UNROLL
+    for (u32 i = 0; i < TILES * 2; i++)
+        pieces[i] = take_piece(class, job, stage_at(class, s, p->stage), scales_at(class, s, p->span), p->chunk, i);
+    p->stage = next_place(p->stage);
+    if (++p->chunk == s->warp_chunk + s->n_warp_chunks)
+        p->chunk = s->warp_chunk;
+}
+
 INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, u32x4 table,
-                           u32 chunk, u32 stage, u32 span, float (*acc)[TOKEN_TILES_MAX][4])
+                           u32 chunk, const struct piece *pieces, float (*acc)[TOKEN_TILES_MAX][4])
 {
     SHARED const u32x4 *x = s->x + (chunk - s->chunk) * N * PER_LANE(class) * 32 + THREAD % 32;
     float sums[TILES][TOKEN_TILES_MAX][4] = {0};
-    struct piece pieces[TILES * 2];
 
-    UNROLL
-    for (u32 i = 0; i < TILES * 2; i++)
-        pieces[i] = take_piece(class, job, stage_at(class, s, stage), scales_at(class, s, span), chunk, i);
     UNROLL
     for (u32 j = 0; j < PER_LANE(class); j++) {
         u32x4 b[TOKEN_TILES_MAX];
@@ -501,45 +460,27 @@ INLINE float with_row(const struct ew_few_job *job, u64 mins, u32 row, float sum
     return job->v.layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
 }
 
-INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 stride, u32 row, u32 token,
-                       float value, float up)
+INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 row, u32 token,
+                        float value, float up)
 {
     const struct ew_vector_job *v = &job->v;
 
     value = with_bias(part->bias, row, with_row(job, part->mins, row, value));
     if (v->is_glu)
-        value = glu_one(value, with_bias(v->parts[1].bias, row, with_row(job, v->parts[1].mins, row, up)), v->act,
-                        v->limit, v->alpha);
-    else if (v->residual)
-        value = v->y_scale * value +
-                v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
-    ((float *)part->out)[(u64)token * stride + row] = value;
+        return glu_one(value, with_bias(v->parts[1].bias, row, with_row(job, v->parts[1].mins, row, up)), v->act,
+                       v->limit, v->alpha);
+    if (v->residual)
+        return v->y_scale * value +
+               v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
     return value;
 }
 
-// A lane's squares of two rows of a unit and two tokens, for the sums of all 16 rows.
-INLINE void leave_squares(const struct ew_few_job *job, u32 unit, u32 t, f32x2 squares)
+// One of a unit's sums of eight tokens: neighbours are neighbouring rows of one token.
+INLINE void finish(const struct ew_few_job *job, u32 unit, u32 token, u32 row_of_unit, float value, float up)
 {
-    UNROLL
-    for (u32 i = 0; i < 2; i++) {
-        u32 lane = THREAD % 32, token = t * 8 + lane % 4 * 2 + i;
-        float sum = squares[i];
-
-        UNROLL
-        for (u32 o = 4; o < 32; o *= 2)
-            sum += shuffle_xor(sum, o);
-        if (lane < 4 && token < job->n_tokens)
-            ((float *)job->squares_out)[token * (job->v.rows / 16) + unit] = sum;
-    }
-}
-
-// A lane's sums of eight tokens and the rows of a unit: rows lane / 4 and 8 more, tokens 2 (lane % 4) and the next.
-INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f32x4 up)
-{
-    u32 lane = THREAD % 32, begin = 0, row = unit * 16, stride = job->out_strides[0];
+    u32 begin = 0, row = unit * 16, stride = job->out_strides[0];
     struct ew_vector_part part = {.mins = job->v.parts[0].mins, .out = job->v.parts[0].out,
                                   .bias = job->v.parts[0].bias};
-    f32x2 squares = {0, 0};
 
     UNROLL
     for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
@@ -552,124 +493,145 @@ INLINE void finish(const struct ew_few_job *job, u32 unit, u32 t, f32x4 value, f
             stride = job->out_strides[i];
         }
     }
-    ROLL
-    for (u32 e = 0; e < 4; e++) {
-        u32 token = t * 8 + lane % 4 * 2 + e % 2;
-
-        if (token < job->n_tokens) {
-            float result = finish_one(job, &part, stride, row + lane / 4 + e / 2 * 8, token, value.x, up.x);
-
-            squares.x += result * result;
-        }
-        value = value.yzwx;
-        up = up.yzwx;
-        squares = squares.yx;
-    }
-    if (job->squares_out)
-        leave_squares(job, unit, t, squares);
+    row += row_of_unit;
+    if (token >= job->n_tokens)
+        return;
+    value = finish_one(job, &part, row, token, value, up);
+    if (job->staged_out)
+        stage_one(job, token, row, value);
+    else
+        ((float *)part.out)[(u64)token * stride + row] = value;
 }
 
-INLINE f32x4 *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 tile, u32 t)
+// The sums of 16 rows and eight tokens, of which element i is that of row i % 16; where the tensor cores' tiles have
+// it: of a lane rows lane / 4 and 8 more, tokens 2 (lane % 4) and the next.
+INLINE u32 place_in_tile(u32 i)
+{
+    u32 row = i % 16, token = i / 16;
+
+    return (row % 8 * 4 + token / 2) * 4 + row / 8 * 2 + token % 2;
+}
+
+INLINE float *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 tile, u32 t)
 {
     u32 per_unit = job->v.is_glu ? 2 : 1;
 
-    return (f32x4 *)job->partial +
-           ((((u64)split * (job->v.rows / 16) + unit) * per_unit + tile) * N + t) * 32 + THREAD % 32;
+    return (float *)job->partial + ((((u64)split * (job->v.rows / 16) + unit) * per_unit + tile) * N + t) * ELEMENTS;
 }
 
-INLINE void deliver(u32 N, const struct ew_few_job *job, const struct share *s, u32 unit, u32 t, f32x4 value, f32x4 up)
+INLINE float sum_of_parts(u32 N, const struct ew_few_job *job, const struct share *s, u32 row_warp, u32 tile, u32 t,
+                          u32 i)
 {
-    if (job->n_splits == 1) {
-        finish(job, unit, t, value, up);
-        return;
-    }
-    *partial_at(N, job, s->split, unit, 0, t) = value;
-    if (job->v.is_glu)
-        *partial_at(N, job, s->split, unit, 1, t) = up;
-}
-
-INLINE f32x4 sum_of_parts(u32 N, const struct ew_few_job *job, const struct share *s, u32 row_warp, u32 tile, u32 t)
-{
-    f32x4 sum = {0, 0, 0, 0};
+    float sum = 0;
 
     for (u32 part = 0; part < job->n_parts; part++)
-        sum += s->sums[(((part * s->row_warps + row_warp) * TILES + tile) * N + t) * 32 + THREAD % 32];
+        sum += s->sums[(((part * s->row_warps + row_warp) * TILES + tile) * N + t) * ELEMENTS + place_in_tile(i)];
     return sum;
 }
 
-// Each warp leaves its sums, and all of them join some of those that belong together. `first`: unit of the first warp.
-INLINE void deliver_all(u32 N, const struct ew_few_job *job, const struct share *s, u32 first,
-                           float (*acc)[TOKEN_TILES_MAX][4])
+// Element i of those that `row_warp` and the warps with other columns of its rows have in their sums.
+INLINE void deliver(u32 N, const struct ew_few_job *job, const struct share *s, u32 first, u32 row_warp, u32 i)
 {
-    u32 warp = THREAD / 32;
+    u32 t = i / ELEMENTS % N, tile = i / ELEMENTS / N, unit = first + row_warp * s->units_of_warp + tile;
+    float value, up = 0;
+
+    if (unit >= s->unit + s->n_units)
+        return;
+    i %= ELEMENTS;
+    value = sum_of_parts(N, job, s, row_warp, tile, t, i);
+    if (job->v.is_glu)
+        up = sum_of_parts(N, job, s, row_warp, 1, t, i);
+    if (job->n_splits == 1) {
+        finish(job, unit, t * 8 + i / 16, i % 16, value, up);
+        return;
+    }
+    partial_at(N, job, s->split, unit, 0, t)[i] = value;
+    if (job->v.is_glu)
+        partial_at(N, job, s->split, unit, 1, t)[i] = up;
+}
+
+// Each warp leaves its sums; where several belong together, all warps join them. `first`: unit of the first warp.
+INLINE void deliver_all(u32 N, const struct ew_few_job *job, const struct share *s, u32 first,
+                        float (*acc)[TOKEN_TILES_MAX][4])
+{
+    u32 warp = THREAD / 32, n = s->units_of_warp * N * ELEMENTS;
 
     UNROLL
     for (u32 i = 0; i < TILES * N; i++) {
         float *a = acc[i / N][i % N];
 
-        s->sums[(warp * TILES * N + i) * 32 + THREAD % 32] = (f32x4){a[0], a[1], a[2], a[3]};
+        ((SHARED f32x4 *)s->sums)[(warp * TILES * N + i) * 32 + THREAD % 32] = (f32x4){a[0], a[1], a[2], a[3]};
+    }
+    if (job->n_parts == 1) {
+        warp_sync();
+        ROLL
+        for (u32 i = THREAD % 32; i < n; i += 32)
+            deliver(N, job, s, first, warp, i);
+        warp_sync();
+        return;
     }
     block_sync();
     ROLL
-    for (u32 i = warp; i < s->row_warps * s->units_of_warp * N; i += s->warps) {
-        u32 t = i % N, row_warp = i / N / s->units_of_warp, tile = i / N % s->units_of_warp;
-        u32 unit = first + row_warp * s->units_of_warp + tile;
-        f32x4 up = {0, 0, 0, 0};
-
-        if (unit >= s->unit + s->n_units)
-            continue;
-        if (job->v.is_glu)
-            up = sum_of_parts(N, job, s, row_warp, 1, t);
-        deliver(N, job, s, unit, t, sum_of_parts(N, job, s, row_warp, tile, t), up);
-    }
+    for (u32 i = THREAD; i < s->row_warps * n; i += N_THREADS)
+        deliver(N, job, s, first, i / n, i % n);
     block_sync();
 }
 
-// Whether this block is the last of its group; the counter is zero again then.
+// Four neighbouring rows of a token, of all columns.
+struct joined {
+    f32x4 value, up;
+};
+
+INLINE struct joined join_four(u32 N, const struct ew_few_job *job, u32 unit, u32 t, u32 i)
+{
+    struct joined sum = {0};
+
+    ROLL
+    for (u32 s = 0; s < job->n_splits; s += AT_ONCE) {
+        struct joined part[AT_ONCE];
+
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            u32 split = min_u32(s + k, job->n_splits - 1);
+
+            part[k].value = *(const f32x4 *)(partial_at(N, job, split, unit, 0, t) + i);
+            part[k].up = job->v.is_glu ? *(const f32x4 *)(partial_at(N, job, split, unit, 1, t) + i) : sum.up;
+        }
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            sum.value += s + k < job->n_splits ? part[k].value : 0;
+            sum.up += s + k < job->n_splits && job->v.is_glu ? part[k].up : 0;
+        }
+    }
+    return sum;
+}
+
+// Whether this block is the last of its group; the counter is zero again then. Blocks do not wait for each other: those
+// of another program on the same GPU might hold the places of some.
 INLINE u32 is_last(const struct ew_few_job *job, const struct share *s)
 {
     u32 *arrived = (u32 *)job->arrived + s->group;
 
-    device_fence();
     block_sync();
     if (THREAD == 0) {
-        g_last = atomic_add(arrived, 1) == job->n_splits - 1;
+        g_last = atomic_add_ordered(arrived, 1) == job->n_splits - 1;
         if (g_last)
             *arrived = 0;
     }
     block_sync();
-    device_fence();
     return g_last;
-}
-
-INLINE f32x4 sum_of_splits(u32 N, const struct ew_few_job *job, u32 unit, u32 tile, u32 t)
-{
-    f32x4 sum = {0, 0, 0, 0};
-
-    ROLL
-    for (u32 s = 0; s < job->n_splits; s += AT_ONCE) {
-        f32x4 part[AT_ONCE];
-
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE; i++)
-            part[i] = *partial_at(N, job, min_u32(s + i, job->n_splits - 1), unit, tile, t);
-        UNROLL
-        for (u32 i = 0; i < AT_ONCE; i++)
-            sum += s + i < job->n_splits ? part[i] : (f32x4){0, 0, 0, 0};
-    }
-    return sum;
 }
 
 INLINE void join_splits(u32 N, const struct ew_few_job *job, const struct share *s)
 {
     ROLL
-    for (u32 i = THREAD / 32; i < s->n_units * N; i += s->warps) {
-        u32 unit = s->unit + i / N, t = i % N;
-        f32x4 up = {0, 0, 0, 0};
+    for (u32 item = THREAD; item < s->n_units * N * (ELEMENTS / 4); item += N_THREADS) {
+        u32 i = item % (ELEMENTS / 4) * 4, t = item / (ELEMENTS / 4) % N, unit = s->unit + item / (ELEMENTS / 4) / N;
+        struct joined sum = join_four(N, job, unit, t, i);
 
-        if (job->v.is_glu)
-            up = sum_of_splits(N, job, unit, 1, t);
-        finish(job, unit, t, sum_of_splits(N, job, unit, 0, t), up);
+        UNROLL
+        for (u32 k = 0; k < 4; k++)
+            finish(job, unit, t * 8 + i / 16, i % 16 + k, sum.value[k], sum.up[k]);
     }
 }
 
@@ -679,13 +641,15 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
 {
     struct share s = find_share(class, N, job);
     struct reader r = begin_reading(class, job, &s);
-    u32 step = s.row_warps * s.units_of_warp, stage = 0, span = 0;
+    struct place place = {.chunk = s.warp_chunk};
+    struct piece pieces[TILES * 2];
+    u32 step = s.row_warps * s.units_of_warp;
     u32x4 table = class == TABLE || class == TABLE_16 ? table_of(job->v.layout) ^ 0x80808080 : (u32x4){0};
 
     next_may_start();
     previous_wait();
-    stage_tokens(class, N, job, &s);
-    block_sync();
+    begin(class, N, job, &s, &r);
+    take_chunk(class, job, &s, &place, pieces);
     ROLL
     for (u32 first = s.unit; first < s.unit + s.n_units; first += step) {
         u32 unit = first + s.row_warp * s.units_of_warp;
@@ -697,13 +661,16 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
             acc[i / 4 / N][i / 4 % N][i % 4] = 0;
         ROLL
         for (u32 chunk = s.warp_chunk; chunk < end; chunk++) {
-            copy_wait(EW_FEW_STAGES - 2); // the oldest chunk that was asked for is there
+            struct piece next[TILES * 2];
+
+            copy_wait(STAGES - 2); // the oldest chunk that was asked for is there, and all have read the one before
             warp_sync();
             ask(class, job, &s, &r);
-            if (begins_span(class, &s, chunk))
-                span = next_place(span);
-            multiply_chunk(class, N, job, &s, table, chunk, stage, span, acc);
-            stage = next_place(stage);
+            take_chunk(class, job, &s, &place, next);
+            multiply_chunk(class, N, job, &s, table, chunk, pieces, acc);
+            UNROLL
+            for (u32 i = 0; i < TILES * 2; i++)
+                pieces[i] = next[i];
         }
         deliver_all(N, job, &s, first, acc);
     }
