@@ -40,7 +40,7 @@ CHAINED = [
     "state",
     "vector",
 ]
-MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {name: ["sm_90a"] for name in ("wgmma", "wgmma_f8")} | {"gemm_f8": ["sm_89"]}
+MODULE_TIERS = {name: ["sm_80", "sm_90"] for name in CHAINED} | {name: ["sm_90a"] for name in ("wgmma", "wgmma_coded", "wgmma_f8")} | {"gemm_f8": ["sm_89"]}
 # Threads of a block, of the modules whose kernels all have the same: ptxas may use more registers where it knows.
 THREADS = {
     "chosen": 512,
@@ -57,10 +57,11 @@ THREADS = {
     "state": 256,
     "vector": 512,
     "wgmma": 288,
+    "wgmma_coded": 384,
     "wgmma_f8": 384,
 }
 # Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
-ALONE = {"few", "gemm_f8", "wgmma_f8"}
+ALONE = {"few", "gemm_f8", "wgmma_coded", "wgmma_f8"}
 # Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
 PAIRED = {"chosen": ("",), "some": ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24")}
 

@@ -572,6 +572,8 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
         rc = clear(backend, work->chosen_arrived, EW_CUDA_CHOSEN_ARRIVED_BYTES, err);
     if (rc == 0)
         rc = ew_cuda_few_init(backend, err);
+    if (rc == 0)
+        rc = ew_cuda_wcoded_init(backend, err);
     if (rc)
         return rc;
     return map_flights(backend, err);

@@ -79,6 +79,7 @@ struct ew_cuda_narrow {
     uint32_t cols, n_rows;
     enum ew_cuda_layout as; // F16, BF16 or, with scales behind the codes, F8
     uint32_t turn;          // which x16
+    bool is_mixed;          // in the order of ptx/wgmma_coded.c
 };
 
 // The order of pairs of the layer at hand; as `struct pairs` in ptx/experts.c. Addresses of arrays of u32.

@@ -122,6 +122,7 @@ static bool is_inexact(enum ew_cuda_module module)
 {
     return module == EW_CUDA_FEW || module == EW_CUDA_VECTOR || module == EW_CUDA_DECODE ||
            module == EW_CUDA_CHOSEN || module == EW_CUDA_GEMM || module == EW_CUDA_WGMMA ||
+           module == EW_CUDA_WGMMA_CODED ||
            module == EW_CUDA_WGMMA_F8_MODULE || module == EW_CUDA_GEMM_F8_MODULE;
 }
 
@@ -300,6 +301,7 @@ static bool is_wanted(const struct needs *needs, enum ew_cuda_module module, con
     case EW_CUDA_SOME:
     case EW_CUDA_FEW:
     case EW_CUDA_VECTOR:
+    case EW_CUDA_WGMMA_CODED:
     case EW_CUDA_WGMMA_F8_MODULE:
     case EW_CUDA_GEMM_F8_MODULE:
     case EW_CUDA_EXPERTS:

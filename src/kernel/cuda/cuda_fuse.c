@@ -6,7 +6,7 @@
 // still reads: slots share buffers.
 
 #include "base/assert.h"
-#include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_prefill.h"
 #include "kernel/cuda/vector_job.h"
 
 #define WARPS (EW_VECTOR_THREADS / 32)
@@ -289,7 +289,8 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
     next = &backend->fused[m.next];
     if (!next->count || next->x != fused->out || next->job.norm != EW_VECTOR_PLAIN || next->job.order ||
         ew_cuda_operand_of(&backend->matrices[next->weights[0]], UINT32_MAX) !=
-            ew_cuda_operand_of(&backend->matrices[fused->weights[0]], UINT32_MAX))
+            ew_cuda_operand_of(&backend->matrices[fused->weights[0]], UINT32_MAX) ||
+        ew_cuda_wcoded_knows(next->job.layout) != ew_cuda_wcoded_knows(fused->job.layout)) // in what order
         return false;
     m.next += next->count;
     return next->out == fused->out || !is_read_later(&m, fused->out);

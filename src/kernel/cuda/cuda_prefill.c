@@ -108,13 +108,19 @@ int ew_cuda_prefill_narrow(struct ew_cuda_backend *backend, const struct ew_cuda
     uint32_t cols = p->matrix->cols, in_stride = p->in_stride;
     uint64_t in = p->in, order = p->matrix->order;
     struct ew_cuda_grid grid = {ceil_div(cols / 8, THREADS), p->n_rows, 1, THREADS};
+    bool is_mixed = ew_cuda_wcoded_takes(backend, p);
 
-    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->as == as && to->order == order)
+    if (to->of == in && to->cols == cols && to->n_rows == p->n_rows && to->as == as && to->order == order &&
+        to->is_mixed == is_mixed)
         return 0;
-    *to = (struct ew_cuda_narrow){in, order, cols, p->n_rows, as, to->turn ^ 1};
+    *to = (struct ew_cuda_narrow){in, order, cols, p->n_rows, as, to->turn ^ 1, is_mixed};
     if (as == EW_CUDA_F8)
         return narrow_f8(backend, p, err);
-    return ew_cuda_launch(&backend->device, as == EW_CUDA_BF16 ? EW_CUDA_NARROW_BF16 : EW_CUDA_NARROW_F16, grid,
+    return ew_cuda_launch(&backend->device,
+                          is_mixed             ? EW_CUDA_NARROW_MIXED
+                          : as == EW_CUDA_BF16 ? EW_CUDA_NARROW_BF16
+                                               : EW_CUDA_NARROW_F16,
+                          grid,
                           ARGUMENTS(&backend->work.x16[to->turn], &in, &in_stride, &cols, &order), err);
 }
 
@@ -236,6 +242,8 @@ int ew_cuda_prefill_product(struct ew_cuda_backend *backend, const struct ew_cud
         return ew_cuda_f8_product(backend, p, err);
     if (rc == 0 && backend->config.deterministic)
         return multiply_exact(backend, p, err);
+    if (rc == 0 && ew_cuda_wcoded_takes(backend, p))
+        return ew_cuda_wcoded_products(backend, p, 1, err);
     if (rc == 0 && is_for_some(backend, p))
         return multiply_some(backend, p, m, 0, 0, err);
     if (rc || !ew_cuda_layout_is_quantised(m->layout))

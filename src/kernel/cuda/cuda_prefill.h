@@ -1,7 +1,7 @@
 #pragma once
 // Steps with more than a few tokens: products of 16-bit operands on the tensor cores. Activations are narrowed once for
 // all products that take the same rows. With up to 64 rows matrices are read as they are; with more, quantised ones are
-// decoded into a scratch matrix, part by part.
+// decoded into a scratch matrix, part by part, where ptx/wgmma_coded.c does not read them as they are, too.
 
 #include "kernel/cuda/cuda_backend.h"
 #include "kernel/cuda/narrow_job.h"
@@ -53,6 +53,9 @@ int ew_cuda_wgmma_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gat
 // Maps of a matrix and of its activations, which stand in x16 now.
 uint64_t ew_cuda_wgmma_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
 uint64_t ew_cuda_wgmma_x_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
+// The same for products of its codes: of its planes, and of activations with boxes of 64 tokens.
+uint64_t ew_cuda_wgmma_plane_maps(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
+uint64_t ew_cuda_wgmma_x_part_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix);
 // Into how many parts a tile's columns go, so that few tiles fill the GPU, too; and the sum of what they leave in
 // few_partial.
 uint32_t ew_cuda_wgmma_splits(const struct ew_cuda_backend *backend, const struct ew_cuda_product *product,
@@ -66,6 +69,22 @@ int ew_cuda_f8_product(struct ew_cuda_backend *backend, const struct ew_cuda_pro
                        struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_f8_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *gate, uint64_t out_of,
                     struct ew_error *err) EW_MUST_CHECK;
+// Quantised matrices that are read as they are (cuda_wcoded.c), of activations that were narrowed in their order.
+// Planes of a matrix: of codes, scales, minima and high bits, in bytes; width 0: none. None at all: no kernel takes it.
+#define EW_CUDA_WCODED_PLANES 4
+struct ew_cuda_plane {
+    uint64_t address;
+    uint32_t width, stride, box; // of a row
+};
+uint32_t ew_cuda_wcoded_planes(const struct ew_cuda_matrix *matrix, struct ew_cuda_plane *out);
+int ew_cuda_wcoded_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+bool ew_cuda_wcoded_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_product *product);
+bool ew_cuda_wcoded_knows(enum ew_cuda_layout layout);
+// Up to three products of one input and layout; both of a gate with its activation, where 64 divides the rows.
+int ew_cuda_wcoded_products(struct ew_cuda_backend *backend, const struct ew_cuda_product *products, uint32_t n,
+                            struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_wcoded_gate(struct ew_cuda_backend *backend, const struct ew_cuda_gate *gate, uint64_t out_of,
+                        struct ew_error *err) EW_MUST_CHECK;
 // Fused steps with many rows: whether the tier of sm_90a does them, and doing them.
 bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
 int ew_cuda_many(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows,

@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_prefill.h"
+#include "kernel/cuda/wcoded_job.h"
 
 #define THREADS 288
 #define TOKENS 128               // of a tile
@@ -17,9 +18,9 @@
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
-// Of a weight: of its activations in either place, and of itself.
+// Of a weight: of its activations in either place, and of itself; for products of codes the same with other boxes.
 struct maps {
-    struct ew_cuda_tensor_map x[2], w;
+    struct ew_cuda_tensor_map x[2], w, x_part[2], planes[EW_CUDA_WCODED_PLANES];
 };
 
 uint64_t ew_cuda_wgmma_maps_bytes(const struct ew_program *program)
@@ -33,15 +34,39 @@ bool ew_cuda_wgmma_takes(const struct ew_cuda_backend *backend, const struct ew_
 }
 
 static int encode(struct ew_cuda_backend *backend, struct ew_cuda_tensor_map *map, uint64_t address, uint64_t rows,
-                  uint64_t cols, bool is_f8, struct ew_error *err)
+                  uint64_t cols, uint32_t box_rows, bool is_f8, struct ew_error *err)
 {
     const uint64_t dims[] = {cols, rows}, strides[] = {is_f8 ? cols : cols * 2};
-    const uint32_t box[] = {is_f8 ? 2 * STEP : STEP, BOX_ROWS}, element_strides[] = {1, 1};
+    const uint32_t box[] = {is_f8 ? 2 * STEP : STEP, box_rows}, element_strides[] = {1, 1};
     int status = backend->device.driver.cuTensorMapEncodeTiled(
         map, is_f8 ? EW_CUDA_TENSOR_U8 : EW_CUDA_TENSOR_U16, 2, address, dims, strides, box, element_strides, 0,
         EW_CUDA_TENSOR_SWIZZLE_128, EW_CUDA_TENSOR_PROMOTE_256, 0);
 
     return ew_cuda_check(&backend->device, status, "describing a matrix", err);
+}
+
+static int encode_planes(struct ew_cuda_backend *backend, struct maps *maps, const struct ew_cuda_matrix *m,
+                         uint64_t n_rows, struct ew_error *err)
+{
+    struct ew_cuda_plane planes[EW_CUDA_WCODED_PLANES];
+    uint32_t n = ew_cuda_wcoded_planes(m, planes);
+    int rc = 0;
+
+    for (uint32_t turn = 0; turn < 2 && n && rc == 0; turn++)
+        rc = encode(backend, &maps->x_part[turn], backend->work.x16[turn], n_rows, m->cols, EW_WCODED_TOKENS, false,
+                    err);
+    for (uint32_t i = 0; i < n && rc == 0; i++) {
+        const uint64_t dims[] = {planes[i].width, m->rows}, strides[] = {planes[i].stride};
+        const uint32_t box[] = {planes[i].box, EW_WCODED_BOX}, element_strides[] = {1, 1};
+
+        if (planes[i].width)
+            rc = ew_cuda_check(&backend->device,
+                               backend->device.driver.cuTensorMapEncodeTiled(
+                                   &maps->planes[i], EW_CUDA_TENSOR_U8, 2, planes[i].address, dims, strides, box,
+                                   element_strides, 0, 0, EW_CUDA_TENSOR_PROMOTE_256, 0),
+                               "describing a plane of a matrix", err);
+    }
+    return rc;
 }
 
 static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct ew_error *err)
@@ -63,11 +88,13 @@ static int encode_all(struct ew_cuda_backend *backend, struct maps *maps, struct
         if (!ew_cuda_prefill_takes(backend, m, (uint32_t)n_rows) || m->cols % STEP != 0)
             continue;
         for (int turn = 0; turn < 2 && rc == 0; turn++)
-            rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, is_f8, err);
+            rc = encode(backend, &maps[weight].x[turn], backend->work.x16[turn], n_rows, m->cols, BOX_ROWS, is_f8, err);
+        if (rc == 0)
+            rc = encode_planes(backend, &maps[weight], m, n_rows, err);
         if (rc == 0)
             rc = encode(backend, &maps[weight].w, is_quantised ? backend->work.w16 : m->codes,
-                        is_quantised ? backend->work.w16_bytes / (m->cols * 2ull) : m->rows, m->cols, is_f8,
-                        err);
+                        is_quantised ? backend->work.w16_bytes / (m->cols * 2ull) : m->rows, m->cols,
+                        BOX_ROWS, is_f8, err);
     }
     return rc;
 }
@@ -113,16 +140,30 @@ static uint32_t ceil_div(uint32_t n, uint32_t by)
     return n / by + (n % by != 0);
 }
 
+static uint64_t maps_of(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps);
+}
+
 uint64_t ew_cuda_wgmma_x_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
-    return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
-           backend->work.narrow.turn * sizeof(struct ew_cuda_tensor_map);
+    return maps_of(backend, matrix) + backend->work.narrow.turn * sizeof(struct ew_cuda_tensor_map);
 }
 
 uint64_t ew_cuda_wgmma_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
 {
-    return backend->work.maps + (uint64_t)(matrix - backend->matrices) * sizeof(struct maps) +
-           offsetof(struct maps, w);
+    return maps_of(backend, matrix) + offsetof(struct maps, w);
+}
+
+uint64_t ew_cuda_wgmma_plane_maps(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return maps_of(backend, matrix) + offsetof(struct maps, planes);
+}
+
+uint64_t ew_cuda_wgmma_x_part_map(const struct ew_cuda_backend *backend, const struct ew_cuda_matrix *matrix)
+{
+    return maps_of(backend, matrix) + offsetof(struct maps, x_part) +
+           backend->work.narrow.turn * sizeof(struct ew_cuda_tensor_map);
 }
 
 // Tiles of 256 rows are faster, those of 128 leave less of the GPU idle at the end.

@@ -2,11 +2,21 @@
 
 #include "kernel/cuda/narrow_job.h"
 #include "kernel/cuda/ptx/block.h"
+#include "kernel/cuda/ptx/codes.h"
 
 // f16 cannot hold what some families' activations reach: they stop at its largest number.
 INLINE u32 pack_f16(float low, float high)
 {
     return f16x2_of(max_f32(min_f32(low, 65504), -65504), max_f32(min_f32(high, 65504), -65504));
+}
+
+// Four columns from `column` on, in f16, in the order of wgmma_coded.c.
+INLINE void store_mixed(u16 *out, u32 column, f32x4 x)
+{
+    u32 *to = (u32 *)(out + mixed_place(column));
+
+    to[0] = pack_f16(x.x, x.y);
+    to[4] = pack_f16(x.z, x.w);
 }
 
 // Eight columns a thread; rows of `in` are 16-byte aligned, those of `out` follow each other. `order` as four_in_order
@@ -34,6 +44,18 @@ KERNEL narrow_f16(u16 *out, const float *in, u32 in_stride, u32 cols, const u32 
 KERNEL narrow_bf16(u16 *out, const float *in, u32 in_stride, u32 cols, const u32 *order)
 {
     narrow(1, out, in, in_stride, cols, order);
+}
+
+KERNEL narrow_mixed(u16 *out, const float *in, u32 in_stride, u32 cols, const u32 *order)
+{
+    u32 i = (BLOCK_X * N_THREADS + THREAD) * 8;
+
+    if (i >= cols)
+        return;
+    in += (u64)BLOCK_Y * in_stride;
+    out += (u64)BLOCK_Y * cols;
+    store_mixed(out, i, four_in_order(in, order, i));
+    store_mixed(out, i + 4, four_in_order(in, order, i + 4));
 }
 
 INLINE f32x4 four_of(const float *v, const u32 *order, u32 i, float otherwise)
@@ -79,7 +101,9 @@ INLINE f32x4 normal_at(const struct ew_norm_job *norm, const struct normal *n, c
     return y;
 }
 
-INLINE void narrow_norm(u32 is_bf16, u16 *out, const struct ew_norm_job *norm)
+enum { NARROW_F16, NARROW_BF16, NARROW_MIXED };
+
+INLINE void narrow_norm(u32 kind, u16 *out, const struct ew_norm_job *norm)
 {
     const float *in = (const float *)norm->in + (u64)BLOCK_X * norm->in_stride;
     struct normal n = find_normal(norm, in);
@@ -88,13 +112,17 @@ INLINE void narrow_norm(u32 is_bf16, u16 *out, const struct ew_norm_job *norm)
     for (u32 i = THREAD * 4; i < norm->cols; i += N_THREADS * 4) {
         f32x4 y = normal_at(norm, &n, in, (const u32 *)norm->order, i);
 
-        *(u32x2 *)(out + i) = is_bf16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
-                                      : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
+        if (kind == NARROW_MIXED)
+            store_mixed(out, i, y);
+        else
+            *(u32x2 *)(out + i) = kind == NARROW_BF16 ? (u32x2){bf16x2_of(y.x, y.y), bf16x2_of(y.z, y.w)}
+                                                      : (u32x2){pack_f16(y.x, y.y), pack_f16(y.z, y.w)};
     }
 }
 
-KERNEL norm_f16(u16 *out, struct ew_norm_job norm) { narrow_norm(0, out, &norm); }
-KERNEL norm_bf16(u16 *out, struct ew_norm_job norm) { narrow_norm(1, out, &norm); }
+KERNEL norm_f16(u16 *out, struct ew_norm_job norm) { narrow_norm(NARROW_F16, out, &norm); }
+KERNEL norm_bf16(u16 *out, struct ew_norm_job norm) { narrow_norm(NARROW_BF16, out, &norm); }
+KERNEL norm_mixed(u16 *out, struct ew_norm_job norm) { narrow_norm(NARROW_MIXED, out, &norm); }
 
 // Columns `column` to `column` + 3 of a row; a warp has 128 in turn.
 INLINE void store_codes(const struct ew_codes_job *to, u32 row, u32 column, f32x4 x)

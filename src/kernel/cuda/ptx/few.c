@@ -17,6 +17,7 @@
 
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
+#include "kernel/cuda/ptx/codes.h"
 #include "kernel/cuda/ptx/normal.h"
 
 #define TILES EW_FEW_TILES
@@ -24,9 +25,6 @@
 #define TOKEN_TILES_MAX (EW_FEW_TOKENS_MAX / 8)
 #define AT_ONCE 4     // reads of partial sums that wait for each other's latency only once
 #define ELEMENTS 128u // of the sums of 16 rows and 8 tokens
-
-#define TABLE LAYOUT_IQ4
-#define TABLE_16 LAYOUT_IQ1_16
 
 // Columns of a row in 16 bytes (of nibbles where there are planes), by class. A chunk is four times as many, a span the
 // columns whose scales come at once.
@@ -203,8 +201,6 @@ INLINE u32 begins_span(u32 class, const struct share *s, u32 chunk)
     return chunk == s->warp_chunk || chunk % CHUNKS_OF_SPAN(class) == 0;
 }
 
-INLINE u32 has_min(u32 layout) { return layout == LAYOUT_U4_MIN || layout == LAYOUT_U5_MIN; }
-
 // Asks for a chunk, a group of copies of its own whether or not there is one left.
 INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
@@ -283,18 +279,6 @@ struct piece {
                       // Of f8 `scale` has the bits of an f32
 };
 
-INLINE u32 twice(u32 v) { return (v & 0xFFFF) * 0x10001u; }
-
-INLINE void take_scales_of_table(u32 layout, u32 bits, struct piece *p)
-{
-    if (layout == LAYOUT_MX4) // larger ones would not leave room for codes
-        bits = f16_of_f32(min_f32(low_bf16(bits), 4096));
-    if (layout == LAYOUT_NV4)
-        bits = f16x2_of_e4m3(bits);
-    p->scale = twice(bits);
-    p->other = layout == LAYOUT_NV4 ? twice(bits >> 16) : p->scale;
-}
-
 INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED const u8 *stage,
                                SHARED const u8 *scales, u32 chunk, u32 i)
 {
@@ -313,20 +297,15 @@ INLINE struct piece take_piece(u32 class, const struct ew_few_job *job, SHARED c
         p.scale = twice(pair);
         p.other = twice(pair >> 16);
     } else if (class == TABLE) {
-        take_scales_of_table(job->v.layout, ((SHARED const u16 *)scales)[row * 8 + group], &p);
+        pair = f16_scales_of_table(job->v.layout, ((SHARED const u16 *)scales)[row * 8 + group]);
+        p.scale = twice(pair);
+        p.other = twice(pair >> 16);
     } else if (PLANES(class)) {
         p.scale = twice(((SHARED const u16 *)scales)[row * 8 + group]);
     }
     if (PLANES(class) > 1 && has_min(job->v.layout))
         p.other = twice(((SHARED const u16 *)(scales + EW_FEW_SCALE_BYTES))[row * 8 + group]) ^ 0x80008000;
     return p;
-}
-
-// Codes to f16: 1024 + n has n as its last bits, and the difference is exact. `offset` is -1024 less what codes have
-// too much, twice.
-INLINE u32x2 scaled(u32 low, u32 high, u32 offset, u32 scale)
-{
-    return (u32x2){mul_f16x2(add_f16x2(low, offset), scale), mul_f16x2(add_f16x2(high, offset), scale)};
 }
 
 // Bits 4 i to 4 i + 3 of a lane's four bytes 4 w to 4 w + 3, and what stands above them in `bits` from bit `at` of each
@@ -341,14 +320,6 @@ INLINE u32x2 nibbles(u32 class, u32 word, u32 bits, u32 at)
         v.y |= bits >> (4 + at) & mask;
     }
     return v;
-}
-
-// Four codes of a table whose numbers are 128 more.
-INLINE u32 look_up_four(u32x4 table, u32 codes)
-{
-    u32 at = codes & 0x7777, pick = 0x3210 | (codes >> 1 & 0x4444);
-
-    return byte_permute(byte_permute(table.x, table.y, at), byte_permute(table.z, table.w, at), pick);
 }
 
 // Columns 4 i to 4 i + 3 of a lane, in 16 bits.

@@ -62,6 +62,9 @@ INLINE void copy_bytes(SHARED void *to, u64 from, u32 bytes, SHARED barrier *b)
                  : "memory");
 }
 
+// A barrier of its own for the first n threads of the block; a constant.
+#define threads_sync(n) asm volatile("bar.sync 1, %0;" ::"n"(n) : "memory")
+
 // Registers of each thread of a warpgroup, where the kernel's bounds are known: constants, multiples of 8.
 #define registers_grow(n) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n))
 #define registers_shrink(n) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n))
@@ -159,6 +162,53 @@ INLINE void warpgroup_f8(float *c, u64 a, u64 b)
 INLINE void warpgroup_wait_sums(float *c)
 {
     asm volatile("wgmma.wait_group.sync.aligned 0;" : ACC64(c, 0)::"memory");
+}
+
+// Registers i to i + 31 likewise.
+#define ACC32(c, i) EIGHT("+f", c, i), EIGHT("+f", c, i + 8), EIGHT("+f", c, i + 16), EIGHT("+f", c, i + 24)
+#define LIST32 \
+    "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
+    "%30,%31"
+#define IN16(a) \
+    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(a[4]), "r"(a[5]), "r"(a[6]), "r"(a[7]), "r"(a[8]), "r"(a[9]), \
+        "r"(a[10]), "r"(a[11]), "r"(a[12]), "r"(a[13]), "r"(a[14]), "r"(a[15])
+#define PRODUCT_CODES(shape, list, a, b, add) \
+    "wgmma.mma_async.sync.aligned." shape ".f32.f16.f16 {" list "}, {" a "}, " b ", " add ", 1, 1, 0;\n"
+#define PRODUCTS_CODES(shape, list, a0, a1, a2, a3, b, add) \
+    "{\n" \
+    ".reg .pred p;\n" \
+    ".reg .b64 y;\n" \
+    "setp.ne.b32 p, " add ", 0;\n" \
+    "wgmma.fence.sync.aligned;\n" PRODUCT_CODES(shape, list, a0, b, "p") \
+    "add.s64 y, " b ", 2;\n" PRODUCT_CODES(shape, list, a1, "y", "1") \
+    "add.s64 y, " b ", 4;\n" PRODUCT_CODES(shape, list, a2, "y", "1") \
+    "add.s64 y, " b ", 6;\n" PRODUCT_CODES(shape, list, a3, "y", "1") \
+    "wgmma.commit_group.sync.aligned;\n" \
+    "}"
+
+// 64 columns: four products whose left operands, 64 rows of f16, are in registers (four each), of 128 or 64 rows of a
+// tile. Without `add` the first one begins anew.
+INLINE void warpgroup_codes_128(float *c, const u32 *a, u64 b, u32 add)
+{
+    asm volatile(PRODUCTS_CODES("m64n128k16", LIST64, "%64,%65,%66,%67", "%68,%69,%70,%71", "%72,%73,%74,%75",
+                                "%76,%77,%78,%79", "%80", "%81")
+                 : ACC64(c, 0)
+                 : IN16(a), "l"(b), "r"(add)
+                 : "memory");
+}
+
+INLINE void warpgroup_codes_64(float *c, const u32 *a, u64 b, u32 add)
+{
+    asm volatile(PRODUCTS_CODES("m64n64k16", LIST32, "%32,%33,%34,%35", "%36,%37,%38,%39", "%40,%41,%42,%43",
+                                "%44,%45,%46,%47", "%48", "%49")
+                 : ACC32(c, 0)
+                 : IN16(a), "l"(b), "r"(add)
+                 : "memory");
+}
+
+INLINE void warpgroup_wait_sums_32(float *c)
+{
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : ACC32(c, 0)::"memory");
 }
 
 // Until at most `pending` groups of this warpgroup are under way; a constant.
