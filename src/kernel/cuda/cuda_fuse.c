@@ -361,7 +361,8 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
         fill(&m, fused);
         fused->kernel = CLASSES[fused->job.layout].kernel;
         fused->shared_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES);
-        if (fused->shared_bytes > shared_max || fused->job.rows > UINT32_MAX / (n_blocks + 1)) // blocks count in 32 bits
+        // Blocks count in 32 bits.
+        if (fused->shared_bytes > shared_max || fused->job.rows > UINT32_MAX / (n_blocks + 1))
             continue;
         fused->deep_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES_DEEP);
         if (fused->deep_bytes > shared_max)
