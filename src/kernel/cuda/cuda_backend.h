@@ -131,6 +131,7 @@ struct ew_cuda_fused {
     uint32_t count; // 0: no steps begin here
     enum ew_cuda_kernel kernel;
     uint32_t shared_bytes, deep_bytes; // with long rings; 0: they do not fit
+    uint32_t n_early;                  // pieces of weights a warp asks for before activations are there, at most
     struct ew_vector_job job;
     // What many rows of activations need beyond the job, where the addresses are not enough.
     uint32_t x, normed, residual, out;                    // buffers

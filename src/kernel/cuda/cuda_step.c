@@ -461,7 +461,9 @@ static int launch_step(struct ew_cuda_backend *backend, const struct ew_batch *b
     }
 }
 
-static int launch_fused(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, struct ew_error *err)
+// after_attention: there is time to ask for all weights that rings hold before activations are there.
+static int launch_fused(struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, bool after_attention,
+                        struct ew_error *err)
 {
     struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_VECTOR_THREADS,
                                 fused->shared_bytes};
@@ -472,6 +474,7 @@ static int launch_fused(struct ew_cuda_backend *backend, const struct ew_cuda_fu
         job.n_stages = EW_VECTOR_STAGES_DEEP;
         grid.shared_bytes = fused->deep_bytes;
     }
+    job.n_early = after_attention ? job.n_stages - 1 : EW_MIN(job.n_stages - 1, fused->n_early);
     return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&job), err);
 }
 
@@ -498,8 +501,9 @@ struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, con
     return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
 }
 
+// after_attention: of the unit before this one.
 static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch,
-                       const struct ew_cuda_unit *unit, struct ew_error *err)
+                       const struct ew_cuda_unit *unit, bool after_attention, struct ew_error *err)
 {
     if (unit->kind != EW_CUDA_UNIT_STEP && unit->kind != EW_CUDA_UNIT_MANY) // others do not say what they wrote
         backend->work.narrow.of = 0;
@@ -507,7 +511,7 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
     case EW_CUDA_UNIT_CHOSEN:
         return ew_cuda_chosen_launch(backend, &backend->chosen[unit->first], err);
     case EW_CUDA_UNIT_ONE:
-        return launch_fused(backend, &backend->fused[unit->first], err);
+        return launch_fused(backend, &backend->fused[unit->first], after_attention, err);
     case EW_CUDA_UNIT_FEW:
         return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_ATTEND:
@@ -554,6 +558,7 @@ static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *ba
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)
 {
     struct ew_cuda_unit unit;
+    bool after_attention = false;
     int rc = 0;
 
     backend->work.narrow.of = 0;
@@ -566,7 +571,8 @@ int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *
                 ew_cuda_few_wrote(backend, &backend->fused[i], unit.n_rows);
             continue;
         }
-        rc = launch_unit(backend, batch, &unit, err);
+        rc = launch_unit(backend, batch, &unit, after_attention, err);
+        after_attention = unit.kind == EW_CUDA_UNIT_ATTEND;
         if (rc == 0 && backend->trace && unit.kind != EW_CUDA_UNIT_STEP)
             rc = trace_unit(backend, batch, &unit, err);
     }

@@ -49,4 +49,5 @@ struct ew_vector_job {
     float limit, alpha;
     uint32_t layout;                    // enum ew_cuda_layout, of all parts
     uint32_t n_stages;                  // of one row of activations: EW_VECTOR_STAGES, or _DEEP
+    uint32_t n_early;                   // pieces asked for before activations are there, less than n_stages
 };

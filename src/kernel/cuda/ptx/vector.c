@@ -684,7 +684,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
 
     next_may_start();
     ROLL
-    for (u32 i = 1; i < job->n_stages; i++)
+    for (u32 i = 0; i < job->n_early; i++)
         ask(class, job, &s, p.ring, &r);
     load_ahead(job, &ahead);
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
@@ -693,6 +693,9 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     stage(class, job, &p, s.n_pieces_row * COLS(class) / 8, &ahead);
     residual = residual_at(job, &s, THREAD); // while weights are multiplied
     block_sync();
+    ROLL
+    for (u32 i = job->n_early + 1; i < job->n_stages; i++)
+        ask(class, job, &s, p.ring, &r);
     sum_pieces(class, job, &s, &p, &r);
     block_sync();
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
