@@ -356,7 +356,7 @@ INLINE float dot_table(u32 layout, const struct table *t, u32x4 w, const u32 *wo
     float sum = scales.x * (float)dot_table_codes(&t->halves, w.xy, p->low[at]) +
                 scales.y * (float)dot_table_codes(&t->halves, w.zw, p->high[at]);
 
-    return t->halves.sign * p->scales[at].x * sum * (layout == LAYOUT_NV4 ? f32_of_bits(words[1]) : 1);
+    return p->scales[at].x * (layout == LAYOUT_NV4 ? sum * f32_of_bits(words[1]) : with_sign(t->layout, sum));
 }
 
 INLINE float dot_u5(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)

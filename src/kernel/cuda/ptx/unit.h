@@ -74,15 +74,14 @@ INLINE struct u6_sums dot_u6_codes(u32x4 w, u32x2 bits, u32x4 low, u32x4 high)
 
 // ---- tables -------------------------------------------------------------------------------------
 
-// What codes below 8 stand for, and the others' negatives; the negatives of all that where `sign` is -1. No byte has a
-// sign where a table has codes of both halves: so byte_permute, which gives signs for nibbles from 8 on, gives zeros
-// for the other half's.
+// What codes below 8 stand for, and the others' negatives. No byte has a sign where a table has codes of both halves: so
+// byte_permute, which gives signs for nibbles from 8 on, gives zeros for the other half's.
 struct halves {
     u32x2 below, above;
-    float sign;
 };
 
-// Of LAYOUT_IQ4 and those behind it; table_of has them as numbers.
+// Of LAYOUT_IQ4 and those behind it; table_of has them as numbers. IQ4 has the numbers below first: here they are all
+// negated.
 static const u32x4 HALVES[] = {
     {0x4153687F, 0x0A162331, 0x26190D01, 0x71594535}, // IQ4
     {0x03020100, 0x0C080604, 0x03020100, 0x0C080604}, // MX4
@@ -106,8 +105,10 @@ INLINE struct halves halves_of(u32 layout)
     UNROLL
     for (u32 i = 0; i < 4; i++)
         v[i] += THREAD >> 9;
-    return (struct halves){v.xy, v.zw, layout == LAYOUT_IQ4 ? -1 : 1};
+    return (struct halves){v.xy, v.zw};
 }
+
+INLINE float with_sign(u32 layout, float sum) { return layout == LAYOUT_IQ4 ? -sum : sum; }
 
 // Of 16 columns, the lowest four bits first.
 INLINE int dot_table_codes(const struct halves *t, u32x2 codes, u32x4 x)

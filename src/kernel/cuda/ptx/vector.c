@@ -319,7 +319,7 @@ INLINE float dot_table(u32 layout, SHARED const u8 *slot, const struct places *p
         else
             sum += p->scales[first + j * 32].x * (scales.x * (float)low + scales.y * (float)high);
     }
-    return sum * p->table.sign;
+    return sum;
 }
 
 INLINE float dot_u5(u32 has_min, SHARED const u8 *slot, const struct places *p, u32 piece)
@@ -606,7 +606,7 @@ INLINE float sum_of(const struct share *s, const struct places *p, u32 row)
 // NV4 has a scale for each row, too.
 INLINE float scaled(const struct ew_vector_job *job, u64 mins, u32 row, float sum)
 {
-    return job->layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
+    return job->layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : with_sign(job->layout, sum);
 }
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
