@@ -74,8 +74,8 @@ INLINE struct u6_sums dot_u6_codes(u32x4 w, u32x2 bits, u32x4 low, u32x4 high)
 
 // ---- tables -------------------------------------------------------------------------------------
 
-// What codes below 8 stand for, and the others' negatives. No byte has a sign where a table has codes of both halves: so
-// byte_permute, which gives signs for nibbles from 8 on, gives zeros for the other half's.
+// What codes below 8 stand for, and the others' negatives. No byte has a sign where a table has codes of both halves:
+// so byte_permute, which gives signs for nibbles from 8 on, gives zeros for the other half's.
 struct halves {
     u32x2 below, above;
 };
