@@ -598,11 +598,11 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
     if (job->does & EW_CHOSEN_GATES)
         load_quads(X_QUADS, &rows, THREAD, quads);
     choose_together(&p.route);
-    if (job->does & EW_CHOSEN_GATES) {
+    if (job->does & EW_CHOSEN_GATES)
         stage(layout, X_QUADS, &p, &rows, quads, 0);
-        block_sync();
+    block_sync(); // no warp reads what another one still writes, though it be the same
+    if (job->does & EW_CHOSEN_GATES)
         run_gates(layout, job, &s, &p);
-    }
     if (!(job->does & EW_CHOSEN_SUMS))
         return;
     begin_reading(layout, job, &s, &p, &r);
