@@ -601,6 +601,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = ew_cuda_fuse(backend, err);
     if (rc == 0 && backend->plan.n_experts && !backend->config.deterministic)
         rc = ew_cuda_chosen_plan(backend, err);
+    if (rc == 0 && backend->plan.n_experts && !backend->config.deterministic)
+        rc = ew_cuda_grouped_plan(backend, err);
     if (rc == 0)
         rc = map_caches(backend, limits->n_blocks, err);
     if (rc == 0)

@@ -7,6 +7,7 @@
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
 #include "kernel/cuda/attend_job.h"
 #include "kernel/cuda/chosen_job.h"
+#include "kernel/cuda/few_job.h"
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
 #include "kernel/cuda/cuda_uncached.h"
@@ -156,6 +157,13 @@ struct ew_cuda_chosen {
     struct ew_chosen_job jobs[2];
 };
 
+// Products of experts with a few rows each, from a step on, with the activation behind two gates.
+struct ew_cuda_grouped {
+    uint32_t count; // 0: none begins here
+    uint32_t n_experts;
+    struct ew_few_job job;
+};
+
 struct ew_cuda_backend {
     struct ew_backend base;
     struct ew_backend_config config;
@@ -183,6 +191,7 @@ struct ew_cuda_backend {
     struct ew_cuda_fused *fused;   // [plan.n_steps]
     struct ew_cuda_attend *attends; // [plan.n_steps]
     struct ew_cuda_chosen *chosen;  // [plan.n_steps], NULL: there are no experts
+    struct ew_cuda_grouped *grouped; // [plan.n_steps], NULL: there are no experts
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
@@ -212,6 +221,7 @@ struct ew_cuda_unit {
         EW_CUDA_UNIT_FEW,
         EW_CUDA_UNIT_ATTEND,
         EW_CUDA_UNIT_MANY,
+        EW_CUDA_UNIT_GROUPED,
     } kind;
     uint32_t first, count, n_rows;
 };
@@ -260,6 +270,10 @@ uint64_t ew_cuda_few_staged_bytes(const struct ew_program *program, uint32_t n_t
 uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program,
                                    uint32_t n_tokens_max);
 uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend);
+// Of products of experts: the kernel for 8 n_tiles rows of each, what its blocks ask for, and in the job how
+// activations lie; false: there is none, or no room.
+bool ew_cuda_few_group(const struct ew_cuda_backend *backend, uint32_t n_tiles, struct ew_few_job *job,
+                       enum ew_cuda_kernel *kernel, uint32_t *shared_bytes);
 int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK; // once kernels are loaded
 // Whether fused steps may be done for so many rows of activations at once, and that.
 bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);
@@ -278,6 +292,8 @@ int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *atten
                    struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_fuse.c
+// Whether a step from `first` on multiplies the 8-bit activations that are there now.
+bool ew_cuda_reads_codes(const struct ew_cuda_backend *backend, uint32_t first);
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 

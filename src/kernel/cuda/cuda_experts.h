@@ -18,6 +18,13 @@ int ew_cuda_experts_op(struct ew_cuda_backend *backend, const struct ew_cpu_step
 int ew_cuda_experts_sort(struct ew_cuda_backend *backend, const struct ew_cpu_step *step, uint32_t n_tokens,
                          struct ew_error *err) EW_MUST_CHECK;
 
+// cuda_grouped.c: products of experts with their rows, of up to EW_FEW_TOKENS_MAX tokens. After the workspace has its
+// addresses; then whether a unit begins with a step, and that.
+int ew_cuda_grouped_plan(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+bool ew_cuda_grouped_takes(const struct ew_cuda_backend *backend, uint32_t i, uint32_t n_tokens);
+int ew_cuda_grouped(struct ew_cuda_backend *backend, const struct ew_cuda_grouped *grouped, uint32_t n_tokens,
+                    struct ew_error *err) EW_MUST_CHECK;
+
 // cuda_chosen.c: all of a layer's experts of one token. After the workspace has its addresses.
 int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen,

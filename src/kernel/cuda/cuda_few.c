@@ -83,6 +83,19 @@ uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const 
     return EW_MAX(rows, tiles);
 }
 
+bool ew_cuda_few_group(const struct ew_cuda_backend *backend, uint32_t n_tiles, struct ew_few_job *job,
+                       enum ew_cuda_kernel *kernel, uint32_t *shared_bytes)
+{
+    uint32_t layout = job->v.layout, ring = EW_FEW_RING_BYTES(CLASSES[layout].planes, CLASSES[layout].bits);
+
+    if (!CLASSES[layout].columns)
+        return false;
+    job->form = CLASSES[layout].form;
+    *kernel = CLASSES[layout].kernels[n_tiles - 1];
+    *shared_bytes = EW_FEW_THREADS / 32 * (ring + EW_FEW_SUM_BYTES(n_tiles)) + job->v.cols * n_tiles * TOKEN_TILE * 2;
+    return *shared_bytes + STATIC_BYTES <= (uint32_t)backend->device.shared_bytes_max;
+}
+
 // ---- shares -------------------------------------------------------------------------------------
 
 // How a product is shared out, as find_share in ptx/few.c does it.

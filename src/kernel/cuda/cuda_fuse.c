@@ -57,20 +57,22 @@ static bool is_read_later(const struct match *m, uint32_t buffer)
     return plan->result == buffer;
 }
 
-static bool is_quantised_product(const struct match *m, const struct ew_cpu_step *step)
+static bool is_quantised_product(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step)
 {
-    return (is_op(m, step, EW_OP_LINEAR) || is_op(m, step, EW_OP_EXPERTS)) &&
-           ew_cuda_layout_wants_q8(m->backend->matrices[op_of(m, step)->weight].layout);
+    const struct ew_op *op = &backend->program->ops[step->op];
+
+    return step->kind == EW_CPU_STEP_OP && (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) &&
+           ew_cuda_layout_wants_q8(backend->matrices[op->weight].layout);
 }
 
-static bool codes_are_read_later(const struct match *m)
+bool ew_cuda_reads_codes(const struct ew_cuda_backend *backend, uint32_t first)
 {
-    const struct ew_cpu_plan *plan = &m->backend->plan;
+    const struct ew_cpu_plan *plan = &backend->plan;
 
-    for (uint32_t i = m->next; i < plan->n_steps; i++) {
+    for (uint32_t i = first; i < plan->n_steps; i++) {
         if (plan->steps[i].kind == EW_CPU_STEP_QUANTISE)
             return false;
-        if (is_quantised_product(m, &plan->steps[i]))
+        if (is_quantised_product(backend, &plan->steps[i]))
             return true;
     }
     return false;
@@ -171,7 +173,7 @@ static bool is_safe(const struct match *m)
     // One block alone writes what was normalised, where others want it: for them, not for these.
     if (m->norm && m->add && (m->add->in == m->normed || m->add->in2 == m->normed))
         return false;
-    if (m->quantises && codes_are_read_later(m))
+    if (m->quantises && ew_cuda_reads_codes(m->backend, m->next))
         return false;
     if (last && last->out == m->x)
         return false;
@@ -195,7 +197,7 @@ static bool match(struct match *m)
     m->width = m->backend->matrices[op_of(m, step_at(m, m->products[0]))->weight].cols;
     match_end(m);
     // Codes that an earlier step made for several products are not there where that step was fused.
-    return is_safe(m) && (m->quantises || !is_quantised_product(m, step_at(m, m->products[0])));
+    return is_safe(m) && (m->quantises || !is_quantised_product(m->backend, step_at(m, m->products[0])));
 }
 
 // ---- jobs ---------------------------------------------------------------------------------------

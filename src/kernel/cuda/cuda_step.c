@@ -496,6 +496,8 @@ struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, con
         return (struct ew_cuda_unit){EW_CUDA_UNIT_FEW, i, fused->count, n_rows};
     if (alone && backend->attends[i].count)
         return (struct ew_cuda_unit){EW_CUDA_UNIT_ATTEND, i, backend->attends[i].count, batch->n_tokens};
+    if (ew_cuda_grouped_takes(backend, i, batch->n_tokens))
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_GROUPED, i, backend->grouped[i].count, batch->n_tokens};
     if (ew_cuda_many_takes(backend, fused, batch->n_tokens))
         return (struct ew_cuda_unit){EW_CUDA_UNIT_MANY, i, fused->count, batch->n_tokens};
     return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
@@ -516,6 +518,8 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
         return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_ATTEND:
         return ew_cuda_attend(backend, &backend->attends[unit->first], unit->n_rows, err);
+    case EW_CUDA_UNIT_GROUPED:
+        return ew_cuda_grouped(backend, &backend->grouped[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_MANY:
         return ew_cuda_many(backend, &backend->fused[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_STEP:
@@ -531,7 +535,7 @@ static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew
     const struct ew_cuda_fused *fused = &backend->fused[unit->first];
     const struct ew_cpu_step *step = &backend->plan.steps[i];
 
-    if (unit->kind == EW_CUDA_UNIT_ATTEND || unit->kind == EW_CUDA_UNIT_CHOSEN)
+    if (unit->kind == EW_CUDA_UNIT_ATTEND || unit->kind == EW_CUDA_UNIT_CHOSEN || unit->kind == EW_CUDA_UNIT_GROUPED)
         return i + 1 == unit->first + unit->count;
     if (fused->out == EW_CPU_NO_BUFFER)
         return step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == EW_OP_LINEAR;

@@ -32,10 +32,14 @@ struct ew_few_job {
     uint64_t staged_out; // 0, or where the results go, as they lie for the products behind, instead of to `v`
     uint64_t partial;    // f32 [split][unit][tile][token tile][128]
     uint64_t arrived;    // u32 [group], zeros before and after
+    // 0, or u32 [experts + 1]: the first row of activations, and of results, of each expert, whose matrices stand one
+    // after the other. Block y is expert y's, if that has `least` rows or more and no more than the kernel takes. There
+    // is no norm then, and the blocks bring the activations into their order themselves.
+    uint64_t expert_rows;
     uint32_t x_stride, normed_stride, residual_stride, n_tokens;
     // Blocks are groups of n_splits: a group has some of the rows, each of its blocks some of the columns; within a
     // block, its warps have n_parts of these and, where that leaves several, other rows.
-    uint32_t n_splits, n_parts;
+    uint32_t n_splits, n_parts, least;
     uint32_t columns, form, out_columns, out_form; // of `staged` and `staged_out`
     uint32_t out_strides[EW_VECTOR_PARTS_MAX];
 };

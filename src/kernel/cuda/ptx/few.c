@@ -106,6 +106,9 @@ struct share {
     SHARED u8 *ring;              // of this warp
     SHARED u32x4 *x;              // activations: [chunk][token tile][piece of a lane][lane]
     SHARED float *sums;           // [warp][tile][token tile][ELEMENTS]
+    // The expert's; of other products all rows.
+    u64 matrix_row;
+    u32 first_token, n_tokens;
 };
 
 INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
@@ -130,7 +133,21 @@ INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
     s.ring = g_dynamic + warp * ring_bytes;
     s.sums = (SHARED float *)(g_dynamic + s.warps * ring_bytes);
     s.x = (SHARED u32x4 *)(s.sums + s.warps * EW_FEW_SUM_BYTES(N) / 4);
+    s.matrix_row = 0;
+    s.first_token = 0;
+    s.n_tokens = job->n_tokens;
     return s;
+}
+
+// Whether the block's expert has rows, as many as this launch takes.
+INLINE u32 find_expert(u32 N, const struct ew_few_job *job, struct share *s)
+{
+    const u32 *rows = (const u32 *)job->expert_rows + BLOCK_Y;
+
+    s->matrix_row = (u64)BLOCK_Y * job->v.rows;
+    s->first_token = rows[0];
+    s->n_tokens = rows[1] - rows[0];
+    return s->n_tokens >= job->least && s->n_tokens <= N * 8;
 }
 
 // Where the first row of a tile of 16 lies.
@@ -138,7 +155,7 @@ struct tile {
     u64 codes, scales, mins;
 };
 
-INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit, u32 is_up)
+INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u64 matrix_row, u32 unit, u32 is_up)
 {
     u32 begin = 0;
     u64 row = (u64)unit * 16, codes = v->parts[0].codes, scales = v->parts[0].scales, mins = v->parts[0].mins;
@@ -153,6 +170,7 @@ INLINE struct tile find_tile(const struct ew_vector_job *v, u32 class, u32 unit,
             mins = v->parts[i].mins;
         }
     }
+    row += matrix_row;
     return (struct tile){codes + row * code_bytes(class, v->cols), scales + row * scale_words(class, v->cols) * 2,
                          mins + row * (v->cols / 32) * 2};
 }
@@ -175,7 +193,7 @@ INLINE void open_tiles(u32 class, const struct ew_few_job *job, const struct sha
     UNROLL
     for (u32 i = 0; i < TILES; i++) {
         u32 unit = is_glu ? r->unit : min_u32(r->unit + i, s->unit + s->n_units - 1);
-        struct tile tile = find_tile(&job->v, class, unit, i);
+        struct tile tile = find_tile(&job->v, class, s->matrix_row, unit, i);
 
         r->codes[i] = tile.codes + lane / 4 * row_bytes + lane % 4 * 16 + r->chunk * 64;
         if (lane / 16 == i) {
@@ -254,14 +272,45 @@ INLINE struct reader begin_reading(u32 class, const struct ew_few_job *job, cons
     return r;
 }
 
+// Those of the expert's rows, eight columns at a time; beyond the last row it again.
+INLINE void stage_expert(u32 class, u32 N, const struct ew_few_job *job, const struct share *s)
+{
+    u32 n = s->n_chunks * N * PER_LANE(class) * 32;
+
+    ROLL
+    for (u32 first = THREAD; first < n; first += N_THREADS * AT_ONCE) {
+        f32x4 v[AT_ONCE][2];
+
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            u32 i = min_u32(first + k * N_THREADS, n - 1), lane = i % 32, tile = i / 32 / PER_LANE(class);
+            u32 token = s->first_token + min_u32(tile % N * 8 + lane / 4, s->n_tokens - 1);
+            u32 column = ((s->chunk + tile / N) * 4 + lane % 4) * COLUMNS(class) + i / 32 % PER_LANE(class) * 8;
+            const f32x4 *x = (const f32x4 *)((const float *)job->v.x + (u64)token * job->x_stride + column);
+
+            v[k][0] = x[0];
+            v[k][1] = x[1];
+        }
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            u32x2 low = narrow(job->form, v[k][0]), high = narrow(job->form, v[k][1]);
+
+            if (first + k * N_THREADS < n)
+                s->x[first + k * N_THREADS] = (u32x4){low.x, low.y, high.x, high.y};
+        }
+    }
+}
+
 // The activations of the block's columns, and behind them one chunk more.
 INLINE void begin(u32 class, u32 N, const struct ew_few_job *job, const struct share *s, struct reader *r)
 {
     u32 per_chunk = N * PER_LANE(class) * 32;
     const u32x4 *from = (const u32x4 *)job->staged + s->chunk * per_chunk;
 
+    if (job->expert_rows)
+        stage_expert(class, N, job, s);
     ROLL
-    for (u32 i = THREAD; i < s->n_chunks * per_chunk; i += N_THREADS)
+    for (u32 i = THREAD; !job->expert_rows && i < s->n_chunks * per_chunk; i += N_THREADS)
         copy_async(s->x + i, from + i, 1);
     copy_commit();
     ask(class, job, s, r);
@@ -423,22 +472,23 @@ INLINE void multiply_chunk(u32 class, u32 N, const struct ew_few_job *job, const
 
 // ---- results ------------------------------------------------------------------------------------
 
-INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
+INLINE float with_bias(u64 bias, u64 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
 // NV4 has a scale for each row, too.
-INLINE float with_row(const struct ew_few_job *job, u64 mins, u32 row, float sum)
+INLINE float with_row(const struct ew_few_job *job, u64 mins, u64 row, float sum)
 {
     return job->v.layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
 }
 
-INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u32 row, u32 token,
-                        float value, float up)
+INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u64 matrix_row, u32 row,
+                        u32 token, float value, float up)
 {
     const struct ew_vector_job *v = &job->v;
+    u64 at = matrix_row + row;
 
-    value = with_bias(part->bias, row, with_row(job, part->mins, row, value));
+    value = with_bias(part->bias, at, with_row(job, part->mins, at, value));
     if (v->is_glu)
-        return glu_one(value, with_bias(v->parts[1].bias, row, with_row(job, v->parts[1].mins, row, up)), v->act,
+        return glu_one(value, with_bias(v->parts[1].bias, at, with_row(job, v->parts[1].mins, at, up)), v->act,
                        v->limit, v->alpha);
     if (v->residual)
         return v->y_scale * value +
@@ -447,7 +497,8 @@ INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_par
 }
 
 // One of a unit's sums of eight tokens: neighbours are neighbouring rows of one token.
-INLINE void finish(const struct ew_few_job *job, u32 unit, u32 token, u32 row_of_unit, float value, float up)
+INLINE void finish(const struct ew_few_job *job, const struct share *s, u32 unit, u32 token, u32 row_of_unit,
+                   float value, float up)
 {
     u32 begin = 0, row = unit * 16, stride = job->out_strides[0];
     struct ew_vector_part part = {.mins = job->v.parts[0].mins, .out = job->v.parts[0].out,
@@ -465,13 +516,13 @@ INLINE void finish(const struct ew_few_job *job, u32 unit, u32 token, u32 row_of
         }
     }
     row += row_of_unit;
-    if (token >= job->n_tokens)
+    if (token >= s->n_tokens)
         return;
-    value = finish_one(job, &part, row, token, value, up);
+    value = finish_one(job, &part, s->matrix_row, row, token, value, up);
     if (job->staged_out)
         stage_one(job, token, row, value);
     else
-        ((float *)part.out)[(u64)token * stride + row] = value;
+        ((float *)part.out)[(u64)(s->first_token + token) * stride + row] = value;
 }
 
 // The sums of 16 rows and eight tokens, of which element i is that of row i % 16; where the tensor cores' tiles have
@@ -513,7 +564,7 @@ INLINE void deliver(u32 N, const struct ew_few_job *job, const struct share *s, 
     if (job->v.is_glu)
         up = sum_of_parts(N, job, s, row_warp, 1, t, i);
     if (job->n_splits == 1) {
-        finish(job, unit, t * 8 + i / 16, i % 16, value, up);
+        finish(job, s, unit, t * 8 + i / 16, i % 16, value, up);
         return;
     }
     partial_at(N, job, s->split, unit, 0, t)[i] = value;
@@ -602,7 +653,7 @@ INLINE void join_splits(u32 N, const struct ew_few_job *job, const struct share 
 
         UNROLL
         for (u32 k = 0; k < 4; k++)
-            finish(job, unit, t * 8 + i / 16, i % 16 + k, sum.value[k], sum.up[k]);
+            finish(job, s, unit, t * 8 + i / 16, i % 16 + k, sum.value[k], sum.up[k]);
     }
 }
 
@@ -611,12 +662,18 @@ INLINE void join_splits(u32 N, const struct ew_few_job *job, const struct share 
 INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
 {
     struct share s = find_share(class, N, job);
-    struct reader r = begin_reading(class, job, &s);
+    struct reader r;
     struct place place = {.chunk = s.warp_chunk};
     struct piece pieces[TILES * 2];
     u32 step = s.row_warps * s.units_of_warp;
     u32x4 table = class == TABLE || class == TABLE_16 ? table_of(job->v.layout) ^ 0x80808080 : (u32x4){0};
 
+    if (job->expert_rows) {
+        previous_wait();
+        if (!find_expert(N, job, &s))
+            return;
+    }
+    r = begin_reading(class, job, &s);
     next_may_start();
     previous_wait();
     begin(class, N, job, &s, &r);
