@@ -7,10 +7,10 @@
 #include "kernel/cpu/cpu_plan.h" // slots to buffers, ops to steps: nothing in it is of the CPU but its name
 #include "kernel/cuda/attend_job.h"
 #include "kernel/cuda/chosen_job.h"
-#include "kernel/cuda/few_job.h"
 #include "kernel/cuda/cuda_device.h"
 #include "kernel/cuda/cuda_layout.h"
 #include "kernel/cuda/cuda_uncached.h"
+#include "kernel/cuda/few_job.h"
 #include "kernel/cuda/vector_job.h"
 
 #define EW_CUDA_GROUPS_MAX 8        // as ew_backend_sizes

@@ -9,11 +9,9 @@
 
 static const struct ew_cpu_step *step_at(const struct ew_cuda_backend *backend, uint32_t i, enum ew_op_kind kind)
 {
-    const struct ew_cpu_step *step = &backend->plan.steps[i];
+    const struct ew_cpu_step *step = i < backend->plan.n_steps ? &backend->plan.steps[i] : NULL;
 
-    if (i >= backend->plan.n_steps || step->kind != EW_CPU_STEP_OP || backend->program->ops[step->op].kind != kind)
-        return NULL;
-    return step;
+    return step && step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == kind ? step : NULL;
 }
 
 static const struct ew_cuda_matrix *matrix_of(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step)

@@ -180,9 +180,10 @@ INLINE void ask_16(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, con
     copy_async(slot + at + i * 16, (const u8 *)from + i * 16, first + i * cols < job->cols);
 }
 
-INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct reader *r, SHARED u8 *slot, u32 first)
+INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct reader *r, SHARED u8 *slot)
 {
     u32 lane = THREAD % 32, codes = piece_of(class).codes, n = COLS(class) / 256; // n: copies of scales for 32 columns
+    u32 first = r->first;
 
     if (class == CLASS_F8 && lane < n / 2)
         ask_16(job, slot, codes, r->scales + first / 64, first, 512, lane);
@@ -233,7 +234,7 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
         for (u32 j = 0; j < codes / 512; j++)
             copy_async(slot + (j * 32 + THREAD % 32) * 16, r->codes + j * 512,
                        r->first + (j * 32 + THREAD % 32) * 16 * COLS(class) / codes < job->cols);
-        ask_scales(class, job, r, slot, r->first);
+        ask_scales(class, job, r, slot);
         r->codes += codes;
         r->first += COLS(class);
         if (--r->left && r->first >= job->cols)

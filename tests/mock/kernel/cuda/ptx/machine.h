@@ -329,17 +329,3 @@ INLINE void mma_e4m3(float *c, const u32 *a, u32 b0, u32 b1)
             c[i] += emu_e4m3(row, i / 2, 2, k) * emu_e4m3(column, 4, 1, k);
     }
 }
-
-INLINE void mma_i8(i32 *c, const u32 *a, u32 b0, u32 b1)
-{
-    u32 lane = THREAD % 32;
-    const struct emu_slot *slots = emu_meet_bytes(a, b0, b1);
-
-    for (u32 i = 0; i < 4; i++) {
-        u32 row = lane / 4, upper = i / 2, column = lane % 4 * 2 + i % 2;
-
-        for (u32 k = 0; k < 8; k++) // four columns at a time
-            c[i] = dp4a(slots[row * 4 + k % 4].words[k / 4 * 2 + upper], slots[column * 4 + k % 4].words[4 + k / 4],
-                        c[i]);
-    }
-}
