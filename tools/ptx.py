@@ -63,8 +63,8 @@ THREADS = {
 }
 # Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
 ALONE = {"few", "gemm_f8", "wgmma_coded", "wgmma_f8"}
-# Kernels, by the ends of their names, of which a multiprocessor is to hold two blocks.
-PAIRED = {"chosen": ("",), "some": ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24")}
+# Kernels, by the ends of their names, of which a multiprocessor is to hold so many blocks.
+TOGETHER = {"chosen": (2, ("",)), "decode": (3, ("_64", "_96", "_128")), "some": (2, ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24"))}
 
 
 def path_of(module, tier):
@@ -81,9 +81,9 @@ def compile_module(module, tier):
     threads = THREADS.get(module.stem)
 
     def bounds(entry):
-        pair = ".minnctapersm 2\n" if entry[2].endswith(PAIRED.get(module.stem, ())) else ""
-        alone = ".minnctapersm 1\n" if module.stem in ALONE else ""
-        return f"{entry[1]}.maxntid {threads}, 1, 1\n{pair}{alone}"
+        count, ends = TOGETHER.get(module.stem, (1, ("",) if module.stem in ALONE else ()))
+        together = f".minnctapersm {count}\n" if entry[2].endswith(ends) else ""
+        return f"{entry[1]}.maxntid {threads}, 1, 1\n{together}"
 
     return re.sub(r"(\.visible \.entry (\w+)\([^)]*\)[^\n]*\n)", bounds, text) if threads else text
 

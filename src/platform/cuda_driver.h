@@ -20,6 +20,7 @@ enum ew_cuda_attribute { // CUdevice_attribute
     EW_CUDA_ATTR_CC_MINOR = 76,
     EW_CUDA_ATTR_SHARED_BYTES_MAX = 97, // of a block, where it asks for more than 48 KiB
     EW_CUDA_ATTR_VIRTUAL_MEMORY = 102,  // VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+    EW_CUDA_ATTR_CLUSTER_LAUNCH = 120,
 };
 
 #define EW_CUDA_STREAM_NON_BLOCKING 1     // CU_STREAM_NON_BLOCKING
@@ -30,6 +31,7 @@ enum ew_cuda_attribute { // CUdevice_attribute
 
 #define EW_CUDA_FUNC_MAX_DYNAMIC_SHARED_BYTES 8 // CU_FUNC_ATTRIBUTE_...
 #define EW_CUDA_FUNC_SHARED_CARVEOUT 9          // percent
+#define EW_CUDA_LAUNCH_CLUSTER 4      // CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 #define EW_CUDA_LAUNCH_PROGRAMMATIC 6 // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 
 struct ew_cuda_launch_attribute { // CUlaunchAttribute
@@ -37,6 +39,7 @@ struct ew_cuda_launch_attribute { // CUlaunchAttribute
     char pad[4];
     union {
         int allowed;
+        unsigned dims[3];
         char size[64];
     } value;
 };

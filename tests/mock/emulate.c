@@ -16,7 +16,7 @@
 #define STACK_BYTES ((size_t)128 << 10)
 #define SHARED_BYTES ((size_t)256 << 10)
 
-enum state { STATE_RUNS, STATE_AT_WARP, STATE_AT_BLOCK, STATE_ENDED, STATE_POLLS };
+enum state { STATE_RUNS, STATE_AT_WARP, STATE_AT_BLOCK, STATE_AT_CLUSTER, STATE_ENDED, STATE_POLLS };
 
 struct fiber {
     struct emu_thread at; // the first member: emu_now points to it
@@ -61,6 +61,11 @@ void emu_warp_sync(void)
 void emu_others(void)
 {
     leave(STATE_POLLS);
+}
+
+void emu_cluster_sync(void)
+{
+    leave(emu_now->n_cluster > 1 ? STATE_AT_CLUSTER : STATE_AT_BLOCK);
 }
 
 // A fiber lives as long as the program: what it runs changes from kernel to kernel.
@@ -153,8 +158,8 @@ static bool pass_barrier(struct block *block, const struct emu_grid *grid)
     return true;
 }
 
-// Until the block has ended (true), or polls and polls. Odd blocks run their warps backwards, so that an order that no
-// barrier demands does not look as if one did.
+// Until the block has ended (true), or polls and polls, or is at its cluster's barrier. Odd blocks run their warps
+// backwards, so that an order that no barrier demands does not look as if one did.
 static bool run_block(struct block *block, const struct emu_grid *grid, bool backwards)
 {
     uint32_t n_warps = (grid->n_threads + 31) / 32, n_polls = 0;
@@ -167,6 +172,8 @@ static bool run_block(struct block *block, const struct emu_grid *grid, bool bac
         }
         if (pass_barrier(block, grid))
             continue;
+        if (count(block, grid, STATE_AT_CLUSTER) == grid->n_threads)
+            return false;
         if (count(block, grid, STATE_POLLS) == 0) {
             if (count(block, grid, STATE_ENDED) != grid->n_threads)
                 refuse(0, "some threads ended while others wait at the block's barrier");
@@ -181,6 +188,7 @@ static struct block *begin_block(uint32_t slot, const struct emu_grid *grid, uin
 {
     struct block *block = g_blocks[slot];
 
+    memset(g_dynamic, 0xFF, grid->shared_bytes); // what others left there is no kernel's to use: NaN
     if (!block)
         block = g_blocks[slot] = calloc(1, sizeof(*block));
     if (!block) {
@@ -191,13 +199,13 @@ static struct block *begin_block(uint32_t slot, const struct emu_grid *grid, uin
         block->fibers[i].state = STATE_RUNS;
         block->fibers[i].at = (struct emu_thread){
             .thread = i, .n_threads = grid->n_threads, .block = {x, y, z}, .warp = &block->warps[i / 32],
-            .n_blocks = {grid->blocks[0], grid->blocks[1], grid->blocks[2]},
+            .n_blocks = {grid->blocks[0], grid->blocks[1], grid->blocks[2]}, .n_cluster = grid->cluster,
         };
     }
     return block;
 }
 
-static void keep_shared(struct block *block)
+static void keep_shared(struct block *block, const struct emu_grid *grid)
 {
     if (!block->shared)
         block->shared = malloc(SHARED_BYTES);
@@ -205,7 +213,7 @@ static void keep_shared(struct block *block)
         perror("mock CUDA: shared memory");
         abort();
     }
-    memcpy(block->shared, g_dynamic, SHARED_BYTES);
+    memcpy(block->shared, g_dynamic, grid->shared_bytes);
 }
 
 // Fibers that are in the middle of a kernel begin anew, on other stacks.
@@ -229,7 +237,7 @@ static void run_together(const struct emu_grid *grid, uint32_t first, bool witho
     for (uint32_t i = 0; i < n; i++) {
         if (i)
             begin_block(i, grid, first + i, 0, 0);
-        keep_shared(g_blocks[i]);
+        keep_shared(g_blocks[i], grid);
     }
     for (uint32_t round = 0; n_left; round++) {
         if (round == ROUNDS_MAX && without_first) { // it is what they wait for
@@ -241,9 +249,44 @@ static void run_together(const struct emu_grid *grid, uint32_t first, bool witho
         for (uint32_t i = 0; i < n; i++) {
             if (has_ended[i])
                 continue;
-            memcpy(g_dynamic, g_blocks[i]->shared, SHARED_BYTES);
+            memcpy(g_dynamic, g_blocks[i]->shared, grid->shared_bytes);
             has_ended[i] = run_block(g_blocks[i], grid, (first + i) % 2);
-            keep_shared(g_blocks[i]);
+            keep_shared(g_blocks[i], grid);
+            n_left -= has_ended[i];
+        }
+    }
+}
+
+void *emu_cluster_at(void *p, uint32_t rank)
+{
+    size_t at = (size_t)((uint8_t *)p - g_dynamic);
+
+    return rank == emu_now->block[2] % emu_now->n_cluster ? p : g_blocks[rank]->shared + at;
+}
+
+// A block whose threads are all at the cluster's barrier goes on once the others are there, or at their end.
+static void run_cluster(const struct emu_grid *grid, uint32_t x, uint32_t y, uint32_t z)
+{
+    bool has_ended[BLOCKS_MAX] = {false};
+    uint32_t n_left = grid->cluster;
+
+    for (uint32_t i = 0; i < grid->cluster; i++)
+        keep_shared(begin_block(i, grid, x, y, z + i), grid);
+    while (n_left) {
+        for (uint32_t i = 0; i < grid->cluster; i++) {
+            struct block *block = g_blocks[i];
+
+            if (has_ended[i])
+                continue;
+            for (uint32_t t = 0; t < grid->n_threads; t++) {
+                if (block->fibers[t].state == STATE_AT_CLUSTER)
+                    block->fibers[t].state = STATE_RUNS;
+            }
+            memcpy(g_dynamic, block->shared, grid->shared_bytes);
+            has_ended[i] = run_block(block, grid, (x + y + z + i) % 2);
+            if (!has_ended[i] && count(block, grid, STATE_AT_CLUSTER) != grid->n_threads)
+                refuse(0, "a block of a cluster waits for others by other means");
+            keep_shared(block, grid);
             n_left -= has_ended[i];
         }
     }
@@ -256,11 +299,17 @@ void emu_run(const char *name, const struct emu_grid *grid, bool without_first, 
     g_ctx = ctx;
     if (grid->n_threads > THREADS_MAX)
         refuse(0, "more than 1024 threads");
-    for (uint32_t z = 0; z < grid->blocks[2]; z++)
+    if (grid->shared_bytes > SHARED_BYTES)
+        refuse(0, "more shared memory than a block can have");
+    for (uint32_t z = 0; z < grid->blocks[2]; z += grid->cluster)
         for (uint32_t y = 0; y < grid->blocks[1]; y++)
             for (uint32_t x = 0; x < grid->blocks[0]; x++) {
                 if (without_first && x + y + z == 0)
                     continue;
+                if (grid->cluster > 1) {
+                    run_cluster(grid, x, y, z);
+                    continue;
+                }
                 if (!run_block(begin_block(0, grid, x, y, z), grid, (x + y + z) % 2)) {
                     run_together(grid, x, without_first);
                     return;

@@ -4,7 +4,7 @@
 //
 //   EW_MOCK_CUDA_FAIL=cuMemAlloc_v2:3:2   the third call of cuMemAlloc_v2 answers 2; after an error that takes a real
 //                                         context along, every later call answers the same. :0: means every call
-//   EW_MOCK_CUDA_CC=90, _DRIVER=12040, _MEMORY=1000000000, _INTEGRATED=1, _DEVICES=0
+//   EW_MOCK_CUDA_CC=90, _DRIVER=12040, _MEMORY=1000000000, _INTEGRATED=1, _DEVICES=0, _MULTIPROCESSORS=132
 //   EW_MOCK_CUDA_HELD=30000000            of the memory, by the context
 //   EW_MOCK_CUDA_VMM=0, _RESERVE=1000000  maps no memory; reserves no more addresses than that at once
 //   EW_MOCK_CUDA_BREAK=few_i8_1           the first block of every launch of this kernel does nothing
@@ -32,6 +32,7 @@
 enum { // CUresult
     OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_BINARY_FOR_GPU = 209, INVALID_PTX = 218,
     UNSUPPORTED_PTX_VERSION = 222, NOT_FOUND = 500,
+    CLUSTER = 4,      // CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
     PROGRAMMATIC = 6, // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 };
 
@@ -205,7 +206,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int device)
     (void)device;
     switch (attribute) {
     case 16: // multiprocessors
-        *value = 4;
+        *value = (int)setting("EW_MOCK_CUDA_MULTIPROCESSORS", 4);
         break;
     case 18:
         *value = (int)setting("EW_MOCK_CUDA_INTEGRATED", 0);
@@ -221,6 +222,9 @@ API cuDeviceGetAttribute(int *value, int attribute, int device)
         break;
     case 102: // virtual memory management
         *value = (int)setting("EW_MOCK_CUDA_VMM", 1);
+        break;
+    case 120: // clusters of blocks
+        *value = cc >= 90;
         break;
     default:
         *value = 0;
@@ -987,10 +991,9 @@ API cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned gr
                    unsigned block_y, unsigned block_z, unsigned shared_bytes, void *stream, void **arguments,
                    void **extra)
 {
-    struct emu_grid grid = {{grid_x, grid_y, grid_z}, block_x};
+    struct emu_grid grid = {{grid_x, grid_y, grid_z}, block_x, shared_bytes, 1};
 
     ENTER();
-    (void)shared_bytes;
     if (block_y != 1 || block_z != 1 || extra)
         return leave(INVALID_VALUE);
     return leave(start(function, &grid, stream, arguments, false));
@@ -1001,6 +1004,7 @@ struct launch_attribute { // CUlaunchAttribute
     char pad[4];
     union {
         int allowed;
+        unsigned dims[3];
         char room[64];
     } value;
 };
@@ -1014,13 +1018,22 @@ struct launch_config { // CUlaunchConfig
 
 API cuLaunchKernelEx(const struct launch_config *config, void *function, void **arguments, void **extra)
 {
-    struct emu_grid grid = {{config->grid[0], config->grid[1], config->grid[2]}, config->block[0]};
-    bool is_early = false;
+    struct emu_grid grid = {{config->grid[0], config->grid[1], config->grid[2]}, config->block[0],
+                            config->shared_bytes, 1};
+    bool is_early = false, is_valid = config->block[1] == 1 && config->block[2] == 1 && !extra;
 
     ENTER();
-    for (unsigned i = 0; i < config->n_attributes; i++)
-        is_early |= config->attributes[i].id == PROGRAMMATIC && config->attributes[i].value.allowed;
-    if (config->block[1] != 1 || config->block[2] != 1 || extra)
+    for (unsigned i = 0; i < config->n_attributes; i++) {
+        const struct launch_attribute *attribute = &config->attributes[i];
+        const unsigned *dims = attribute->value.dims;
+
+        is_early |= attribute->id == PROGRAMMATIC && attribute->value.allowed;
+        if (attribute->id != CLUSTER)
+            continue;
+        is_valid &= dims[0] == 1 && dims[1] == 1 && dims[2] > 0 && dims[2] <= 8 && config->grid[2] % dims[2] == 0;
+        grid.cluster = dims[2];
+    }
+    if (!is_valid)
         return leave(INVALID_VALUE);
     return leave(start(function, &grid, config->stream, arguments, is_early));
 }

@@ -470,6 +470,28 @@ def test_the_self_test_can_be_left_out(cuda):
     assert result.returncode == 0 and b"self-test" not in result.stderr
 
 
+# A GPU whose blocks come in clusters, with a driver that can start them, and room for more blocks than there are keys.
+WITH_CLUSTERS = {"EW_MOCK_CUDA_CC": "100", "EW_MOCK_CUDA_DRIVER": "12080", "EW_MOCK_CUDA_MULTIPROCESSORS": "16"}
+
+
+@emulated
+@pytest.mark.parametrize("kv", ["f16", "fp8", "int8"])
+def test_clusters_of_blocks_attend(cuda, kv):
+    """Blocks of a cluster, and clusters with each other, join what they found as single blocks do."""
+    command = ["run", "-m", support.need("fixtures/models/gpt_oss_bf16"), "--backend", "cuda", "--ids", "5 6 7", "-n", "20", "--temp", "0",
+               "--ignore-eos", "--kv", kv, "--debug"]
+    alone, clusters = support.run(*command, env=cuda), support.run(*command, env={**cuda, **WITH_CLUSTERS})
+    assert alone.returncode == clusters.returncode == 0, clusters.stderr.decode()
+    assert alone.stdout == clusters.stdout
+    assert re.search(rb"self-test: decode_[fi]\d+_64 \(attention, [0-9]+ cases\)", clusters.stderr), clusters.stderr.decode()
+
+
+@emulated
+def test_a_block_of_a_cluster_is_missed(cuda):
+    result = support.run("run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", env={**cuda, **WITH_CLUSTERS, "EW_MOCK_CUDA_BREAK": "decode_f16_64"})
+    assert result.returncode == 1 and b"decode_f16_64 wrong" in result.stderr
+
+
 @emulated
 @pytest.mark.parametrize("model", ["gemma3_text", "deepseek_v3", "gpt_oss_bf16", "qwen2_5_vl", "falcon_rw_alibi", "quant_fp8_ct_channel"])
 def test_right_kernels_pass(cuda, model):

@@ -8,6 +8,18 @@
 #define EW_ATTEND_THREADS 128
 #define EW_ATTEND_HEADS 8   // query heads of one KV head that a block takes at most
 #define EW_ATTEND_TILE 16   // keys of a warp at a time; divides the tokens of a cache block
+#define EW_ATTEND_CLUSTER 8 // blocks of a cluster at most
+#define EW_ATTEND_PAD 8     // floats behind a row of sums, so that heads' rows lie in different banks
+#define EW_ATTEND_NOTES_BYTES 2048
+
+// Shared memory of a block, whose kernel has room for so many dimensions of keys and values: notes, queries, what each
+// warp found, what blocks of the cluster found, queries of wide heads as fragments.
+static inline uint32_t ew_attend_shared_bytes(uint32_t k_room, uint32_t v_room, uint32_t per_run)
+{
+    uint32_t floats = k_room + EW_ATTEND_THREADS / 32 * (v_room + EW_ATTEND_PAD) + v_room;
+
+    return EW_ATTEND_NOTES_BYTES + per_run * floats * 4 + (k_room > 128 ? k_room / 32 * 32 * 16 : 0);
+}
 
 struct ew_attend_job {
     uint64_t q, k, v, out;           // f32 rows; k 0: an earlier op has appended
@@ -16,13 +28,16 @@ struct ew_attend_job {
     uint64_t data, block_bytes, layer_at, head_bytes; // the cache
     uint64_t index, table_at, tables; // u32 [token], u32 [sequence], i32: token t is of sequence t
     uint64_t token_scale, alibi, sinks; // f32; 0: none
-    uint64_t partial;                // f32 [token][run][split][EW_ATTEND_HEADS * (v_dim + 2)]
-    uint64_t arrived;                // u32 [token][run], zeros before and after
+    uint64_t partial;                // f32 [token][run][part][block of a cluster]: its share of the dimensions, and
+                                     // maxima and sums of EW_ATTEND_HEADS heads
+    uint64_t arrived;                // u32 [token][run][block of a cluster], zeros before and after
     uint32_t q_stride, k_stride, v_stride, out_stride;
     uint32_t block_tokens, kv, k_dim, v_dim;
-    uint32_t n_heads, n_kv_heads, per_run, runs; // per_run: query heads of a block; runs: of a KV head
+    uint64_t block_inverse; // 2^32 / (block_tokens / EW_ATTEND_TILE), rounded up: exact up to 2^32 of their product
+    uint32_t n_kv_heads, per_kv, per_run, runs; // query heads of a KV head, and of a block; blocks for a KV head's
     uint32_t n_dims, rope_first, rope_pairs;
-    uint32_t window, chunk, rounds_k; // rounds_k: 1: the type of the cache rounds keys
+    uint32_t window, chunk;
+    uint32_t tiles_near;              // of a block's, up to which all keys stay in one cluster
     float q_eps, k_eps, q_offset, k_offset;
     float scale, cap;
 };

@@ -5,7 +5,11 @@
 #include "kernel/cuda/attend_job.h"
 #include "kernel/cuda/cuda_backend.h"
 
-#define BLOCKS_PER_SM 2 // asked for, of splits together
+#define BLOCKS_PER_SM 3 // asked for, of splits together
+#define SHARED_BYTES_USUAL (48u << 10) // of which nobody has to be asked
+#define WAVES 4         // of blocks, where contexts are long and may differ
+#define TILES_NEAR_MIN 8u
+#define TILES_NEAR_MAX 64u
 #define STEPS_MAX 6     // two norms, two rotations, appending, attention
 
 struct found {
@@ -166,12 +170,14 @@ static void fill_cache(const struct ew_cuda_backend *backend, const struct ew_op
 {
     const struct ew_cuda_cache *cache = &backend->caches[op->attention.group];
     const struct ew_cuda_batch *batch = &backend->work.batch;
+    uint32_t tiles = cache->block_tokens / EW_ATTEND_TILE;
 
     job->data = cache->data;
     job->block_bytes = cache->block_bytes;
     job->layer_at = op->attention.cache_layer * cache->layer_bytes;
     job->head_bytes = cache->head_bytes;
     job->block_tokens = cache->block_tokens;
+    job->block_inverse = (((uint64_t)1 << 32) + tiles - 1) / tiles;
     job->kv = backend->limits.kv;
     job->index = batch->device + batch->token_index;
     job->table_at = batch->device + batch->table_at +
@@ -198,8 +204,9 @@ static void fill_job(const struct ew_cuda_backend *backend, const struct found *
     const struct ew_op *op = op_of(backend, found->attention);
 
     *job = (struct ew_attend_job){
-        .k_dim = op->attention.head_dim, .v_dim = op->attention.v_dim, .n_heads = op->attention.n_heads,
-        .n_kv_heads = op->attention.n_kv_heads, .per_run = per_run_of(op), .runs = runs_of(op),
+        .k_dim = op->attention.head_dim, .v_dim = op->attention.v_dim,
+        .n_kv_heads = op->attention.n_kv_heads, .per_kv = op->attention.n_heads / op->attention.n_kv_heads,
+        .per_run = per_run_of(op), .runs = runs_of(op),
         .window = op->attention.window, .chunk = op->attention.chunk, .scale = op->attention.scale,
         .cap = op->attention.softcap, .alibi = backend->alibi[found->attention->op],
         .sinks = vector_of(backend, op->attention.sinks), .partial = backend->work.attend_partial,
@@ -210,24 +217,56 @@ static void fill_job(const struct ew_cuda_backend *backend, const struct found *
     fill_cache(backend, op, job);
 }
 
+static const uint32_t ROOMS[] = {64, 96, 128, 256}; // dimensions that kernels have room for
+
+static uint32_t room_index(uint32_t k_dim, uint32_t v_dim)
+{
+    uint32_t i = 0;
+
+    while (i + 1 < EW_COUNT_OF(ROOMS) && ROOMS[i] < EW_MAX(k_dim, v_dim))
+        i++;
+    return i;
+}
+
+// Of values, in steps of 64.
+static uint32_t v_room(uint32_t k_dim, uint32_t v_dim)
+{
+    return (ROOMS[room_index(k_dim, v_dim)] + 63) / 64 * 64;
+}
+
+static uint32_t shared_bytes(const struct ew_attend_job *job)
+{
+    return ew_attend_shared_bytes(ROOMS[room_index(job->k_dim, job->v_dim)], v_room(job->k_dim, job->v_dim),
+                                  job->per_run);
+}
+
 static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
 {
-    static const enum ew_cuda_kernel kernels[][4] = {
+    static const enum ew_cuda_kernel kernels[][EW_COUNT_OF(ROOMS)] = {
         [EW_KV_F16] = {EW_CUDA_DECODE_F16_64, EW_CUDA_DECODE_F16_96, EW_CUDA_DECODE_F16_128, EW_CUDA_DECODE_F16_256},
         [EW_KV_F8] = {EW_CUDA_DECODE_F8_64, EW_CUDA_DECODE_F8_96, EW_CUDA_DECODE_F8_128, EW_CUDA_DECODE_F8_256},
         [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128},
     };
-    uint32_t dim = EW_MAX(job->k_dim, job->v_dim);
 
-    return kernels[job->kv][dim <= 64 ? 0 : dim <= 96 ? 1 : dim <= 128 ? 2 : 3];
+    return kernels[job->kv][room_index(job->k_dim, job->v_dim)];
+}
+
+// Layers of one kernel may have runs of different sizes.
+static int allow_shared(struct ew_cuda_device *device, const struct ew_cuda_attend *attend, struct ew_error *err)
+{
+    uint32_t bytes = EW_MAX(shared_bytes(&attend->job), device->shared_bytes[attend->kernel]);
+
+    return bytes > SHARED_BYTES_USUAL ? ew_cuda_allow_shared(device, attend->kernel, bytes, err) : 0;
 }
 
 int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err)
 {
+    int rc = 0;
+
     backend->attends = ew_arena_array(&backend->plan_arena, backend->plan.n_steps, sizeof(*backend->attends));
     if (!backend->attends)
         return ew_fail_memory(err, backend->plan.n_steps * sizeof(*backend->attends), "the fused steps");
-    for (uint32_t i = 0; i < backend->plan.n_steps && !backend->config.deterministic; i++) {
+    for (uint32_t i = 0; i < backend->plan.n_steps && !backend->config.deterministic && rc == 0; i++) {
         struct ew_cuda_attend *attend = &backend->attends[i];
         struct found found = {0};
 
@@ -237,26 +276,61 @@ int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err)
         attend->kernel = kernel_of(&attend->job);
         attend->count = found.count;
         i += found.count - 1;
+        rc = allow_shared(&backend->device, attend, err);
     }
-    return 0;
+    return rc;
 }
 
-static uint32_t splits_of(uint32_t n_blocks, int n_multiprocessors)
+// How the keys of a token's run are shared out.
+struct splits {
+    uint32_t count, cluster; // blocks, and how many of them join what they found in each other's shared memory
+    uint32_t tiles_near;     // of a block's, up to which one cluster (without clusters: so few blocks) has all keys
+};
+
+// Depends on the number of tokens alone, so that a graph serves every context. Where a GPU has places for several
+// blocks of a run, these are a cluster. Several tokens' contexts may differ, and what one wave of blocks leaves empty
+// is lost for as long as the longest takes: long contexts go to several waves.
+static struct splits splits_of(uint32_t n_tokens, uint32_t n_runs, int n_multiprocessors, bool has_clusters)
 {
-    uint32_t wanted = (uint32_t)n_multiprocessors * BLOCKS_PER_SM;
+    uint32_t n = n_tokens * n_runs, places = (uint32_t)n_multiprocessors * BLOCKS_PER_SM;
+    uint32_t per_run = (has_clusters ? places - places / 10 : places) / n; // clusters of 8 leave some places empty
+    struct splits s = {EW_MAX(EW_MIN(per_run, EW_CUDA_SPLITS_MAX), 1u), 1, EW_ATTEND_THREADS / 32};
 
-    return EW_MAX(EW_MIN(wanted / n_blocks, EW_CUDA_SPLITS_MAX), 1u);
+    while (has_clusters && s.cluster < EW_ATTEND_CLUSTER && s.cluster * 2 <= s.count)
+        s.cluster *= 2;
+    if (s.cluster > 1)
+        s.tiles_near = EW_MAX(TILES_NEAR_MIN, EW_MIN(n, TILES_NEAR_MAX));
+    else if (s.count == 1)
+        s.tiles_near = TILES_NEAR_MAX;
+    if (n_tokens > 1 && (s.cluster > 1 || s.count == 1))
+        s.count = EW_MIN((WAVES * places + n - 1) / n, EW_CUDA_SPLITS_MAX);
+    s.count -= s.count % s.cluster;
+    return s;
 }
 
-// Depends on the number of tokens alone, so that a graph serves every context.
+// The self-test's contexts are short: every other launch leaves parts to be joined all the same.
+static struct splits more_parts(struct splits splits)
+{
+    return (struct splits){splits.count, EW_MIN(splits.cluster, 2u), 1};
+}
+
 int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, uint32_t n_tokens,
                    struct ew_error *err)
 {
-    uint32_t n_runs = attend->job.n_kv_heads * attend->job.runs;
-    struct ew_cuda_grid grid = {n_tokens, n_runs, splits_of(n_tokens * n_runs, backend->device.n_multiprocessors),
-                                EW_ATTEND_THREADS, 0};
+    struct ew_cuda_device *device = &backend->device;
+    struct ew_attend_job *job = &attend->job;
+    uint32_t n_runs = job->n_kv_heads * job->runs;
+    int rc = ew_cuda_kernel_need(device, attend->kernel, err);
+    struct splits splits = splits_of(n_tokens, n_runs, device->n_multiprocessors, device->clusters[attend->kernel]);
+    struct ew_cuda_grid grid;
 
-    return ew_cuda_launch(&backend->device, attend->kernel, grid, (void *[]){&attend->job}, err);
+    if (rc)
+        return rc;
+    if (backend->traces_launches && attend->n_shown++ % 2)
+        splits = more_parts(splits);
+    grid = (struct ew_cuda_grid){n_tokens, n_runs, splits.count, EW_ATTEND_THREADS, shared_bytes(job), splits.cluster};
+    job->tiles_near = splits.tiles_near;
+    return ew_cuda_launch(device, attend->kernel, grid, (void *[]){job}, err);
 }
 
 // Of programs' ATTENTIONs: runs of a token at most, and floats of a split of one.
@@ -269,7 +343,7 @@ static void widest(const struct ew_program *program, uint32_t *n_runs, uint32_t 
         if (op->kind != EW_OP_ATTENTION)
             continue;
         *n_runs = EW_MAX(*n_runs, op->attention.n_kv_heads * runs_of(op));
-        *n_floats = EW_MAX(*n_floats, EW_ATTEND_HEADS * (op->attention.v_dim + 2));
+        *n_floats = EW_MAX(*n_floats, EW_ATTEND_HEADS * (v_room(op->attention.head_dim, op->attention.v_dim) + 2));
     }
 }
 
@@ -278,7 +352,7 @@ uint64_t ew_cuda_attend_arrived_bytes(const struct ew_program *program)
     uint32_t n_runs, n_floats;
 
     widest(program, &n_runs, &n_floats);
-    return (uint64_t)EW_CUDA_GRAPH_TOKENS_MAX * n_runs * sizeof(uint32_t);
+    return (uint64_t)EW_CUDA_GRAPH_TOKENS_MAX * n_runs * EW_ATTEND_CLUSTER * sizeof(uint32_t);
 }
 
 uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_multiprocessors)
@@ -287,7 +361,11 @@ uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_mu
     uint64_t most = 0;
 
     widest(program, &n_runs, &n_floats);
-    for (uint32_t n = 1; n <= EW_CUDA_GRAPH_TOKENS_MAX && n_runs; n++)
-        most = EW_MAX(most, (uint64_t)n * n_runs * splits_of(n * n_runs, n_multiprocessors));
+    for (uint32_t n = 1; n <= EW_CUDA_GRAPH_TOKENS_MAX && n_runs; n++) {
+        uint32_t with = splits_of(n, n_runs, n_multiprocessors, true).count;
+        uint32_t without = splits_of(n, n_runs, n_multiprocessors, false).count;
+
+        most = EW_MAX(most, (uint64_t)n * n_runs * EW_MAX(with, without));
+    }
     return most * n_floats * sizeof(float);
 }

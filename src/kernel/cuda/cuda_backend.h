@@ -143,6 +143,7 @@ struct ew_cuda_fused {
 // The same for steps around an attention, where every token is the last of its own sequence.
 struct ew_cuda_attend {
     uint32_t count;
+    uint32_t n_shown; // launches of a self-test
     enum ew_cuda_kernel kernel;
     struct ew_attend_job job;
 };

@@ -265,7 +265,7 @@ int ew_cuda_enter(const struct ew_cuda_device *device, struct ew_error *err)
 static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
 {
     const struct ew_cuda_driver *driver = &device->driver;
-    int is_integrated = 0, maps_memory = 0;
+    int is_integrated = 0, maps_memory = 0, has_clusters = 0;
     const struct {
         enum ew_cuda_attribute attribute;
         int *value;
@@ -286,6 +286,9 @@ static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
                            "reading what the GPU can do", err);
     device->name[sizeof(device->name) - 1] = 0;
     device->is_integrated = is_integrated;
+    if (rc == 0 && driver->cuLaunchKernelEx &&
+        driver->cuDeviceGetAttribute(&has_clusters, EW_CUDA_ATTR_CLUSTER_LAUNCH, device->device) == EW_CUDA_SUCCESS)
+        device->has_clusters = has_clusters; // older drivers do not know the question
     if (maps_memory)
         ew_cuda_arena_probe(device);
     return rc;
@@ -471,27 +474,44 @@ static bool starts_early(const struct ew_cuda_device *device, enum ew_cuda_kerne
            (device->way < EW_CUDA_WAY_PRODUCTS_LATE || (device->way == EW_CUDA_WAY_PRODUCTS_LATE && !is_product));
 }
 
+int ew_cuda_kernel_need(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_error *err)
+{
+    return device->functions[kernel] ? 0 : load_late(device, kernel, err);
+}
+
+// What plain launches cannot say; at most two things.
+static uint32_t list_attributes(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, uint32_t cluster,
+                                struct ew_cuda_launch_attribute *list)
+{
+    uint32_t n = 0;
+
+    if (starts_early(device, kernel))
+        list[n++] = (struct ew_cuda_launch_attribute){.id = EW_CUDA_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
+    if (cluster > 1)
+        list[n++] = (struct ew_cuda_launch_attribute){.id = EW_CUDA_LAUNCH_CLUSTER, .value.dims = {1, 1, cluster}};
+    return n;
+}
+
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err)
 {
     struct ew_cuda_launches *launches = device->launches;
-    int rc = device->functions[kernel] ? 0 : load_late(device, kernel, err), status;
+    struct ew_cuda_launch_attribute attributes[2];
+    struct ew_cuda_launch_config config = {.grid = {grid.x, grid.y, grid.z}, .block = {grid.threads, 1, 1},
+                                           .shared_bytes = grid.shared_bytes, .stream = device->stream,
+                                           .attributes = attributes};
+    int rc = ew_cuda_kernel_need(device, kernel, err), status;
 
     if (rc)
         return rc;
     if (launches && launches->n < EW_CUDA_LAUNCHES_MAX)
         launches->kernels[launches->n++] = kernel;
-    if (starts_early(device, kernel)) {
-        struct ew_cuda_launch_attribute early = {.id = EW_CUDA_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
-        struct ew_cuda_launch_config config = {.grid = {grid.x, grid.y, grid.z}, .block = {grid.threads, 1, 1},
-                                               .shared_bytes = grid.shared_bytes, .stream = device->stream,
-                                               .attributes = &early, .n_attributes = 1};
-
+    config.n_attributes = list_attributes(device, kernel, grid.cluster, attributes);
+    if (config.n_attributes)
         status = device->driver.cuLaunchKernelEx(&config, device->functions[kernel], arguments, NULL);
-    } else {
+    else
         status = device->driver.cuLaunchKernel(device->functions[kernel], grid.x, grid.y, grid.z, grid.threads, 1, 1,
                                                grid.shared_bytes, device->stream, arguments, NULL);
-    }
     return status ? ew_cuda_check(device, status, KERNELS[kernel].name, err) : 0;
 }
 

@@ -120,6 +120,8 @@ struct ew_cuda_device {
     double load_s[EW_CUDA_KERNEL_COUNT];
     _Atomic bool is_refused[EW_CUDA_MODULE_COUNT]; // a tier of it, by the driver
     bool waits_itself[EW_CUDA_KERNEL_COUNT]; // for the kernel before it: may be started early
+    bool clusters[EW_CUDA_KERNEL_COUNT];     // its blocks can be launched in clusters
+    bool has_clusters;                       // the GPU and the driver have them
     enum ew_cuda_way way; // of what is launched now
     uint32_t shared_bytes[EW_CUDA_KERNEL_COUNT]; // that it may ask for beyond its own arrays; 0: the usual 48 KiB
     bool is_shared; // ew_cuda_share_multiprocessors was called
@@ -151,7 +153,11 @@ int ew_cuda_free_bytes(const struct ew_cuda_device *device, uint64_t *free_bytes
 struct ew_cuda_grid {
     uint32_t x, y, z, threads;
     uint32_t shared_bytes; // beyond the kernel's own arrays; over 48 KiB after ew_cuda_allow_shared
+    uint32_t cluster;      // blocks along z that reach each other's shared memory; over 1 if device->clusters[kernel]
 };
+// Loads it, if nobody has yet.
+int ew_cuda_kernel_need(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_error *err)
+    EW_MUST_CHECK;
 int ew_cuda_launch(const struct ew_cuda_device *device, enum ew_cuda_kernel kernel, struct ew_cuda_grid grid,
                    void **arguments, struct ew_error *err) EW_MUST_CHECK;
 

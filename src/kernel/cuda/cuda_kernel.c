@@ -176,6 +176,7 @@ static int load_from(struct ew_cuda_device *device, enum ew_cuda_kernel kernel, 
     device->handles[kernel] = handle;
     device->functions[kernel] = function;
     device->waits_itself[kernel] = waits_itself(device, only);
+    device->clusters[kernel] = device->has_clusters && ew_cuda_ptx_clusters(only);
     device->files[kernel] = text->file->path;
     device->load_s[kernel] = ew_clock_s() - started_s;
     ew_log(EW_LOG_DEBUG, "kernel %s of %s, ready in %.2f s", ew_cuda_kernel_name(kernel), text->file->path,

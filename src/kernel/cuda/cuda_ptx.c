@@ -55,3 +55,8 @@ bool ew_cuda_ptx_waits(const char *text)
 {
     return strstr(text, "griddepcontrol.wait") != NULL;
 }
+
+bool ew_cuda_ptx_clusters(const char *text)
+{
+    return strstr(text, "barrier.cluster.wait") != NULL;
+}

@@ -12,3 +12,5 @@ struct ew_str ew_cuda_ptx_entry(const char *text, const char *kernel);
 char *ew_cuda_ptx_only(const char *text, const char *kernel);
 // Whether a text of one kernel waits for the kernel before it, so that it may be started early.
 bool ew_cuda_ptx_waits(const char *text);
+// Whether it can be launched in clusters of blocks: it waits for those of its own.
+bool ew_cuda_ptx_clusters(const char *text);

@@ -112,6 +112,46 @@ INLINE void shared_add_u64(SHARED u64 *p, u64 v)
     asm volatile("red.shared.add.u64 [%0], %1;" ::"r"((u32)(u64)p), "l"(v) : "memory");
 }
 
+// Thread block clusters, where the tier has them: blocks that run at the same time and reach each other's shared
+// memory. A launch that asks for none has clusters of one block. N_CLUSTER is 1, 2, 4 or 8, along z.
+#if EW_SM >= 90
+INLINE u32 n_cluster(void)
+{
+    u32 n;
+
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+    return n;
+}
+#define N_CLUSTER n_cluster()
+
+// Every thread arrives, and waits until those of all blocks that have not ended have; what was put before is there.
+INLINE void cluster_arrive(void) { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+INLINE void cluster_wait(void) { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// To where block `rank` of the cluster has what `to` is here.
+INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v)
+{
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
+                 "st.shared::cluster.v2.f32 [at], {%2, %3}; }" ::"r"((u32)(u64)to),
+                 "r"(rank), "f"(v.x), "f"(v.y)
+                 : "memory");
+}
+
+INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v)
+{
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
+                 "st.shared::cluster.v4.f32 [at], {%2, %3, %4, %5}; }" ::"r"((u32)(u64)to),
+                 "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+#else
+#define N_CLUSTER 1u
+INLINE void cluster_arrive(void) {}
+INLINE void cluster_wait(void) { block_sync(); }
+INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v) { *to = v; }
+INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v) { *(SHARED f32x4 *)to = v; }
+#endif
+
 // ---- numbers ------------------------------------------------------------------------------------
 
 INLINE float f32_of_f16(u16 h)
@@ -275,6 +315,9 @@ INLINE u32x4 load_once(const void *p)
                  : "l"(p));
     return r;
 }
+
+// Into the second cache, where the line is not there yet.
+INLINE void prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // 16 bytes from global to shared memory without a register; there after copy_wait of its group and a barrier. Without
 // `there`, zeros.

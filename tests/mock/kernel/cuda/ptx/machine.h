@@ -35,13 +35,15 @@ struct emu_warp {
 
 // The thread that runs, and where it is.
 struct emu_thread {
-    u32 thread, n_threads, block[3], n_blocks[3], calls;
+    u32 thread, n_threads, block[3], n_blocks[3], n_cluster, calls;
     struct emu_warp *warp;
 };
 extern struct emu_thread *emu_now;
 void emu_block_sync(void);
 void emu_warp_sync(void);
 void emu_others(void); // warps and blocks run on
+void emu_cluster_sync(void);
+void *emu_cluster_at(void *p, u32 rank); // of what lies at p in this block's dynamic shared memory
 
 #define THREAD (emu_now->thread)
 #define N_THREADS (emu_now->n_threads)
@@ -81,6 +83,13 @@ INLINE void wait_until(const u32 *p, u32 least)
     while (*(const volatile u32 *)p < least)
         emu_others();
 }
+
+// Who arrives waits at once for nobody: it is cluster_wait that all meet at.
+#define N_CLUSTER (emu_now->n_cluster)
+INLINE void cluster_arrive(void) {}
+INLINE void cluster_wait(void) { emu_cluster_sync(); }
+INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v) { memcpy(emu_cluster_at(to, rank), &v, sizeof(v)); }
+INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v) { memcpy(emu_cluster_at(to, rank), &v, sizeof(v)); }
 
 INLINE u64 atomic_add_u64(u64 *p, u64 v)
 {
@@ -161,6 +170,7 @@ INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 
 // ---- memory -------------------------------------------------------------------------------------
 
+INLINE void prefetch(const void *p) {}
 INLINE u32x4 load_once(const void *p) { return *(const u32x4 *)p; }
 
 INLINE void copy_async(void *to, const void *from, u32 there)
