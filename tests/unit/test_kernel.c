@@ -372,11 +372,60 @@ static void test_rows_alone_and_together(void **state)
         ew_cpu_ops_init(&ops, mask);
         first = ops.has_bf16_tiles ? EW_CPU_F16_TILES : EW_CPU_FP8;
         for (int layout = first; layout < EW_CPU_LAYOUT_COUNT; layout++) {
+            if (layout == EW_CPU_FP8 && !ops.has_fp8)
+                continue;
             n += compare_widths(ops.linear[layout], (enum ew_cpu_layout)layout, layout < EW_CPU_I8);
             n += compare_widths(ops.linear_prompt[layout], (enum ew_cpu_layout)layout, true);
         }
     }
     print_message("%u kernels give the same bits for a row alone and among %d\n", n, MANY_ROWS);
+}
+
+// ---- FP8 as 8-bit integers
+
+#define SPANS 8
+
+static float largest_of_group(const float *x)
+{
+    float largest = 0;
+
+    for (uint32_t i = 0; i < EW_CPU_GROUP; i++)
+        largest = fmaxf(largest, fabsf(x[i]));
+    return largest;
+}
+
+// Where FP8 is held as I8, and scales are normal numbers of f16, what is no smaller than an eighth of its group's
+// largest stays (but for the rounding of the scale to f16), and nothing else is off by more than 1/128 of it.
+static void test_fp8_as_i8(void **state)
+{
+    enum { COLS = SPANS * EW_CPU_FP8_SPAN };
+    uint8_t row[SPANS * (4 + EW_CPU_FP8_SPAN)];
+    float want[COLS], got[COLS], scratch[COLS];
+    struct ew_cpu_matrix matrix = {.layout = EW_CPU_I8, .rows = 1, .cols = COLS};
+    uint64_t bytes = ew_cpu_matrix_shape(&matrix);
+    uint8_t *tile = ew_alloc(bytes);
+
+    (void)state;
+    assert_non_null(tile);
+    ew_rng_fill(33, 0, row, sizeof(row));
+    for (uint32_t i = 0; i < SPANS; i++) {
+        uint8_t *span = row + i * (4 + EW_CPU_FP8_SPAN);
+
+        memcpy(span, &(float){1 + 0.3f * (float)i}, 4);
+        for (uint32_t k = 0; k < EW_CPU_FP8_SPAN && i > 0; k++) // spans that end earlier, the last with nothing
+            span[4 + k] = i + 1 == SPANS ? 0 : (uint8_t)(span[4 + k] & (0x87 | 0x78 >> i));
+    }
+    matrix.data = tile;
+    ew_cpu_tile_pack(&matrix, 0, EW_DTYPE_FP8, row, 1, tile, scratch);
+    ew_cpu_matrix_row(&matrix, 0, got);
+    ew_dtype_info(EW_DTYPE_FP8)->decode(row, want, COLS);
+    for (uint32_t i = 0; i < COLS; i++) {
+        float largest = largest_of_group(want + i / EW_CPU_GROUP * EW_CPU_GROUP);
+        bool is_kept = fabsf(want[i]) >= largest / 8;
+
+        assert_float_equal(got[i], want[i], is_kept ? fabsf(want[i]) * 0x1.01p-11f : largest / 127);
+    }
+    ew_free(tile);
 }
 
 int main(void)
@@ -385,6 +434,7 @@ int main(void)
         cmocka_unit_test(test_by_hand),  cmocka_unit_test(test_export_import),
         cmocka_unit_test(test_trace),    cmocka_unit_test(test_bad_batches),
         cmocka_unit_test(test_variants), cmocka_unit_test(test_rows_alone_and_together),
+        cmocka_unit_test(test_fp8_as_i8),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -120,5 +120,6 @@ void ew_cpu_avx512_vbmi_init_linear(struct ew_cpu_ops *ops)
 {
     ops->isa = "avx512-vbmi";
     ops->linear[EW_CPU_FP8] = linear_fp8_tables;
-    ops->fp8_takes_q8 = true;
+    ops->linear_prompt[EW_CPU_FP8] = ew_cpu_avx512_vnni_prompt_fp8;
+    ops->has_fp8 = true;
 }

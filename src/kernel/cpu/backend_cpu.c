@@ -162,11 +162,6 @@ static void carve_workspace(const struct ew_cpu_backend *backend, const struct e
     work->progress = ew_cpu_carve(carver, EW_MAX(plan->n_stages, plan->n_singles) * sizeof(*work->progress));
 }
 
-static bool wants_q8(const struct ew_cpu_backend *backend, enum ew_cpu_layout layout)
-{
-    return ew_cpu_layout_wants_q8(layout) || (layout == EW_CPU_FP8 && backend->ops.fp8_takes_q8);
-}
-
 static int build_plan(const struct ew_cpu_backend *backend, const struct ew_program *program,
                       const struct ew_cpu_weight_plan *weights, struct ew_arena *arena, struct ew_cpu_plan *plan,
                       struct ew_error *err)
@@ -180,8 +175,8 @@ static int build_plan(const struct ew_cpu_backend *backend, const struct ew_prog
     for (uint32_t i = 0; i < program->n_weights; i++) {
         enum ew_cpu_layout layout = weights ? weights[i].layout : backend->matrices[i].layout;
 
-        has_q8 |= wants_q8(backend, layout), has_bf16 |= ew_cpu_layout_wants_bf16(layout);
-        needs[i].q8 = wants_q8(backend, layout) || ew_cpu_layout_wants_bf16(layout);
+        has_q8 |= ew_cpu_layout_wants_q8(layout), has_bf16 |= ew_cpu_layout_wants_bf16(layout);
+        needs[i].q8 = ew_cpu_layout_wants_q8(layout) || ew_cpu_layout_wants_bf16(layout);
         needs[i].order = (weights ? weights[i].is_ordered : backend->matrices[i].order != NULL)
                              ? program->weights[i].source.order
                              : NULL;
@@ -564,15 +559,10 @@ static enum ew_arith cpu_arith(const struct ew_backend *base)
     enum ew_arith arith = EW_ARITH_REFERENCE; // f32 activations
 
     for (uint32_t i = 0; i < backend->program->n_weights; i++) {
-        if (wants_q8(backend, backend->matrices[i].layout))
+        if (ew_cpu_layout_wants_q8(backend->matrices[i].layout))
             return EW_ARITH_I8;
         if (ew_cpu_layout_wants_bf16(backend->matrices[i].layout))
             arith = EW_ARITH_BF16;
-        if (backend->matrices[i].layout == EW_CPU_FP8 && backend->ops.linear_prompt[EW_CPU_FP8]) {
-            if (!backend->ops.prompt_takes_bf16)
-                return EW_ARITH_I8;
-            arith = EW_ARITH_BF16;
-        }
     }
     return arith;
 }

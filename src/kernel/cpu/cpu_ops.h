@@ -61,7 +61,7 @@ struct ew_cpu_ops {
     // to 8 bits with 8-bit activations. NULL: none.
     ew_cpu_linear_fn linear_prompt[EW_CPU_LAYOUT_COUNT];
     bool prompt_takes_bf16;
-    bool fp8_takes_q8;   // products with FP8 take 8-bit activations, else f32
+    bool has_fp8;        // FP8 tiles; else FP8 is held as I8
     bool has_bf16_tiles; // a matrix unit takes tiles of f16 and bf16
     void (*round_bf16)(const float *x, uint32_t n, uint16_t *out); // one row; writes whole groups
     void (*quantise)(const float *x, uint32_t n, int8_t *q, float *scale, int16_t *sum); // one row; writes whole groups
@@ -111,6 +111,7 @@ void ew_cpu_ref_kv_decode(enum ew_kv_dtype dtype, const void *in, const uint16_t
 
 // Tile layouts of any kind, for the rows that matrix units leave over.
 void ew_cpu_avx512_vnni_linear(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
+void ew_cpu_avx512_vnni_prompt_fp8(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
 void ew_cpu_neon_dotprod_linear(const struct ew_cpu_linear *job, uint32_t tile, uint32_t tile_end);
 
 // Initialisers, one for each file that is compiled for an instruction set.

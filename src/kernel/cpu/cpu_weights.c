@@ -116,6 +116,10 @@ static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, co
     if (backend->config.kernels == EW_KERNELS_REFERENCE || (!of_heads && !is_in_linear(program, weight)))
         return EW_CPU_FILE;
     layout = ew_cpu_layout_of(dtype, exact);
+    if (layout == EW_CPU_FP8 && !backend->ops.has_fp8) {
+        *exact = false;
+        return EW_CPU_I8;
+    }
     if (of_heads) // of activations in f32, parts can be taken anywhere
         return layout;
     if (fits_matrix_unit(backend, program, weight))

@@ -12,7 +12,7 @@ static const struct ew_cpu_layout_info INFOS[EW_CPU_LAYOUT_COUNT] = {EW_CPU_CODE
 
 const struct ew_cpu_layout_info *ew_cpu_layout_info(enum ew_cpu_layout layout)
 {
-    return ew_cpu_layout_wants_q8(layout) ? &INFOS[layout] : NULL;
+    return layout >= EW_CPU_I8 && layout < EW_CPU_LAYOUT_COUNT ? &INFOS[layout] : NULL;
 }
 
 const char *ew_cpu_layout_name(enum ew_cpu_layout layout)
@@ -25,7 +25,7 @@ const char *ew_cpu_layout_name(enum ew_cpu_layout layout)
                                             [EW_CPU_BF16_TILES] = "bf16_tiles",
                                             [EW_CPU_FP8] = "fp8"};
 
-    return ew_cpu_layout_wants_q8(layout) ? INFOS[layout].name : row_names[layout];
+    return ew_cpu_layout_info(layout) ? INFOS[layout].name : row_names[layout];
 }
 
 uint32_t ew_cpu_code_bytes(enum ew_cpu_code code)

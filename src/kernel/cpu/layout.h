@@ -108,9 +108,10 @@ enum ew_cpu_layout {
     EW_CPU_BF16,
     EW_CPU_F16_TILES, // tiles from here on: f16 and bf16 for matrix units, pairs of columns, no scales
     EW_CPU_BF16_TILES,
-    EW_CPU_FP8, // e4m3 [pair of columns][row][2], then for each 128 columns f32 [row]; with activations in f32
+    // With 8-bit activations from here on.
+    EW_CPU_FP8, // e4m3 [pair of columns][row][2], then for each 128 columns f32 [row]; where ew_cpu_ops.has_fp8
 #define X(NAME, name, code, scale, offset, unit) EW_CPU_##NAME,
-    EW_CPU_CODED_LAYOUTS(X) // with 8-bit activations
+    EW_CPU_CODED_LAYOUTS(X)
 #undef X
     EW_CPU_LAYOUT_COUNT
 };
@@ -189,7 +190,7 @@ static inline bool ew_cpu_layout_wants_bf16(enum ew_cpu_layout layout)
 // Whether products with it take 8-bit activations.
 static inline bool ew_cpu_layout_wants_q8(enum ew_cpu_layout layout)
 {
-    return layout >= EW_CPU_I8 && layout < EW_CPU_LAYOUT_COUNT;
+    return layout >= EW_CPU_FP8 && layout < EW_CPU_LAYOUT_COUNT;
 }
 
 // Where a tile of f16 or bf16 has an element. A matrix unit takes pairs of bf16 beside each other as they lie; f16 is

@@ -169,6 +169,28 @@ static void unpack_q4_zero(const uint8_t *row, uint32_t group, struct ew_cpu_gro
     memcpy(out->codes, row + 3 + group % 2 * 16, 16);
 }
 
+// Rounded to 8 bits: the step is that by which the four bits of the largest numbers fill the upper ones of seven, so
+// that whatever is no smaller than an eighth of the largest is exact, and the rest off by half a step, 1/128 of it at
+// most.
+static void unpack_fp8(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
+{
+    const uint8_t *codes;
+    int exponent = 1;
+    float scale;
+
+    row += (4ull + EW_CPU_FP8_SPAN) * (group * EW_CPU_GROUP / EW_CPU_FP8_SPAN);
+    codes = row + 4 + group * EW_CPU_GROUP % EW_CPU_FP8_SPAN;
+    memcpy(&scale, row, sizeof(scale));
+    for (uint32_t i = 0; i < EW_CPU_GROUP; i++)
+        exponent = (codes[i] & 0x7F) == 0x7F ? exponent : EW_MAX(exponent, codes[i] >> 3 & 15);
+    for (uint32_t i = 0; i < EW_CPU_GROUP; i++) {
+        bool is_nan = (codes[i] & 0x7F) == 0x7F; // counts as zero
+
+        out->codes[i] = (uint8_t)(is_nan ? 0 : lrintf(ldexpf(ew_f32_of_e4m3(codes[i]), 13 - exponent)));
+    }
+    out->scale = ew_f16_of_f32(ldexpf(scale, exponent - 13));
+}
+
 // Two bits each of 32 elements, which four groups share a byte for, and maybe a third.
 static void pair_crumbs(const uint8_t *bytes, uint32_t group, const uint8_t *high, struct ew_cpu_group *out)
 {
@@ -297,12 +319,12 @@ static const struct packer {
     [EW_DTYPE_Q4_K] = {unpack_q4_k, false},       [EW_DTYPE_Q5_K] = {unpack_q5_k, false},
     [EW_DTYPE_Q6_K] = {unpack_q6_k, false},       [EW_DTYPE_IQ4_XS] = {unpack_iq4_xs, false},
     [EW_DTYPE_MXFP4] = {unpack_mxfp4, false},     [EW_DTYPE_NVFP4] = {unpack_nvfp4, false},
-    [EW_DTYPE_NVFP4_S] = {unpack_nvfp4_s, false}, [EW_DTYPE_Q4_ZERO] = {unpack_q4_zero, false},
-    [EW_DTYPE_TQ2_0] = {unpack_tq2_0, false},     [EW_DTYPE_TQ1_0] = {scales_tq1_0, true},
-    [EW_DTYPE_IQ1_S] = {scales_iq1_s, true},      [EW_DTYPE_IQ1_M] = {scales_iq1_m, true},
-    [EW_DTYPE_IQ2_XXS] = {scales_iq2_xxs, true},  [EW_DTYPE_IQ2_XS] = {scales_iq2_xs, true},
-    [EW_DTYPE_IQ2_S] = {scales_iq2_s, true},      [EW_DTYPE_IQ3_XXS] = {scales_iq3_xxs, true},
-    [EW_DTYPE_IQ3_S] = {scales_iq3_s, true},
+    [EW_DTYPE_NVFP4_S] = {unpack_nvfp4_s, false}, [EW_DTYPE_FP8] = {unpack_fp8, false},
+    [EW_DTYPE_Q4_ZERO] = {unpack_q4_zero, false}, [EW_DTYPE_TQ2_0] = {unpack_tq2_0, false},
+    [EW_DTYPE_TQ1_0] = {scales_tq1_0, true},      [EW_DTYPE_IQ1_S] = {scales_iq1_s, true},
+    [EW_DTYPE_IQ1_M] = {scales_iq1_m, true},      [EW_DTYPE_IQ2_XXS] = {scales_iq2_xxs, true},
+    [EW_DTYPE_IQ2_XS] = {scales_iq2_xs, true},    [EW_DTYPE_IQ2_S] = {scales_iq2_s, true},
+    [EW_DTYPE_IQ3_XXS] = {scales_iq3_xxs, true},  [EW_DTYPE_IQ3_S] = {scales_iq3_s, true},
 };
 
 // The code of each whole number from -128.

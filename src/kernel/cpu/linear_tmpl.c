@@ -62,7 +62,7 @@ VEC_INLINE void group_rows(struct form form, const struct tile *tile, const stru
                 second[b] = add_product(form.code, second[b], high, vb_broadcast(q + 16));
             else
                 first[b] = add_product(form.code, first[b], high, vb_broadcast(q + 16));
-            if (word == 1 && widens_early(form.code)) { // no more fit in 16 bits
+            if (word == 1 && widens_early(form)) { // no more fit in 16 bits
                 first[b] = part_widen(first[b]);
                 second[b] = part_widen(second[b]);
             }
@@ -132,6 +132,8 @@ VEC_INLINE void few_rows(struct form form, const struct ew_cpu_linear *job, uint
 // ---- slabs --------------------------------------------------------------------------------------
 
 // Groups [first, first + n) of a tile.
+typedef void (*unpack_fn)(struct form form, const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab);
+
 VEC_INLINE void unpack(struct form form, const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)
 {
     struct factors factors;
@@ -180,51 +182,9 @@ VEC_INLINE void slab_rows(struct form form, const struct tile *slab, struct acti
     }
 }
 
-// The largest magnitude of 32 columns of VF rows, as scales to and from 8 bits.
-VEC_INLINE void fp8_scales(float (*w)[EW_CPU_TILE_ROWS], uint32_t row, vf *scale, vf *inverse)
-{
-    vf largest = vf_set1(1e-20f); // so that zeros stay zeros
-
-    for (uint32_t i = 0; i < EW_CPU_GROUP; i++)
-        largest = vf_max(largest, vf_abs(vf_load(w[i] + row)));
-    *scale = vf_mul(largest, vf_set1(1 / 127.0f));
-    *inverse = vf_div(vf_set1(127), largest);
-}
-
-// Groups of FP8 rounded to 8 bits with a scale each, for prompts: their products are three times as fast.
-VEC_INLINE void unpack_fp8(const struct tile *tile, uint32_t first, uint32_t n, struct slab *slab)
-{
-    const vi byte = vi_set1(255);
-    float w[EW_CPU_GROUP][EW_CPU_TILE_ROWS];
-
-    for (uint32_t i = 0; i < n; i++) {
-        const uint8_t *codes = tile->codes + (uint64_t)(first + i) * EW_CPU_GROUP * EW_CPU_TILE_ROWS;
-        const float *scales = (const float *)tile->scales +
-                              (uint64_t)(first + i) / (EW_CPU_FP8_SPAN / EW_CPU_GROUP) * EW_CPU_TILE_ROWS;
-
-        for (uint32_t column = 0; column < EW_CPU_GROUP; column += FP8_COLUMNS)
-            fp8_unpack(codes + column * EW_CPU_TILE_ROWS, w + column);
-        for (uint32_t row = 0; row < EW_CPU_TILE_ROWS; row += VF) {
-            vf scale, inverse;
-
-            fp8_scales(w, row, &scale, &inverse);
-            vf_store(slab->scales[i][0] + row, vf_mul(vf_mul(scale, vf_set1(FP8_UNIT)), vf_load(scales + row)));
-            for (uint32_t word = 0; word < 8; word++) {
-                vi packed = vi_zero();
-
-                for (uint32_t k = 0; k < 4; k++) {
-                    vi code = vi_round(vf_mul(vf_load(w[4 * word + k] + row), inverse));
-
-                    packed = vi_or(packed, vi_shl(vi_and(code, byte), (int)(8 * k)));
-                }
-                vb_store(slab->codes[i][word] + 4 * row, vb_biased(vb_of_vi(packed)));
-            }
-        }
-    }
-}
-
 // Activations [first, first + n).
-VEC_INLINE void many_rows(struct form form, const struct ew_cpu_linear *job, uint32_t index, uint32_t first, uint32_t n)
+VEC_INLINE void many_rows(struct form form, const struct ew_cpu_linear *job, uint32_t index, uint32_t first, uint32_t n,
+                          unpack_fn unpack_groups)
 {
     struct form unpacked = {form.code, form.scale, form.offset, form.unit, true};
     struct tile tile = tile_at(job->matrix, index);
@@ -236,10 +196,7 @@ VEC_INLINE void many_rows(struct form form, const struct ew_cpu_linear *job, uin
         struct tile part = {slab.codes[0][0], (const uint8_t *)slab.scales, EW_MIN(tile.n_groups - group, SLAB_GROUPS)};
         uint32_t b = 0;
 
-        if (job->matrix->layout == EW_CPU_FP8)
-            unpack_fp8(&tile, group, part.n_groups, &slab);
-        else
-            unpack(form, &tile, group, part.n_groups, &slab);
+        unpack_groups(form, &tile, group, part.n_groups, &slab);
         for (; b + VEC_ACTIVATIONS <= n; b += VEC_ACTIVATIONS) {
             if (group + SLAB_GROUPS >= tile.n_groups)
                 prefetch_out(job, index, first + b, VEC_ACTIVATIONS);
@@ -253,29 +210,25 @@ VEC_INLINE void many_rows(struct form form, const struct ew_cpu_linear *job, uin
 }
 
 // All activations, a block of them after the other.
-VEC_INLINE void many_tiles(struct form form, const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
+VEC_INLINE void many_tiles(struct form form, const struct ew_cpu_linear *job, uint32_t index, uint32_t end,
+                           unpack_fn unpack_groups)
 {
     uint32_t block = EW_MIN(EW_MAX(BLOCK_BYTES / job->matrix->cols & ~15u, 16), BLOCK_ROWS);
 
     for (uint32_t first = 0; first < job->n_rows; first += block) {
         for (uint32_t i = index; i < end; i++)
-            many_rows(form, job, i, first, EW_MIN(job->n_rows - first, block));
+            many_rows(form, job, i, first, EW_MIN(job->n_rows - first, block), unpack_groups);
     }
 }
 
 VEC_INLINE void tiles(struct form form, const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
 {
     if (job->n_rows >= SLAB_LEAST) {
-        many_tiles(form, job, index, end);
+        many_tiles(form, job, index, end, unpack);
         return;
     }
     for (; index < end; index++)
         few_rows(form, job, index);
-}
-
-static void linear_prompt_fp8(const struct ew_cpu_linear *job, uint32_t index, uint32_t end)
-{
-    many_tiles((struct form){EW_CPU_CODE_I8, EW_CPU_SCALE_F16, 0, 1, false}, job, index, end);
 }
 
 #define DEFINE(name, form)                                                                                             \
@@ -294,5 +247,4 @@ static void init_linear(struct ew_cpu_ops *ops)
     ops->isa = VEC_ISA;
     for (int layout = EW_CPU_I8; layout < EW_CPU_LAYOUT_COUNT; layout++)
         ops->linear[layout] = LINEAR[layout];
-    ops->linear_prompt[EW_CPU_FP8] = linear_prompt_fp8;
 }

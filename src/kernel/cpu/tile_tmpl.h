@@ -103,10 +103,12 @@ VEC_INLINE struct part add_product(enum ew_cpu_code code, struct part part, vb w
     return is_signed(code) ? part_signed(part, w, a) : part_unsigned(part, w, a);
 }
 
-// Whether the 16-bit sums of some instruction sets must be widened after half a group.
-VEC_INLINE bool widens_early(enum ew_cpu_code code)
+// Whether the 16-bit sums of some instruction sets must be widened after half of the words: those of a whole group hold
+// four bits a code, those of half a group five.
+VEC_INLINE bool widens_early(struct form form)
 {
-    return code == EW_CPU_CODE_U5 || code == EW_CPU_CODE_U6 || (code >= EW_CPU_CODE_IQ4 && !is_signed(code));
+    return form.code == EW_CPU_CODE_U6 ||
+           (form.code != EW_CPU_CODE_U4 && !is_signed(form.code) && !has_halves(form.scale));
 }
 
 VEC_INLINE uint32_t code_bytes(struct form form)
@@ -127,9 +129,10 @@ VEC_INLINE uint32_t code_bytes(struct form form)
 
 // ---- scales -------------------------------------------------------------------------------------
 
-VEC_INLINE vf half_e4m3(const uint8_t *p) // its bits as those of an f32 that is 2^120 times smaller
+// Half of e4m3, times a factor: its bits are those of an f32 that is 2^120 times smaller.
+VEC_INLINE vf half_e4m3(const uint8_t *p, vf factor)
 {
-    return vf_mul(vf_bits(vi_shl(vi_u8(p), 20)), vf_set1(0x1p119f));
+    return vf_mul(vf_bits(vi_shl(vi_u8(p), 20)), vf_mul(factor, vf_set1(0x1p119f)));
 }
 
 VEC_INLINE vf half_e8m0(const uint8_t *p)
@@ -203,6 +206,7 @@ VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, co
     uint32_t sub = group % EW_CPU_SUPER;
     struct scales s = {0};
     const uint8_t *record;
+    vf factor;
 
     if (form.is_slab)
         return slab_scales(scales, group, row);
@@ -240,8 +244,9 @@ VEC_INLINE struct scales load_scales(struct form form, const uint8_t *scales, co
         break;
     case EW_CPU_SCALE_E4M3:
         record = scales + 64 + group * 32 + row;
-        s.first = vf_mul(half_e4m3(record), vf_load((const float *)scales + row));
-        s.second = vf_mul(half_e4m3(record + 16), vf_load((const float *)scales + row));
+        factor = vf_load((const float *)scales + row); // under 2^8: of 2^8 the largest weights would be 688,128
+        s.first = half_e4m3(record, factor);
+        s.second = half_e4m3(record + 16, factor);
         break;
     }
     return s;
@@ -254,18 +259,6 @@ VEC_INLINE vf add_minima(vf acc, vf first, vf second, const struct activations *
     vf low = vf_set1(x->scale[at] * (float)x->sum[2 * at]), high = vf_set1(x->scale[at] * (float)x->sum[2 * at + 1]);
 
     return vf_fma(second, high, vf_fma(first, low, acc));
-}
-
-// FP8_COLUMNS columns of FP8, without their scales.
-VEC_INLINE void fp8_unpack(const uint8_t *codes, float (*slab)[EW_CPU_TILE_ROWS])
-{
-    vf w[FP8_COLUMNS][VECTORS];
-
-    vf_load_e4m3(codes, w[0]);
-    for (uint32_t c = 0; c < FP8_COLUMNS; c++) {
-        for (uint32_t v = 0; v < VECTORS; v++)
-            vf_store(slab[c] + v * VF, w[c][v]);
-    }
 }
 
 // ---- tiles and rows -----------------------------------------------------------------------------

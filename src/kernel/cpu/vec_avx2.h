@@ -200,23 +200,6 @@ VEC_INLINE vf vf_load_bf16(const void *p)
     return vf_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 
-// FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are. Through
-// memory, as widening out of a register takes a shuffle more, and shuffles have one port.
-#define FP8_UNIT 256.0f
-#define FP8_COLUMNS 2
-#define FP8_CHAINS 2 // of sums that FMAs wait for
-#define FP8_ROWS 2   // of activations that fit in registers
-VEC_INLINE void vf_load_e4m3(const uint8_t *p, vf *out)
-{
-    __m256i codes = _mm256_loadu_si256((const __m256i *)p), keep = _mm256_set1_epi16((short)0xBF80), wide[2];
-
-    wide[0] = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 1), keep);
-    wide[1] = _mm256_and_si256(_mm256_srai_epi16(codes, 1), keep);
-    __asm__("" : "+m"(wide)); // or the compiler keeps them in registers
-    for (int i = 0; i < 4; i++)
-        out[i] = vf_load_f16((const uint8_t *)wide + 16 * i);
-}
-
 // ---- products of bytes, four a lane -------------------------------------------------------------
 
 VEC_INLINE vb vb_load(const uint8_t *p)

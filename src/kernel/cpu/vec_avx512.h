@@ -206,8 +206,6 @@ VEC_INLINE vf vf_load_bf16(const void *p)
 // FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are.
 #define FP8_UNIT 256.0f
 #define FP8_COLUMNS 4
-#define FP8_CHAINS 4 // of sums that FMAs wait for
-#define FP8_ROWS 4   // of activations that fit in registers
 VEC_INLINE void vf_load_e4m3(const uint8_t *p, vf *out)
 {
     __m512i codes = _mm512_loadu_si512(p), keep = _mm512_set1_epi16((short)0xBF80);

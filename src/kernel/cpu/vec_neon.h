@@ -211,27 +211,6 @@ VEC_INLINE vf vf_load_bf16(const void *p)
     return vreinterpretq_f32_u32(vshll_n_u16(vcreate_u16(four), 16));
 }
 
-// FP8_COLUMNS columns of 16 numbers of e4m3, times FP8_UNIT: the bits moved to where those of an f16 are.
-#define FP8_UNIT 256.0f
-#define FP8_COLUMNS 2
-#define FP8_CHAINS 1 // of sums that FMAs wait for
-#define FP8_ROWS 4   // of activations that fit in registers
-VEC_INLINE void vf_load_e4m3(const uint8_t *p, vf *out)
-{
-    int16x8_t keep = vdupq_n_s16((int16_t)0xBF80);
-
-    for (int half = 0; half < 2; half++) { // of the rows
-        int16x8_t codes = vreinterpretq_s16_u8(vld1q_u8(p + 16 * half));
-        int16x8_t even = vandq_s16(vshrq_n_s16(vshlq_n_s16(codes, 8), 1), keep);
-        int16x8_t odd = vandq_s16(vshrq_n_s16(codes, 1), keep);
-
-        out[2 * half] = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(even)));
-        out[2 * half + 1] = vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(even)));
-        out[4 + 2 * half] = vcvt_f32_f16(vreinterpret_f16_s16(vget_low_s16(odd)));
-        out[4 + 2 * half + 1] = vcvt_f32_f16(vreinterpret_f16_s16(vget_high_s16(odd)));
-    }
-}
-
 // ---- products of bytes, four a lane -------------------------------------------------------------
 
 VEC_INLINE vb vb_load(const uint8_t *p)
