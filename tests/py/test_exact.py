@@ -63,7 +63,8 @@ def test_deterministic_answers_are_the_same_in_any_company(cuda, case):
     """Alone; together, in chunks, with prefixes that others have computed; and as prompts that hold the answer's beginning, which is what
     the next turn of a conversation does, and an answer that was given up and is taken up again."""
     model, kv = case.split()
-    prompts = prompts_of(model, [1, 37, 6, 70, 21, 33] if not IS_REAL else [1, 37, 600, 70, 21, 33, 300, 9, 511, 17], 18)
+    # States are kept every 256 tokens or where few are left of a prompt (engine/prefix.c): what is shared must be longer than that.
+    prompts = prompts_of(model, *([1, 37, 600, 70, 21, 33, 300, 9, 511, 17], 400) if IS_REAL else ([1, 37, 6, 70, 21, 33], 18))
     n_tokens, ctx = (32, 1024) if IS_REAL else (5, 112)
     same = dict(deterministic=1, ctx=ctx, shown=SHOWN)
     alone, _ = answers(cuda, model, kv, prompts, n_tokens, batch=1, **same)
@@ -85,11 +86,15 @@ def test_near_ties_alone_part_answers(cuda, model):
     for n in sizes:
         together, _ = answers(cuda, model, "f16", prompts[:n], n_tokens, batch=n, ctx=ctx, shown=SHOWN)
         for one, other in zip(alone, together):
-            judge(one, other, 0.75 if model == "demo" else 0.25)
+            judge(one, other, LIMITS.get(model, 0.25))
+
+
+# Far more than what rounding does to most: logits of random weights spread by about 1, the trained demo's by 3. Activations in 8 bits change
+# the fixture's log probabilities by 0.33 on the CPU, against the reference kernels.
+LIMITS = {"demo": 0.75, "fixtures/gguf/llama-q8_0.gguf": 0.6}
 
 
 def judge(alone, together, limit):
-    """The limit is far more than what rounding does: logits of random weights spread by about 1, the trained demo's by 3."""
     max_abs = 0
     for (token, likely), (other, likely_too) in zip(alone, together):
         max_abs = max([max_abs, *(abs(likely[one] - likely_too[one]) for one in likely.keys() & likely_too.keys())])
