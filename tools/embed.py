@@ -8,11 +8,13 @@ import sys
 import zlib
 
 
-def c_bytes(data):
-    lines = []
-    for at in range(0, len(data), 24):
-        lines.append("    " + ",".join(str(b) for b in data[at:at + 24]) + ",")
-    return "\n".join(lines)
+# Three octal digits are the whole of an escape, whatever comes behind it.
+BYTES = [chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in range(256)]
+
+
+def c_string(data):
+    """Compilers read a string of megabytes ten times as fast as a list of numbers."""
+    return "\n".join(f'    "{"".join(map(BYTES.__getitem__, data[at:at + 64]))}"' for at in range(0, max(len(data), 1), 64))
 
 
 def main():
@@ -28,9 +30,9 @@ def main():
             data = f.read()
         if deflate:
             data = len(data).to_bytes(8, "little") + zlib.compress(data, 9)
-        parts.append(f"static const unsigned char g_data_{index}[] = {{\n{c_bytes(data)}\n    0,\n}};\n")
+        parts.append(f"static const char g_data_{index}[] =\n{c_string(data)};\n")
         path = os.path.relpath(name, root).replace(os.sep, "/")
-        table.append(f'    {{"{path}", {{(const char *)g_data_{index}, {len(data)}}}}},')
+        table.append(f'    {{"{path}", {{g_data_{index}, {len(data)}}}}},')
     parts.append(f"const struct ew_data_file {table_name}[] = {{\n" + "\n".join(table) + "\n    {0},\n};\n")
     with open(out, "w", encoding="utf-8") as f:
         f.write("\n".join(parts))
