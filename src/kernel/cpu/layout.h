@@ -173,6 +173,8 @@ struct ew_cpu_group {
 void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group, const float *decoded,
                          struct ew_cpu_group *out);
 bool ew_cpu_group_wants_decoded(enum ew_dtype dtype);
+// 32 numbers rounded to 8-bit codes and their scale.
+void ew_cpu_group_round(const float *in, struct ew_cpu_group *out);
 // Decodes one row exactly.
 void ew_cpu_matrix_row(const struct ew_cpu_matrix *matrix, uint32_t row, float *out);
 

@@ -376,8 +376,7 @@ void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group
     find_codes(info, code_of, decoded + (uint64_t)group * EW_CPU_GROUP, out);
 }
 
-// Rounds 32 numbers to an 8-bit group, for types that have no layout of their own.
-static void quantise_group(const float *in, struct ew_cpu_group *out)
+void ew_cpu_group_round(const float *in, struct ew_cpu_group *out)
 {
     float max = 0, inverse;
 
@@ -492,7 +491,7 @@ static void pack_tile_row(const struct ew_cpu_matrix *matrix, enum ew_dtype dtyp
         if (packer->unpack)
             packer->unpack(src, g, &group);
         else
-            quantise_group(scratch + (uint64_t)g * EW_CPU_GROUP, &group);
+            ew_cpu_group_round(scratch + (uint64_t)g * EW_CPU_GROUP, &group);
         if (packer->without_codes)
             find_codes(info, code_of, scratch + (uint64_t)g * EW_CPU_GROUP, &group);
         put_codes(info->code, &group, row, dst + (uint64_t)g * code_bytes);

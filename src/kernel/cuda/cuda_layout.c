@@ -63,7 +63,7 @@ static enum ew_cuda_layout layout_of(enum ew_dtype dtype, bool *exact)
             return (enum ew_cuda_layout)EXACT[i].layout;
     }
     *exact = false;
-    return EW_CUDA_F16;
+    return dtype == EW_DTYPE_Q2_K ? EW_CUDA_I8 : EW_CUDA_F16;
 }
 
 const struct ew_weight_source *ew_cuda_source_of(const struct ew_program *program, uint32_t weight, bool reference)
@@ -318,6 +318,20 @@ static void pack_groups(enum ew_cuda_layout layout, enum ew_dtype dtype, const u
         memcpy(mins, &factor, sizeof(factor));
 }
 
+// Types that have no layout of their own, in 8 bits.
+static void pack_rounded(enum ew_dtype dtype, const uint8_t *row, uint64_t cols, uint8_t *codes, uint8_t *scales,
+                         float *scratch)
+{
+    struct ew_cpu_group g;
+
+    ew_dtype_info(dtype)->decode(row, scratch, cols);
+    for (uint64_t i = 0; i < cols / EW_CUDA_GROUP; i++) {
+        ew_cpu_group_round(scratch + i * EW_CUDA_GROUP, &g);
+        memcpy(codes + i * EW_CUDA_GROUP, g.codes, EW_CUDA_GROUP);
+        put_u16(scales + 2 * i, g.scale);
+    }
+}
+
 static void pack_plain(enum ew_cuda_layout layout, enum ew_dtype dtype, const uint8_t *row, uint64_t cols,
                        uint8_t *codes, float *scratch)
 {
@@ -342,6 +356,8 @@ void ew_cuda_pack_row(enum ew_cuda_layout layout, enum ew_dtype dtype, const uin
         pack_q4_k(row, cols, codes, scales, mins);
     else if ((dtype == EW_DTYPE_Q8_0 || dtype == EW_DTYPE_Q4_0 || dtype == EW_DTYPE_Q4_1) && layout >= EW_CUDA_I8)
         pack_small(row, cols, layout == EW_CUDA_I8 ? 32 : 16, codes, scales, dtype == EW_DTYPE_Q4_1 ? mins : NULL);
+    else if (dtype == EW_DTYPE_Q2_K && layout == EW_CUDA_I8)
+        pack_rounded(dtype, row, cols, codes, scales, scratch);
     else if (ew_cuda_layout_is_quantised(layout))
         pack_groups(layout, dtype, row, cols, codes, scales, mins, scratch);
     else if (ew_cuda_pack_is_copy(layout, dtype))
