@@ -431,7 +431,7 @@ static uint32_t build_dense(struct builder *b, uint32_t in)
     struct linear gate_linear = {"ffn_gate", n, width, shape->bias_ffn, EW_SHARD_ROW, "ffn_gate_up", 0, 2 * n};
     struct linear up_linear = {"ffn_up", n, width, shape->bias_ffn, EW_SHARD_ROW, "ffn_gate_up", n, 2 * n};
     struct linear down_linear = {"ffn_down", width, n, shape->bias_ffn, EW_SHARD_COLUMN};
-    uint32_t gate, up;
+    uint32_t gate, up, out, first = b->program->n_ops;
     struct ew_op *op;
 
     if (shape->ffn_plain) {
@@ -445,7 +445,9 @@ static uint32_t build_dense(struct builder *b, uint32_t in)
         op->in2 = up;
     }
     op->act.act = shape->act;
-    return ew__build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
+    out = ew__build_linear(b, &down_linear, gate, ROLE_FFN_OUT);
+    ew__order_rows(b, first);
+    return out;
 }
 
 // ---- mixtures of experts ------------------------------------------------------------------------

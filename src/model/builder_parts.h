@@ -97,5 +97,9 @@ uint32_t ew__build_pick(struct builder *b, uint32_t in, enum role role, uint32_t
                         uint32_t n_pieces);
 uint32_t ew__build_glu(struct builder *b, uint32_t gate, uint32_t up, enum ew_act act, uint32_t out);
 
+// reorder.c: what the LINEARs since op `first` make, taken element by element, is read by the last of them alone. Where
+// the columns of that one have an order of their own, the rows of the others get it instead.
+void ew__order_rows(struct builder *b, uint32_t first);
+
 // builder_state.c: a layer's mixer whose past is a state, from its normed input to what is added to the residual.
 uint32_t ew__build_state(struct builder *b, uint32_t in);

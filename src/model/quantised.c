@@ -1,5 +1,6 @@
 #include "model/quantised.h"
 
+#include "base/alloc.h"
 #include "base/assert.h"
 #include "base/half.h"
 
@@ -126,6 +127,7 @@ struct weight {
     enum ew_dtype scale_type;
     const unsigned char *codes, *scales, *zeros, *order;
     const uint32_t *columns; // where columns of the weight are in the tensors; NULL: in the same places
+    const int16_t *codes_of_row; // where there are columns: of the row that is being read, as the tensors have them
     uint64_t cols, whole_rows, rows_per_part, first, step;
     uint32_t bits, group; // elements of a row under one scale
     uint64_t n_groups;    // of a row
@@ -151,12 +153,10 @@ static uint32_t awq_code(const unsigned char *words, uint64_t row, uint64_t word
     return word_at(words, row * words_per_row + col / 8) >> (4 * places[col % 8]) & 15;
 }
 
-static int code_at(const struct weight *w, uint64_t row, uint64_t col)
+static int code_in_file(const struct weight *w, uint64_t row, uint64_t col)
 {
-    uint32_t per_word = 32 / w->bits, shift, mask = (1u << w->bits) - 1;
+    uint32_t per_word = 32 / w->bits, shift = w->bits * (uint32_t)(col % per_word), mask = (1u << w->bits) - 1;
 
-    col = w->columns ? w->columns[col] : col;
-    shift = w->bits * (uint32_t)(col % per_word);
     switch (w->kind) {
     case KIND_AWQ:
         return (int)awq_code(w->codes, col, w->whole_rows / 8, row);
@@ -169,6 +169,11 @@ static int code_at(const struct weight *w, uint64_t row, uint64_t col)
     default:
         return w->codes[row * w->cols + col];
     }
+}
+
+static int code_at(const struct weight *w, uint64_t row, uint64_t col)
+{
+    return w->columns ? w->codes_of_row[w->columns[col]] : code_in_file(w, row, col);
 }
 
 static uint64_t group_of(const struct weight *w, uint64_t col)
@@ -347,14 +352,21 @@ static void put_block(const struct weight *w, enum ew_dtype type, uint64_t row, 
 static int read_rows(const struct ew_weight_source *source, uint64_t row, uint64_t n_rows, void *dst,
                      struct ew_error *err)
 {
-    const struct weight *w = source->ctx;
+    struct weight w = *(const struct weight *)source->ctx;
     const struct ew_dtype_info *info = ew_dtype_info(source->dtype);
+    int16_t *codes = w.columns ? ew_alloc_array(w.cols, sizeof(*codes)) : NULL;
     unsigned char *out = dst;
 
-    (void)err;
-    for (uint64_t i = row; i < row + n_rows; i++)
-        for (uint64_t col = 0; col < w->cols; col += info->block_elements, out += info->block_bytes)
-            put_block(w, source->dtype, source_row(w, i), col, out);
+    if (w.columns && !codes)
+        return ew_fail_memory(err, w.cols * sizeof(*codes), "a row of a weight");
+    w.codes_of_row = codes;
+    for (uint64_t i = row; i < row + n_rows; i++) {
+        for (uint64_t col = 0; w.columns && col < w.cols; col++)
+            codes[col] = (int16_t)code_in_file(&w, source_row(&w, i), col);
+        for (uint64_t col = 0; col < w.cols; col += info->block_elements, out += info->block_bytes)
+            put_block(&w, source->dtype, source_row(&w, i), col, out);
+    }
+    ew_free(codes);
     return 0;
 }
 

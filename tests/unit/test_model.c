@@ -586,6 +586,58 @@ static void synthetic_models_have_sane_weights(void **state)
         }
 }
 
+static const struct ew_weight *weight_named(const struct ew_model *model, const char *name)
+{
+    for (uint32_t i = 0; i < model->program.n_weights; i++)
+        if (strcmp(model->program.weights[i].name, name) == 0)
+            return &model->program.weights[i];
+    fail_msg("no weight %s", name);
+    return NULL;
+}
+
+static void read_row(const struct ew_weight_source *source, uint64_t row, uint8_t *out)
+{
+    struct ew_error err;
+
+    if (source->read(source, row, 1, out, &err))
+        fail_msg("%s", err.message);
+}
+
+// ffn_down's columns lie as their groups do, and what was their order is that of the rows of gate and up, whose own
+// columns keep theirs.
+static void rows_take_the_order_of_columns_behind_them(void **state)
+{
+    static const char *const names[] = {"blk.1.ffn_gate", "blk.1.ffn_up"};
+    struct ew_model *ordered, *plain;
+    struct ew_weight_source source = {.dtype = EW_DTYPE_Q4_0};
+    const struct ew_weight *down;
+    struct ew_error err;
+    uint8_t got[4096], want[4096];
+
+    (void)state;
+    if (ew_model_open("synthetic:tiny:gptq_act", &ordered, &err) || ew_model_open("synthetic:tiny:gptq", &plain, &err))
+        fail_msg("%s", err.message);
+    down = weight_named(ordered, "blk.1.ffn_down");
+    assert_null(down->source.ordered);
+    assert_int_equal(down->source.dtype, EW_DTYPE_Q4_0);
+    assert_int_equal(ew_synthetic_reorder(&ordered->arena, down->cols, &source, &err), 0);
+    for (size_t i = 0; i < EW_COUNT_OF(names); i++) {
+        const struct ew_weight *weight = weight_named(ordered, names[i]), *same = weight_named(plain, names[i]);
+        uint64_t bytes = ew_dtype_row_bytes(EW_DTYPE_Q4_0, weight->cols);
+
+        assert_int_equal(weight->rows, down->cols);
+        assert_non_null(weight->source.ordered);
+        assert_true(bytes <= sizeof(got));
+        for (uint64_t row = 0; row < weight->rows; row++) {
+            read_row(weight->source.ordered, row, got);
+            read_row(&same->source, source.order[row], want);
+            assert_memory_equal(got, want, bytes);
+        }
+    }
+    ew_model_close(ordered);
+    ew_model_close(plain);
+}
+
 static void synthetic_names_are_checked(void **state)
 {
     static const char *const names[] = {"synthetic:", "synthetic:8b", "synthetic:9b:f16", "synthetic:8b:awk",
@@ -638,6 +690,7 @@ int main(void)
         cmocka_unit_test(gguf_metadata_gives_tokens),
         cmocka_unit_test(sizes_add_up),
         cmocka_unit_test(synthetic_models_have_sane_weights),
+        cmocka_unit_test(rows_take_the_order_of_columns_behind_them),
         cmocka_unit_test(synthetic_names_are_checked),
         cmocka_unit_test(synthetic_weights_come_quickly),
     };
