@@ -498,25 +498,63 @@ INLINE void put(u32 class, const struct ew_vector_job *job, const struct places 
 
 #define PLAIN_EIGHTS 2 // that a thread asks for at once
 
-// What a norm needs that does not wait for the kernel before.
+// What staging needs that does not wait for the kernel before: a thread's eight columns of a short row.
 struct ahead {
     struct eight weight;
     float per_column;
+    u32x4 order; // two a word; where the job has one
 };
 
-INLINE u32 is_short_rms(const struct ew_vector_job *job)
+// Rows of which each thread has one eight.
+INLINE u32 is_short(const struct ew_vector_job *job)
 {
-    return job->norm == EW_VECTOR_RMS && job->cols <= 8 * EW_VECTOR_THREADS && !job->norm_bias && !job->order;
+    return job->cols <= 8 * EW_VECTOR_THREADS && !job->norm_bias &&
+           (job->norm == EW_VECTOR_RMS || (job->norm == EW_VECTOR_PLAIN && job->order));
 }
 
-INLINE void load_ahead(const struct ew_vector_job *job, struct ahead *a)
+// No other classes have an order (ew_cuda_source_of).
+INLINE u32 is_ordered(u32 class, const struct ew_vector_job *job)
+{
+    return (class == CLASS_U4 || class == CLASS_I8) && job->order;
+}
+
+INLINE u32 packed_pair(u32 a, u32 b) { return a | b << 16; }
+
+INLINE f32x4 four_packed(const float *row, u32 first, u32 second)
+{
+    return (f32x4){row[first & 0xFFFF], row[first >> 16], row[second & 0xFFFF], row[second >> 16]};
+}
+
+// Columns 8 i to 8 i + 7 of the matrix.
+INLINE struct eight short_eight(u32 class, const struct ew_vector_job *job, const struct ahead *a, u64 row, u32 i)
+{
+    const f32x4 *plain = (const f32x4 *)row + 2 * i;
+
+    if (is_ordered(class, job))
+        return (struct eight){four_packed((const float *)row, a->order.x, a->order.y),
+                              four_packed((const float *)row, a->order.z, a->order.w)};
+    return (struct eight){plain[0], plain[1]};
+}
+
+INLINE void load_ahead(u32 class, const struct ew_vector_job *job, struct ahead *a)
 {
     u32 i = THREAD;
-    const f32x4 *weight = (const f32x4 *)job->norm_weight + 2 * i;
 
-    *a = (struct ahead){{{1, 1, 1, 1}, {1, 1, 1, 1}}, 1 / (float)job->cols};
-    if (is_short_rms(job) && job->norm_weight && i < job->cols / 8)
-        a->weight = (struct eight){weight[0] + job->norm_offset, weight[1] + job->norm_offset};
+    *a = (struct ahead){.weight = {{1, 1, 1, 1}, {1, 1, 1, 1}}, .per_column = 1 / (float)job->cols};
+    if (!is_short(job) || i >= job->cols / 8)
+        return;
+    if (is_ordered(class, job)) {
+        const u32x4 *order = (const u32x4 *)job->order + 2 * i;
+        u32x4 first = order[0], second = order[1];
+
+        a->order = (u32x4){packed_pair(first.x, first.y), packed_pair(first.z, first.w),
+                           packed_pair(second.x, second.y), packed_pair(second.z, second.w)};
+    }
+    if (job->norm_weight) {
+        a->weight = short_eight(class, job, a, job->norm_weight, i);
+        a->weight.first += job->norm_offset;
+        a->weight.second += job->norm_offset;
+    }
 }
 
 INLINE struct eight load_eight(const struct ew_vector_job *job, u32 i)
@@ -541,16 +579,22 @@ INLINE float sum_once(float v)
     return sum.x + sum.y + (sum.z + sum.w);
 }
 
-INLINE void stage_rms(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
-                      const struct ahead *a)
+INLINE void stage_short(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
+                        const struct ahead *a)
 {
     u32 i = THREAD;
-    struct eight v = load_eight(job, i);
-    f32x4 squares = v.first * v.first + v.second * v.second;
-    float factor = rsqrt_approx(sum_once(squares.x + squares.y + (squares.z + squares.w)) * a->per_column + job->eps);
+    struct eight v = {{0, 0, 0, 0}, {0, 0, 0, 0}};
 
-    v.first *= factor * a->weight.first;
-    v.second *= factor * a->weight.second;
+    if (i < job->cols / 8)
+        v = short_eight(class, job, a, job->x, i);
+    if (job->norm == EW_VECTOR_RMS) {
+        f32x4 squares = v.first * v.first + v.second * v.second;
+        float sum = sum_once(squares.x + squares.y + (squares.z + squares.w));
+        float factor = rsqrt_approx(sum * a->per_column + job->eps);
+
+        v.first *= factor * a->weight.first;
+        v.second *= factor * a->weight.second;
+    }
     if (i < n_eights)
         put(class, job, p, i, v);
 }
@@ -585,8 +629,8 @@ INLINE void stage_any(u32 class, const struct ew_vector_job *job, const struct p
 INLINE void stage(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                   const struct ahead *a)
 {
-    if (is_short_rms(job))
-        stage_rms(class, job, p, n_eights, a);
+    if (is_short(job))
+        stage_short(class, job, p, n_eights, a);
     else if (job->norm == EW_VECTOR_PLAIN && !job->order)
         stage_plain(class, job, p, n_eights);
     else
@@ -687,7 +731,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     ROLL
     for (u32 i = 0; i < job->n_early; i++)
         ask(class, job, &s, p.ring, &r);
-    load_ahead(job, &ahead);
+    load_ahead(class, job, &ahead);
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
     previous_wait();
