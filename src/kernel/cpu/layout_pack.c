@@ -376,18 +376,28 @@ void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group
     find_codes(info, code_of, decoded + (uint64_t)group * EW_CPU_GROUP, out);
 }
 
+// Without functions of libm, so that compilers take several at a time: adding 1.5 * 2^23 rounds to a whole number, to
+// nearest even, and leaves it in the lowest bits.
 void ew_cpu_group_round(const float *in, struct ew_cpu_group *out)
 {
     float max = 0, inverse;
 
-    for (uint32_t i = 0; i < 32; i++)
-        max = fmaxf(max, fabsf(in[i]));
+    for (uint32_t i = 0; i < 32; i++) {
+        float size = fabsf(in[i]);
+
+        max = size > max ? size : max;
+    }
     out->scale = ew_f16_of_f32(max / 127);
     inverse = ew_f32_of_f16(out->scale) > 0 && max < INFINITY ? 1 / ew_f32_of_f16(out->scale) : 0;
     for (uint32_t i = 0; i < 32; i++) {
         float x = in[i] * inverse;
+        uint32_t bits;
 
-        out->codes[i] = (uint8_t)(int8_t)(x == x ? lrintf(fmaxf(fminf(x, 127), -127)) : 0);
+        x = x == x ? x : 0;
+        x = x < 127 ? x : 127;
+        x = (x > -127 ? x : -127) + 0x1.8p23f;
+        memcpy(&bits, &x, sizeof(bits));
+        out->codes[i] = (uint8_t)bits;
     }
 }
 
