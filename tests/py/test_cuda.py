@@ -84,7 +84,7 @@ def test_states_are_taken_up_again(cuda, name):
     """Prompts that go on where others ended, or parted from them, against a server that keeps nothing."""
     model, shared = support.need(f"fixtures/models/{name}"), [(7 * i) % 311 + 3 for i in range(42)]
     prompts = [shared[:36], shared, [*shared[:34], 5, 9, 4]]
-    options = "--backend", "cuda", "--kernels", "reference", "--kv", "f32", "--kv-block", "8"
+    options = "--backend", "cuda", "--kernels", "reference", "--kv", "f32", "--kv-block", "8", "--no-self-test"
     answers = []
     for extra in ((), ("--no-reuse",)):
         server = served.Server(*options, *extra, model=model, env=cuda)
@@ -129,8 +129,8 @@ def test_latents_of_the_size_that_models_have(cuda, tmp_path):
     tensors = {f"{name}.weight": (rng.standard_normal(size) / size[1] ** 0.5).astype(np.float32) for name, size in sizes.items()}
     tensors |= {f"{name}.weight": np.ones(size, np.float32) for name, size in norms.items()}
     test_models.write_checkpoint(tmp_path / "model", config, tensors)
-    ids = " ".join(map(str, range(5, 80)))
-    answers = [support.run_ok("run", "-m", tmp_path / "model", "--backend", backend, "--temp", "0", "-n", "6", "--ids", ids, env=cuda)
+    ids, n = " ".join(map(str, range(5, 80))), 6 if IS_REAL else 2
+    answers = [support.run_ok("run", "-m", tmp_path / "model", "--backend", backend, "--temp", "0", "-n", n, "--ids", ids, "--no-self-test", env=cuda)
                for backend in ("cpu", "cuda")]
     assert answers[0] == answers[1]
 
@@ -158,13 +158,14 @@ def test_weights_at_their_own_width(cuda, dtype):
     """Each op of a small model with rows that the kernels' runs of columns do not divide, prompts and steps of two sequences."""
     model = f"synthetic:tiny:{dtype}"
     assert support.run_json("eval", "self", "-m", model, "--backend", "cuda", "--json", env=cuda)["pass"]
-    said = support.run("run", "-m", model, "--ids", "5 6 7", "-n", "1", "--backend", "cuda", "-v", env=cuda).stderr
+    said = support.run("run", "-m", model, "--ids", "5 6 7", "-n", "1", "--backend", "cuda", "-v", "--no-self-test", env=cuda).stderr
     assert b"expanded" not in said
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_one_sequence_at_its_own_width(cuda, dtype):
-    options = ["run", "-m", f"synthetic:tiny:{dtype}", "--ids", " ".join(map(str, range(5, 25))), "-n", "30", "--temp", "0"]
+    options = ["run", "-m", f"synthetic:tiny:{dtype}", "--ids", " ".join(map(str, range(5, 25))), "-n", 30 if IS_REAL else 10, "--temp", "0",
+               "--no-self-test"]
     answers = [support.run_ok(*options, *how, env=cuda) for how in (["--backend", "cuda"], ["--backend", "cpu", "--kernels", "reference"])]
     assert answers[0] == answers[1]
 
@@ -225,7 +226,7 @@ def test_draws_as_the_cpu_does(cuda, settings):
     """The same random numbers lead to the same tokens, though the CPU's sampler never sees the GPU's logits."""
     for seed in (31, 32) if IS_REAL or os.environ.get("EW_LONG") else (31,):
         options = ["run", "-m", "demo", "-p", "How do I list files?", "-n", "5", "--seed", seed, "--kernels", "reference", "--kv", "f32",
-                   *settings.split()]
+                   "--no-self-test", *settings.split()]
         assert support.run_ok(*options, "--backend", "cuda", env=cuda) == support.run_ok(*options, "--backend", "cpu")
 
 
@@ -408,7 +409,7 @@ def test_running_streams_end_with_the_reason(cuda):
 
 def test_departures_and_the_drain(cuda):
     """Who leaves in the middle frees its place at once; SIGTERM lets the others have their whole answers."""
-    server = served.Server("--backend", "cuda", "--ctx", "256", "--batch", "2", "--drain-timeout", "300", env=cuda)
+    server = served.Server("--backend", "cuda", "--ctx", "256", "--batch", "2", "--drain-timeout", "300", "--no-self-test", env=cuda)
     n = 200 if IS_REAL else 8  # long enough to be seen running
     body = {"model": "demo", "prompt": "ls", "max_tokens": n, "temperature": 0, "ignore_eos": True}
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
@@ -480,7 +481,7 @@ def test_clusters_of_blocks_attend(cuda, kv):
     """Blocks of a cluster, and clusters with each other, join what they found as single blocks do."""
     command = ["run", "-m", support.need("fixtures/models/gpt_oss_bf16"), "--backend", "cuda", "--ids", "5 6 7", "-n", "20", "--temp", "0",
                "--ignore-eos", "--kv", kv, "--debug"]
-    alone, clusters = support.run(*command, env=cuda), support.run(*command, env={**cuda, **WITH_CLUSTERS})
+    alone, clusters = support.run(*command, "--no-self-test", env=cuda), support.run(*command, env={**cuda, **WITH_CLUSTERS})
     assert alone.returncode == clusters.returncode == 0, clusters.stderr.decode()
     assert alone.stdout == clusters.stdout
     assert re.search(rb"self-test: decode_[fi]\d+_64 \(attention, [0-9]+ cases\)", clusters.stderr), clusters.stderr.decode()
