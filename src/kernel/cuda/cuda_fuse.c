@@ -110,7 +110,7 @@ static bool fits(const struct match *m, const struct ew_cpu_step *step)
     if (!is_op(m, step, EW_OP_LINEAR) || m->n_products == EW_VECTOR_PARTS_MAX)
         return false;
     matrix = &m->backend->matrices[op_of(m, step)->weight];
-    if (matrix->layout == EW_CUDA_F32 || matrix->cols % 256)
+    if (matrix->layout == EW_CUDA_F32 || matrix->cols % EW_VECTOR_COLS_MULTIPLE)
         return false;
     if (m->n_products == 0)
         return !m->norm || step->in == m->normed;

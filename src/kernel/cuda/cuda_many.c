@@ -78,7 +78,8 @@ bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_c
     float linear, cubic;
     bool coded;
 
-    if (!fused->count || !backend->work.has_maps || backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
+    if (!fused->count || job->cols % 256 || !backend->work.has_maps ||
+        backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;
     coded = is_coded(backend, fused, 0, n_rows);
     if (!coded && n_rows < least_rows(job->layout))

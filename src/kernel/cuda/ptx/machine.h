@@ -330,6 +330,14 @@ INLINE void copy_async(SHARED void *to, const void *from, u32 there)
 }
 
 // The same of 4 bytes.
+INLINE void copy_8_async(SHARED void *to, const void *from, u32 there)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+                 :
+                 : "r"((u32)(u64)to), "l"(from), "r"(there ? 8 : 0)
+                 : "memory");
+}
+
 INLINE void copy_word_async(SHARED void *to, const void *from, u32 there)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"

@@ -180,29 +180,35 @@ INLINE void ask_16(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, con
     copy_async(slot + at + i * 16, (const u8 *)from + i * 16, first + i * cols < job->cols);
 }
 
+// Scales or minima of 128 columns in f16: rows of them begin at multiples of 8 bytes.
+INLINE void ask_8(const struct ew_vector_job *job, SHARED u8 *slot, u32 at, const u16 *of_row, u32 first, u32 i)
+{
+    copy_8_async(slot + at + i * 8, of_row + first / 32 + i * 4, first + i * 128 < job->cols);
+}
+
 INLINE void ask_scales(u32 class, const struct ew_vector_job *job, const struct reader *r, SHARED u8 *slot)
 {
-    u32 lane = THREAD % 32, codes = piece_of(class).codes, n = COLS(class) / 256; // n: copies of scales for 32 columns
+    u32 lane = THREAD % 32, codes = piece_of(class).codes, n = COLS(class) / 128;
     u32 first = r->first;
 
-    if (class == CLASS_F8 && lane < n / 2)
+    if (class == CLASS_F8 && lane < n / 4)
         ask_16(job, slot, codes, r->scales + first / 64, first, 512, lane);
     if (class <= CLASS_TABLE && lane < n)
-        ask_16(job, slot, codes, r->scales + first / 32, first, 256, lane);
+        ask_8(job, slot, codes, r->scales, first, lane);
     if (class == CLASS_U4 && lane >= n && lane < 2 * n && job->layout == LAYOUT_U4_MIN)
-        ask_16(job, slot, codes + n * 16, r->mins + first / 32, first, 256, lane - n);
-    if (class == CLASS_TABLE_16 && lane < 2 * n)
+        ask_8(job, slot, codes + n * 8, r->mins, first, lane - n);
+    if (class == CLASS_TABLE_16 && lane < n)
         ask_16(job, slot, codes, r->scales + first / 16, first, 128, lane);
-    if (class == CLASS_U5 && lane < 2 * n)
+    if (class == CLASS_U5 && lane < n)
         ask_16(job, slot, codes, r->row_codes + job->cols / 2 + first / 8, first, 128, lane);
-    if (class == CLASS_U5 && lane >= 2 * n && lane < 3 * n)
-        ask_16(job, slot, codes + n * 32, r->scales + first / 32, first, 256, lane - 2 * n);
-    if (class == CLASS_U5 && lane >= 3 * n && lane < 4 * n && job->layout == LAYOUT_U5_MIN)
-        ask_16(job, slot, codes + n * 48, r->mins + first / 32, first, 256, lane - 3 * n);
-    if (class == CLASS_U6 && lane < 4 * n)
-        ask_16(job, slot, codes, r->row_codes + job->cols / 2 + first / 4, first, 64, lane);
+    if (class == CLASS_U5 && lane >= n && lane < 2 * n)
+        ask_8(job, slot, codes + n * 16, r->scales, first, lane - n);
+    if (class == CLASS_U5 && lane < n && job->layout == LAYOUT_U5_MIN)
+        ask_8(job, slot, codes + n * 24, r->mins, first, lane);
     if (class == CLASS_U6 && lane < 2 * n)
-        ask_16(job, slot, codes + n * 64, r->scales + first / 16, first, 128, lane);
+        ask_16(job, slot, codes, r->row_codes + job->cols / 2 + first / 4, first, 64, lane);
+    if (class == CLASS_U6 && lane < n)
+        ask_16(job, slot, codes + n * 32, r->scales + first / 16, first, 128, lane);
 }
 
 INLINE void next_row(u32 class, const struct ew_vector_job *job, const struct share *s, struct reader *r)
@@ -643,6 +649,7 @@ INLINE float sum_of(const struct share *s, const struct places *p, u32 row)
 {
     float sum = 0;
 
+    ROLL // what a block does once costs the fetching of its instructions more than anything else
     for (u32 i = 0; i < s->n_slots; i++)
         sum += p->sums[row * s->n_slots + i];
     return sum;
@@ -732,6 +739,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     for (u32 i = 0; i < job->n_early; i++)
         ask(class, job, &s, p.ring, &r);
     load_ahead(class, job, &ahead);
+    ROLL
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
         p.sums[i] = 0;
     previous_wait();
@@ -743,6 +751,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
         ask(class, job, &s, p.ring, &r);
     sum_pieces(class, job, &s, &p, &r);
     block_sync();
+    ROLL
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
         finish(job, &s, &p, i, i < EW_VECTOR_THREADS ? residual : residual_at(job, &s, i));
 }

@@ -181,6 +181,14 @@ INLINE void copy_async(void *to, const void *from, u32 there)
         memset(to, 0, 16);
 }
 
+INLINE void copy_8_async(void *to, const void *from, u32 there)
+{
+    if (there)
+        memcpy(to, from, 8);
+    else
+        memset(to, 0, 8);
+}
+
 INLINE void copy_word_async(void *to, const void *from, u32 there)
 {
     if (there)
