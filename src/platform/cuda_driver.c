@@ -2,7 +2,9 @@
 
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 
@@ -138,6 +140,15 @@ void ew_cuda_driver_close(struct ew_cuda_driver *driver)
     if (driver->library)
         dlclose(driver->library);
     *driver = (struct ew_cuda_driver){0};
+}
+
+bool ew_cuda_has_mps(void)
+{
+    const char *folder = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    char path[1024];
+
+    snprintf(path, sizeof(path), "%.1000s/control", folder && *folder ? folder : "/tmp/nvidia-mps");
+    return access(path, F_OK) == 0;
 }
 
 void ew_cuda_error_name(const struct ew_cuda_driver *driver, int error, char *text, size_t size)

@@ -2,6 +2,7 @@
 // The CUDA driver, dlopen'ed: the only code that knows its soname. The oldest entry points that do the job, so that
 // every driver since CUDA 11.4 has them. Source of names and numbers: the driver API reference (cuda.h).
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -150,5 +151,8 @@ int ew_cuda_driver_open(struct ew_cuda_driver *driver, struct ew_error *err) EW_
 // Whether the driver has what computing needs beyond probing; otherwise the error names what is missing.
 int ew_cuda_driver_can_compute(const struct ew_cuda_driver *driver, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_driver_close(struct ew_cuda_driver *driver);
+// Whether the driver finds a control daemon of MPS, so that kernels of several processes may run on a GPU at the same
+// moment: by the pipe that it looks for (NVIDIA's documentation of MPS, CUDA_MPS_PIPE_DIRECTORY).
+bool ew_cuda_has_mps(void);
 // "CUDA_ERROR_NO_DEVICE (100)" into text.
 void ew_cuda_error_name(const struct ew_cuda_driver *driver, int error, char *text, size_t size);

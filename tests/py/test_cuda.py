@@ -464,6 +464,15 @@ def test_a_block_that_others_wait_for_is_missed(cuda):
 
 
 @emulated
+def test_chosen_experts_do_not_wait_for_each_other_under_mps(cuda, tmp_path):
+    """Another process may hold the multiprocessors that a block waits for: gates and sums are two kernels there."""
+    (tmp_path / "control").touch()
+    rows = support.run_json("bench", "kernels", "--backend", "cuda", "--check", "-m", "synthetic:30b-a3b:q8_0", "--filter", "chosen_", "--json",
+                            env={**cuda, "CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}, timeout=300)["kernels"]
+    assert rows and all(row["pass"] and row["kernels"] == "chosen_i8 chosen_i8" for row in rows)
+
+
+@emulated
 def test_the_self_test_can_be_left_out(cuda):
     command = ["run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", "-v"]
     assert b"self-test" in support.run(*command, env=cuda).stderr

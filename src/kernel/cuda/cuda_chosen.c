@@ -4,7 +4,8 @@
 //   [8-bit activations] down, sum, [residual]
 //
 // Of what lies between them only the activated rows are written, so that nothing behind may read the rest. Where the
-// layouts of gate and down differ, two kernels do it.
+// layouts of gate and down differ, two kernels do it; also under MPS: the blocks of one kernel wait for each other, and
+// those of two processes might do so with half of the multiprocessors each.
 
 #include "base/assert.h"
 #include "kernel/cuda/cuda_experts.h"
@@ -268,8 +269,8 @@ static bool add_kernel(const struct ew_cuda_backend *backend, struct ew_cuda_cho
     return chosen->shared_bytes[i] <= most;
 }
 
-// False: the steps are done one by one.
-static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, struct ew_cuda_chosen *chosen)
+// False: the steps are done one by one. can_wait: whether blocks may wait for others.
+static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, bool can_wait, struct ew_cuda_chosen *chosen)
 {
     struct match m = {.backend = backend, .next = step};
     struct ew_chosen_job job = {0};
@@ -281,7 +282,7 @@ static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, struct e
     in = matrix_of(&m, m.gate)->layout;
     out = matrix_of(&m, m.down)->layout;
     fill_job(&m, &job);
-    if (LAYOUTS[in].kernel == LAYOUTS[out].kernel)
+    if (LAYOUTS[in].kernel == LAYOUTS[out].kernel && can_wait)
         fits = add_kernel(backend, chosen, &job, EW_CHOSEN_GATES | EW_CHOSEN_SUMS, in);
     else
         fits = add_kernel(backend, chosen, &job, EW_CHOSEN_GATES, in) &&
@@ -293,6 +294,7 @@ static bool plan_chosen(struct ew_cuda_backend *backend, uint32_t step, struct e
 int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
+    bool can_wait = !ew_cuda_has_mps();
     int rc = 0;
 
     backend->chosen = ew_arena_array(&backend->plan_arena, n_steps, sizeof(*backend->chosen));
@@ -301,7 +303,7 @@ int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err)
     for (uint32_t i = 0; i < n_steps; i++) {
         struct ew_cuda_chosen *chosen = &backend->chosen[i];
 
-        if (!plan_chosen(backend, i, chosen))
+        if (!plan_chosen(backend, i, can_wait, chosen))
             continue;
         for (uint32_t k = 0; k < chosen->n_kernels; k++)
             most[chosen->kernels[k]] = EW_MAX(most[chosen->kernels[k]], chosen->shared_bytes[k]);
