@@ -23,7 +23,7 @@ COMPILER = "clang-19"
 TIERS = {
     "sm_80": ("7.4", ["sm_80", "sm_87", "sm_89", "sm_90", "sm_110", "sm_120"]),
     "sm_89": ("8.4", ["sm_89", "sm_90", "sm_100", "sm_110", "sm_120"]),
-    "sm_90": ("7.8", ["sm_90", "sm_100", "sm_110", "sm_120"]),
+    "sm_90": ("8.1", ["sm_90", "sm_100", "sm_110", "sm_120"]),
     "sm_90a": ("8.0", ["sm_90a"]),
 }
 SPILL_MAX = 48  # bytes a thread: a few words outside of the loops, on some architecture, and of some modules more

@@ -4,7 +4,7 @@
 
 const struct ew_cuda_tier ew_cuda_tiers[] = {
     {"sm_90a", 90, true, 12000},
-    {"sm_90", 90, false, 11080},
+    {"sm_90", 90, false, 12010},
     {"sm_89", 89, false, 12040},
     {"sm_80", 80, false, 11040},
     {NULL, 0, false, 0},

@@ -511,7 +511,7 @@ def test_right_kernels_pass(cuda, model):
 
 @emulated
 @pytest.mark.parametrize("cc,driver,expected", [("80", "11040", "sm_80: the GPU is sm_80"), ("89", "12020", "sm_80: the driver serves CUDA 12.2"),
-                                                ("89", "12040", "sm_89: the GPU is sm_89"), ("90", "11080", "sm_90: the driver serves CUDA 11.8"),
+                                                ("89", "12040", "sm_89: the GPU is sm_89"), ("90", "11080", "sm_80: the driver serves CUDA 11.8"),
                                                 ("90", "12000", "sm_90a: the newest"), ("120", "13000", "sm_90: the GPU is sm_120")])
 def test_doctor_says_which_kernels_run(cuda, cc, driver, expected):
     result = support.run("doctor", env={**cuda, "EW_MOCK_CUDA_CC": cc, "EW_MOCK_CUDA_DRIVER": driver})

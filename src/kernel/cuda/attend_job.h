@@ -9,16 +9,27 @@
 #define EW_ATTEND_HEADS 8   // query heads of one KV head that a block takes at most
 #define EW_ATTEND_TILE 16   // keys of a warp at a time; divides the tokens of a cache block
 #define EW_ATTEND_CLUSTER 8 // blocks of a cluster at most
-#define EW_ATTEND_PAD 8     // floats behind a row of sums, so that heads' rows lie in different banks
+#define EW_ATTEND_PAD 4     // floats behind a row of sums, so that heads' rows lie in different banks
+#define EW_ATTEND_DEPTH 4   // tiles of a warp's ring at most
 #define EW_ATTEND_NOTES_BYTES 2048
 
-// Shared memory of a block, whose kernel has room for so many dimensions of keys and values: notes, queries, what each
-// warp found, what blocks of the cluster found, queries of wide heads as fragments.
-static inline uint32_t ew_attend_shared_bytes(uint32_t k_room, uint32_t v_room, uint32_t per_run)
+// A tile in shared memory, whose kernel has room for so many dimensions of a few bytes: rows of keys, rows of values,
+// their scales where a dimension has one byte.
+static inline uint32_t ew_attend_row_stride(uint32_t dim_bytes, uint32_t room)
 {
-    uint32_t floats = k_room + EW_ATTEND_THREADS / 32 * (v_room + EW_ATTEND_PAD) + v_room;
+    return (room * dim_bytes / 16 | 1) * 16;
+}
 
-    return EW_ATTEND_NOTES_BYTES + per_run * floats * 4 + (k_room > 128 ? k_room / 32 * 32 * 16 : 0);
+static inline uint32_t ew_attend_tile_bytes(uint32_t dim_bytes, uint32_t room)
+{
+    return 2 * EW_ATTEND_TILE * (ew_attend_row_stride(dim_bytes, room) + (dim_bytes == 1 ? 2 : 0));
+}
+
+// Shared memory of a block beside the rings of its warps: notes, queries in f16, queries and the token's own key and
+// value, what blocks of the cluster found.
+static inline uint32_t ew_attend_fixed_bytes(uint32_t room, uint32_t per_run)
+{
+    return EW_ATTEND_NOTES_BYTES + EW_ATTEND_HEADS * ew_attend_row_stride(2, room) + (2 * per_run + 2) * room * 4;
 }
 
 struct ew_attend_job {
@@ -37,7 +48,9 @@ struct ew_attend_job {
     uint32_t n_kv_heads, per_kv, per_run, runs; // query heads of a KV head, and of a block; blocks for a KV head's
     uint32_t n_dims, rope_first, rope_pairs;
     uint32_t window, chunk;
-    uint32_t tiles_near;              // of a block's, up to which all keys stay in one cluster
+    uint32_t depth;                   // tiles of a warp's ring
+    uint32_t tiles_near_log2;         // of a block's, up to which all keys stay in one cluster
+    uint32_t cluster_log2;            // blocks of a cluster
     float q_eps, k_eps, q_offset, k_offset;
     float scale, cap;
 };

@@ -5,8 +5,12 @@
 #include "kernel/cuda/attend_job.h"
 #include "kernel/cuda/cuda_backend.h"
 
-#define BLOCKS_PER_SM 3 // asked for, of splits together
+#define BLOCKS_PER_SM 2 // asked for, of splits together
 #define SHARED_BYTES_USUAL (48u << 10) // of which nobody has to be asked
+#define SHARED_BYTES_ENOUGH (80u << 10)
+#define SHARED_BYTES_LONG (96u << 10)
+#define TOKENS_FAR 4096 // before a token: a long context
+#define CLUSTER_FAR 4
 #define WAVES 4         // of blocks, where contexts are long and may differ
 #define TILES_NEAR_MIN 8u
 #define TILES_NEAR_MAX 64u
@@ -77,11 +81,12 @@ static bool is_possible(const struct ew_cuda_backend *backend, const struct foun
 {
     const struct ew_op *op = op_of(backend, found->attention);
     uint32_t dim = EW_MAX(op->attention.head_dim, op->attention.v_dim);
+    uint32_t step = backend->limits.kv == EW_KV_F16 ? 8 : 16; // rows of the cache are multiples of 16 bytes
 
     if (op->attention.mask != EW_MASK_CAUSAL || backend->limits.block_tokens % EW_ATTEND_TILE ||
         backend->limits.kv == EW_KV_F32 || backend->config.kernels == EW_KERNELS_REFERENCE ||
-        backend->program->groups[op->attention.group].kind == EW_CACHE_LATENT || op->attention.head_dim % 8 ||
-        op->attention.v_dim % 8 || dim > (backend->limits.kv == EW_KV_I8 ? 128u : EW_CUDA_HEAD_DIM_MAX))
+        backend->program->groups[op->attention.group].kind == EW_CACHE_LATENT || op->attention.head_dim % step ||
+        op->attention.v_dim % step || dim > EW_CUDA_HEAD_DIM_MAX)
         return false;
     if (found->append) // both are rotated, alike
         return !found->q_rope == !found->k_rope &&
@@ -228,16 +233,30 @@ static uint32_t room_index(uint32_t k_dim, uint32_t v_dim)
     return i;
 }
 
-// Of values, in steps of 64.
-static uint32_t v_room(uint32_t k_dim, uint32_t v_dim)
+static uint32_t room_of(uint32_t k_dim, uint32_t v_dim)
 {
-    return (ROOMS[room_index(k_dim, v_dim)] + 63) / 64 * 64;
+    return ROOMS[room_index(k_dim, v_dim)];
 }
 
-static uint32_t shared_bytes(const struct ew_attend_job *job)
+static uint32_t shared_bytes(const struct ew_attend_job *job, uint32_t depth)
 {
-    return ew_attend_shared_bytes(ROOMS[room_index(job->k_dim, job->v_dim)], v_room(job->k_dim, job->v_dim),
-                                  job->per_run);
+    uint32_t room = room_of(job->k_dim, job->v_dim), dim_bytes = job->kv == EW_KV_F16 ? 2 : 1;
+
+    return ew_attend_fixed_bytes(room, job->per_run) +
+           EW_ATTEND_THREADS / 32 * depth * ew_attend_tile_bytes(dim_bytes, room);
+}
+
+// Two tiles of a warp, where the GPU has the memory, more while they are small. With long contexts so many that a
+// multiprocessor has no room for more blocks than it is to have: clusters would crowd on some.
+static uint32_t depth_of(const struct ew_attend_job *job, bool is_long, uint32_t bytes_max)
+{
+    uint32_t depth = EW_ATTEND_DEPTH;
+
+    while (depth > 2 && shared_bytes(job, depth) > (is_long ? SHARED_BYTES_LONG : SHARED_BYTES_ENOUGH))
+        depth--;
+    while (depth > 1 && shared_bytes(job, depth) > bytes_max)
+        depth--;
+    return depth;
 }
 
 static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
@@ -245,7 +264,7 @@ static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
     static const enum ew_cuda_kernel kernels[][EW_COUNT_OF(ROOMS)] = {
         [EW_KV_F16] = {EW_CUDA_DECODE_F16_64, EW_CUDA_DECODE_F16_96, EW_CUDA_DECODE_F16_128, EW_CUDA_DECODE_F16_256},
         [EW_KV_F8] = {EW_CUDA_DECODE_F8_64, EW_CUDA_DECODE_F8_96, EW_CUDA_DECODE_F8_128, EW_CUDA_DECODE_F8_256},
-        [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128},
+        [EW_KV_I8] = {EW_CUDA_DECODE_I8_64, EW_CUDA_DECODE_I8_96, EW_CUDA_DECODE_I8_128, EW_CUDA_DECODE_I8_256},
     };
 
     return kernels[job->kv][room_index(job->k_dim, job->v_dim)];
@@ -254,7 +273,8 @@ static enum ew_cuda_kernel kernel_of(const struct ew_attend_job *job)
 // Layers of one kernel may have runs of different sizes.
 static int allow_shared(struct ew_cuda_device *device, const struct ew_cuda_attend *attend, struct ew_error *err)
 {
-    uint32_t bytes = EW_MAX(shared_bytes(&attend->job), device->shared_bytes[attend->kernel]);
+    uint32_t depth = depth_of(&attend->job, true, (uint32_t)device->shared_bytes_max);
+    uint32_t bytes = EW_MAX(shared_bytes(&attend->job, depth), device->shared_bytes[attend->kernel]);
 
     return bytes > SHARED_BYTES_USUAL ? ew_cuda_allow_shared(device, attend->kernel, bytes, err) : 0;
 }
@@ -287,16 +307,20 @@ struct splits {
     uint32_t tiles_near;     // of a block's, up to which one cluster (without clusters: so few blocks) has all keys
 };
 
-// Depends on the number of tokens alone, so that a graph serves every context. Where a GPU has places for several
-// blocks of a run, these are a cluster. Several tokens' contexts may differ, and what one wave of blocks leaves empty
-// is lost for as long as the longest takes: long contexts go to several waves.
-static struct splits splits_of(uint32_t n_tokens, uint32_t n_runs, int n_multiprocessors, bool has_clusters)
+// Depends on the number of tokens, and on whether a context is long, so that a graph serves all others. Where a GPU has
+// places for several blocks of a run, these are a cluster: a large one, which needs no other, where contexts are short;
+// smaller ones, which leave fewer places empty, where they are long, as all multiprocessors must read alike for all of
+// the memory's bandwidth. Several tokens' contexts may differ, and what one wave of blocks leaves empty is lost for as
+// long as the longest takes: long contexts go to several waves.
+static struct splits splits_of(uint32_t n_tokens, uint32_t n_runs, int n_multiprocessors, bool has_clusters,
+                               bool is_far)
 {
     uint32_t n = n_tokens * n_runs, places = (uint32_t)n_multiprocessors * BLOCKS_PER_SM;
-    uint32_t per_run = (has_clusters ? places - places / 10 : places) / n; // clusters of 8 leave some places empty
+    uint32_t per_run = (has_clusters ? places - places / 10 : places) / n; // clusters leave some places empty
+    uint32_t most = is_far ? CLUSTER_FAR : EW_ATTEND_CLUSTER;
     struct splits s = {EW_MAX(EW_MIN(per_run, EW_CUDA_SPLITS_MAX), 1u), 1, EW_ATTEND_THREADS / 32};
 
-    while (has_clusters && s.cluster < EW_ATTEND_CLUSTER && s.cluster * 2 <= s.count)
+    while (has_clusters && s.cluster < most && s.cluster * 2 <= s.count)
         s.cluster *= 2;
     if (s.cluster > 1)
         s.tiles_near = EW_MAX(TILES_NEAR_MIN, EW_MIN(n, TILES_NEAR_MAX));
@@ -314,22 +338,41 @@ static struct splits more_parts(struct splits splits)
     return (struct splits){splits.count, EW_MIN(splits.cluster, 2u), 1};
 }
 
-int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, uint32_t n_tokens,
+static uint32_t log2_of(uint32_t n)
+{
+    return 31 - (uint32_t)__builtin_clz(n);
+}
+
+bool ew_cuda_attend_is_far(const struct ew_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_seqs; i++) {
+        if (batch->seqs[i].n_past > TOKENS_FAR)
+            return true;
+    }
+    return false;
+}
+
+int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, const struct ew_batch *batch,
                    struct ew_error *err)
 {
     struct ew_cuda_device *device = &backend->device;
     struct ew_attend_job *job = &attend->job;
     uint32_t n_runs = job->n_kv_heads * job->runs;
     int rc = ew_cuda_kernel_need(device, attend->kernel, err);
-    struct splits splits = splits_of(n_tokens, n_runs, device->n_multiprocessors, device->clusters[attend->kernel]);
+    bool is_far = ew_cuda_attend_is_far(batch);
+    struct splits splits = splits_of(batch->n_tokens, n_runs, device->n_multiprocessors,
+                                     device->clusters[attend->kernel], is_far);
     struct ew_cuda_grid grid;
 
     if (rc)
         return rc;
     if (backend->traces_launches && attend->n_shown++ % 2)
         splits = more_parts(splits);
-    grid = (struct ew_cuda_grid){n_tokens, n_runs, splits.count, EW_ATTEND_THREADS, shared_bytes(job), splits.cluster};
-    job->tiles_near = splits.tiles_near;
+    job->depth = depth_of(job, is_far && splits.cluster > 1, (uint32_t)device->shared_bytes_max);
+    grid = (struct ew_cuda_grid){batch->n_tokens, n_runs, splits.count, EW_ATTEND_THREADS,
+                                 shared_bytes(job, job->depth), splits.cluster};
+    job->tiles_near_log2 = log2_of(splits.tiles_near);
+    job->cluster_log2 = log2_of(splits.cluster);
     return ew_cuda_launch(device, attend->kernel, grid, (void *[]){job}, err);
 }
 
@@ -343,7 +386,7 @@ static void widest(const struct ew_program *program, uint32_t *n_runs, uint32_t 
         if (op->kind != EW_OP_ATTENTION)
             continue;
         *n_runs = EW_MAX(*n_runs, op->attention.n_kv_heads * runs_of(op));
-        *n_floats = EW_MAX(*n_floats, EW_ATTEND_HEADS * (v_room(op->attention.head_dim, op->attention.v_dim) + 2));
+        *n_floats = EW_MAX(*n_floats, EW_ATTEND_HEADS * (room_of(op->attention.head_dim, op->attention.v_dim) + 2));
     }
 }
 
@@ -362,10 +405,11 @@ uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_mu
 
     widest(program, &n_runs, &n_floats);
     for (uint32_t n = 1; n <= EW_CUDA_GRAPH_TOKENS_MAX && n_runs; n++) {
-        uint32_t with = splits_of(n, n_runs, n_multiprocessors, true).count;
-        uint32_t without = splits_of(n, n_runs, n_multiprocessors, false).count;
+        for (int kind = 0; kind < 4; kind++) {
+            uint32_t count = splits_of(n, n_runs, n_multiprocessors, kind % 2 == 1, kind / 2 == 1).count;
 
-        most = EW_MAX(most, (uint64_t)n * n_runs * EW_MAX(with, without));
+            most = EW_MAX(most, (uint64_t)n * n_runs * count);
+        }
     }
     return most * n_floats * sizeof(float);
 }

@@ -197,7 +197,7 @@ struct ew_cuda_backend {
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
     float *logits;               // pinned, [n_logits_max, n_vocab]
-    struct ew_cuda_graph graphs[EW_CUDA_GRAPH_TOKENS_MAX + 1]; // by number of tokens
+    struct ew_cuda_graph graphs[2 * (EW_CUDA_GRAPH_TOKENS_MAX + 1)]; // by number of tokens; then of long contexts
     bool is_prepared;
 
     struct ew_cuda_flight flights[EW_CUDA_FLIGHTS];
@@ -256,8 +256,8 @@ int ew_cuda_batch_send(struct ew_cuda_backend *backend, const struct ew_batch *b
 // Starts a decode step on a flight that is free, recording it first where it is the first of its kind.
 int ew_cuda_graph_start(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_cuda_flight *flight,
                         struct ew_error *err) EW_MUST_CHECK;
-// How steps of so many tokens are started, as far as is known.
-enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens);
+// How steps like this one are started, as far as is known.
+enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, const struct ew_batch *batch);
 void ew_cuda_graphs_fini(struct ew_cuda_backend *backend); // when nothing is under way
 
 // cuda_trace.c
@@ -289,7 +289,9 @@ uint64_t ew_cuda_attend_partial_bytes(const struct ew_program *program, int n_mu
 uint64_t ew_cuda_attend_arrived_bytes(const struct ew_program *program);
 // After the workspace and the caches have their addresses.
 int ew_cuda_attend_find(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
-int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, uint32_t n_tokens,
+// Whether some sequence's context is long: its attention is shared out otherwise.
+bool ew_cuda_attend_is_far(const struct ew_batch *batch);
+int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *attend, const struct ew_batch *batch,
                    struct ew_error *err) EW_MUST_CHECK;
 
 // cuda_fuse.c

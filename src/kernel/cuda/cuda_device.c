@@ -190,6 +190,7 @@ static const struct {
     [EW_CUDA_DECODE_I8_64] = {EW_CUDA_DECODE, "decode_i8_64"},
     [EW_CUDA_DECODE_I8_96] = {EW_CUDA_DECODE, "decode_i8_96"},
     [EW_CUDA_DECODE_I8_128] = {EW_CUDA_DECODE, "decode_i8_128"},
+    [EW_CUDA_DECODE_I8_256] = {EW_CUDA_DECODE, "decode_i8_256"},
     [EW_CUDA_ROUTE] = {EW_CUDA_EXPERTS, "route"},
     [EW_CUDA_SORT_PAIRS] = {EW_CUDA_EXPERTS, "sort_pairs"},
     [EW_CUDA_COMBINE] = {EW_CUDA_EXPERTS, "combine"},

@@ -1,8 +1,9 @@
-// Decode steps as graphs, one for each number of tokens. How early kernels may be started pays or costs by shape, type
-// and GPU: blocks that wait beside those of the kernel before have their first weights there when their turn comes, but
-// they also crowd on some multiprocessors. (8 B q8_0 on an H200: 307 tok/s with all of them started early, 341 without
-// the products, 334 without any.) Longer rings of weights keep two products' blocks apart. So each way is tried in turn
-// in the first steps, and the fastest one stays. All of them compute the same.
+// Decode steps as graphs, one for each number of tokens, and another one where contexts are long. How early kernels may
+// be started pays or costs by shape, type and GPU: blocks that wait beside those of the kernel before have their first
+// weights there when their turn comes, but they also crowd on some multiprocessors. (8 B q8_0 on an H200: 307 tok/s
+// with all of them started early, 341 without the products, 334 without any.) Longer rings of weights keep two
+// products' blocks apart. So each way is tried in turn in the first steps, and the fastest one stays. All of them
+// compute the same.
 
 #include "base/assert.h"
 #include "base/log.h"
@@ -41,9 +42,14 @@ static enum ew_cuda_way fastest(const struct ew_cuda_graph *graph)
     return best;
 }
 
-enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, uint32_t n_tokens)
+static uint32_t index_of(const struct ew_batch *batch)
 {
-    return fastest(&backend->graphs[n_tokens]);
+    return batch->n_tokens + (ew_cuda_attend_is_far(batch) ? EW_CUDA_GRAPH_TOKENS_MAX + 1 : 0);
+}
+
+enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, const struct ew_batch *batch)
+{
+    return fastest(&backend->graphs[index_of(batch)]);
 }
 
 static bool can_compare(const struct ew_cuda_backend *backend)
@@ -101,6 +107,7 @@ static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch,
 
 static void tell(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
 {
+    uint32_t at = (uint32_t)(graph - backend->graphs);
     char times[16 * EW_CUDA_WAY_COUNT] = "";
     size_t length = 0;
 
@@ -109,8 +116,8 @@ static void tell(const struct ew_cuda_backend *backend, const struct ew_cuda_gra
             return;
         length += (size_t)snprintf(times + length, sizeof(times) - length, " %.3f", (double)graph->ms[i]);
     }
-    ew_log(EW_LOG_DEBUG, "steps of %u tokens: %s; ms of the ways:%s", (uint32_t)(graph - backend->graphs),
-           WAYS[fastest(graph)], times);
+    ew_log(EW_LOG_DEBUG, "steps of %u tokens%s: %s; ms of the ways:%s", at % (EW_CUDA_GRAPH_TOKENS_MAX + 1),
+           at > EW_CUDA_GRAPH_TOKENS_MAX ? ", long contexts" : "", WAYS[fastest(graph)], times);
 }
 
 // What the flight's last step took, if that was to be known: it has ended, since the flight is free again.
@@ -148,7 +155,7 @@ int ew_cuda_graph_start(struct ew_cuda_backend *backend, const struct ew_batch *
                         struct ew_error *err)
 {
     const struct ew_cuda_device *device = &backend->device;
-    struct ew_cuda_graph *graph = &backend->graphs[batch->n_tokens];
+    struct ew_cuda_graph *graph = &backend->graphs[index_of(batch)];
     bool is_timed;
     int rc = learn(backend, flight, err);
 
@@ -173,7 +180,7 @@ void ew_cuda_graphs_fini(struct ew_cuda_backend *backend)
 {
     const struct ew_cuda_driver *driver = &backend->device.driver;
 
-    for (uint32_t i = 0; i <= EW_CUDA_GRAPH_TOKENS_MAX; i++) {
+    for (uint32_t i = 0; i < EW_COUNT_OF(backend->graphs); i++) {
         for (int k = 0; k < EW_CUDA_WAY_COUNT; k++) {
             if (backend->graphs[i].ways[k])
                 (void)driver->cuGraphExecDestroy(backend->graphs[i].ways[k]);

@@ -241,7 +241,7 @@ static int record(struct profile *p)
 
     if (rc)
         return rc;
-    p->backend->device.way = ew_cuda_graph_way(p->backend, p->batch->n_tokens);
+    p->backend->device.way = ew_cuda_graph_way(p->backend, p->batch);
     rc = ew_cuda_step_launch(p->backend, p->batch, p->err);
     p->backend->device.way = EW_CUDA_WAY_EARLY;
     status = device->driver.cuStreamEndCapture(device->stream, &graph);

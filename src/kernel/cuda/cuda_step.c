@@ -517,7 +517,7 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
     case EW_CUDA_UNIT_FEW:
         return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_ATTEND:
-        return ew_cuda_attend(backend, &backend->attends[unit->first], unit->n_rows, err);
+        return ew_cuda_attend(backend, &backend->attends[unit->first], batch, err);
     case EW_CUDA_UNIT_GROUPED:
         return ew_cuda_grouped(backend, &backend->grouped[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_MANY:

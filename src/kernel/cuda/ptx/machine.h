@@ -113,43 +113,64 @@ INLINE void shared_add_u64(SHARED u64 *p, u64 v)
 }
 
 // Thread block clusters, where the tier has them: blocks that run at the same time and reach each other's shared
-// memory. A launch that asks for none has clusters of one block. N_CLUSTER is 1, 2, 4 or 8, along z.
+// memory. None of these is for launches without clusters.
 #if EW_SM >= 90
-INLINE u32 n_cluster(void)
-{
-    u32 n;
-
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    return n;
-}
-#define N_CLUSTER n_cluster()
-
-// Every thread arrives, and waits until those of all blocks that have not ended have; what was put before is there.
-INLINE void cluster_arrive(void) { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// Every thread arrives, and waits until those of all blocks have. Nothing that was written is there for others by that.
+INLINE void cluster_arrive(void) { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 INLINE void cluster_wait(void) { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// To where block `rank` of the cluster has what `to` is here.
-INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v)
+// One thread, before it arrives: so many bytes will be put into this block's memory.
+INLINE void cluster_expect(SHARED u64 *arrivals, u32 bytes)
 {
-    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
-                 "st.shared::cluster.v2.f32 [at], {%2, %3}; }" ::"r"((u32)(u64)to),
-                 "r"(rank), "f"(v.x), "f"(v.y)
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; "
+                 "fence.mbarrier_init.release.cluster; "
+                 "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"((u32)(u64)arrivals),
+                 "r"(bytes)
                  : "memory");
 }
 
-INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v)
+// All threads: until they have been, by all blocks.
+INLINE void cluster_await(SHARED u64 *arrivals)
 {
-    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
-                 "st.shared::cluster.v4.f32 [at], {%2, %3, %4, %5}; }" ::"r"((u32)(u64)to),
-                 "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], 0;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"((u32)(u64)arrivals)
+                 : "memory");
+}
+
+// To where block `rank` of the cluster has what `to` is here; counted by its `arrivals`.
+INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v, SHARED u64 *arrivals)
+{
+    asm volatile("{ .reg .b32 at, count; "
+                 "mapa.shared::cluster.u32 at, %0, %1; "
+                 "mapa.shared::cluster.u32 count, %4, %1; "
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [at], {%2, %3}, [count]; }"
+                 :
+                 : "r"((u32)(u64)to), "r"(rank), "f"(v.x), "f"(v.y), "r"((u32)(u64)arrivals)
+                 : "memory");
+}
+
+INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v, SHARED u64 *arrivals)
+{
+    asm volatile("{ .reg .b32 at, count; "
+                 "mapa.shared::cluster.u32 at, %0, %1; "
+                 "mapa.shared::cluster.u32 count, %6, %1; "
+                 "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [at], {%2, %3, %4, %5}, [count]; "
+                 "}"
+                 :
+                 : "r"((u32)(u64)to), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"((u32)(u64)arrivals)
                  : "memory");
 }
 #else
-#define N_CLUSTER 1u
 INLINE void cluster_arrive(void) {}
-INLINE void cluster_wait(void) { block_sync(); }
-INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v) { *to = v; }
-INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v) { *(SHARED f32x4 *)to = v; }
+INLINE void cluster_wait(void) {}
+INLINE void cluster_expect(SHARED u64 *arrivals, u32 bytes) {}
+INLINE void cluster_await(SHARED u64 *arrivals) {}
+INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v, SHARED u64 *arrivals) {}
+INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v, SHARED u64 *arrivals) {}
 #endif
 
 // ---- numbers ------------------------------------------------------------------------------------

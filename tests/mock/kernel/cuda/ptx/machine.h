@@ -84,12 +84,19 @@ INLINE void wait_until(const u32 *p, u32 least)
         emu_others();
 }
 
-// Who arrives waits at once for nobody: it is cluster_wait that all meet at.
-#define N_CLUSTER (emu_now->n_cluster)
+// Who arrives waits at once for nobody: it is cluster_wait and cluster_await that all meet at.
 INLINE void cluster_arrive(void) {}
 INLINE void cluster_wait(void) { emu_cluster_sync(); }
-INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v) { memcpy(emu_cluster_at(to, rank), &v, sizeof(v)); }
-INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v) { memcpy(emu_cluster_at(to, rank), &v, sizeof(v)); }
+INLINE void cluster_expect(u64 *arrivals, u32 bytes) {}
+INLINE void cluster_await(u64 *arrivals) { emu_cluster_sync(); }
+INLINE void cluster_put_two(f32x2 *to, u32 rank, f32x2 v, u64 *arrivals)
+{
+    memcpy(emu_cluster_at(to, rank), &v, sizeof(v));
+}
+INLINE void cluster_put_four(float *to, u32 rank, f32x4 v, u64 *arrivals)
+{
+    memcpy(emu_cluster_at(to, rank), &v, sizeof(v));
+}
 
 INLINE u64 atomic_add_u64(u64 *p, u64 v)
 {
