@@ -335,6 +335,7 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
 {
     uint32_t n_blocks = (uint32_t)backend->device.n_multiprocessors, cols = CLASSES[job->layout].cols, most = 0;
     uint32_t n_pieces = (job->cols + cols - 1) / cols;
+    uint32_t row_bytes = job->order && job->cols <= EW_VECTOR_COLS_SHORT ? job->cols * sizeof(float) : 0;
 
     for (uint32_t n = job->rows / n_blocks; n <= job->rows / n_blocks + 1; n++) {
         uint32_t n_rows = n * (job->is_glu ? 2 : 1), per_warp = EW_MAX((n_rows * n_pieces + WARPS - 1) / WARPS, 1u);
@@ -342,7 +343,7 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
         most = EW_MAX(most, n_rows * ((n_pieces - 1) / per_warp + 2));
     }
     return WARPS * n_stages * CLASSES[job->layout].piece_bytes +
-           n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 +
+           n_pieces * (cols / 32) * CLASSES[job->layout].column_bytes_times_32 + row_bytes +
            most * (uint32_t)sizeof(float);
 }
 

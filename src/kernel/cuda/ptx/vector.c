@@ -58,6 +58,7 @@ struct places {
     SHARED u32x4 *low;
     SHARED u32x4 *high; // the others; for 8 bits all lie in `low`, in order
     SHARED f32x2 *scales; // scale, and scale times the sum of the codes
+    SHARED float *row;    // activations as they are, where a short row is taken in another order
     SHARED float *sums;
     struct halves table; // where the layout is one
 };
@@ -91,6 +92,12 @@ INLINE struct share find_share(u32 class, const struct ew_vector_job *job)
     return s;
 }
 
+// No other classes have an order (ew_cuda_source_of).
+INLINE u32 is_ordered(u32 class, const struct ew_vector_job *job)
+{
+    return (class == CLASS_U4 || class == CLASS_I8) && job->order;
+}
+
 INLINE struct places find_places(u32 class, const struct ew_vector_job *job, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
@@ -101,7 +108,8 @@ INLINE struct places find_places(u32 class, const struct ew_vector_job *job, con
     p.low = (SHARED u32x4 *)at;
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
-    p.sums = (SHARED float *)(p.scales + (class >= CLASS_F8 ? 0 : planes));
+    p.row = (SHARED float *)(p.scales + (class >= CLASS_F8 ? 0 : planes));
+    p.sums = p.row + (is_ordered(class, job) && job->cols <= EW_VECTOR_COLS_SHORT ? job->cols : 0);
     if (class == CLASS_TABLE || class == CLASS_TABLE_16)
         p.table = halves_of(job->layout);
     return p;
@@ -514,33 +522,16 @@ struct ahead {
 // Rows of which each thread has one eight.
 INLINE u32 is_short(const struct ew_vector_job *job)
 {
-    return job->cols <= 8 * EW_VECTOR_THREADS && !job->norm_bias &&
+    return job->cols <= EW_VECTOR_COLS_SHORT && !job->norm_bias &&
            (job->norm == EW_VECTOR_RMS || (job->norm == EW_VECTOR_PLAIN && job->order));
-}
-
-// No other classes have an order (ew_cuda_source_of).
-INLINE u32 is_ordered(u32 class, const struct ew_vector_job *job)
-{
-    return (class == CLASS_U4 || class == CLASS_I8) && job->order;
 }
 
 INLINE u32 packed_pair(u32 a, u32 b) { return a | b << 16; }
 
-INLINE f32x4 four_packed(const float *row, u32 first, u32 second)
-{
-    return (f32x4){row[first & 0xFFFF], row[first >> 16], row[second & 0xFFFF], row[second >> 16]};
-}
-
-// Columns 8 i to 8 i + 7 of the matrix.
-INLINE struct eight short_eight(u32 class, const struct ew_vector_job *job, const struct ahead *a, u64 row, u32 i)
-{
-    const f32x4 *plain = (const f32x4 *)row + 2 * i;
-
-    if (is_ordered(class, job))
-        return (struct eight){four_packed((const float *)row, a->order.x, a->order.y),
-                              four_packed((const float *)row, a->order.z, a->order.w)};
-    return (struct eight){plain[0], plain[1]};
-}
+#define FOUR_OF(row, first, second) \
+    ((f32x4){(row)[(first) & 0xFFFF], (row)[(first) >> 16], (row)[(second) & 0xFFFF], (row)[(second) >> 16]})
+#define EIGHT_OF(row, order) \
+    ((struct eight){FOUR_OF(row, (order).x, (order).y), FOUR_OF(row, (order).z, (order).w)})
 
 INLINE void load_ahead(u32 class, const struct ew_vector_job *job, struct ahead *a)
 {
@@ -557,7 +548,10 @@ INLINE void load_ahead(u32 class, const struct ew_vector_job *job, struct ahead 
                            packed_pair(second.x, second.y), packed_pair(second.z, second.w)};
     }
     if (job->norm_weight) {
-        a->weight = short_eight(class, job, a, job->norm_weight, i);
+        const float *weight = (const float *)job->norm_weight;
+        const f32x4 *plain = (const f32x4 *)weight + 2 * i;
+
+        a->weight = is_ordered(class, job) ? EIGHT_OF(weight, a->order) : (struct eight){plain[0], plain[1]};
         a->weight.first += job->norm_offset;
         a->weight.second += job->norm_offset;
     }
@@ -588,19 +582,27 @@ INLINE float sum_once(float v)
 INLINE void stage_short(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                         const struct ahead *a)
 {
-    u32 i = THREAD;
-    struct eight v = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+    u32 i = THREAD, is_in_order = is_ordered(class, job), has_eight = i < job->cols / 8;
+    struct eight v = load_eight(job, i);
+    float factor = 1;
 
-    if (i < job->cols / 8)
-        v = short_eight(class, job, a, job->x, i);
+    // Through shared memory: of the first cache each lane would have a turn of its own.
+    if (is_in_order && has_eight) {
+        ((SHARED f32x4 *)p->row)[2 * i] = v.first;
+        ((SHARED f32x4 *)p->row)[2 * i + 1] = v.second;
+    }
     if (job->norm == EW_VECTOR_RMS) {
         f32x4 squares = v.first * v.first + v.second * v.second;
         float sum = sum_once(squares.x + squares.y + (squares.z + squares.w));
-        float factor = rsqrt_approx(sum * a->per_column + job->eps);
 
-        v.first *= factor * a->weight.first;
-        v.second *= factor * a->weight.second;
+        factor = rsqrt_approx(sum * a->per_column + job->eps);
+    } else {
+        block_sync();
     }
+    if (is_in_order && has_eight)
+        v = EIGHT_OF(p->row, a->order);
+    v.first *= factor * a->weight.first;
+    v.second *= factor * a->weight.second;
     if (i < n_eights)
         put(class, job, p, i, v);
 }
