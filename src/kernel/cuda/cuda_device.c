@@ -287,9 +287,11 @@ static int read_facts(struct ew_cuda_device *device, struct ew_error *err)
                            "reading what the GPU can do", err);
     device->name[sizeof(device->name) - 1] = 0;
     device->is_integrated = is_integrated;
-    if (rc == 0 && driver->cuLaunchKernelEx &&
-        driver->cuDeviceGetAttribute(&has_clusters, EW_CUDA_ATTR_CLUSTER_LAUNCH, device->device) == EW_CUDA_SUCCESS)
-        device->has_clusters = has_clusters; // older drivers do not know the question
+    if (rc == 0 && driver->cuLaunchKernelEx) // both came with CUDA 11.8
+        rc = ew_cuda_check(device,
+                           driver->cuDeviceGetAttribute(&has_clusters, EW_CUDA_ATTR_CLUSTER_LAUNCH, device->device),
+                           "asking the GPU about clusters", err);
+    device->has_clusters = has_clusters;
     if (maps_memory)
         ew_cuda_arena_probe(device);
     return rc;
