@@ -118,16 +118,19 @@ def forms(tmp_path_factory):
 
 @on_gpu
 @pytest.mark.parametrize("form", ["q8_0", "f16", "q4_0"])
-def test_accuracy_on_the_gpu(form, forms, tmp_path):
+def test_accuracy_on_the_gpu(form, forms, tmp_path, record_property):
     """Of all sets together within one point of the CPU's; of a set of 100, a near-tie or two may fall the other way."""
     of_cpu, of_gpu = ([count_correct(kind, forms[form], tmp_path, *cap) for kind in KINDS] for cap in ((), ("cuda",)))
+    record_property("correct", f"{form}, {KINDS}: CPU {of_cpu}, GPU {of_gpu}")
     assert abs(sum(of_gpu) - sum(of_cpu)) <= 0.01 * PROMPTS * len(KINDS)
     assert max(abs(gpu - cpu) for gpu, cpu in zip(of_gpu, of_cpu)) <= 3
 
 
 @on_gpu
 @pytest.mark.parametrize("form", ["q8_0", "f16", "q4_0"])
-def test_perplexity_on_the_gpu(form, forms):
+def test_perplexity_on_the_gpu(form, forms, record_property):
     found = {kv: perplexity(forms[form], "--backend", "cuda", "--kv", kv)["ppl"] for kv in ("f16", "fp8", "int8")}
+    of_cpu = perplexity(forms[form], "--backend", "cpu")["ppl"]
+    record_property("perplexity", f"{form}: CPU {of_cpu}, GPU by type of caches {found}")
     assert abs(found["fp8"] / found["f16"] - 1) < 0.01 and abs(found["int8"] / found["f16"] - 1) < 0.005
-    assert abs(found["f16"] / perplexity(forms[form], "--backend", "cpu")["ppl"] - 1) < 0.005
+    assert abs(found["f16"] / of_cpu - 1) < 0.005
