@@ -83,6 +83,7 @@ static const struct function OPTIONAL[] = {
     FUNCTION(cuKernelGetFunction),
     FUNCTION(cuEventElapsedTime),
     FUNCTION(cuLaunchKernelEx),
+    FUNCTION(cuOccupancyMaxActiveClusters),
     FUNCTION(cuTensorMapEncodeTiled),
 };
 

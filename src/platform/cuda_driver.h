@@ -140,6 +140,7 @@ struct ew_cuda_driver {
     int (*cuKernelGetFunction)(void **function, void *kernel); // in the current context
     int (*cuEventElapsedTime)(float *ms, void *from, void *to);
     int (*cuLaunchKernelEx)(const struct ew_cuda_launch_config *config, void *function, void **arguments, void **extra);
+    int (*cuOccupancyMaxActiveClusters)(int *n, void *function, const struct ew_cuda_launch_config *config);
     int (*cuTensorMapEncodeTiled)(struct ew_cuda_tensor_map *map, int type, uint32_t rank, uint64_t address,
                                   const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
                                   const uint32_t *element_strides, int interleave, int swizzle, int promotion,

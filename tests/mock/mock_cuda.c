@@ -1038,6 +1038,21 @@ API cuLaunchKernelEx(const struct launch_config *config, void *function, void **
     return leave(start(function, &grid, config->stream, arguments, is_early));
 }
 
+// Of blocks that have a multiprocessor each.
+API cuOccupancyMaxActiveClusters(int *n, void *function, const struct launch_config *config)
+{
+    int size = 1;
+
+    ENTER();
+    (void)function;
+    for (unsigned i = 0; i < config->n_attributes; i++) {
+        if (config->attributes[i].id == CLUSTER)
+            size = (int)config->attributes[i].value.dims[2];
+    }
+    *n = (int)setting("EW_MOCK_CUDA_MULTIPROCESSORS", 4) / size;
+    return leave(OK);
+}
+
 static void forget(struct graph *graph)
 {
     if (--graph->n_users)

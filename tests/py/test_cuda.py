@@ -497,9 +497,17 @@ def test_clusters_of_blocks_attend(cuda, kv):
 
 
 @emulated
-def test_a_block_of_a_cluster_is_missed(cuda):
-    result = support.run("run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", env={**cuda, **WITH_CLUSTERS, "EW_MOCK_CUDA_BREAK": "decode_f16_64"})
-    assert result.returncode == 1 and b"decode_f16_64 wrong" in result.stderr
+def test_clusters_of_blocks_multiply(cuda):
+    """Products of several rows, whose columns the check gives to one, two and four blocks of a cluster by turns."""
+    result = support.run("bench", "kernels", "--backend", "cuda", "--check", "--filter", "few", "-m", "synthetic:tiny:q8_0", env={**cuda, **WITH_CLUSTERS})
+    assert result.returncode == 0 and re.search(rb"ok .* few_i8_3", result.stdout), result.stdout.decode()
+
+
+@emulated
+@pytest.mark.parametrize("kernel", ["decode_f16_64", "few_i8_1"])
+def test_a_block_of_a_cluster_is_missed(cuda, kernel):
+    result = support.run("run", "-m", "demo", "--backend", "cuda", "--ids", "5 6 7", "-n", "1", env={**cuda, **WITH_CLUSTERS, "EW_MOCK_CUDA_BREAK": kernel})
+    assert result.returncode == 1 and f"{kernel} wrong" in result.stderr.decode()
 
 
 @emulated

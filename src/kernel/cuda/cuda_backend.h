@@ -197,6 +197,8 @@ struct ew_cuda_backend {
     struct ew_cuda_work work;
     struct ew_cuda_cache caches[EW_CUDA_GROUPS_MAX];
     float *logits;               // pinned, [n_logits_max, n_vocab]
+    uint32_t few_shown;                           // launches of a self-test
+    uint32_t few_clusters[EW_FEW_SPLITS_MAX + 1]; // by their size, how many have a multiprocessor for each block
     struct ew_cuda_graph graphs[2 * (EW_CUDA_GRAPH_TOKENS_MAX + 1)]; // by number of tokens; then of long contexts
     bool is_prepared;
 
@@ -273,8 +275,8 @@ uint64_t ew_cuda_few_partial_bytes(const struct ew_cuda_backend *backend, const 
 uint64_t ew_cuda_few_arrived_bytes(const struct ew_cuda_backend *backend);
 // Of products of experts: the kernel for 8 n_tiles rows of each, what its blocks ask for, and in the job how
 // activations lie; false: there is none, or no room.
-bool ew_cuda_few_group(const struct ew_cuda_backend *backend, uint32_t n_tiles, struct ew_few_job *job,
-                       enum ew_cuda_kernel *kernel, uint32_t *shared_bytes);
+bool ew_cuda_few_group(const struct ew_cuda_backend *backend, uint32_t n_tiles, uint32_t n_groups,
+                       struct ew_few_job *job, enum ew_cuda_kernel *kernel, uint32_t *shared_bytes);
 int ew_cuda_few_init(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK; // once kernels are loaded
 // Whether fused steps may be done for so many rows of activations at once, and that.
 bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cuda_fused *fused, uint32_t n_rows);

@@ -78,7 +78,6 @@ static void plan_grouped(const struct ew_cuda_backend *backend, uint32_t i, stru
     grouped->job.expert_rows = backend->work.pairs.first;
     grouped->job.x_stride = backend->plan.buffers[first->in].width;
     grouped->job.out_strides[0] = backend->plan.buffers[out].width;
-    grouped->job.n_splits = grouped->job.n_parts = 1;
     grouped->n_experts = matrix_of(backend, first)->rows / v->rows;
     next += glu ? 3 : 1;
     if (v->rows % TILE == 0 && v->cols % 256 == 0 && grouped->job.x_stride % 4 == 0 &&
@@ -107,7 +106,7 @@ static bool find_launch(const struct ew_cuda_backend *backend, const struct ew_c
 
     *job = grouped->job;
     *grid = (struct ew_cuda_grid){n_groups, grouped->n_experts, 1, EW_FEW_THREADS};
-    return ew_cuda_few_group(backend, n_tiles, job, kernel, &grid->shared_bytes);
+    return ew_cuda_few_group(backend, n_tiles, n_groups, job, kernel, &grid->shared_bytes);
 }
 
 static uint32_t tiles_of(uint32_t n_tokens)

@@ -8,7 +8,11 @@
 // the gate that makes them leaves them like that. A block has some rows and, where all the columns' activations are too
 // many for its shared memory, a part of the columns, whose activations it copies while the first weights are on their
 // way.
-// Blocks that share rows leave their sums in memory; the last of them to arrive joins them, always in the same order.
+//
+// Blocks that share rows are a cluster: sums of a pass over some rows go to the shared memory of the block that finishes
+// them, while the next pass begins. Without clusters blocks leave sums in memory, and the last of them to arrive joins
+// them. Either is always in the same order. What is done once a pass or launch has few instructions, as these have to
+// be fetched first.
 //
 // A class is a layout, and those that are like it but for numbers: U4_MIN counts as U4, all tables as IQ4 or IQ1_16.
 // What a new one needs: COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for a span of a row), its four columns
@@ -18,13 +22,13 @@
 #include "kernel/cuda/few_job.h"
 #include "kernel/cuda/ptx/act.h"
 #include "kernel/cuda/ptx/codes.h"
+#include "kernel/cuda/ptx/gate.h"
 #include "kernel/cuda/ptx/normal.h"
 
 #define TILES EW_FEW_TILES
 #define STAGES EW_FEW_STAGES
 #define TOKEN_TILES_MAX (EW_FEW_TOKENS_MAX / 8)
 #define AT_ONCE 4     // reads of partial sums that wait for each other's latency only once
-#define ELEMENTS 128u // of the sums of 16 rows and 8 tokens
 
 // Columns of a row in 16 bytes (of nibbles where there are planes), by class. A chunk is four times as many, a span the
 // columns whose scales come at once.
@@ -61,16 +65,45 @@ INLINE u32x2 narrow(u32 form, f32x4 x)
     return (u32x2){f16x2_of(x.x, x.y), f16x2_of(x.z, x.w)};
 }
 
-// A token a block in x, some of its columns in y.
+// As find_normal, with several loads under way at once.
+INLINE float mean_square(const struct ew_vector_job *job, const f32x4 *x)
+{
+    float sum = 0;
+
+    ROLL
+    for (u32 first = THREAD; first < job->cols / 4; first += EW_FEW_THREADS * AT_ONCE) {
+        f32x4 v[AT_ONCE];
+
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++)
+            v[k] = x[min_u32(first + k * EW_FEW_THREADS, job->cols / 4 - 1)];
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++) {
+            f32x4 square = v[k] * v[k];
+
+            sum += first + k * EW_FEW_THREADS < job->cols / 4 ? square.x + square.y + square.z + square.w : 0;
+        }
+    }
+    return block_sum(EW_FEW_THREADS, sum) / (float)job->cols;
+}
+
+// A token a block in x, some of its columns in y. The norm's weights come from memory, while activations are made.
 KERNEL few_stage(struct ew_few_job job)
 {
+    u32 mine = BLOCK_Y * EW_FEW_THREADS + THREAD;
     const f32x4 *x = (const f32x4 *)((const float *)job.v.x + (u64)BLOCK_X * job.x_stride);
     f32x4 *normed = (f32x4 *)((float *)job.v.normed + (u64)BLOCK_X * job.normed_stride);
     struct normal n;
 
-    kernel_begin();
-    n = find_normal(EW_FEW_THREADS, &job.v, x);
-    for (u32 i = BLOCK_Y * EW_FEW_THREADS + THREAD; i < job.v.cols / 8; i += N_BLOCKS_Y * EW_FEW_THREADS) {
+    next_may_start();
+    if (job.v.norm_weight && mine < job.v.cols / 8)
+        prefetch((const float *)job.v.norm_weight + mine * 8);
+    previous_wait();
+    if (job.v.norm == EW_VECTOR_RMS)
+        n = (struct normal){0, rsqrt_f32(mean_square(&job.v, x) + job.v.eps)};
+    else
+        n = find_normal(EW_FEW_THREADS, &job.v, x);
+    for (u32 i = mine; i < job.v.cols / 8; i += N_BLOCKS_Y * EW_FEW_THREADS) {
         f32x4 first = normal_at(&job.v, x, &n, 2 * i), second = normal_at(&job.v, x, &n, 2 * i + 1);
         u32x2 low = narrow(job.form, first), high = narrow(job.form, second);
 
@@ -83,56 +116,48 @@ KERNEL few_stage(struct ew_few_job job)
     }
 }
 
-// One element of what a gate leaves for the product behind it.
-INLINE void stage_one(const struct ew_few_job *job, u32 token, u32 column, float x)
-{
-    u32 i = column % 8, bits = job->out_form == EW_FEW_BF16 ? bf16x2_of(x, 0) : f16x2_of(clamp_f16(x), 0);
-
-    if (job->out_form == EW_FEW_F16_EXCHANGED && (i % 4 == 1 || i % 4 == 2))
-        i ^= 3; // the second and the third of four
-    ((u16 *)job->staged_out)[place_of_eight(job->out_columns, job->n_tokens, token, column) * 8 + i] = (u16)bits;
-}
-
 // ---- shares -------------------------------------------------------------------------------------
 
 // Units are 16 output rows: a tile, or with a gate two of them.
 struct share {
-    u32 group, split;
-    u32 unit, n_units;            // of the block
-    u32 chunk, n_chunks;          // of the block
+    u32 unit, n_units;             // of the block
+    u32 chunk, n_chunks;           // of the block
     u32 warp_chunk, n_warp_chunks; // of this warp, within a row
-    u32 warps, row_warps, row_warp; // row_warps: of the block's warps, how many have other rows
-    u32 units_of_warp;            // at once
-    SHARED u8 *ring;              // of this warp
-    SHARED u32x4 *x;              // activations: [chunk][token tile][piece of a lane][lane]
-    SHARED float *sums;           // [warp][tile][token tile][ELEMENTS]
+    u32 warps, row_warp, part;
+    u32 units_of_warp;             // at once
+    u32 n_sources;                 // warps of the cluster that have sums of a unit
+    SHARED u8 *ring;               // of this warp
+    SHARED u32x4 *x;               // activations: [chunk][token tile][piece of a lane][lane]
+    SHARED f32x4 *boxes;           // [turn][item of this block][tile][source][lane]
     // The expert's; of other products all rows.
     u64 matrix_row;
     u32 first_token, n_tokens;
 };
 
-INLINE struct share find_share(u32 class, u32 N, const struct ew_few_job *job)
+// x / n where x n is less than 65,536.
+INLINE u32 divide(u32 x, u32 factor) { return x * factor >> 16; }
+
+INLINE struct share find_share(u32 class, const struct ew_few_job *job)
 {
-    u32 n_units = job->v.rows / 16, n_chunks = job->v.cols / (COLUMNS(class) * 4), part, warp = THREAD / 32;
-    u32 groups = N_BLOCKS_X / job->n_splits, ring_bytes = EW_FEW_RING_BYTES(PLANES(class), BITS(class));
+    u32 ring_bytes = EW_FEW_RING_BYTES(PLANES(class), BITS(class)), warp = THREAD / 32, more;
     struct share s;
 
-    s.group = BLOCK_X / job->n_splits;
-    s.split = BLOCK_X % job->n_splits;
-    s.unit = n_units * s.group / groups;
-    s.n_units = n_units * (s.group + 1) / groups - s.unit;
-    s.chunk = n_chunks * s.split / job->n_splits;
-    s.n_chunks = n_chunks * (s.split + 1) / job->n_splits - s.chunk;
+    s.unit = BLOCK_X * job->units + min_u32(BLOCK_X, job->units_more);
+    s.n_units = job->units + ((u32)BLOCK_X < job->units_more);
+    s.chunk = BLOCK_Z * job->chunks + min_u32(BLOCK_Z, job->chunks_more);
+    s.n_chunks = job->chunks + ((u32)BLOCK_Z < job->chunks_more);
     s.warps = N_THREADS / 32;
-    s.row_warps = s.warps / job->n_parts;
-    s.row_warp = warp % s.row_warps;
-    part = warp / s.row_warps;
-    s.warp_chunk = s.chunk + s.n_chunks * part / job->n_parts;
-    s.n_warp_chunks = s.chunk + s.n_chunks * (part + 1) / job->n_parts - s.warp_chunk;
+    s.part = divide(warp, job->row_factor);
+    s.row_warp = warp - s.part * job->row_warps;
+    s.n_warp_chunks = divide(s.n_chunks, job->part_factor);
+    more = s.n_chunks - s.n_warp_chunks * job->n_parts;
+    s.warp_chunk = s.chunk + s.part * s.n_warp_chunks + min_u32(s.part, more);
+    s.n_warp_chunks += s.part < more;
     s.units_of_warp = job->v.is_glu ? 1 : TILES;
+    s.n_sources = job->cluster * job->n_parts;
     s.ring = g_dynamic + warp * ring_bytes;
-    s.sums = (SHARED float *)(g_dynamic + s.warps * ring_bytes);
-    s.x = (SHARED u32x4 *)(s.sums + s.warps * EW_FEW_SUM_BYTES(N) / 4);
+    s.boxes = (SHARED f32x4 *)(g_dynamic + s.warps * ring_bytes);
+    s.x = (SHARED u32x4 *)(s.boxes + job->n_boxes * job->box);
     s.matrix_row = 0;
     s.first_token = 0;
     s.n_tokens = job->n_tokens;
@@ -248,7 +273,7 @@ INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, 
         r->left--;
         if (++r->chunk == s->warp_chunk + s->n_warp_chunks) {
             r->chunk = s->warp_chunk;
-            r->unit += s->row_warps * s->units_of_warp;
+            r->unit += job->row_warps * s->units_of_warp;
             if (r->left)
                 open_tiles(class, job, s, r);
         }
@@ -259,11 +284,11 @@ INLINE void ask(u32 class, const struct ew_few_job *job, const struct share *s, 
 
 INLINE struct reader begin_reading(u32 class, const struct ew_few_job *job, const struct share *s)
 {
-    u32 step = s->row_warps * s->units_of_warp, skipped = s->row_warp * s->units_of_warp;
+    u32 step = job->row_warps * s->units_of_warp, skipped = s->row_warp * s->units_of_warp;
     struct reader r = {.unit = s->unit + skipped, .chunk = s->warp_chunk};
 
-    if (skipped < s->n_units)
-        r.left = (s->n_units - skipped + step - 1) / step * s->n_warp_chunks;
+    for (u32 at = skipped; at < s->n_units; at += step)
+        r.left += s->n_warp_chunks;
     if (r.left)
         open_tiles(class, job, s, &r);
     ROLL
@@ -480,163 +505,213 @@ INLINE float with_row(const struct ew_few_job *job, u64 mins, u64 row, float sum
     return job->v.layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
 }
 
-INLINE float finish_one(const struct ew_few_job *job, const struct ew_vector_part *part, u64 matrix_row, u32 row,
-                        u32 token, float value, float up)
+// Where a unit's sums of eight tokens go. Of a lane these are rows lane / 4 (elements 0 and 1) and 8 more, tokens
+// 2 (lane % 4) and the next.
+struct target {
+    u32 row, token;             // of element 0; the row within its part
+    u64 out, mins, bias;
+    u32 stride;
+};
+
+INLINE struct target find_target(const struct ew_few_job *job, u32 unit, u32 t)
 {
     const struct ew_vector_job *v = &job->v;
-    u64 at = matrix_row + row;
+    struct target to = {unit * 16, t * 8 + THREAD % 4 * 2, v->parts[0].out, v->parts[0].mins, v->parts[0].bias,
+                        job->out_strides[0]};
+    u32 begin = 0;
 
-    value = with_bias(part->bias, at, with_row(job, part->mins, at, value));
-    if (v->is_glu)
-        return glu_one(value, with_bias(v->parts[1].bias, at, with_row(job, v->parts[1].mins, at, up)), v->act,
-                       v->limit, v->alpha);
-    if (v->residual)
-        return v->y_scale * value +
-               v->residual_scale * ((const float *)v->residual)[(u64)token * job->residual_stride + row];
-    return value;
-}
-
-// One of a unit's sums of eight tokens: neighbours are neighbouring rows of one token.
-INLINE void finish(const struct ew_few_job *job, const struct share *s, u32 unit, u32 token, u32 row_of_unit,
-                   float value, float up)
-{
-    u32 begin = 0, row = unit * 16, stride = job->out_strides[0];
-    struct ew_vector_part part = {.mins = job->v.parts[0].mins, .out = job->v.parts[0].out,
-                                  .bias = job->v.parts[0].bias};
-
-    UNROLL
-    for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
-        begin += (u32)job->v.parts[i - 1].rows;
-        if (!job->v.is_glu && job->v.parts[i].rows && unit * 16 >= begin) {
-            row = unit * 16 - begin;
-            part.out = job->v.parts[i].out;
-            part.bias = job->v.parts[i].bias;
-            part.mins = job->v.parts[i].mins;
-            stride = job->out_strides[i];
+    if (!v->is_glu && v->parts[1].rows) {
+        UNROLL
+        for (u32 i = 1; i < EW_VECTOR_PARTS_MAX; i++) {
+            begin += (u32)v->parts[i - 1].rows;
+            if (v->parts[i].rows && unit * 16 >= begin)
+                to = (struct target){unit * 16 - begin, to.token, v->parts[i].out, v->parts[i].mins, v->parts[i].bias,
+                                     job->out_strides[i]};
         }
     }
-    row += row_of_unit;
-    if (token >= s->n_tokens)
-        return;
-    value = finish_one(job, &part, s->matrix_row, row, token, value, up);
-    if (job->staged_out)
-        stage_one(job, token, row, value);
-    else
-        ((float *)part.out)[(u64)(s->first_token + token) * stride + row] = value;
+    to.row += THREAD % 32 / 4;
+    return to;
 }
 
-// The sums of 16 rows and eight tokens, of which element i is that of row i % 16; where the tensor cores' tiles have
-// it: of a lane rows lane / 4 and 8 more, tokens 2 (lane % 4) and the next.
-INLINE u32 place_in_tile(u32 i)
+INLINE f32x4 with_rows(const struct ew_few_job *job, u64 mins, u64 bias, u64 row, f32x4 sums)
 {
-    u32 row = i % 16, token = i / 16;
-
-    return (row % 8 * 4 + token / 2) * 4 + row / 8 * 2 + token % 2;
+    UNROLL
+    for (u32 e = 0; e < 4; e++)
+        sums[e] = with_bias(bias, row + e / 2 * 8, with_row(job, mins, row + e / 2 * 8, sums[e]));
+    return sums;
 }
 
-INLINE float *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 tile, u32 t)
+// The usual activation in few instructions: they come once a launch or pass, and take as long to fetch as to do.
+INLINE f32x4 glu_four(const struct ew_vector_job *v, f32x4 gate, f32x4 up)
+{
+    if (v->act == ACT_SILU && v->limit <= 0 && v->alpha <= 0) {
+        UNROLL
+        for (u32 e = 0; e < 4; e++)
+            gate[e] = gate_of(gate[e], up[e], 1, 0);
+        return gate;
+    }
+    UNROLL
+    for (u32 e = 0; e < 4; e++)
+        gate[e] = glu_one(gate[e], up[e], v->act, v->limit, v->alpha);
+    return gate;
+}
+
+INLINE f32x4 add_residual(const struct ew_few_job *job, const struct share *s, const struct target *to, f32x4 sums)
+{
+    const float *first = (const float *)job->v.residual + to->row;
+    u64 a = (u64)min_u32(to->token, s->n_tokens - 1) * job->residual_stride;
+    u64 b = (u64)min_u32(to->token + 1, s->n_tokens - 1) * job->residual_stride;
+    f32x4 residual = {first[a], first[b], first[a + 8], first[b + 8]};
+
+    return job->v.y_scale * sums + job->v.residual_scale * residual;
+}
+
+// What a gate leaves for the product behind it: as narrow and place_of_eight would, of columns that are rows here.
+INLINE void stage_four(u32 N, const struct ew_few_job *job, const struct share *s, const struct target *to, f32x4 y)
+{
+    u32 log = job->out_log, i = to->row % 8, mask = (1u << log) - 1, e;
+    u32 piece = (((to->row >> (log + 2)) * N + to->token / 8) << (log - 3)) + ((to->row & mask) >> 3);
+    u32 lane = to->token % 8 * 4 + (to->row >> log) % 4, next_eight = log == 3 ? 8 : 256;
+    u16 *at;
+
+    if (job->out_form == EW_FEW_F16_EXCHANGED && (i % 4 == 1 || i % 4 == 2))
+        i ^= 3; // the second and the third of four
+    at = (u16 *)job->staged_out + (u64)(piece * 32 + lane) * 8 + i;
+    UNROLL
+    for (e = 0; e < 4; e++) {
+        u32 bits = job->out_form == EW_FEW_BF16 ? bf16x2_of(y[e], 0) : f16x2_of(clamp_f16(y[e]), 0);
+
+        if (to->token + e % 2 < s->n_tokens)
+            at[e % 2 * 32 + e / 2 * next_eight] = (u16)bits;
+    }
+}
+
+INLINE void finish(u32 N, const struct ew_few_job *job, const struct share *s, u32 unit, u32 t, f32x4 value, f32x4 up)
+{
+    const struct ew_vector_job *v = &job->v;
+    struct target to = find_target(job, unit, t);
+    u64 row = s->matrix_row + to.row;
+    float *out;
+
+    value = with_rows(job, to.mins, to.bias, row, value);
+    if (v->is_glu)
+        value = glu_four(v, value, with_rows(job, v->parts[1].mins, v->parts[1].bias, row, up));
+    else if (v->residual)
+        value = add_residual(job, s, &to, value);
+    if (job->staged_out) {
+        stage_four(N, job, s, &to, value);
+        return;
+    }
+    out = (float *)to.out + (u64)(s->first_token + to.token) * to.stride + to.row;
+    UNROLL
+    for (u32 e = 0; e < 4; e++) {
+        if (to.token + e % 2 < s->n_tokens)
+            out[e % 2 * to.stride + e / 2 * 8] = value[e];
+    }
+}
+
+// Where a split's sums of a unit and eight tokens lie, of a GLU those of up behind those of the gate.
+INLINE f32x4 *partial_at(u32 N, const struct ew_few_job *job, u32 split, u32 unit, u32 t)
 {
     u32 per_unit = job->v.is_glu ? 2 : 1;
 
-    return (float *)job->partial + ((((u64)split * (job->v.rows / 16) + unit) * per_unit + tile) * N + t) * ELEMENTS;
+    return (f32x4 *)job->partial + ((((u64)split * (job->v.rows / 16) + unit) * N + t) * per_unit) * 32 + THREAD % 32;
 }
 
-INLINE float sum_of_parts(u32 N, const struct ew_few_job *job, const struct share *s, u32 row_warp, u32 tile, u32 t,
-                          u32 i)
+// Of all sources, always in the same order.
+INLINE f32x4 sum_of(SHARED const f32x4 *from, u32 n)
 {
-    float sum = 0;
+    f32x4 sum = {0};
 
-    for (u32 part = 0; part < job->n_parts; part++)
-        sum += s->sums[(((part * s->row_warps + row_warp) * TILES + tile) * N + t) * ELEMENTS + place_in_tile(i)];
+    ROLL
+    for (u32 k = 0; k < n; k += 2) {
+        f32x4 a = from[k * 32], b = {0};
+
+        if (k + 1 < n)
+            b = from[k * 32 + 32];
+        sum += a;
+        sum += b;
+    }
     return sum;
 }
 
-// Element i of those that `row_warp` and the warps with other columns of its rows have in their sums.
-INLINE void deliver(u32 N, const struct ew_few_job *job, const struct share *s, u32 first, u32 row_warp, u32 i)
+INLINE f32x4 sum_of_splits(u32 N, const struct ew_few_job *job, u32 unit, u32 t, u32 at)
 {
-    u32 t = i / ELEMENTS % N, tile = i / ELEMENTS / N, unit = first + row_warp * s->units_of_warp + tile;
-    float value, up = 0;
+    f32x4 sum = {0};
 
-    if (unit >= s->unit + s->n_units)
-        return;
-    i %= ELEMENTS;
-    value = sum_of_parts(N, job, s, row_warp, tile, t, i);
-    if (job->v.is_glu)
-        up = sum_of_parts(N, job, s, row_warp, 1, t, i);
-    if (job->n_splits == 1) {
-        finish(job, s, unit, t * 8 + i / 16, i % 16, value, up);
-        return;
+    ROLL
+    for (u32 first = 0; first < N_BLOCKS_Z; first += AT_ONCE) {
+        f32x4 v[AT_ONCE];
+
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++)
+            v[k] = partial_at(N, job, min_u32(first + k, N_BLOCKS_Z - 1), unit, t)[at];
+        UNROLL
+        for (u32 k = 0; k < AT_ONCE; k++)
+            sum += first + k < N_BLOCKS_Z ? v[k] : 0;
     }
-    partial_at(N, job, s->split, unit, 0, t)[i] = value;
-    if (job->v.is_glu)
-        partial_at(N, job, s->split, unit, 1, t)[i] = up;
+    return sum;
 }
 
-// Each warp leaves its sums; where several belong together, all warps join them. `first`: unit of the first warp.
-INLINE void deliver_all(u32 N, const struct ew_few_job *job, const struct share *s, u32 first,
-                        float (*acc)[TOKEN_TILES_MAX][4])
+// Items are the sums of a unit and eight tokens, which blocks of a cluster have by turns. Those of the pass that began
+// with unit `first`: where nothing is joined, those of this warp. Or, `splits`, all of the block's units, of the blocks
+// that left them in memory.
+INLINE void finish_items(u32 N, const struct ew_few_job *job, const struct share *s, u32 first, u32 turn, u32 splits)
 {
-    u32 warp = THREAD / 32, n = s->units_of_warp * N * ELEMENTS;
+    u32 of_warp = s->units_of_warp * N, is_own = s->n_sources == 1 && !splits;
+    u32 cluster = splits ? 1 : job->cluster, rank = splits || cluster == 1 ? 0 : BLOCK_Z;
+    u32 i = is_own ? s->row_warp * of_warp : THREAD / 32, step = is_own ? 1 : s->warps;
+    u32 n_left = s->unit + s->n_units - first, n_items = (splits ? n_left : job->row_warps * s->units_of_warp) * N;
+    u32 per_item = TILES / s->units_of_warp * s->n_sources * 32;
+
+    n_items = min_u32(is_own ? i + of_warp : n_items, n_left * N);
+    ROLL
+    for (; i * cluster + rank < n_items; i += step) {
+        u32 unit = first + (i * cluster + rank) / N, t = (i * cluster + rank) % N;
+        SHARED const f32x4 *from = s->boxes + turn * job->box + i * per_item + THREAD % 32;
+        f32x4 value, up = {0};
+
+        value = splits ? sum_of_splits(N, job, unit, t, 0) : sum_of(from, s->n_sources);
+        if (job->v.is_glu)
+            up = splits ? sum_of_splits(N, job, unit, t, 32) : sum_of(from + s->n_sources * 32, s->n_sources);
+        if (splits || N_BLOCKS_Z == cluster) {
+            finish(N, job, s, unit, t, value, up);
+            continue;
+        }
+        partial_at(N, job, BLOCK_Z, unit, t)[0] = value;
+        if (job->v.is_glu)
+            partial_at(N, job, BLOCK_Z, unit, t)[32] = up;
+    }
+}
+
+// Each warp puts its sums where they are joined.
+INLINE void put_sums(u32 N, const struct ew_few_job *job, const struct share *s, u32 turn,
+                     float (*acc)[TOKEN_TILES_MAX][4])
+{
+    u32 source = (job->cluster > 1 ? BLOCK_Z * job->n_parts : 0) + s->part, per_item = TILES / s->units_of_warp;
 
     UNROLL
     for (u32 i = 0; i < TILES * N; i++) {
-        float *a = acc[i / N][i % N];
+        u32 tile = job->v.is_glu ? i / N : 0, t = i % N;
+        u32 item = job->v.is_glu ? s->row_warp * N + t : s->row_warp * TILES * N + i;
+        u32 of_block = divide(item, job->cluster_factor);
+        u32 at = ((of_block * per_item + tile) * s->n_sources + source) * 32 + THREAD % 32;
+        float *a = acc[i / N][t];
 
-        ((SHARED f32x4 *)s->sums)[(warp * TILES * N + i) * 32 + THREAD % 32] = (f32x4){a[0], a[1], a[2], a[3]};
+        cluster_store_four((SHARED float *)(s->boxes + turn * job->box + at), item - of_block * job->cluster,
+                         (f32x4){a[0], a[1], a[2], a[3]});
     }
-    if (job->n_parts == 1) {
-        warp_sync();
-        ROLL
-        for (u32 i = THREAD % 32; i < n; i += 32)
-            deliver(N, job, s, first, warp, i);
-        warp_sync();
-        return;
-    }
-    block_sync();
-    ROLL
-    for (u32 i = THREAD; i < s->row_warps * n; i += N_THREADS)
-        deliver(N, job, s, first, i / n, i % n);
-    block_sync();
 }
 
-// Four neighbouring rows of a token, of all columns.
-struct joined {
-    f32x4 value, up;
-};
-
-INLINE struct joined join_four(u32 N, const struct ew_few_job *job, u32 unit, u32 t, u32 i)
+// Whether this block is the last of those with its rows; the counter is zero again then. Blocks do not wait for each
+// other: those of another program on the same GPU might hold the places of some.
+INLINE u32 is_last(const struct ew_few_job *job)
 {
-    struct joined sum = {0};
-
-    ROLL
-    for (u32 s = 0; s < job->n_splits; s += AT_ONCE) {
-        struct joined part[AT_ONCE];
-
-        UNROLL
-        for (u32 k = 0; k < AT_ONCE; k++) {
-            u32 split = min_u32(s + k, job->n_splits - 1);
-
-            part[k].value = *(const f32x4 *)(partial_at(N, job, split, unit, 0, t) + i);
-            part[k].up = job->v.is_glu ? *(const f32x4 *)(partial_at(N, job, split, unit, 1, t) + i) : sum.up;
-        }
-        UNROLL
-        for (u32 k = 0; k < AT_ONCE; k++) {
-            sum.value += s + k < job->n_splits ? part[k].value : 0;
-            sum.up += s + k < job->n_splits && job->v.is_glu ? part[k].up : 0;
-        }
-    }
-    return sum;
-}
-
-// Whether this block is the last of its group; the counter is zero again then. Blocks do not wait for each other: those
-// of another program on the same GPU might hold the places of some.
-INLINE u32 is_last(const struct ew_few_job *job, const struct share *s)
-{
-    u32 *arrived = (u32 *)job->arrived + s->group;
+    u32 *arrived = (u32 *)job->arrived + BLOCK_X;
 
     block_sync();
     if (THREAD == 0) {
-        g_last = atomic_add_ordered(arrived, 1) == job->n_splits - 1;
+        g_last = atomic_add_ordered(arrived, 1) == N_BLOCKS_Z - 1;
         if (g_last)
             *arrived = 0;
     }
@@ -644,28 +719,15 @@ INLINE u32 is_last(const struct ew_few_job *job, const struct share *s)
     return g_last;
 }
 
-INLINE void join_splits(u32 N, const struct ew_few_job *job, const struct share *s)
-{
-    ROLL
-    for (u32 item = THREAD; item < s->n_units * N * (ELEMENTS / 4); item += N_THREADS) {
-        u32 i = item % (ELEMENTS / 4) * 4, t = item / (ELEMENTS / 4) % N, unit = s->unit + item / (ELEMENTS / 4) / N;
-        struct joined sum = join_four(N, job, unit, t, i);
-
-        UNROLL
-        for (u32 k = 0; k < 4; k++)
-            finish(job, s, unit, t * 8 + i / 16, i % 16 + k, sum.value[k], sum.up[k]);
-    }
-}
-
 // ---- kernels ------------------------------------------------------------------------------------
 
 INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
 {
-    struct share s = find_share(class, N, job);
+    struct share s = find_share(class, job);
     struct reader r;
     struct place place = {.chunk = s.warp_chunk};
     struct piece pieces[TILES * 2];
-    u32 step = s.row_warps * s.units_of_warp;
+    u32 step = job->row_warps * s.units_of_warp, turn = 0, splits = 0;
     u32x4 table = class == TABLE || class == TABLE_16 ? table_of(job->v.layout) ^ 0x80808080 : (u32x4){0};
 
     if (job->expert_rows) {
@@ -673,13 +735,15 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
         if (!find_expert(N, job, &s))
             return;
     }
+    if (s.n_sources > 1)
+        cluster_release(); // that all blocks of it are there
     r = begin_reading(class, job, &s);
     next_may_start();
     previous_wait();
     begin(class, N, job, &s, &r);
     take_chunk(class, job, &s, &place, pieces);
     ROLL
-    for (u32 first = s.unit; first < s.unit + s.n_units; first += step) {
+    for (u32 first = s.unit;; first += step) {
         u32 unit = first + s.row_warp * s.units_of_warp;
         u32 end = s.warp_chunk + (unit < s.unit + s.n_units ? s.n_warp_chunks : 0);
         float acc[TILES][TOKEN_TILES_MAX][4];
@@ -700,10 +764,21 @@ INLINE void few(u32 class, u32 N, const struct ew_few_job *job)
             for (u32 i = 0; i < TILES * 2; i++)
                 pieces[i] = next[i];
         }
-        deliver_all(N, job, &s, first, acc);
+        if (s.n_sources > 1 && !splits)
+            cluster_acquire(); // what the pass before left
+        if (first > s.unit)
+            finish_items(N, job, &s, splits ? s.unit : first - step, turn ^ (job->n_boxes - 1), splits);
+        if (first >= s.unit + s.n_units) {
+            if (splits || N_BLOCKS_Z == job->cluster || !is_last(job))
+                break;
+            splits = 1;
+            continue;
+        }
+        put_sums(N, job, &s, turn, acc);
+        if (s.n_sources > 1)
+            cluster_release();
+        turn ^= job->n_boxes - 1;
     }
-    if (job->n_splits > 1 && is_last(job, &s))
-        join_splits(N, job, &s);
 }
 
 #define DEFINE(name, class) \

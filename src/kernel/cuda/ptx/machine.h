@@ -113,7 +113,7 @@ INLINE void shared_add_u64(SHARED u64 *p, u64 v)
 }
 
 // Thread block clusters, where the tier has them: blocks that run at the same time and reach each other's shared
-// memory. None of these is for launches without clusters.
+// memory. Only the last three functions are for launches without clusters, too, whose blocks are one each.
 #if EW_SM >= 90
 // Every thread arrives, and waits until those of all blocks have. Nothing that was written is there for others by that.
 INLINE void cluster_arrive(void) { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
@@ -164,6 +164,19 @@ INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v, SHARED u64 *ar
                  : "r"((u32)(u64)to), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"((u32)(u64)arrivals)
                  : "memory");
 }
+
+// Arrives with all that this thread wrote; and waits for what others had written when they did.
+INLINE void cluster_release(void) { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+INLINE void cluster_acquire(void) { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
+// To where block `rank` of the cluster has what `to` is here.
+INLINE void cluster_store_four(SHARED float *to, u32 rank, f32x4 v)
+{
+    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; "
+                 "st.shared::cluster.v4.f32 [at], {%2, %3, %4, %5}; }" ::"r"((u32)(u64)to),
+                 "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
 #else
 INLINE void cluster_arrive(void) {}
 INLINE void cluster_wait(void) {}
@@ -171,6 +184,9 @@ INLINE void cluster_expect(SHARED u64 *arrivals, u32 bytes) {}
 INLINE void cluster_await(SHARED u64 *arrivals) {}
 INLINE void cluster_put_two(SHARED f32x2 *to, u32 rank, f32x2 v, SHARED u64 *arrivals) {}
 INLINE void cluster_put_four(SHARED float *to, u32 rank, f32x4 v, SHARED u64 *arrivals) {}
+INLINE void cluster_release(void) {}
+INLINE void cluster_acquire(void) { block_sync(); }
+INLINE void cluster_store_four(SHARED float *to, u32 rank, f32x4 v) { *(SHARED f32x4 *)to = v; }
 #endif
 
 // ---- numbers ------------------------------------------------------------------------------------

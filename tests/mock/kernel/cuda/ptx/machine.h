@@ -84,7 +84,7 @@ INLINE void wait_until(const u32 *p, u32 least)
         emu_others();
 }
 
-// Who arrives waits at once for nobody: it is cluster_wait and cluster_await that all meet at.
+// Who arrives waits at once for nobody: all meet where they wait.
 INLINE void cluster_arrive(void) {}
 INLINE void cluster_wait(void) { emu_cluster_sync(); }
 INLINE void cluster_expect(u64 *arrivals, u32 bytes) {}
@@ -97,6 +97,9 @@ INLINE void cluster_put_four(float *to, u32 rank, f32x4 v, u64 *arrivals)
 {
     memcpy(emu_cluster_at(to, rank), &v, sizeof(v));
 }
+INLINE void cluster_release(void) {}
+INLINE void cluster_acquire(void) { emu_cluster_sync(); }
+INLINE void cluster_store_four(float *to, u32 rank, f32x4 v) { memcpy(emu_cluster_at(to, rank), &v, sizeof(v)); }
 
 INLINE u64 atomic_add_u64(u64 *p, u64 v)
 {
