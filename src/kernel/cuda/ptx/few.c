@@ -9,10 +9,10 @@
 // many for its shared memory, a part of the columns, whose activations it copies while the first weights are on their
 // way.
 //
-// Blocks that share rows are a cluster: sums of a pass over some rows go to the shared memory of the block that finishes
-// them, while the next pass begins. Without clusters blocks leave sums in memory, and the last of them to arrive joins
-// them. Either is always in the same order. What is done once a pass or launch has few instructions, as these have to
-// be fetched first.
+// Blocks that share rows are a cluster: the sums of a pass over some rows go to the shared memory of the block that
+// finishes them, while the next pass begins. Without clusters blocks leave sums in memory, and the last of them to
+// arrive joins them. Either is always in the same order. What is done once a pass or launch has few instructions, as
+// these have to be fetched first.
 //
 // A class is a layout, and those that are like it but for numbers: U4_MIN counts as U4, all tables as IQ4 or IQ1_16.
 // What a new one needs: COLUMNS stand in 16 bytes, its scales in `ask` (16 bytes for a span of a row), its four columns
