@@ -520,10 +520,10 @@ struct ahead {
 };
 
 // Rows of which each thread has one eight.
-INLINE u32 is_short(const struct ew_vector_job *job)
+INLINE u32 is_short(u32 class, const struct ew_vector_job *job)
 {
     return job->cols <= EW_VECTOR_COLS_SHORT && !job->norm_bias &&
-           (job->norm == EW_VECTOR_RMS || (job->norm == EW_VECTOR_PLAIN && job->order));
+           (job->norm == EW_VECTOR_RMS || (job->norm == EW_VECTOR_PLAIN && is_ordered(class, job)));
 }
 
 INLINE u32 packed_pair(u32 a, u32 b) { return a | b << 16; }
@@ -538,7 +538,7 @@ INLINE void load_ahead(u32 class, const struct ew_vector_job *job, struct ahead 
     u32 i = THREAD;
 
     *a = (struct ahead){.weight = {{1, 1, 1, 1}, {1, 1, 1, 1}}, .per_column = 1 / (float)job->cols};
-    if (!is_short(job) || i >= job->cols / 8)
+    if (!is_short(class, job) || i >= job->cols / 8)
         return;
     if (is_ordered(class, job)) {
         const u32x4 *order = (const u32x4 *)job->order + 2 * i;
@@ -637,7 +637,7 @@ INLINE void stage_any(u32 class, const struct ew_vector_job *job, const struct p
 INLINE void stage(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                   const struct ahead *a)
 {
-    if (is_short(job))
+    if (is_short(class, job))
         stage_short(class, job, p, n_eights, a);
     else if (job->norm == EW_VECTOR_PLAIN && !job->order)
         stage_plain(class, job, p, n_eights);
