@@ -304,7 +304,7 @@ bool ew_cuda_few_takes(const struct ew_cuda_backend *backend, const struct ew_cu
     struct sharing sharing;
 
     if (!fused->count || !CLASSES[job->layout].columns || ew_cuda_shows_ops(backend) || n_rows < 2 ||
-        n_rows > EW_FEW_TOKENS_MAX || job->cols % 256 || stride_of(backend, job->x) % 4 ||
+        n_rows > EW_FEW_TOKENS_MAX || job->cols % EW_FEW_COLS_MULTIPLE || stride_of(backend, job->x) % 4 ||
         stride_of(backend, job->normed) % 4)
         return false;
     for (uint32_t i = 0; i < EW_VECTOR_PARTS_MAX; i++) {

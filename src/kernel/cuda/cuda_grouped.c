@@ -80,7 +80,7 @@ static void plan_grouped(const struct ew_cuda_backend *backend, uint32_t i, stru
     grouped->job.out_strides[0] = backend->plan.buffers[out].width;
     grouped->n_experts = matrix_of(backend, first)->rows / v->rows;
     next += glu ? 3 : 1;
-    if (v->rows % TILE == 0 && v->cols % 256 == 0 && grouped->job.x_stride % 4 == 0 &&
+    if (v->rows % TILE == 0 && v->cols % EW_FEW_COLS_MULTIPLE == 0 && grouped->job.x_stride % 4 == 0 &&
         (next == i + 1 || !ew_cuda_reads_codes(backend, next)))
         grouped->count = next - i;
 }

@@ -4,6 +4,7 @@
 #include "base/assert.h"
 #include "kernel/cuda/cuda_prefill.h"
 #include "kernel/cuda/f8_job.h"
+#include "kernel/cuda/wcoded_job.h"
 
 #define NORM_THREADS 256
 #define MANY_ROWS 33      // from which on,
@@ -78,7 +79,7 @@ bool ew_cuda_many_takes(const struct ew_cuda_backend *backend, const struct ew_c
     float linear, cubic;
     bool coded;
 
-    if (!fused->count || job->cols % 256 || !backend->work.has_maps ||
+    if (!fused->count || job->cols % EW_WCODED_COLS_MULTIPLE || !backend->work.has_maps ||
         backend->plan.buffers[fused->x].rows != EW_CPU_ROWS_TOKENS)
         return false;
     coded = is_coded(backend, fused, 0, n_rows);

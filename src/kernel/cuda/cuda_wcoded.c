@@ -9,7 +9,6 @@
 #define TOKENS_MIN 33   // fewer are for ptx/few.c and ptx/some.c
 #define TOKENS_SMALL 64 // of the smaller kernels
 #define TOKENS_LARGE 128
-#define COLS_MULTIPLE 256 // a span's scales are 16 bytes, and rows begin at multiples of that
 #define SPLITS_MAX 8
 #define SPLIT_STEPS_MIN 6 // of a part of the columns
 #define JOIN_THREADS 256
@@ -74,7 +73,7 @@ uint32_t ew_cuda_wcoded_planes(const struct ew_cuda_matrix *matrix, struct ew_cu
     uint32_t cols = matrix->cols, row = (uint32_t)ew_cuda_code_bytes(matrix->layout, cols);
     uint32_t nibbles = matrix->layout == EW_CUDA_I8 ? cols : cols / 2;
 
-    if (!KERNELS[matrix->layout][0][0] || cols % COLS_MULTIPLE)
+    if (!KERNELS[matrix->layout][0][0] || cols % EW_WCODED_COLS_MULTIPLE)
         return 0;
     out[0] = (struct ew_cuda_plane){matrix->codes, nibbles, row, w.codes};
     out[1] = (struct ew_cuda_plane){matrix->scales, cols / 256 * w.scales, cols / 256 * w.scales, w.scales};
@@ -104,7 +103,7 @@ bool ew_cuda_wcoded_takes(const struct ew_cuda_backend *backend, const struct ew
     enum ew_cuda_kernel kernel = KERNELS[p->matrix->layout][0][0];
 
     return kernel && backend->device.functions[kernel] && backend->work.has_maps && p->n_rows >= TOKENS_MIN &&
-           p->matrix->cols % COLS_MULTIPLE == 0;
+           p->matrix->cols % EW_WCODED_COLS_MULTIPLE == 0;
 }
 
 bool ew_cuda_wcoded_knows(enum ew_cuda_layout layout)

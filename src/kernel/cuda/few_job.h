@@ -6,6 +6,7 @@
 
 #define EW_FEW_THREADS 256 // at most: a warp more takes as much more shared memory
 #define EW_FEW_TOKENS_MAX 32
+#define EW_FEW_COLS_MULTIPLE 256 // columns come in: rows of scales are in whole 16 bytes then
 #define EW_FEW_SPLITS_MAX 8
 #define EW_FEW_TILES 2     // of 16 matrix rows, that a warp takes at once
 #define EW_FEW_STAGES 4    // of a warp's ring, of which three are under way

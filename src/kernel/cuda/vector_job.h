@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #define EW_VECTOR_PARTS_MAX 4
-#define EW_VECTOR_COLS_MULTIPLE 128 // of columns
+#define EW_VECTOR_COLS_MULTIPLE 128 // columns come in: rows of scales are in whole 8 bytes then
 #define EW_VECTOR_THREADS 512
 #define EW_VECTOR_COLS_SHORT (8 * EW_VECTOR_THREADS) // of rows of which a thread takes eight columns at most
 #define EW_VECTOR_STATIC_BYTES 128 // of the kernel's own shared arrays, with room to spare

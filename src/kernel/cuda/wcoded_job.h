@@ -13,6 +13,7 @@
 #define EW_WCODED_STAGES 6
 #define EW_WCODED_SLOTS 3 // of scales: what the stages hold spans at most so many
 #define EW_WCODED_PARTS 4
+#define EW_WCODED_COLS_MULTIPLE 256 // a span's scales are 16 bytes, and rows begin at multiples of that
 #define EW_WCODED_MAP_BYTES 128
 
 struct ew_wcoded_part {
