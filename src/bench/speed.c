@@ -18,6 +18,7 @@
 #include "platform/topology.h"
 
 #define SEED 20261121
+#define WARMUP_REPEATS_MAX 64 // a backend may try ways of its steps for as many as the shortest repetitions have
 #define ITL_TARGET_S 3600.0 // nobody waits for tokens: prompts need not be cut up for the sake of those that decode
 
 struct speed {
@@ -225,7 +226,8 @@ static void summarise(struct speed *s)
     out->limit_pct = out->limit_gb_s > 0 ? 100 * out->weight_gb_s / out->limit_gb_s : 0;
 }
 
-// A device has limits of its own; the host's are measured when the engine has made room.
+// A device has limits of its own; the host's are measured when the engine has made room. Where the model leaves no
+// memory to measure with, its speed is told without them.
 static int measure_device(struct speed *s, struct ew_error *err)
 {
     struct ew_backend *backend = s->engine->core.backend;
@@ -235,6 +237,8 @@ static int measure_device(struct speed *s, struct ew_error *err)
     if (!backend->ops->measure)
         return 0;
     rc = backend->ops->measure(backend, &limits, err);
+    if (rc == EW_ERR_MEMORY)
+        return 0;
     s->out->limit_gb_s = rc ? 0 : limits.read_bytes_s / 1e9;
     s->out->multiply_flops_s = rc ? 0 : limits.multiply_flops_s;
     return rc;
@@ -252,6 +256,29 @@ static int profile(struct speed *s, struct ew_error *err)
     return ew_bench_profile(&s->engine->core, profile, err);
 }
 
+// Whether the backend still compares ways of running the steps that were measured last.
+static bool is_trying(const struct speed *s)
+{
+    const struct ew_backend *backend = s->engine->core.backend;
+
+    return backend->ops->is_trying && backend->ops->is_trying(backend);
+}
+
+// A repetition that does not count, and decoding again where one has fewer steps than the backend has ways to try. The
+// first measured repetition writes over what these left.
+static int warm_up(struct speed *s, struct ew_error *err)
+{
+    int rc = measure_prefill(s, 0, err);
+
+    for (uint32_t i = 0; rc == 0 && i < WARMUP_REPEATS_MAX && (i == 0 || is_trying(s)); i++) {
+        rc = measure_decode(s, 0, err);
+        s->n_itl = 0;
+        s->out->n_warmup += s->options->n_gen;
+    }
+    s->decode_joules = 0;
+    return rc;
+}
+
 static int measure(struct speed *s, struct ew_error *err)
 {
     struct ew_engine_stats stats;
@@ -259,6 +286,8 @@ static int measure(struct speed *s, struct ew_error *err)
 
     ew_engine_stats(s->engine, &stats);
     rc = ew_energy_open(NULL, strcmp(stats.backend_name, "cuda") == 0, &s->energy, err);
+    if (rc == 0 && !s->options->no_warmup)
+        rc = warm_up(s, err);
     for (uint32_t run = 0; run < s->options->repeats && rc == 0; run++) {
         rc = measure_prefill(s, run, err);
         if (rc == 0)

@@ -8,6 +8,7 @@
 
 struct ew_speed_options {
     uint32_t n_prompt, n_gen, depth, batch, repeats;
+    bool no_warmup; // the first repetition counts, whatever the backend still tries in it
     bool (*interrupted)(void); // NULL, or polled between steps
     struct ew_profile_options *profile; // NULL, or --profile-ops: the sizes are set here
 };
@@ -25,6 +26,7 @@ struct ew_speed {
     double multiply_flops_s; // of the device, where it has limits of its own
     double joules_per_token;   // of decoding, of the whole batch's tokens; 0: this box does not tell
     const char *joules_source; // what measured them; NULL: nothing does
+    uint32_t n_warmup; // tokens that each sequence decoded before what counts; 0: nothing went before
     uint32_t n_runs;
     double prefill_runs[EW_SPEED_REPEATS_MAX], decode_runs[EW_SPEED_REPEATS_MAX], ttft_runs[EW_SPEED_REPEATS_MAX];
 };

@@ -45,6 +45,7 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
         ew_buf_printf(&json, "%.6g", speed->joules_per_token);
     else
         ew_buf_append_str(&json, EW_STR("null"));
+    ew_buf_printf(&json, ", \"warmup_tokens\": %u", speed->n_warmup);
     append_runs(&json, "prefill_tok_s_runs", speed->prefill_runs, speed->n_runs);
     append_runs(&json, "decode_tok_s_runs", speed->decode_runs, speed->n_runs);
     if (options->profile) {
@@ -61,8 +62,9 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
     struct ew_backend_speed limits = {speed->limit_gb_s * 1e9, speed->multiply_flops_s};
     const double mib = 1 << 20;
 
-    printf("%s on %s (%s), kv %s, batch %u, %u runs\n", model->path, speed->backend_text, speed->device,
-           g_kv_names[config->kv], options->batch, speed->n_runs);
+    printf("%s on %s (%s), kv %s, batch %u, %u runs%s\n", model->path, speed->backend_text, speed->device,
+           g_kv_names[config->kv], options->batch, speed->n_runs,
+           speed->n_warmup ? " after a warm-up" : " without a warm-up");
     printf("  prefill  %10.1f tok/s   %u tokens, first token after %.1f ms\n", speed->prefill_tok_s, options->n_prompt,
            speed->ttft_ms);
     printf("  decode   %10.1f tok/s   %u tokens from a context of %u, a step %.2f ms (p95 %.2f, p99 %.2f)\n",
@@ -94,6 +96,7 @@ static int run(const struct ew_args *args, struct ew_error *err)
         .depth = (uint32_t)ew_args_int(args, "depth", 0),
         .batch = (uint32_t)ew_args_int(args, "batch", 1),
         .repeats = (uint32_t)ew_args_int(args, "repeats", 3),
+        .no_warmup = ew_args_flag(args, "no-warmup"),
         .interrupted = ew_interrupted,
     };
     struct ew_op_table table = {0};
@@ -122,6 +125,7 @@ static const struct ew_opt g_own[] = {
     {"batch", 'b', EW_OPT_INT, "N", "sequences at once; default 1", NULL, 1, 1024},
     {"repeats", 'r', EW_OPT_INT, "N", "repeats, of which the median is given; default 3", NULL, 1,
      EW_SPEED_REPEATS_MAX},
+    {"no-warmup", 0, EW_OPT_FLAG, NULL, "let the first repetition count; default one goes before that does not"},
     {"profile-ops", 0, EW_OPT_FLAG, NULL, "on a GPU: what each kind of launch costs, and how near it is to the limits"},
     EW_OPT_END,
 };

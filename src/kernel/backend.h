@@ -80,6 +80,8 @@ struct ew_backend_ops {
     uint64_t (*held_bytes)(const struct ew_backend *backend);
     // Tokens of prompts that a step needs to be about as fast as it gets; NULL: 512.
     uint32_t (*step_tokens)(const struct ew_backend *backend);
+    // Whether steps like the last one still go different ways, of which the fastest is to stay; NULL: never.
+    bool (*is_trying)(const struct ew_backend *backend);
     // NULL: the machine's own limits are the backend's. Takes some tens of milliseconds.
     int (*measure)(struct ew_backend *backend, struct ew_backend_speed *out, struct ew_error *err);
     // What the kinds of launches of a step like this cost, the whole step first; NULL: not known here. Whatever the

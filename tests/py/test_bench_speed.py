@@ -13,10 +13,18 @@ def test_bench_speed_prints_the_contract():
     assert set(result) == {
         "model", "backend", "device", "threads", "weight_bytes", "kv_dtype", "prompt_tokens", "gen_tokens", "depth", "batch",
         "prefill_tok_s", "decode_tok_s", "ttft_ms", "itl_ms", "weight_gb_s", "limit_gb_s", "limit_pct", "peak_memory_bytes",
-        "load_s", "joules_per_token", "prefill_tok_s_runs", "decode_tok_s_runs"}
+        "load_s", "joules_per_token", "warmup_tokens", "prefill_tok_s_runs", "decode_tok_s_runs"}
     assert set(result["itl_ms"]) == {"p50", "p95", "p99"}
     assert result["prefill_tok_s"] > 0 and result["decode_tok_s"] > 0 and result["limit_gb_s"] > 0
     assert len(result["decode_tok_s_runs"]) == 2 and result["joules_per_token"] is None
+    assert result["warmup_tokens"] == 8
+
+
+def test_the_warm_up_can_be_left_out_and_is_told():
+    command = ["bench", "speed", "-m", support.need("fixtures/gguf/llama-q8_0.gguf"), "-p", "8", "-n", "2", "-r", "1", "--backend", "cpu"]
+    assert b"1 runs after a warm-up\n" in support.run_ok(*command)
+    assert b"1 runs without a warm-up\n" in support.run_ok(*command, "--no-warmup")
+    assert support.run_json(*command, "--no-warmup", "--json")["warmup_tokens"] == 0
 
 
 def run_together(n):

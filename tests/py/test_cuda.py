@@ -355,6 +355,20 @@ def test_steps_are_done_in_the_way_that_proves_fastest(cuda):
 
 
 @emulated
+def test_the_warm_up_lasts_until_a_way_is_chosen(cuda):
+    """What bench speed measures are steps that all go the same way: 20 are tried where there are four ways."""
+    def warm_up(**env):
+        env = {**cuda, "EW_MOCK_CUDA_MEMORY": "60000000", **env}  # too little to measure its speed with, which takes minutes here
+        result = support.run_json("bench", "speed", "-m", "synthetic:tiny:q8_0", "-p", "8", "-n", "6", "-r", "1", "--backend", "cuda",
+                                  "--no-self-test", "--json", env=env)
+        assert result["limit_gb_s"] is None
+        return result["warmup_tokens"]
+
+    assert warm_up() == 6
+    assert warm_up(EW_MOCK_CUDA_CC="100", EW_MOCK_CUDA_DRIVER="12080") in (18, 24)
+
+
+@emulated
 def test_a_gpu_without_memory_of_its_own(cuda):
     """Its driver calls little free; the budget is what the machine has."""
     env = {"EW_MOCK_CUDA_MEMORY": "10485760", "EW_MOCK_CUDA_VMM": "0"}

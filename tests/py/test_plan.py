@@ -58,7 +58,7 @@ def test_a_config_alone_will_do(tmp_path):
 def test_weights_are_those_that_the_engine_holds():
     for model in ("demo", "synthetic:0.6b:q8_0"):
         planned = plan("-m", model)[0]["weight_bytes"]
-        held = support.run_json("bench", "speed", "-m", model, "-p", 8, "-n", 1, "-r", 1, "--json", timeout=600)["weight_bytes"]
+        held = support.run_json("bench", "speed", "-m", model, "-p", 8, "-n", 1, "-r", 1, "--no-warmup", "--json", timeout=600)["weight_bytes"]
         assert planned == pytest.approx(held, rel=0.05)
 
 
@@ -74,7 +74,8 @@ def test_profiles_are_listed_and_printed():
 
 def measured(model, context):
     """Peak memory and decode speed with every block and the whole workspace in use, and what plan says of the same."""
-    got = support.run_json("bench", "speed", "-m", model, "-p", context, "-d", context, "-n", 4, "-r", 1, "--chunk", 2048, "--json", timeout=900)
+    got = support.run_json("bench", "speed", "-m", model, "-p", context, "-d", context, "-n", 4, "-r", 1, "--no-warmup", "--chunk", 2048, "--json",
+                           timeout=900)
     planned, _ = plan("-m", model, "--ctx", context + 10, "--kv", "f16", "--bandwidth", got["limit_gb_s"])
     return got, planned
 

@@ -418,6 +418,11 @@ static uint32_t cuda_step_tokens(const struct ew_backend *base)
     return is_large ? 2048 : 512;
 }
 
+static bool cuda_is_trying(const struct ew_backend *base)
+{
+    return ew_cuda_graph_is_trying(of(base));
+}
+
 static int cuda_measure(struct ew_backend *base, struct ew_backend_speed *out, struct ew_error *err)
 {
     int rc = ew_cuda_enter(&of(base)->device, err);
@@ -923,6 +928,7 @@ const struct ew_backend_ops ew_backend_cuda = {
     .free_bytes = cuda_free_bytes,
     .held_bytes = cuda_held_bytes,
     .step_tokens = cuda_step_tokens,
+    .is_trying = cuda_is_trying,
     .measure = cuda_measure,
     .profile = cuda_profile,
     .modules = cuda_modules,

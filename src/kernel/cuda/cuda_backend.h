@@ -260,6 +260,8 @@ int ew_cuda_graph_start(struct ew_cuda_backend *backend, const struct ew_batch *
                         struct ew_error *err) EW_MUST_CHECK;
 // How steps like this one are started, as far as is known.
 enum ew_cuda_way ew_cuda_graph_way(const struct ew_cuda_backend *backend, const struct ew_batch *batch);
+// Whether steps like the decode step that was started last are still started in different ways.
+bool ew_cuda_graph_is_trying(const struct ew_cuda_backend *backend);
 void ew_cuda_graphs_fini(struct ew_cuda_backend *backend); // when nothing is under way
 
 // cuda_trace.c

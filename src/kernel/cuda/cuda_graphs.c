@@ -63,12 +63,24 @@ static bool can_compare(const struct ew_cuda_backend *backend)
     return false;
 }
 
+static bool is_trying(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
+{
+    return graph->n_started < TRIES * EW_CUDA_WAY_COUNT && can_compare(backend);
+}
+
+bool ew_cuda_graph_is_trying(const struct ew_cuda_backend *backend)
+{
+    const struct ew_cuda_flight *flight = &backend->flights[(backend->n_submitted - 1) % EW_CUDA_FLIGHTS];
+
+    return backend->n_submitted > 0 && flight->graph && is_trying(backend, flight->graph);
+}
+
 // How the next step goes. Ways that lost are given up once no step that takes them is under way.
 static enum ew_cuda_way choose(struct ew_cuda_backend *backend, struct ew_cuda_graph *graph, bool *is_timed)
 {
     enum ew_cuda_way best = fastest(graph);
 
-    *is_timed = graph->n_started < TRIES * EW_CUDA_WAY_COUNT && can_compare(backend);
+    *is_timed = is_trying(backend, graph);
     if (*is_timed)
         return (enum ew_cuda_way)(graph->n_started++ % EW_CUDA_WAY_COUNT);
     for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
