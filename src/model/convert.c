@@ -434,7 +434,7 @@ static int add_part(struct ew_convert *convert, const struct ew_tensor *from, co
     uint32_t n_parts = stack_count(convert, named->stem);
     struct ew_convert_tensor *tensor;
 
-    snprintf(name, sizeof(name), "%s%s", named->stem, named->suffix);
+    snprintf(name, sizeof(name), "%.*s%s", NAME_MAX_BYTES - 1, named->stem, named->suffix); // GCC 11 warns without
     if (named->part >= n_parts || from->n_dims < 1 || from->n_dims > 2)
         return ew_fail(err, EW_ERR_FORMAT, "tensor " EW_STR_FMT " is none of the %u parts of a stack",
                        EW_STR_ARG(from->name), n_parts);
