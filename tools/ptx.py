@@ -64,7 +64,7 @@ THREADS = {
 # Modules of whose kernels a multiprocessor holds one block: ptxas need not save registers for a second one.
 ALONE = {"few", "gemm_f8", "wgmma_coded", "wgmma_f8"}
 # Kernels, by the ends of their names, of which a multiprocessor is to hold so many blocks.
-TOGETHER = {"chosen": (2, ("",)), "decode": (3, ("_64", "_96", "_128")), "some": (2, ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24"))}
+TOGETHER = {"chosen": (2, ("",)), "decode": (3, ("_64", "_96", "_128")), "some": (2, ("f16_16", "f16_24", "f8_16", "i8_16", "i8_24", "u4_16", "u4_24")), "vector": (2, ("",))}
 
 
 def path_of(module, tier):

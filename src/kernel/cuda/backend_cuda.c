@@ -612,6 +612,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = map_caches(backend, limits->n_blocks, err);
     if (rc == 0)
         rc = ew_cuda_attend_find(backend, err);
+    if (rc == 0)
+        ew_cuda_fuse_place(backend);
     if (rc == 0 && limits->n_seqs_max == 1)
         rc = ew_cuda_share_multiprocessors(&backend->device, err);
     if (rc == 0)

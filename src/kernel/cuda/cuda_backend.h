@@ -49,8 +49,8 @@ struct ew_cuda_flight {
 struct ew_cuda_graph {
     void *ways[EW_CUDA_WAY_COUNT];    // NULL: not recorded, or given up
     float ms[EW_CUDA_WAY_COUNT];      // of the shortest step
-    uint32_t n_timed[EW_CUDA_WAY_COUNT];
-    uint32_t n_started;               // of the steps that are timed
+    uint32_t n_begun[EW_CUDA_WAY_COUNT], n_timed[EW_CUDA_WAY_COUNT]; // of the steps that are timed
+    uint32_t n_started;               // of all ways
 };
 
 // The one copy that a step makes to the GPU. Each part lies at the same place on both sides.
@@ -131,8 +131,13 @@ struct ew_cuda_work {
 struct ew_cuda_fused {
     uint32_t count; // 0: no steps begin here
     enum ew_cuda_kernel kernel;
-    uint32_t shared_bytes, deep_bytes; // with long rings; 0: they do not fit
-    uint32_t n_early;                  // pieces of weights a warp asks for before activations are there, at most
+    enum ew_cuda_place place;
+    struct {
+        uint32_t n_stages, bytes; // pieces; shared memory of a block, with all else
+    } rings[EW_CUDA_RING_COUNT];
+    uint32_t beside_bytes; // of a block of the product before or behind this one, with the shortest ring
+    uint32_t n_shown;      // launches of a self-test
+    uint32_t n_early;      // pieces of weights a warp asks for before activations are there, at most
     struct ew_vector_job job;
     // What many rows of activations need beyond the job, where the addresses are not enough.
     uint32_t x, normed, residual, out;                    // buffers
@@ -192,6 +197,7 @@ struct ew_cuda_backend {
     struct ew_cuda_fused *fused;   // [plan.n_steps]
     struct ew_cuda_attend *attends; // [plan.n_steps]
     struct ew_cuda_chosen *chosen;  // [plan.n_steps], NULL: there are no experts
+    uint32_t fitting_places, longest_places; // a bit each, where such rings are longer than the shortest, than fitting
     struct ew_cuda_grouped *grouped; // [plan.n_steps], NULL: there are no experts
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
@@ -303,6 +309,7 @@ int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *atten
 bool ew_cuda_reads_codes(const struct ew_cuda_backend *backend, uint32_t first);
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+void ew_cuda_fuse_place(struct ew_cuda_backend *backend); // once attentions are known, too
 
 // cuda_f8.c
 // Finds the matrices whose products with many rows take activations in e4m3, where there are kernels for them. Once

@@ -93,12 +93,26 @@ struct ew_cuda_launches {
     uint32_t n;
 };
 
+// Products of one row of activations, by where they stand in a layer.
+enum ew_cuda_place {
+    EW_CUDA_BEFORE_ATTENTION,
+    EW_CUDA_AFTER_ATTENTION,
+    EW_CUDA_GATES,
+    EW_CUDA_ELSEWHERE,
+    EW_CUDA_PLACE_COUNT,
+    EW_CUDA_LAST = EW_CUDA_PLACE_COUNT // of the program: its rings are the longest always
+};
+
+// Their rings of weights: the shortest; the longest that fits a multiprocessor beside a neighbour's shortest, and that
+// is to keep two blocks of one product apart; the longest that a block can have.
+enum ew_cuda_ring { EW_CUDA_RING_SHORT, EW_CUDA_RING_FITTING, EW_CUDA_RING_LONGEST, EW_CUDA_RING_COUNT };
+
 // How a decode step is done, with the same results: which of the kernels that can wait for their predecessor themselves
 // are started before it has ended, and how much of weights is under way in products of one row.
 enum ew_cuda_way {
-    EW_CUDA_WAY_EARLY,
-    EW_CUDA_WAY_DEEP,     // with long rings, that leave no room for another product's block beside
-    EW_CUDA_WAY_PRODUCTS_LATE,
+    EW_CUDA_WAY_EARLY, // all of them; plus one bit for each place whose rings are fitting ones
+    EW_CUDA_WAY_LONGEST = 1 << EW_CUDA_PLACE_COUNT, // plus these: the longest ones there
+    EW_CUDA_WAY_PRODUCTS_LATE = 2 << EW_CUDA_PLACE_COUNT,
     EW_CUDA_WAY_LATE,
     EW_CUDA_WAY_COUNT
 };

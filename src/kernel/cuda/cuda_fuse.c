@@ -10,6 +10,7 @@
 #include "kernel/cuda/vector_job.h"
 
 #define WARPS (EW_VECTOR_THREADS / 32)
+#define DRIVER_BYTES 1024u // of shared memory, which each block has beside its own
 
 struct match {
     const struct ew_cuda_backend *backend;
@@ -347,10 +348,33 @@ static uint32_t shared_bytes(const struct ew_cuda_backend *backend, const struct
            most * (uint32_t)sizeof(float);
 }
 
+// The longest of a block that may have so many bytes.
+static void find_ring(const struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, enum ew_cuda_ring ring,
+                      uint32_t bytes_max)
+{
+    for (uint32_t n = EW_VECTOR_STAGES_MIN; n <= EW_VECTOR_STAGES_MAX; n++) {
+        uint32_t bytes = shared_bytes(backend, &fused->job, n);
+
+        if (n > EW_VECTOR_STAGES_MIN && bytes > bytes_max)
+            return;
+        fused->rings[ring].n_stages = n;
+        fused->rings[ring].bytes = bytes;
+    }
+}
+
+// False: there is no room for any.
+static bool find_rings(const struct ew_cuda_backend *backend, struct ew_cuda_fused *fused)
+{
+    uint32_t bytes_max = (uint32_t)backend->device.shared_bytes_max - EW_VECTOR_STATIC_BYTES;
+
+    find_ring(backend, fused, EW_CUDA_RING_SHORT, 0);
+    find_ring(backend, fused, EW_CUDA_RING_LONGEST, bytes_max);
+    return fused->rings[EW_CUDA_RING_SHORT].bytes <= bytes_max;
+}
+
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
 {
     uint32_t n_steps = backend->plan.n_steps, most[EW_CUDA_KERNEL_COUNT] = {0};
-    uint32_t shared_max = (uint32_t)backend->device.shared_bytes_max - EW_VECTOR_STATIC_BYTES;
     uint32_t n_blocks = (uint32_t)backend->device.n_multiprocessors;
     int rc = 0;
 
@@ -367,14 +391,10 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
         fill(&m, fused);
         fused->kernel = CLASSES[fused->job.layout].kernel;
         fused->n_early = CLASSES[fused->job.layout].n_early;
-        fused->shared_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES);
-        if (fused->shared_bytes > shared_max || fused->job.rows > UINT32_MAX / (n_blocks + 1))
+        if (!find_rings(backend, fused) || fused->job.rows > UINT32_MAX / (n_blocks + 1))
             continue; // blocks count rows in 32 bits
-        fused->deep_bytes = shared_bytes(backend, &fused->job, EW_VECTOR_STAGES_DEEP);
-        if (fused->deep_bytes > shared_max)
-            fused->deep_bytes = 0;
         fused->count = m.next - i;
-        most[fused->kernel] = EW_MAX(most[fused->kernel], EW_MAX(fused->shared_bytes, fused->deep_bytes));
+        most[fused->kernel] = EW_MAX(most[fused->kernel], fused->rings[EW_CUDA_RING_LONGEST].bytes);
         i = m.next - 1;
     }
     for (uint32_t i = 0; i < n_steps; i++)
@@ -384,4 +404,61 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
             rc = ew_cuda_allow_shared(&backend->device, i, most[i], err);
     }
     return rc;
+}
+
+static enum ew_cuda_place place_of(const struct ew_cuda_backend *backend, uint32_t i, bool is_after_attention)
+{
+    uint32_t next = i + backend->fused[i].count;
+
+    if (is_after_attention)
+        return EW_CUDA_AFTER_ATTENTION;
+    if (backend->fused[i].job.is_glu)
+        return EW_CUDA_GATES;
+    return next < backend->plan.n_steps && backend->attends[next].count ? EW_CUDA_BEFORE_ATTENTION : EW_CUDA_ELSEWHERE;
+}
+
+// Finds out beside which blocks a product's may have to find room; returns the last product.
+static struct ew_cuda_fused *find_places(struct ew_cuda_backend *backend)
+{
+    uint32_t n_steps = backend->plan.n_steps, behind = n_steps; // step behind an attention
+    struct ew_cuda_fused *last = NULL;
+
+    for (uint32_t i = 0; i < n_steps; i++) {
+        struct ew_cuda_fused *fused = &backend->fused[i];
+
+        if (backend->attends[i].count)
+            behind = i + backend->attends[i].count;
+        if (!fused->count || (backend->chosen && backend->chosen[i].count))
+            continue;
+        fused->place = place_of(backend, i, i == behind);
+        if (last) {
+            fused->beside_bytes = last->rings[EW_CUDA_RING_SHORT].bytes;
+            last->beside_bytes = EW_MAX(last->beside_bytes, fused->rings[EW_CUDA_RING_SHORT].bytes);
+        }
+        last = fused;
+    }
+    if (last)
+        last->place = EW_CUDA_LAST;
+    return last;
+}
+
+void ew_cuda_fuse_place(struct ew_cuda_backend *backend)
+{
+    const struct ew_cuda_fused *last = find_places(backend);
+    // A multiprocessor has the driver's share of one block more than what the largest block can ask for.
+    uint32_t of_two = (uint32_t)backend->device.shared_bytes_max - DRIVER_BYTES - 2 * EW_VECTOR_STATIC_BYTES;
+
+    for (uint32_t i = 0; last && i < backend->plan.n_steps; i++) {
+        struct ew_cuda_fused *fused = &backend->fused[i];
+
+        if (!fused->count)
+            continue;
+        find_ring(backend, fused, EW_CUDA_RING_FITTING, of_two - EW_MIN(of_two, fused->beside_bytes));
+        if (fused == last || !fused->beside_bytes) // or among experts
+            continue;
+        if (fused->rings[EW_CUDA_RING_FITTING].n_stages > fused->rings[EW_CUDA_RING_SHORT].n_stages)
+            backend->fitting_places |= 1u << fused->place;
+        if (fused->rings[EW_CUDA_RING_LONGEST].n_stages > fused->rings[EW_CUDA_RING_FITTING].n_stages)
+            backend->longest_places |= 1u << fused->place;
+    }
 }

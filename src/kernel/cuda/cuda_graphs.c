@@ -1,24 +1,52 @@
 // Decode steps as graphs, one for each number of tokens, and another one where contexts are long. How early kernels may
 // be started pays or costs by shape, type and GPU: blocks that wait beside those of the kernel before have their first
-// weights there when their turn comes, but they also crowd on some multiprocessors. (8 B q8_0 on an H200: 307 tok/s
-// with all of them started early, 341 without the products, 334 without any.) Longer rings of weights keep two
-// products' blocks apart. So each way is tried in turn in the first steps, and the fastest one stays. All of them
-// compute the same.
+// weights there when their turn comes, but two of them also crowd on some multiprocessors while others have none. Where
+// one product's blocks are so large that two do not fit, and the next one's so small that they fit beside, there is
+// none of that; where products are long, memory is busier with the longest rings in all of them. (8 B q4_0 on an H200:
+// 1.86 ms with the shortest rings, 1.57 with the longest, 1.43 with a fitting one behind the attention; q8_0 2.64, 2.35
+// and 2.26, the last with the longest but behind the attention.) So each way is tried in turn in the first steps, and
+// the fastest one stays. All of them compute the same.
 
 #include "base/assert.h"
+#include "base/buf.h"
 #include "base/log.h"
 #include "kernel/cuda/cuda_backend.h"
 
-#include <stdio.h>
+#include <math.h>
 
-#define TRIES 5 // of each way; the shortest counts, as others wait for what is not theirs
+#define TEXT_MAX 1024
+// How often each way is tried, how many more steps try the most promising ones, and how often any is tried at most. The
+// shortest time counts, as others wait for what is not theirs.
+#define TRIES 3
+#define TRIES_MORE 24
+#define TRIES_MAX 8
 
-static const char *const WAYS[EW_CUDA_WAY_COUNT] = {
-    [EW_CUDA_WAY_EARLY] = "every kernel started early",
-    [EW_CUDA_WAY_DEEP] = "every kernel started early, products with long rings",
-    [EW_CUDA_WAY_PRODUCTS_LATE] = "products started in their turn",
-    [EW_CUDA_WAY_LATE] = "every kernel started in its turn",
-};
+static uint32_t tokens_of(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
+{
+    return (uint32_t)(graph - backend->graphs) % (EW_CUDA_GRAPH_TOKENS_MAX + 1);
+}
+
+// Lists the ways that differ; returns how many. Only products of one row have rings of several lengths.
+static uint32_t list_ways(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph,
+                          enum ew_cuda_way list[EW_CUDA_WAY_COUNT])
+{
+    bool has_rings = tokens_of(backend, graph) == 1;
+    uint32_t fitting = has_rings ? backend->fitting_places : 0, longest = has_rings ? backend->longest_places : 0;
+    uint32_t n = 0;
+
+    for (uint32_t way = 0; way < EW_CUDA_WAY_COUNT; way++) {
+        uint32_t places = way % EW_CUDA_WAY_LONGEST;
+        bool differs = !(places & ~fitting);
+
+        if (way >= EW_CUDA_WAY_PRODUCTS_LATE)
+            differs = true;
+        else if (way >= EW_CUDA_WAY_LONGEST)
+            differs = places & longest && !(places & ~(fitting | longest));
+        if (differs)
+            list[n++] = (enum ew_cuda_way)way;
+    }
+    return n;
+}
 
 static bool is_under_way(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph, int way)
 {
@@ -63,9 +91,16 @@ static bool can_compare(const struct ew_cuda_backend *backend)
     return false;
 }
 
+static uint32_t tries_of(uint32_t n_ways)
+{
+    return TRIES * n_ways + TRIES_MORE;
+}
+
 static bool is_trying(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
 {
-    return graph->n_started < TRIES * EW_CUDA_WAY_COUNT && can_compare(backend);
+    enum ew_cuda_way ways[EW_CUDA_WAY_COUNT];
+
+    return graph->n_started < tries_of(list_ways(backend, graph, ways)) && can_compare(backend);
 }
 
 bool ew_cuda_graph_is_trying(const struct ew_cuda_backend *backend)
@@ -75,21 +110,49 @@ bool ew_cuda_graph_is_trying(const struct ew_cuda_backend *backend)
     return backend->n_submitted > 0 && flight->graph && is_trying(backend, flight->graph);
 }
 
+// Of those that were not tried as often as any is to be.
+static enum ew_cuda_way most_promising(const struct ew_cuda_graph *graph)
+{
+    enum ew_cuda_way best = EW_CUDA_WAY_EARLY;
+    float ms = INFINITY;
+
+    for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
+        if (graph->n_begun[i] < TRIES_MAX && graph->n_timed[i] && graph->ms[i] < ms) {
+            best = (enum ew_cuda_way)i;
+            ms = graph->ms[i];
+        }
+    }
+    return best;
+}
+
+static enum ew_cuda_way next_to_try(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
+{
+    enum ew_cuda_way ways[EW_CUDA_WAY_COUNT];
+    uint32_t n_ways = list_ways(backend, graph, ways);
+
+    return graph->n_started < TRIES * n_ways ? ways[graph->n_started % n_ways] : most_promising(graph);
+}
+
 // How the next step goes. Ways that lost are given up once no step that takes them is under way.
 static enum ew_cuda_way choose(struct ew_cuda_backend *backend, struct ew_cuda_graph *graph, bool *is_timed)
 {
-    enum ew_cuda_way best = fastest(graph);
+    enum ew_cuda_way way = fastest(graph);
 
     *is_timed = is_trying(backend, graph);
-    if (*is_timed)
-        return (enum ew_cuda_way)(graph->n_started++ % EW_CUDA_WAY_COUNT);
+    if (*is_timed) {
+        way = next_to_try(backend, graph);
+        graph->n_started++;
+        graph->n_begun[way]++;
+        return way;
+    }
     for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
-        if (i == (int)best || !graph->ways[i] || graph->n_timed[i] < TRIES || is_under_way(backend, graph, i))
+        if (i == (int)way || !graph->ways[i] || graph->n_timed[i] < graph->n_begun[i] ||
+            is_under_way(backend, graph, i))
             continue;
         (void)backend->device.driver.cuGraphExecDestroy(graph->ways[i]);
         graph->ways[i] = NULL;
     }
-    return best;
+    return way;
 }
 
 static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch, enum ew_cuda_way way, void **out,
@@ -117,19 +180,43 @@ static int record(struct ew_cuda_backend *backend, const struct ew_batch *batch,
     return rc;
 }
 
+static void append_way(enum ew_cuda_way way, struct ew_buf *text)
+{
+    static const char *const places[EW_CUDA_PLACE_COUNT] = {"before attention", "behind it", "of gates", "elsewhere"};
+    uint32_t rings = way % EW_CUDA_WAY_LONGEST;
+
+    if (way >= EW_CUDA_WAY_PRODUCTS_LATE) {
+        ew_buf_printf(text, way == EW_CUDA_WAY_LATE ? "every kernel in its turn" : "products in their turn");
+        return;
+    }
+    ew_buf_printf(text, "every kernel early%s",
+                  !rings ? "" : way < EW_CUDA_WAY_LONGEST ? ", long rings" : ", longest rings");
+    for (uint32_t i = 0; i < EW_CUDA_PLACE_COUNT; i++) {
+        if (rings >> i & 1)
+            ew_buf_printf(text, " %s%s", places[i], rings >> i > 1 ? "," : "");
+    }
+}
+
+// The times are in the order of enum ew_cuda_way.
 static void tell(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
 {
-    uint32_t at = (uint32_t)(graph - backend->graphs);
-    char times[16 * EW_CUDA_WAY_COUNT] = "";
-    size_t length = 0;
+    enum ew_cuda_way ways[EW_CUDA_WAY_COUNT];
+    uint32_t n_ways = list_ways(backend, graph, ways), n_timed = 0;
+    bool is_far = graph - backend->graphs > EW_CUDA_GRAPH_TOKENS_MAX;
+    struct ew_buf text;
 
-    for (int i = 0; i < EW_CUDA_WAY_COUNT; i++) {
-        if (graph->n_timed[i] < TRIES)
-            return;
-        length += (size_t)snprintf(times + length, sizeof(times) - length, " %.3f", (double)graph->ms[i]);
-    }
-    ew_log(EW_LOG_DEBUG, "steps of %u tokens%s: %s; ms of the ways:%s", at % (EW_CUDA_GRAPH_TOKENS_MAX + 1),
-           at > EW_CUDA_GRAPH_TOKENS_MAX ? ", long contexts" : "", WAYS[fastest(graph)], times);
+    for (uint32_t i = 0; i < n_ways; i++)
+        n_timed += graph->n_timed[ways[i]];
+    if (n_timed < tries_of(n_ways))
+        return;
+    ew_buf_init(&text, TEXT_MAX);
+    append_way(fastest(graph), &text);
+    ew_buf_printf(&text, "; ms of the ways:");
+    for (uint32_t i = 0; i < n_ways; i++)
+        ew_buf_printf(&text, " %.3f", (double)graph->ms[ways[i]]);
+    ew_log(EW_LOG_DEBUG, "steps of %u tokens%s: %.*s", tokens_of(backend, graph), is_far ? ", long contexts" : "",
+           (int)text.len, (const char *)text.ptr);
+    ew_buf_fini(&text);
 }
 
 // What the flight's last step took, if that was to be known: it has ended, since the flight is free again.

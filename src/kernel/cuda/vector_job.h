@@ -18,10 +18,10 @@
 #define EW_VECTOR_COLS_U5 2048
 #define EW_VECTOR_COLS_U6 1024
 #define EW_VECTOR_COLS_HALF 512 // of f16 and bf16
-// Such pieces in a warp's ring, of which all but one are under way: so few that two blocks fit a multiprocessor, or so
-// many that a block has it for itself.
-#define EW_VECTOR_STAGES 4
-#define EW_VECTOR_STAGES_DEEP 8
+// Such pieces in a warp's ring, of which all but one are under way: so few that two blocks fit a multiprocessor, up to
+// so many that a block has it for itself.
+#define EW_VECTOR_STAGES_MIN 4
+#define EW_VECTOR_STAGES_MAX 8
 #define EW_VECTOR_BYTES_U4 (1024 + 256) // codes, scales, minima
 #define EW_VECTOR_BYTES_I8 (1024 + 64)  // codes, scales
 #define EW_VECTOR_BYTES_F8 (1024 + 64)
@@ -50,6 +50,6 @@ struct ew_vector_job {
     uint32_t act;
     float limit, alpha;
     uint32_t layout;                    // enum ew_cuda_layout, of all parts
-    uint32_t n_stages;                  // of one row of activations: EW_VECTOR_STAGES, or _DEEP
+    uint32_t n_stages;                  // EW_VECTOR_STAGES_MIN to _MAX
     uint32_t n_early;                   // pieces asked for before activations are there, less than n_stages
 };

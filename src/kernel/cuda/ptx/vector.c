@@ -237,7 +237,8 @@ INLINE void next_row(u32 class, const struct ew_vector_job *job, const struct sh
 }
 
 // Asks for a piece, a group of copies of its own whether or not there is one.
-INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *s, SHARED u8 *ring, struct reader *r)
+INLINE void ask(u32 class, u32 n_stages, const struct ew_vector_job *job, const struct share *s, SHARED u8 *ring,
+                struct reader *r)
 {
     u32 codes = piece_of(class).codes;
 
@@ -255,17 +256,7 @@ INLINE void ask(u32 class, const struct ew_vector_job *job, const struct share *
             next_row(class, job, s, r);
     }
     copy_commit();
-    r->slot = r->slot + BYTES(class) == job->n_stages * BYTES(class) ? 0 : r->slot + BYTES(class);
-}
-
-// Until the oldest piece that was asked for is there.
-INLINE void wait_piece(const struct ew_vector_job *job)
-{
-    if (job->n_stages == EW_VECTOR_STAGES)
-        copy_wait(EW_VECTOR_STAGES - 2);
-    else
-        copy_wait(EW_VECTOR_STAGES_DEEP - 2);
-    warp_sync();
+    r->slot = r->slot + BYTES(class) == n_stages * BYTES(class) ? 0 : r->slot + BYTES(class);
 }
 
 // ---- products -----------------------------------------------------------------------------------
@@ -702,19 +693,21 @@ INLINE float residual_at(const struct ew_vector_job *job, const struct share *s,
     return job->residual && i < s->n ? ((const float *)job->residual)[s->first + i] : 0;
 }
 
-// The pieces of this warp, each one replaced by the next one that is to be asked for.
-INLINE void sum_pieces(u32 class, const struct ew_vector_job *job, const struct share *s, const struct places *p,
-                       struct reader *r)
+// The pieces of this warp, each one replaced by the next one that is to be asked for. n_stages: a constant, since how
+// many pieces may still be under way is a part of the instruction that waits.
+INLINE void sum_pieces(u32 class, u32 n_stages, const struct ew_vector_job *job, const struct share *s,
+                       const struct places *p, struct reader *r)
 {
     SHARED float *to = p->sums + s->row * s->n_slots + s->slot, *next = p->sums + (s->row + 1) * s->n_slots;
     u32 piece = s->piece, slot = 0;
     float sum = 0;
 
     for (u32 left = s->left; left; left--) {
-        wait_piece(job);
-        ask(class, job, s, p->ring, r);
+        copy_wait(n_stages - 2);
+        warp_sync();
+        ask(class, n_stages, job, s, p->ring, r);
         sum += dot_piece(class, p->ring + slot, job->layout, p, piece);
-        slot = slot + BYTES(class) == job->n_stages * BYTES(class) ? 0 : slot + BYTES(class);
+        slot = slot + BYTES(class) == n_stages * BYTES(class) ? 0 : slot + BYTES(class);
         if (++piece < s->n_pieces_row && left > 1)
             continue;
         sum = warp_sum(sum);
@@ -724,6 +717,28 @@ INLINE void sum_pieces(u32 class, const struct ew_vector_job *job, const struct 
         next += s->n_slots;
         sum = 0;
         piece = 0;
+    }
+}
+
+INLINE void sum_all(u32 class, const struct ew_vector_job *job, const struct share *s, const struct places *p,
+                    struct reader *r)
+{
+    switch (job->n_stages) {
+    case EW_VECTOR_STAGES_MIN:
+        sum_pieces(class, EW_VECTOR_STAGES_MIN, job, s, p, r);
+        break;
+    case 5:
+        sum_pieces(class, 5, job, s, p, r);
+        break;
+    case 6:
+        sum_pieces(class, 6, job, s, p, r);
+        break;
+    case 7:
+        sum_pieces(class, 7, job, s, p, r);
+        break;
+    default:
+        sum_pieces(class, EW_VECTOR_STAGES_MAX, job, s, p, r);
+        break;
     }
 }
 
@@ -739,7 +754,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     next_may_start();
     ROLL
     for (u32 i = 0; i < job->n_early; i++)
-        ask(class, job, &s, p.ring, &r);
+        ask(class, job->n_stages, job, &s, p.ring, &r);
     load_ahead(class, job, &ahead);
     ROLL
     for (u32 i = THREAD; i < n_rows * s.n_slots; i += EW_VECTOR_THREADS)
@@ -750,8 +765,8 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     block_sync();
     ROLL
     for (u32 i = job->n_early + 1; i < job->n_stages; i++)
-        ask(class, job, &s, p.ring, &r);
-    sum_pieces(class, job, &s, &p, &r);
+        ask(class, job->n_stages, job, &s, p.ring, &r);
+    sum_all(class, job, &s, &p, &r);
     block_sync();
     ROLL
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
