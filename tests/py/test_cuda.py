@@ -356,7 +356,7 @@ def test_steps_are_done_in_the_way_that_proves_fastest(cuda):
 
 @emulated
 def test_the_warm_up_lasts_until_a_way_is_chosen(cuda):
-    """What bench speed measures are steps that all go the same way: 20 are tried where there are four ways."""
+    """What bench speed measures are steps that all go the same way: 66 decide on it where there are 14."""
     def warm_up(**env):
         env = {**cuda, "EW_MOCK_CUDA_MEMORY": "60000000", **env}  # too little to measure its speed with, which takes minutes here
         result = support.run_json("bench", "speed", "-m", "synthetic:tiny:q8_0", "-p", "8", "-n", "6", "-r", "1", "--backend", "cuda",
@@ -365,7 +365,7 @@ def test_the_warm_up_lasts_until_a_way_is_chosen(cuda):
         return result["warmup_tokens"]
 
     assert warm_up() == 6
-    assert warm_up(EW_MOCK_CUDA_CC="100", EW_MOCK_CUDA_DRIVER="12080") in (18, 24)
+    assert warm_up(EW_MOCK_CUDA_CC="100", EW_MOCK_CUDA_DRIVER="12080") in (66, 72)
 
 
 @emulated
