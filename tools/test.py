@@ -391,6 +391,8 @@ def gpu_sanitize(sanitizer, tool, program, arguments, kernels, shape, front):
         counts.passed += 1
     else:
         told = summary[1] if summary else (result.stderr + result.stdout)[-500:]
+        for line in re.findall(r"^=========\s+((?:Error|Warning|Invalid|and) .*|.* at \w+\+0x\w+.*)$", result.stdout, re.M)[:12]:
+            print(f"      {line}")
         counts.fail(f"{tool} of {kernels or 'all kernels'}, {arguments[0]} synthetic:{shape}: {told}")
     return counts
 
