@@ -18,7 +18,7 @@
 #include "platform/topology.h"
 
 #define SEED 20261121
-#define WARMUP_REPEATS_MAX 64 // a backend may try ways of its steps for as many as the shortest repetitions have
+#define WARMUP_REPEATS_MAX 128 // a backend may try ways of its steps for as many as the shortest repetitions have
 #define ITL_TARGET_S 3600.0 // nobody waits for tokens: prompts need not be cut up for the sake of those that decode
 
 struct speed {
