@@ -62,7 +62,7 @@ static int launch_embed(struct launch *l)
     uint32_t layout = m->layout;
     float scale = l->op->embed.scale;
 
-    return run(l, EW_CUDA_EMBED, (struct ew_cuda_grid){l->n_rows, 1, 1, WIDE},
+    return run(l, EW_CUDA_EMBED, (struct ew_cuda_grid){l->n_rows, ceil_div(l->width, WIDE), 1, WIDE},
                ARGUMENTS(&l->out, &l->out_stride, &token, &m->codes, &m->scales, &m->mins, &layout, &l->width, &scale));
 }
 
@@ -74,7 +74,7 @@ static int launch_position(struct launch *l)
     uint32_t layout = m->layout;
     int32_t first = by_segment ? 0 : l->op->position.first;
 
-    return run(l, EW_CUDA_POSITION, (struct ew_cuda_grid){l->n_rows, 1, 1, WIDE},
+    return run(l, EW_CUDA_POSITION, (struct ew_cuda_grid){l->n_rows, ceil_div(l->width, WIDE), 1, WIDE},
                ARGUMENTS(&l->out, &l->out_stride, &l->in, &l->in_stride, &position, &first, &m->codes, &m->scales,
                          &m->mins, &layout, &l->width));
 }

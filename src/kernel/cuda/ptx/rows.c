@@ -11,7 +11,7 @@ KERNEL embed(float *out, u32 out_stride, const i32 *token, const u8 *codes, cons
 
     kernel_begin();
     out += (u64)BLOCK_X * out_stride;
-    for (u32 i = THREAD; i < width; i += N_THREADS)
+    for (u32 i = BLOCK_Y * N_THREADS + THREAD; i < width; i += N_BLOCKS_Y * N_THREADS)
         out[i] = scale * weight_at(layout, &w, row, i, width);
 }
 
@@ -24,7 +24,7 @@ KERNEL add_position(float *out, u32 out_stride, const float *in, u32 in_stride, 
     kernel_begin();
     out += (u64)BLOCK_X * out_stride;
     in += (u64)BLOCK_X * in_stride;
-    for (u32 i = THREAD; i < width; i += N_THREADS)
+    for (u32 i = BLOCK_Y * N_THREADS + THREAD; i < width; i += N_BLOCKS_Y * N_THREADS)
         out[i] = in[i] + weight_at(layout, &w, row, i, width);
 }
 
