@@ -15,7 +15,7 @@
 #define BATCH_MAX 40 // as many sequences as the self-test tries at once
 #define PROMPT 512
 
-// Together they use every kernel: layouts, sizes of heads, types of caches, experts, latents, states.
+// Together they use every kind of kernel: layouts, sizes of heads, types of caches, experts, latents, states.
 static const struct model {
     const char *name;
     enum ew_kv_dtype kv;
@@ -31,6 +31,10 @@ static const struct model {
     {"synthetic:30b-a3b:f16", EW_KV_F16, false},  {"synthetic:30b-a3b:q4_k", EW_KV_F16, false},
     {"synthetic:16b-a2.4b:q8_0", EW_KV_F16, false}, {"synthetic:2b-latent:bf16", EW_KV_F8, false},
     {"synthetic:2b-delta:bf16", EW_KV_F16, false}, {"synthetic:2b-ssd:q8_0", EW_KV_F16, false},
+    {"synthetic:1.1b:q6_k", EW_KV_F16, false},    {"synthetic:1.1b:q5_k", EW_KV_F8, false},
+    {"synthetic:1.1b:q5_0", EW_KV_I8, false},     {"synthetic:8b:mxfp4", EW_KV_F16, false},
+    {"synthetic:8b:nvfp4", EW_KV_F8, false},      {"synthetic:1.1b:q3_k", EW_KV_F16, false},
+    {"synthetic:30b-a3b:q4_k_m", EW_KV_F16, false}, {"synthetic:30b-a3b:nvfp4", EW_KV_F16, false},
 };
 
 struct bench {
