@@ -7,6 +7,7 @@
 
 #define PARTS 32 // blocks that share a row, as in ptx/pick.c
 #define WIDE 256
+#define MAX_THREADS 1024 // each round of a block through its part of a row waits for memory anew
 #define DRAW_THREADS 512 // of 1024 each could have 64 registers, and the kernel takes 80
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
@@ -130,8 +131,8 @@ int ew_cuda_pick_launch(struct ew_cuda_backend *backend, const struct ew_batch *
         rc = ew_cuda_launch(&backend->device, EW_CUDA_PICK_ADJUST, (struct ew_cuda_grid){PARTS, n_rows, 1, WIDE},
                             ARGUMENTS(&logits, &n_vocab, &at, &adjusts, &masks, &picks->mask_words), err);
     if (rc == 0)
-        rc = ew_cuda_launch(&backend->device, EW_CUDA_PICK_MAX, (struct ew_cuda_grid){PARTS, n_rows, 1, WIDE},
-                            arguments, err);
+        rc = ew_cuda_launch(&backend->device, EW_CUDA_PICK_MAX,
+                            (struct ew_cuda_grid){PARTS, n_rows, 1, MAX_THREADS}, arguments, err);
     if (rc == 0 && picks->has_random)
         rc = launch_random(backend, n_rows, arguments, err);
     if (rc)
