@@ -93,7 +93,7 @@ static bool can_compare(const struct ew_cuda_backend *backend)
 
 static uint32_t tries_of(uint32_t n_ways)
 {
-    return TRIES * n_ways + TRIES_MORE;
+    return EW_MIN(TRIES * n_ways + TRIES_MORE, TRIES_MAX * n_ways);
 }
 
 static bool is_trying(const struct ew_cuda_backend *backend, const struct ew_cuda_graph *graph)
