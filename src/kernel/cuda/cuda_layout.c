@@ -256,12 +256,29 @@ static void put_scales(enum ew_cuda_layout layout, const struct ew_cpu_layout_in
     }
 }
 
-// Elements 2 i and 2 i + 1 in a byte.
-static void put_neighbours(const struct ew_cpu_group *g, uint8_t *codes)
+// Nibbles of E2M1 with 0 for -0, which kernels with tables in halves cannot look up (ptx/unit.h).
+static uint64_t without_minus_zero(uint64_t codes)
 {
-    for (uint32_t i = 0; i < 8; i++) {
-        codes[i] = (uint8_t)((g->codes[2 * i] & 15) | (g->codes[2 * i + 1] & 15) << 4);
-        codes[8 + i] = (uint8_t)(g->codes[2 * i] >> 4 | (g->codes[2 * i + 1] & 0xF0));
+    const uint64_t signs = 0x8888888888888888u;
+    uint64_t sizes = codes & ~signs, has_size = (sizes + (~signs)) & signs;
+
+    return sizes | (codes & has_size);
+}
+
+// Elements 2 i and 2 i + 1 in a byte: eight of them at a time, since loading waits for this.
+static void put_neighbours(const struct ew_cpu_group *g, bool is_e2m1, uint8_t *codes)
+{
+    uint64_t pairs[2];
+
+    memcpy(pairs, g->codes, sizeof(pairs));
+    for (uint32_t i = 0; i < 4; i++) {
+        uint64_t n = (is_e2m1 ? without_minus_zero(pairs[i % 2]) : pairs[i % 2]) >> (i / 2 * 4) & 0x0F0F0F0F0F0F0F0Fu;
+        uint32_t four;
+
+        n = (n | n >> 4) & 0x00FF00FF00FF00FFu;
+        n = (n | n >> 8) & 0x0000FFFF0000FFFFu;
+        four = (uint32_t)(n | n >> 16);
+        memcpy(codes + i * 4, &four, sizeof(four));
     }
 }
 
@@ -286,7 +303,7 @@ static void put_codes(enum ew_cuda_layout layout, const struct ew_cpu_layout_inf
     }
     codes += group * 16;
     if (layout >= EW_CUDA_IQ4 && layout < EW_CUDA_U5) {
-        put_neighbours(g, codes);
+        put_neighbours(g, info->code == EW_CPU_CODE_E2M1, codes);
         return;
     }
     memcpy(codes, g->codes, 16);

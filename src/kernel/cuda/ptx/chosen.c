@@ -347,16 +347,16 @@ struct table {
 
 INLINE struct table find_table(u32 layout, const struct ew_chosen_matrix *m)
 {
-    return (struct table){m->layout, is_table(layout) ? halves_of(m->layout) : (struct halves){0}};
+    return (struct table){m->layout, is_table(layout) ? halves_of(m->layout, 0xFFFFFFFF) : (struct halves){0}};
 }
 
 INLINE float dot_table(u32 layout, const struct table *t, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
     f32x2 scales = table_scales(t->layout, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0], at));
-    float sum = scales.x * (float)dot_table_codes(&t->halves, w.xy, p->low[at]) +
-                scales.y * (float)dot_table_codes(&t->halves, w.zw, p->high[at]);
+    float sum = scales.x * float_of_sum(dot_table_codes(&t->halves, w.xy, p->low[at], SUM_BEGIN)) +
+                scales.y * float_of_sum(dot_table_codes(&t->halves, w.zw, p->high[at], SUM_BEGIN));
 
-    return p->scales[at].x * (layout == LAYOUT_NV4 ? sum * f32_of_bits(words[1]) : with_sign(t->layout, sum));
+    return p->scales[at].x * (layout == LAYOUT_NV4 ? sum * f32_of_bits(words[1]) : sum);
 }
 
 INLINE float dot_u5(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)

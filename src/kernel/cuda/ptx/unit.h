@@ -74,57 +74,65 @@ INLINE struct u6_sums dot_u6_codes(u32x4 w, u32x2 bits, u32x4 low, u32x4 high)
 
 // ---- tables -------------------------------------------------------------------------------------
 
-// What codes below 8 stand for, and the others' negatives. No byte has a sign where a table has codes of both halves:
-// so byte_permute, which gives signs for nibbles from 8 on, gives zeros for the other half's.
+// byte_permute takes the lower three bits of a nibble for the number of a byte, and gives that byte's sign eight times
+// where the fourth is set. So codes are looked up in the half of the table that has those below 8, and as complements in
+// the other one, which is in reverse order: of the two bytes one is what the code stands for, and the other one the sign
+// of some byte of the wrong half. Halves are of one sign (or the one above is empty): the negative one gives -1 for the
+// other's codes, which stand for one less than is written here.
 struct halves {
     u32x2 below, above;
+    u32 minus; // -1, with which complements are made
 };
 
-// Of LAYOUT_IQ4 and those behind it; table_of has them as numbers. IQ4 has the numbers below first: here they are all
-// negated.
+// Of LAYOUT_IQ4 and those behind it; table_of has them as numbers. E2M1 has no -0 here (cuda_layout.c).
 static const u32x4 HALVES[] = {
-    {0x4153687F, 0x0A162331, 0x26190D01, 0x71594535}, // IQ4
-    {0x03020100, 0x0C080604, 0x03020100, 0x0C080604}, // MX4
-    {0x03020100, 0x0C080604, 0x03020100, 0x0C080604}, // NV4
+    {0xBFAD9881, 0xF6EADDCF, 0x36465A72, 0x020E1A27}, // IQ4
+    {0x04030201, 0x0D090705, 0xFCFAF8F4, 0xFFFFFEFD}, // MX4
+    {0x04030201, 0x0D090705, 0xFCFAF8F4, 0xFFFFFEFD}, // NV4
     {0x01FFF9F7, 0x00000907, 0x00000000, 0x00000000}, // IQ1
-    {0x002B1908, 0x00000000, 0x002B1908, 0x00000000}, // IQ2
-    {0x0E0A0602, 0x1F1A1612, 0x0E0A0602, 0x1F1A1612}, // IQ3_XXS
-    {0x07050301, 0x0F0D0B09, 0x07050301, 0x0F0D0B09}, // IQ3_S
+    {0x012C1A09, 0x01010101, 0xFFFFFFFF, 0xF8E7D5FF}, // IQ2
+    {0x0F0B0703, 0x201B1713, 0xEEEAE6E1, 0xFEFAF6F2}, // IQ3_XXS
+    {0x08060402, 0x100E0C0A, 0xF7F5F3F1, 0xFFFDFBF9}, // IQ3_S
     {0x01FFF9F7, 0x00000907, 0x00000000, 0x00000000}, // IQ1_16
-    {0x002B1908, 0x00000000, 0x002B1908, 0x00000000}, // IQ2_16
+    {0x012C1A09, 0x01010101, 0xFFFFFFFF, 0xF8E7D5FF}, // IQ2_16
     {0xFFFEFDFC, 0x03020100, 0x00000000, 0x00000000}, // U3_16
 };
 
 // Before a loop. Constants would be made anew in every turn, and what ptxas knows to be the same in all lanes it would
 // hold in uniform registers and copy for each permutation: of what is added here (blocks have 512 threads) it does not
 // know that it is nothing.
-INLINE struct halves halves_of(u32 layout)
+//
+// minus: -1, or THE_MINUS, which is the same where there is a register for it: complements by multiplication leave
+// permutations and shifts to the unit that does these.
+#define THE_MINUS (0xFFFFFFFF + (THREAD >> 9))
+INLINE struct halves halves_of(u32 layout, u32 minus)
 {
     u32x4 v = HALVES[layout - LAYOUT_IQ4];
 
     UNROLL
     for (u32 i = 0; i < 4; i++)
         v[i] += THREAD >> 9;
-    return (struct halves){v.xy, v.zw};
+    return (struct halves){v.xy, v.zw, minus};
 }
 
-INLINE float with_sign(u32 layout, float sum) { return layout == LAYOUT_IQ4 ? -sum : sum; }
+// A sum of codes as a float's bits: it begins at 1.5 * 2^23, beside which the last bit counts ones, and needs no
+// conversion.
+#define SUM_BEGIN 0x4B400000
+INLINE float float_of_sum(int sum) { return f32_of_bits((u32)sum) - 12582912.0f; }
 
-// Of 16 columns, the lowest four bits first.
-INLINE int dot_table_codes(const struct halves *t, u32x2 codes, u32x4 x)
+// Of 16 columns, the lowest four bits first, added to `sum`.
+INLINE int dot_table_codes(const struct halves *t, u32x2 codes, u32x4 x, int sum)
 {
-    int below = 0, above = 0;
-
     UNROLL
     for (u32 i = 0; i < 2; i++) {
-        u32 w = codes[i], v = w ^ 0x88888888;
+        u32 first = codes[i], second = first >> 16;
 
-        below = dp4a(byte_permute(t->below.x, t->below.y, w), x[2 * i], below);
-        above = dp4a(byte_permute(t->above.x, t->above.y, v), x[2 * i], above);
-        below = dp4a(byte_permute(t->below.x, t->below.y, w >> 16), x[2 * i + 1], below);
-        above = dp4a(byte_permute(t->above.x, t->above.y, v >> 16), x[2 * i + 1], above);
+        sum = dp4a(byte_permute(t->below.x, t->below.y, first), x[2 * i], sum);
+        sum = dp4a(byte_permute(t->above.x, t->above.y, first * t->minus + t->minus), x[2 * i], sum);
+        sum = dp4a(byte_permute(t->below.x, t->below.y, second), x[2 * i + 1], sum);
+        sum = dp4a(byte_permute(t->above.x, t->above.y, second * t->minus + t->minus), x[2 * i + 1], sum);
     }
-    return below - above;
+    return sum;
 }
 
 // ---- e4m3, by the tensor cores, whose sums are f32 ------------------------------------------------

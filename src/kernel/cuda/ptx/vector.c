@@ -111,7 +111,7 @@ INLINE struct places find_places(u32 class, const struct ew_vector_job *job, con
     p.row = (SHARED float *)(p.scales + (class >= CLASS_F8 ? 0 : planes));
     p.sums = p.row + (is_ordered(class, job) && job->cols <= EW_VECTOR_COLS_SHORT ? job->cols : 0);
     if (class == CLASS_TABLE || class == CLASS_TABLE_16)
-        p.table = halves_of(job->layout);
+        p.table = halves_of(job->layout, THE_MINUS);
     return p;
 }
 
@@ -317,13 +317,14 @@ INLINE float dot_table(u32 layout, SHARED const u8 *slot, const struct places *p
                                                 ? ((SHARED const u32 *)scales_at)[THREAD % 32 + j * 32]
                                                 : ((SHARED const u16 *)scales_at)[THREAD % 32 + j * 32]);
         u32x4 w = codes[j * 32];
-        int low = dot_table_codes(&p->table, w.xy, p->low[first + j * 32]);
-        int high = dot_table_codes(&p->table, w.zw, p->high[first + j * 32]);
+        u32 is_one = layout == LAYOUT_IQ4 || layout == LAYOUT_MX4; // scale
+        int low = dot_table_codes(&p->table, w.xy, p->low[first + j * 32], SUM_BEGIN);
+        int high = dot_table_codes(&p->table, w.zw, p->high[first + j * 32], is_one ? 0 : SUM_BEGIN);
 
-        if (layout == LAYOUT_IQ4 || layout == LAYOUT_MX4)
-            sum += p->scales[first + j * 32].x * scales.x * (float)(low + high);
+        if (is_one)
+            sum += p->scales[first + j * 32].x * scales.x * float_of_sum(low + high);
         else
-            sum += p->scales[first + j * 32].x * (scales.x * (float)low + scales.y * (float)high);
+            sum += p->scales[first + j * 32].x * (scales.x * float_of_sum(low) + scales.y * float_of_sum(high));
     }
     return sum;
 }
@@ -651,7 +652,7 @@ INLINE float sum_of(const struct share *s, const struct places *p, u32 row)
 // NV4 has a scale for each row, too.
 INLINE float scaled(const struct ew_vector_job *job, u64 mins, u32 row, float sum)
 {
-    return job->layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : with_sign(job->layout, sum);
+    return job->layout == LAYOUT_NV4 ? sum * ((const float *)mins)[row] : sum;
 }
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
