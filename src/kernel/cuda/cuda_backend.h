@@ -139,6 +139,7 @@ struct ew_cuda_fused {
     uint32_t n_shown;      // launches of a self-test
     uint32_t n_early;      // pieces of weights a warp asks for before activations are there, at most
     struct ew_vector_job job;
+    uint64_t ordered_norm; // 0, or the job's norm_weight for one short row: in the order of columns
     // What many rows of activations need beyond the job, where the addresses are not enough.
     uint32_t x, normed, residual, out;                    // buffers
     uint32_t outs[EW_VECTOR_PARTS_MAX], weights[EW_VECTOR_PARTS_MAX];

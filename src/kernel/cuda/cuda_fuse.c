@@ -5,6 +5,7 @@
 // What lies between them is not written. So nothing behind may read it, and nothing may be written that another block
 // still reads: slots share buffers.
 
+#include "base/alloc.h"
 #include "base/assert.h"
 #include "kernel/cuda/cuda_prefill.h"
 #include "kernel/cuda/vector_job.h"
@@ -299,6 +300,41 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
     return next->out == fused->out || !is_read_later(&m, fused->out);
 }
 
+// What a norm multiplies a short row in another order with lies in that order, too (is_short in ptx/vector.c): each block
+// would gather it anew.
+static int order_norm(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, struct ew_error *err)
+{
+    const struct ew_vector_job *job = &fused->job;
+    const uint32_t *order = backend->program->weights[fused->weights[0]].source.order;
+    uint64_t bytes = job->cols * sizeof(float);
+    float *values, *ordered;
+    int rc = 0;
+
+    if (!job->order || !job->norm_weight || job->norm_bias || job->norm != EW_VECTOR_RMS ||
+        job->cols > EW_VECTOR_COLS_SHORT)
+        return 0;
+    values = ew_alloc(bytes);
+    ordered = ew_alloc(bytes);
+    if (!values || !ordered)
+        rc = ew_fail_memory(err, 2 * bytes, "a norm's weights in another order");
+    if (rc == 0)
+        rc = ew_cuda_check(&backend->device,
+                           backend->device.driver.cuMemcpyDtoH_v2(values, job->norm_weight, bytes),
+                           "reading a norm's weights", err);
+    for (uint32_t i = 0; i < job->cols && rc == 0; i++)
+        ordered[i] = values[order[i]];
+    if (rc == 0)
+        rc = ew_cuda_arena_alloc(&backend->device, &backend->weights, bytes,
+                                 "taking memory for a norm's weights in another order", &fused->ordered_norm, err);
+    if (rc == 0)
+        rc = ew_cuda_check(&backend->device,
+                           backend->device.driver.cuMemcpyHtoD_v2(fused->ordered_norm, ordered, bytes),
+                           "copying a norm's weights in another order", err);
+    ew_free(ordered);
+    ew_free(values);
+    return rc;
+}
+
 #define TABLE {EW_CUDA_VECTOR_TABLE, EW_VECTOR_COLS_TABLE, EW_VECTOR_BYTES_TABLE, 40, 4}
 #define TABLE_16 {EW_CUDA_VECTOR_TABLE_16, EW_VECTOR_COLS_TABLE, EW_VECTOR_BYTES_TABLE_16, 40, 4}
 
@@ -393,6 +429,9 @@ int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err)
         fused->n_early = CLASSES[fused->job.layout].n_early;
         if (!find_rings(backend, fused) || fused->job.rows > UINT32_MAX / (n_blocks + 1))
             continue; // blocks count rows in 32 bits
+        rc = order_norm(backend, fused, err);
+        if (rc)
+            return rc;
         fused->count = m.next - i;
         most[fused->kernel] = EW_MAX(most[fused->kernel], fused->rings[EW_CUDA_RING_LONGEST].bytes);
         i = m.next - 1;

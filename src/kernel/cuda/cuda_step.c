@@ -487,6 +487,8 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
                                 fused->rings[ring].bytes};
     struct ew_vector_job job = fused->job;
 
+    if (fused->ordered_norm)
+        job.norm_weight = fused->ordered_norm;
     job.n_stages = fused->rings[ring].n_stages;
     job.n_early = EW_MIN(job.n_stages - 1, fused->n_early);
     if (fused->place == EW_CUDA_AFTER_ATTENTION) // which has copies of its own under way meanwhile

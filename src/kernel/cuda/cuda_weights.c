@@ -72,7 +72,8 @@ static uint64_t weight_bytes(const struct ew_program *program, uint32_t index, b
     return aligned(weight->rows * ew_cuda_code_bytes(layout, weight->cols)) +
            aligned(weight->rows * ew_cuda_scale_bytes(layout, weight->cols)) +
            aligned(weight->rows * ew_cuda_min_bytes(layout, weight->cols)) +
-           aligned(is_ordered ? weight->cols * sizeof(uint32_t) : 0);
+           aligned(is_ordered ? weight->cols * sizeof(uint32_t) : 0) +
+           aligned(is_ordered ? weight->cols * sizeof(float) : 0); // of a norm before it (cuda_fuse.c)
 }
 
 uint64_t ew_cuda_weights_bytes(const struct ew_program *program, bool reference)

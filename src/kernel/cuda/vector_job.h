@@ -39,7 +39,8 @@ struct ew_vector_part {
 enum ew_vector_norm { EW_VECTOR_PLAIN, EW_VECTOR_RMS, EW_VECTOR_LAYER };
 
 struct ew_vector_job {
-    uint64_t x, norm_weight, norm_bias; // f32 [cols]; 0: ones, zeros
+    // f32 [cols]; 0: ones, zeros. Where is_short says so, vector.c wants norm_weight in the order of columns.
+    uint64_t x, norm_weight, norm_bias;
     uint64_t normed;                    // 0, or f32 [cols]: where steps behind want what was normalised
     uint64_t order;                     // 0, or u32 [cols]: which element of x each column is; normed is 0 then
     uint64_t residual;                  // 0, or f32 [rows]: out = y_scale * product + residual_scale * residual

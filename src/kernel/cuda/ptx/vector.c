@@ -540,10 +540,9 @@ INLINE void load_ahead(u32 class, const struct ew_vector_job *job, struct ahead 
                            packed_pair(second.x, second.y), packed_pair(second.z, second.w)};
     }
     if (job->norm_weight) {
-        const float *weight = (const float *)job->norm_weight;
-        const f32x4 *plain = (const f32x4 *)weight + 2 * i;
+        const f32x4 *weight = (const f32x4 *)job->norm_weight + 2 * i;
 
-        a->weight = is_ordered(class, job) ? EIGHT_OF(weight, a->order) : (struct eight){plain[0], plain[1]};
+        a->weight = (struct eight){weight[0], weight[1]};
         a->weight.first += job->norm_offset;
         a->weight.second += job->norm_offset;
     }
