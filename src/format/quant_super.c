@@ -9,10 +9,12 @@ static void decode_q2_k(const uint8_t *block, float *out)
     const uint8_t *scales = block, *quants = block + 16;
     float d = ew__f16_at(block + 80), min = ew__f16_at(block + 82);
 
-    for (int e = 0; e < EW__SUPER; e++) { // each half of 128 takes 32 bytes, two bits a quarter
-        int q = quants[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3;
+    for (int run = 0; run < EW__SUPER / 16; run++) { // each half of 128 takes 32 bytes, two bits a quarter
+        const uint8_t *q = quants + run / 8 * 32 + run % 2 * 16;
+        float scale = d * (float)(scales[run] & 0x0F), minimum = min * (float)(scales[run] >> 4);
 
-        out[e] = d * (float)(scales[e / 16] & 0x0F) * (float)q - min * (float)(scales[e / 16] >> 4);
+        for (int i = 0; i < 16; i++)
+            out[run * 16 + i] = scale * (float)(q[i] >> (run % 8 / 2 * 2) & 3) - minimum;
     }
 }
 

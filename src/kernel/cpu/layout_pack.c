@@ -340,20 +340,35 @@ static void fill_inverse(const struct ew_cpu_layout_info *info, uint8_t *code_of
     }
 }
 
+// The nearest whole number, to even, of one below 2^22, and no more than 127: 1.5 * 2^23 brings it to the lowest bits.
+// Loops with it take several at a time, since no comparison is of floats, where a NaN could be.
+static inline int32_t rounded(float x)
+{
+    uint32_t bits;
+    int32_t n;
+
+    x += 0x1.8p23f;
+    memcpy(&bits, &x, sizeof(bits));
+    n = (int32_t)(bits - 0x4B400000u);
+    n = n < 127 ? n : 127;
+    return n > -127 ? n : -127;
+}
+
 // Nibbles of 32 decoded elements, which are whole multiples of unit * scale * small. Where that is no number, neither
 // are they, and codes do not matter.
 static void find_codes(const struct ew_cpu_layout_info *info, const uint8_t *code_of, const float *in,
                        struct ew_cpu_group *out)
 {
-    uint8_t codes[32];
+    int32_t at[32];
 
-    for (uint32_t i = 0; i < 32; i++) {
-        float step = info->unit * ew_f32_of_f16(out->scale) * (float)(int8_t)out->small[i / 16], x = in[i] / step;
+    for (uint32_t half = 0; half < 2; half++) {
+        float inverse = 1 / (info->unit * ew_f32_of_f16(out->scale) * (float)(int8_t)out->small[half]);
 
-        codes[i] = fabsf(x) < 127 ? code_of[lrintf(x) + 128] : 0;
+        for (uint32_t i = 0; i < 16; i++)
+            at[16 * half + i] = rounded(in[16 * half + i] * inverse) + 128;
     }
     for (uint32_t i = 0; i < 16; i++)
-        out->codes[i] = (uint8_t)(codes[i] | codes[i + 16] << 4);
+        out->codes[i] = (uint8_t)(code_of[at[i]] | code_of[at[i + 16]] << 4);
 }
 
 bool ew_cpu_group_wants_decoded(enum ew_dtype dtype)
@@ -376,29 +391,27 @@ void ew_cpu_group_unpack(enum ew_dtype dtype, const uint8_t *row, uint32_t group
     find_codes(info, code_of, decoded + (uint64_t)group * EW_CPU_GROUP, out);
 }
 
-// Without functions of libm, so that compilers take several at a time: adding 1.5 * 2^23 rounds to a whole number, to
-// nearest even, and leaves it in the lowest bits.
 void ew_cpu_group_round(const float *in, struct ew_cpu_group *out)
 {
-    float max = 0, inverse;
+    const int32_t infinity = 0x7F800000;
+    float numbers[32], max, inverse;
+    int32_t most = 0;
 
     for (uint32_t i = 0; i < 32; i++) {
-        float size = fabsf(in[i]);
+        int32_t bits, size;
 
-        max = size > max ? size : max;
+        memcpy(&bits, &in[i], sizeof(bits));
+        size = bits & 0x7FFFFFFF;
+        bits = size < infinity ? bits : 0;
+        size = size > infinity ? 0 : size; // a NaN counts as zero
+        most = size > most ? size : most;
+        memcpy(&numbers[i], &bits, sizeof(bits));
     }
+    memcpy(&max, &most, sizeof(max));
     out->scale = ew_f16_of_f32(max / 127);
-    inverse = ew_f32_of_f16(out->scale) > 0 && max < INFINITY ? 1 / ew_f32_of_f16(out->scale) : 0;
-    for (uint32_t i = 0; i < 32; i++) {
-        float x = in[i] * inverse;
-        uint32_t bits;
-
-        x = x == x ? x : 0;
-        x = x < 127 ? x : 127;
-        x = (x > -127 ? x : -127) + 0x1.8p23f;
-        memcpy(&bits, &x, sizeof(bits));
-        out->codes[i] = (uint8_t)bits;
-    }
+    inverse = ew_f32_of_f16(out->scale) > 0 && most < infinity ? 1 / ew_f32_of_f16(out->scale) : 0;
+    for (uint32_t i = 0; i < 32; i++)
+        out->codes[i] = (uint8_t)rounded(numbers[i] * inverse);
 }
 
 // ---- packing ------------------------------------------------------------------------------------
