@@ -300,8 +300,8 @@ static bool feeds_products(const struct ew_cuda_backend *backend, uint32_t first
     return next->out == fused->out || !is_read_later(&m, fused->out);
 }
 
-// What a norm multiplies a short row in another order with lies in that order, too (is_short in ptx/vector.c): each block
-// would gather it anew.
+// What a norm multiplies a short row in another order with lies in that order, too (is_short in ptx/vector.c): each
+// block would gather it anew.
 static int order_norm(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, struct ew_error *err)
 {
     const struct ew_vector_job *job = &fused->job;

@@ -75,10 +75,10 @@ INLINE struct u6_sums dot_u6_codes(u32x4 w, u32x2 bits, u32x4 low, u32x4 high)
 // ---- tables -------------------------------------------------------------------------------------
 
 // byte_permute takes the lower three bits of a nibble for the number of a byte, and gives that byte's sign eight times
-// where the fourth is set. So codes are looked up in the half of the table that has those below 8, and as complements in
-// the other one, which is in reverse order: of the two bytes one is what the code stands for, and the other one the sign
-// of some byte of the wrong half. Halves are of one sign (or the one above is empty): the negative one gives -1 for the
-// other's codes, which stand for one less than is written here.
+// where the fourth is set. So codes are looked up in the half of the table that has those below 8, and as complements
+// in the other one, which is in reverse order: of the two bytes one is what the code stands for, and the other one the
+// sign of some byte of the wrong half. Halves are of one sign (or the one above is empty): the negative one gives -1
+// for the other's codes, which stand for one less than is written here.
 struct halves {
     u32x2 below, above;
     u32 minus; // -1, with which complements are made
