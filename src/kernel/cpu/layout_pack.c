@@ -140,18 +140,20 @@ static void unpack_mxfp4(const uint8_t *row, uint32_t group, struct ew_cpu_group
 // Two of the four sub-blocks of 16. A scale of 0x7F (NaN) counts as zero, bit 7 is ignored.
 static void unpack_nvfp4(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
 {
-    const uint8_t *codes;
+    const uint64_t low = 0x0F0F0F0F0F0F0F0Fu;
+    uint64_t subs[2], pairs[2];
 
     row += 36ull * (group / 2);
-    codes = row + 4 + group % 2 * 16;
     out->factor = 1;
     for (uint32_t half = 0; half < 2; half++) {
         uint8_t scale = row[group % 2 * 2 + half];
 
         out->small[half] = scale == 0x7F ? 0 : scale & 0x7F;
     }
-    for (uint32_t i = 0; i < 16; i++) // byte i of a sub-block holds its elements i and i + 8
-        out->codes[i] = (uint8_t)((codes[i % 8] >> (i / 8 * 4) & 15) | (codes[8 + i % 8] >> (i / 8 * 4) & 15) << 4);
+    memcpy(subs, row + 4 + group % 2 * 16, sizeof(subs)); // byte i of a sub-block holds its elements i and i + 8
+    pairs[0] = (subs[0] & low) | (subs[1] & low) << 4;
+    pairs[1] = (subs[0] >> 4 & low) | (subs[1] & ~low);
+    memcpy(out->codes, pairs, sizeof(pairs));
 }
 
 static void unpack_nvfp4_s(const uint8_t *row, uint32_t group, struct ew_cpu_group *out)
