@@ -274,6 +274,8 @@ static void carve_workspace(const struct ew_cuda_backend *backend, const struct 
     work->few_partial = carve(carver, work->few_partial_bytes);
     work->few_arrived = carve(carver, ew_cuda_few_arrived_bytes(backend));
     work->chosen_arrived = carve(carver, EW_CUDA_CHOSEN_ARRIVED_BYTES);
+    work->scores = carve(carver, EW_SCORE_BYTES(plan->n_experts));
+    work->routers = carve(carver, ew_cuda_scored_router_bytes(backend, program));
     work->attend_partial = carve(carver, ew_cuda_attend_partial_bytes(program, backend->device.n_multiprocessors));
     work->attend_arrived = carve(carver, ew_cuda_attend_arrived_bytes(program));
     ew_cuda_batch_shape(&work->batch, program, limits);
@@ -576,6 +578,8 @@ static int map_workspace(struct ew_cuda_backend *backend, struct ew_error *err)
     if (rc == 0)
         rc = clear(backend, work->chosen_arrived, EW_CUDA_CHOSEN_ARRIVED_BYTES, err);
     if (rc == 0)
+        rc = ew_cuda_scored_clear(backend, err);
+    if (rc == 0)
         rc = ew_cuda_few_init(backend, err);
     if (rc == 0)
         rc = ew_cuda_wcoded_init(backend, err);
@@ -606,6 +610,8 @@ static int cuda_prepare(struct ew_backend *base, const struct ew_limits *limits,
         rc = ew_cuda_fuse(backend, err);
     if (rc == 0 && backend->plan.n_experts && !backend->config.deterministic)
         rc = ew_cuda_chosen_plan(backend, err);
+    if (rc == 0 && backend->plan.n_experts && !backend->config.deterministic)
+        rc = ew_cuda_scored_plan(backend, err);
     if (rc == 0 && backend->plan.n_experts && !backend->config.deterministic)
         rc = ew_cuda_grouped_plan(backend, err);
     if (rc == 0)

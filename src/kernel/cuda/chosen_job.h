@@ -2,9 +2,12 @@
 // What the two kernels of ptx/chosen.c work on: the experts that one token chose, from the scores to the sum of their
 // results. Shared by both sides; addresses are the GPU's.
 
+#include "kernel/cuda/score_job.h"
+
 #include <stdint.h>
 
 #define EW_CHOSEN_THREADS 512
+#define EW_CHOSEN_STATIC_BYTES 128 // of the kernels' own shared arrays
 #define EW_CHOSEN_STAGES 7     // of a warp's ring, of which all but one are under way
 #define EW_CHOSEN_STAGES_FEW 3 // where there is no room for those
 #define EW_CHOSEN_CODE_BYTES 512 // of a warp's units of weights
@@ -20,6 +23,10 @@ struct ew_chosen_matrix {
 struct ew_chosen_job {
     uint64_t logits, choice_bias;  // f32 [n_experts]; choice_bias 0: none
     uint64_t x;                    // f32 [cols]
+    // 0, or what the kernel before has added up (score_job.h). Then x becomes an RMS norm by f32 [cols], which goes to
+    // `normed`, too, if that is not 0; of scores, which are ready for the next layer behind this kernel, and f32
+    // [n_experts], 0: none, the logits are made.
+    uint64_t scores, norm_weight, normed, logits_bias;
     uint64_t hidden;               // f32 [n_active, hidden_stride]: the first kernel writes it for the second
     uint64_t arrived;              // u32 [2], zeros before and after: blocks that wait for the others
     uint64_t out, residual;        // f32 [cols]; residual 0: none. out = y_scale * sum + residual_scale * residual
@@ -29,5 +36,5 @@ struct ew_chosen_job {
     uint32_t n_experts, n_active, score, n_groups, n_groups_active, normalise, is_plain;
     float jitter, scale, y_scale, residual_scale;
     uint32_t act, no_gate;         // no_gate: `up` alone, through the activation; it stands in `gate`, too
-    float limit, alpha;
+    float limit, alpha, eps, norm_offset;
 };

@@ -122,6 +122,7 @@ struct ew_cuda_work {
     uint64_t few_partial, few_partial_bytes, few_arrived; // of products with several rows
     uint64_t attend_partial, attend_arrived; // of decode attention
     uint64_t chosen_arrived; // of one token's experts
+    uint64_t scores, routers; // of one layer's experts, and of all: see score_job.h
     struct ew_cuda_pairs pairs;
     struct ew_cuda_batch batch;
     struct ew_cuda_picks picks;
@@ -164,6 +165,16 @@ struct ew_cuda_chosen {
     struct ew_chosen_job jobs[2];
 };
 
+// A fused product whose result is normalised and scored for the experts that come next: where there is one token the
+// product makes the scores, too, and the experts' kernel does the norm.
+struct ew_cuda_scored {
+    uint32_t count; // 0: none begins here
+    uint32_t chosen; // step
+    uint32_t shared_bytes; // beyond the product's own
+    uint64_t normed, logits; // where the steps would have left them
+    struct ew_score_job job;
+};
+
 // Products of experts with a few rows each, from a step on, with the activation behind two gates.
 struct ew_cuda_grouped {
     uint32_t count; // 0: none begins here
@@ -199,6 +210,7 @@ struct ew_cuda_backend {
     struct ew_cuda_attend *attends; // [plan.n_steps]
     struct ew_cuda_chosen *chosen;  // [plan.n_steps], NULL: there are no experts
     uint32_t fitting_places, longest_places; // a bit each, where such rings are longer than the shortest, than fitting
+    struct ew_cuda_scored *scored;  // [plan.n_steps], NULL: there are no experts
     struct ew_cuda_grouped *grouped; // [plan.n_steps], NULL: there are no experts
     struct ew_cuda_arena memory; // workspace and caches
     struct ew_cuda_work work;
@@ -227,6 +239,7 @@ struct ew_cuda_unit {
     enum ew_cuda_unit_kind {
         EW_CUDA_UNIT_STEP,
         EW_CUDA_UNIT_CHOSEN,
+        EW_CUDA_UNIT_SCORED,
         EW_CUDA_UNIT_ONE,
         EW_CUDA_UNIT_FEW,
         EW_CUDA_UNIT_ATTEND,

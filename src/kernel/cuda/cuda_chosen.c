@@ -247,7 +247,7 @@ static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layou
 {
     uint32_t ring = WARPS * n_stages * 2 * (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * LAYOUTS[layout].words);
 
-    return ring + (2 * (job->n_experts + job->n_active) + 3) / 4 * 16 +
+    return ring + (3 * job->n_experts + 2 * job->n_active + 3) / 4 * 16 +
            (cols + 31) / 32 * LAYOUTS[layout].column_bytes_times_32;
 }
 
@@ -255,7 +255,7 @@ static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layou
 static bool add_kernel(const struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen,
                        const struct ew_chosen_job *job, uint32_t does, enum ew_cuda_layout layout)
 {
-    uint32_t most = (uint32_t)backend->device.shared_bytes_max, i = chosen->n_kernels++;
+    uint32_t most = (uint32_t)backend->device.shared_bytes_max - EW_CHOSEN_STATIC_BYTES, i = chosen->n_kernels++;
     uint32_t n_all = job->hidden_cols * job->n_active, n_stages = EW_CHOSEN_STAGES;
     uint32_t cols = EW_MAX(does & EW_CHOSEN_GATES ? job->cols : 0, does & EW_CHOSEN_SUMS ? n_all : 0);
 

@@ -29,3 +29,15 @@ int ew_cuda_grouped(struct ew_cuda_backend *backend, const struct ew_cuda_groupe
 int ew_cuda_chosen_plan(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 int ew_cuda_chosen_launch(struct ew_cuda_backend *backend, struct ew_cuda_chosen *chosen,
                           struct ew_error *err) EW_MUST_CHECK;
+
+// cuda_scored.c: products that make the scores of the experts behind them.
+uint64_t ew_cuda_scored_router_bytes(const struct ew_cuda_backend *backend, const struct ew_program *program);
+// Once products and experts are planned and weights are there.
+int ew_cuda_scored_plan(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+// Sums are zero between layers, but not where a product was done without its experts, or these alone.
+int ew_cuda_scored_clear(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
+// Around a trace: the sums become what the steps of the program would have left, and that becomes sums again.
+int ew_cuda_scored_show(struct ew_cuda_backend *backend, const struct ew_cuda_scored *scored,
+                        struct ew_error *err) EW_MUST_CHECK;
+int ew_cuda_scored_take(struct ew_cuda_backend *backend, const struct ew_cuda_scored *scored,
+                        struct ew_error *err) EW_MUST_CHECK;

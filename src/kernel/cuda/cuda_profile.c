@@ -10,7 +10,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
-#include "kernel/cuda/cuda_backend.h"
+#include "kernel/cuda/cuda_experts.h"
 
 #define SECONDS_LEAST 0.004 // of one measurement, of which ...
 #define REPEATS 3           // ... the best of so many counts
@@ -360,5 +360,5 @@ int ew_cuda_profile(struct ew_cuda_backend *backend, const struct ew_batch *batc
     }
     backend->only = NULL;
     ew_free(p.only);
-    return rc;
+    return rc ? rc : ew_cuda_scored_clear(backend, err);
 }

@@ -480,7 +480,9 @@ static enum ew_cuda_ring ring_of(const struct ew_cuda_backend *backend, struct e
     return way & EW_CUDA_WAY_LONGEST ? EW_CUDA_RING_LONGEST : EW_CUDA_RING_FITTING;
 }
 
-static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused, struct ew_error *err)
+// scored: NULL, or what it makes scores for.
+static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *fused,
+                        const struct ew_cuda_scored *scored, struct ew_error *err)
 {
     enum ew_cuda_ring ring = ring_of(backend, fused);
     struct ew_cuda_grid grid = {(uint32_t)backend->device.n_multiprocessors, 1, 1, EW_VECTOR_THREADS,
@@ -493,6 +495,10 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
     job.n_early = EW_MIN(job.n_stages - 1, fused->n_early);
     if (fused->place == EW_CUDA_AFTER_ATTENTION) // which has copies of its own under way meanwhile
         job.n_early = EW_MIN(job.n_early, EARLY_BESIDE_ATTENTION);
+    if (scored) {
+        job.score = scored->job;
+        grid.shared_bytes += scored->shared_bytes;
+    }
     return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&job), err);
 }
 
@@ -508,6 +514,8 @@ struct ew_cuda_unit ew_cuda_step_unit(const struct ew_cuda_backend *backend, con
         return (struct ew_cuda_unit){EW_CUDA_UNIT_STEP, i, 1, 0};
     if (batch->n_tokens == 1 && backend->chosen && backend->chosen[i].count)
         return (struct ew_cuda_unit){EW_CUDA_UNIT_CHOSEN, i, backend->chosen[i].count, 1};
+    if (batch->n_tokens == 1 && backend->scored && backend->scored[i].count)
+        return (struct ew_cuda_unit){EW_CUDA_UNIT_SCORED, i, backend->scored[i].count, 1};
     if (n_rows == 1)
         return (struct ew_cuda_unit){EW_CUDA_UNIT_ONE, i, fused->count, 1};
     if (ew_cuda_few_takes(backend, fused, n_rows))
@@ -530,7 +538,9 @@ static int launch_unit(struct ew_cuda_backend *backend, const struct ew_batch *b
     case EW_CUDA_UNIT_CHOSEN:
         return ew_cuda_chosen_launch(backend, &backend->chosen[unit->first], err);
     case EW_CUDA_UNIT_ONE:
-        return launch_fused(backend, &backend->fused[unit->first], err);
+        return launch_fused(backend, &backend->fused[unit->first], NULL, err);
+    case EW_CUDA_UNIT_SCORED:
+        return launch_fused(backend, &backend->fused[unit->first], &backend->scored[unit->first], err);
     case EW_CUDA_UNIT_FEW:
         return ew_cuda_few(backend, &backend->fused[unit->first], unit->n_rows, err);
     case EW_CUDA_UNIT_ATTEND:
@@ -554,6 +564,8 @@ static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew
 
     if (unit->kind == EW_CUDA_UNIT_ATTEND || unit->kind == EW_CUDA_UNIT_CHOSEN || unit->kind == EW_CUDA_UNIT_GROUPED)
         return i + 1 == unit->first + unit->count;
+    if (unit->kind == EW_CUDA_UNIT_SCORED)
+        return step->kind == EW_CPU_STEP_OP && i + 1 >= unit->first + fused->count;
     if (fused->out == EW_CPU_NO_BUFFER)
         return step->kind == EW_CPU_STEP_OP && backend->program->ops[step->op].kind == EW_OP_LINEAR;
     if ((unit->kind == EW_CUDA_UNIT_MANY && fused->job.is_glu) ||
@@ -565,15 +577,20 @@ static bool leaves_result(const struct ew_cuda_backend *backend, const struct ew
 static int trace_unit(struct ew_cuda_backend *backend, const struct ew_batch *batch, const struct ew_cuda_unit *unit,
                       struct ew_error *err)
 {
+    const struct ew_cuda_scored *scored = unit->kind == EW_CUDA_UNIT_SCORED ? &backend->scored[unit->first] : NULL;
     int rc = 0;
 
     for (uint32_t i = unit->first; i < unit->first + unit->count && rc == 0; i++) {
         const struct ew_cpu_step *step = &backend->plan.steps[i];
 
-        if (leaves_result(backend, unit, i))
+        if (!leaves_result(backend, unit, i))
+            continue;
+        if (scored && i >= unit->first + backend->fused[unit->first].count)
+            rc = ew_cuda_scored_show(backend, scored, err);
+        if (rc == 0)
             rc = ew_cuda_trace_op(backend, step, ew_cuda_step_rows(backend, batch, step->out), err);
     }
-    return rc;
+    return rc || !scored ? rc : ew_cuda_scored_take(backend, scored, err);
 }
 
 int ew_cuda_step_launch(struct ew_cuda_backend *backend, const struct ew_batch *batch, struct ew_error *err)

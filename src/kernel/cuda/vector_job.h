@@ -2,6 +2,8 @@
 // What a kernel of ptx/vector.c works on: products of up to four matrices with one row of activations, with what stands
 // before and behind them in the program. Shared by both sides; addresses are the GPU's.
 
+#include "kernel/cuda/score_job.h"
+
 #include <stdint.h>
 
 #define EW_VECTOR_PARTS_MAX 4
@@ -53,4 +55,5 @@ struct ew_vector_job {
     uint32_t layout;                    // enum ew_cuda_layout, of all parts
     uint32_t n_stages;                  // EW_VECTOR_STAGES_MIN to _MAX
     uint32_t n_early;                   // pieces asked for before activations are there, less than n_stages
+    struct ew_score_job score;          // of one part that is no GLU's
 };

@@ -9,6 +9,7 @@
 
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
+#include "kernel/cuda/ptx/block.h"
 #include "kernel/cuda/ptx/route.h"
 #include "kernel/cuda/ptx/unit.h"
 
@@ -42,6 +43,7 @@ struct places {
     SHARED u32x4 *low;    // columns 0 to 15 of each group of 32 in 8 bits; 0 to 7 of 16 in f16; 0 to 3 of 8 in f32
     SHARED u32x4 *high;   // the others
     SHARED f32x2 *scales; // of 8 bits: scale, and scale times the sum of the codes
+    SHARED float *logits;
     struct route route;
 };
 
@@ -53,11 +55,13 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
     struct places p;
 
     p.ring = g_dynamic + THREAD / 32 * warp_bytes;
-    p.route = (struct route){(const float *)job->logits, (const float *)job->choice_bias, job->n_experts, job->n_active,
+    p.logits = at + 2 * (job->n_experts + job->n_active);
+    p.route = (struct route){job->scores ? (const float *)p.logits : (const float *)job->logits,
+                             (const float *)job->choice_bias, job->n_experts, job->n_active,
                              job->score, job->n_groups, job->n_groups_active, job->normalise, job->jitter, job->scale,
                              at, at + job->n_experts, at + 2 * job->n_experts,
                              (SHARED u32 *)(at + 2 * job->n_experts + job->n_active)};
-    p.low = (SHARED u32x4 *)(at + (2 * (job->n_experts + job->n_active) + 3) / 4 * 4);
+    p.low = (SHARED u32x4 *)(at + (3 * job->n_experts + 2 * job->n_active + 3) / 4 * 4);
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
     return p;
@@ -148,6 +152,77 @@ INLINE void stage(u32 layout, u32 n, const struct places *p, const struct rows *
         load_quads(n, rows, first, v);
         stage_quads(layout, n, p, rows, first, v, weights);
     }
+}
+
+// ---- norm and scores, of which the kernel before has left sums -------------------------------------
+
+// What this thread has of the norm that does not wait for that kernel, and its first four columns.
+struct ahead {
+    f32x4 weight, x;
+};
+
+INLINE f32x4 norm_weight_at(const struct ew_chosen_job *job, u32 i)
+{
+    return ((const f32x4 *)job->norm_weight)[i] + job->norm_offset;
+}
+
+INLINE float norm_factor(const struct ew_chosen_job *job, f32x4 first)
+{
+    u32 i = THREAD;
+    f32x4 squares = i < job->cols / 4 ? first * first : (f32x4){0, 0, 0, 0};
+
+    for (i += EW_CHOSEN_THREADS; i < job->cols / 4; i += EW_CHOSEN_THREADS) {
+        f32x4 v = ((const f32x4 *)job->x)[i];
+
+        squares += v * v;
+    }
+    return rsqrt_approx(block_sum_once(EW_CHOSEN_THREADS, squares.x + squares.y + (squares.z + squares.w)) /
+                        (float)job->cols + job->eps);
+}
+
+INLINE void stage_normal(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct ahead a,
+                         float factor)
+{
+    u32 n_quads = job->cols / 4, first = THREAD;
+
+    for (u32 i = first; i - THREAD % 32 < n_quads; i += EW_CHOSEN_THREADS) {
+        u32 is_there = i < n_quads, at = min_u32(i, n_quads - 1);
+
+        if (i != first)
+            a = (struct ahead){norm_weight_at(job, at), ((const f32x4 *)job->x)[at]};
+        a.x *= a.weight * factor;
+        if (job->normed && BLOCK_X == 0 && is_there)
+            ((f32x4 *)job->normed)[i] = a.x;
+        stage_quad(layout, p, i, a.x, 1, is_there);
+    }
+}
+
+INLINE float logit_of(const struct ew_chosen_job *job, u32 expert, u64 sum, float factor)
+{
+    return factor * ((float)(long long)sum * (1 / EW_SCORE_ONE)) +
+           (job->logits_bias ? ((const float *)job->logits_bias)[expert] : 0);
+}
+
+// The activations of the gates, and the logits, behind a barrier of the block.
+INLINE void stage_scored(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct ahead a)
+{
+    const u64 *sums = (const u64 *)job->scores;
+    u32 first = THREAD;
+    u64 sum = sums[EW_SCORE_AT(min_u32(first, job->n_experts - 1))];
+    float factor;
+
+    a.x = ((const f32x4 *)job->x)[min_u32(THREAD, job->cols / 4 - 1)];
+    factor = norm_factor(job, a.x);
+    for (u32 i = first; i < job->n_experts; i += EW_CHOSEN_THREADS)
+        p->logits[i] = logit_of(job, i, i == first ? sum : sums[EW_SCORE_AT(i)], factor);
+    stage_normal(layout, job, p, a, factor);
+}
+
+// Once no block reads them any more.
+INLINE void clear_scores(const struct ew_chosen_job *job)
+{
+    for (u32 i = THREAD; i < job->n_experts && BLOCK_X == 0; i += EW_CHOSEN_THREADS)
+        ((u64 *)job->scores)[EW_SCORE_AT(i)] = 0;
 }
 
 // ---- weights on their way -------------------------------------------------------------------------
@@ -568,6 +643,8 @@ INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct sha
 
     if (job->does & EW_CHOSEN_GATES) {
         wait_for_all(job, &p);
+        if (job->scores)
+            clear_scores(job);
     } else {
         if (THREAD < 32)
             weigh(&p.route);
@@ -583,22 +660,32 @@ INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct sha
 }
 
 // The kernel before one that only sums lets it start when the scores are there: so its choice, and its first weights,
-// need not wait for that one's end.
+// need not wait for that one's end. One that does all lets the next layer's start when its last weights are asked for:
+// they come first.
 INLINE void run(u32 layout, const struct ew_chosen_job *job)
 {
     struct share s = find_share(layout, job);
     struct places p = find_places(layout, job, job->cols);
     struct rows rows = {(const float *)job->x, 0, job->cols / 4, job->cols / 4};
     struct reader r;
+    struct ahead ahead;
     f32x4 quads[X_QUADS];
+    u32 does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
 
+    if (job->scores)
+        ahead.weight = norm_weight_at(job, min_u32(THREAD, job->cols / 4 - 1));
     if (job->does & EW_CHOSEN_GATES)
         previous_wait();
-    next_may_start();
-    if (job->does & EW_CHOSEN_GATES)
+    if (!does_all)
+        next_may_start();
+    if (job->scores) {
+        stage_scored(layout, job, &p, ahead);
+        block_sync();
+    } else if (job->does & EW_CHOSEN_GATES) {
         load_quads(X_QUADS, &rows, THREAD, quads);
+    }
     choose_together(&p.route);
-    if (job->does & EW_CHOSEN_GATES)
+    if (job->does & EW_CHOSEN_GATES && !job->scores)
         stage(layout, X_QUADS, &p, &rows, quads, 0);
     block_sync(); // no warp reads what another one still writes, though it be the same
     if (job->does & EW_CHOSEN_GATES)
@@ -606,6 +693,8 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
     if (!(job->does & EW_CHOSEN_SUMS))
         return;
     begin_reading(layout, job, &s, &p, &r);
+    if (does_all)
+        next_may_start();
     sum_up(layout, job, &s, &r);
 }
 
@@ -621,3 +710,48 @@ KERNEL chosen_table_16(struct ew_chosen_job job) { run(LAYOUT_IQ2_16, &job); }
 KERNEL chosen_u5(struct ew_chosen_job job) { run(LAYOUT_U5, &job); }
 KERNEL chosen_u5_min(struct ew_chosen_job job) { run(LAYOUT_U5_MIN, &job); }
 KERNEL chosen_u6(struct ew_chosen_job job) { run(LAYOUT_U6, &job); }
+
+// For who looks on, one block: makes of the sums what the steps of the program would have left, and of that, which may
+// have been changed, the sums.
+KERNEL show_scores(struct ew_chosen_job job)
+{
+    const f32x4 *x = (const f32x4 *)job.x;
+    float factor;
+
+    kernel_begin();
+    factor = norm_factor(&job, x[min_u32(THREAD, job.cols / 4 - 1)]);
+    for (u32 i = THREAD; i < job.cols / 4; i += EW_CHOSEN_THREADS)
+        ((f32x4 *)job.normed)[i] = x[i] * norm_weight_at(&job, i) * factor;
+    for (u32 i = THREAD; i < job.n_experts; i += EW_CHOSEN_THREADS)
+        ((float *)job.logits)[i] = logit_of(&job, i, ((const u64 *)job.scores)[EW_SCORE_AT(i)], factor);
+}
+
+KERNEL take_scores(struct ew_chosen_job job)
+{
+    float factor;
+
+    kernel_begin();
+    factor = norm_factor(&job, ((const f32x4 *)job.x)[min_u32(THREAD, job.cols / 4 - 1)]);
+    for (u32 i = THREAD; i < job.n_experts; i += EW_CHOSEN_THREADS) {
+        float logit = ((const float *)job.logits)[i] - (job.logits_bias ? ((const float *)job.logits_bias)[i] : 0);
+
+        ((u64 *)job.scores)[EW_SCORE_AT(i)] = (u64)(long long)(logit / factor * EW_SCORE_ONE);
+    }
+}
+
+// The router's columns of each block of the kernel that makes the scores.
+KERNEL lay_router(struct ew_router_job job)
+{
+    struct weight w = {(const u8 *)job.codes, (const u16 *)job.scales, (const u16 *)job.mins};
+    u32 first = (u32)((u64)job.rows * BLOCK_X / N_BLOCKS_X);
+    u32 n = (u32)((u64)job.rows * (BLOCK_X + 1) / N_BLOCKS_X) - first;
+    float *out = (float *)job.out + (u64)BLOCK_X * job.n_experts * job.stride;
+
+    kernel_begin();
+    for (u32 i = THREAD; i < job.n_experts * job.stride; i += EW_CHOSEN_THREADS) {
+        u32 expert = i / job.stride, row = i % job.stride;
+
+        out[i] = row < n ? weight_at(job.layout, &w, expert, first + row, job.rows) *
+                               (((const float *)job.norm_weight)[first + row] + job.norm_offset) : 0;
+    }
+}

@@ -98,13 +98,19 @@ INLINE u32 is_ordered(u32 class, const struct ew_vector_job *job)
     return (class == CLASS_U4 || class == CLASS_I8) && job->order;
 }
 
+// What scores need lies before all else: the router's columns, and one of activations.
+INLINE u32 score_bytes(const struct ew_vector_job *job)
+{
+    return (job->score.n_experts + 1) * job->score.stride * (u32)sizeof(float);
+}
+
 INLINE struct places find_places(u32 class, const struct ew_vector_job *job, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
-    SHARED u8 *at = g_dynamic + WARPS * job->n_stages * BYTES(class);
+    SHARED u8 *rings = g_dynamic + score_bytes(job), *at = rings + WARPS * job->n_stages * BYTES(class);
     struct places p;
 
-    p.ring = g_dynamic + THREAD / 32 * job->n_stages * BYTES(class);
+    p.ring = rings + THREAD / 32 * job->n_stages * BYTES(class);
     p.low = (SHARED u32x4 *)at;
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
@@ -555,21 +561,6 @@ INLINE struct eight load_eight(const struct ew_vector_job *job, u32 i)
     return i < job->cols / 8 ? (struct eight){x[0], x[1]} : (struct eight){{0, 0, 0, 0}, {0, 0, 0, 0}};
 }
 
-// As block_sum, once in a kernel.
-INLINE float sum_once(float v)
-{
-    f32x4 sum = {0, 0, 0, 0};
-
-    v = warp_sum(v);
-    if (THREAD % 32 == 0)
-        g_part[THREAD / 32] = v;
-    block_sync();
-    UNROLL
-    for (u32 i = 0; i < WARPS; i += 4)
-        sum += (f32x4){g_part[i], g_part[i + 1], g_part[i + 2], g_part[i + 3]};
-    return sum.x + sum.y + (sum.z + sum.w);
-}
-
 INLINE void stage_short(u32 class, const struct ew_vector_job *job, const struct places *p, u32 n_eights,
                         const struct ahead *a)
 {
@@ -584,7 +575,7 @@ INLINE void stage_short(u32 class, const struct ew_vector_job *job, const struct
     }
     if (job->norm == EW_VECTOR_RMS) {
         f32x4 squares = v.first * v.first + v.second * v.second;
-        float sum = sum_once(squares.x + squares.y + (squares.z + squares.w));
+        float sum = block_sum_once(EW_VECTOR_THREADS, squares.x + squares.y + (squares.z + squares.w));
 
         factor = rsqrt_approx(sum * a->per_column + job->eps);
     } else {
@@ -656,9 +647,9 @@ INLINE float scaled(const struct ew_vector_job *job, u64 mins, u32 row, float su
 
 INLINE float with_bias(u64 bias, u32 row, float sum) { return bias ? sum + ((const float *)bias)[row] : sum; }
 
-// residual: of the row, if the job has one.
-INLINE void finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i,
-                   float residual)
+// residual: of the row, if the job has one. What it has left, too.
+INLINE float finish(const struct ew_vector_job *job, const struct share *s, const struct places *p, u32 i,
+                    float residual)
 {
     u32 row = s->first + i, begin = 0;
     u64 out = job->parts[0].out, bias = job->parts[0].bias, mins = job->parts[0].mins;
@@ -670,7 +661,7 @@ INLINE void finish(const struct ew_vector_job *job, const struct share *s, const
         up = with_bias(job->parts[1].bias, row, up);
         value = glu_one(with_bias(bias, row, scaled(job, mins, row, value)), up, job->act, job->limit, job->alpha);
         ((float *)out)[row] = value;
-        return;
+        return value;
     }
     UNROLL
     for (u32 part = 1; part < EW_VECTOR_PARTS_MAX; part++) {
@@ -686,11 +677,65 @@ INLINE void finish(const struct ew_vector_job *job, const struct share *s, const
     if (job->residual)
         value = job->y_scale * value + job->residual_scale * residual;
     ((float *)out)[row] = value;
+    return value;
 }
 
 INLINE float residual_at(const struct ew_vector_job *job, const struct share *s, u32 i)
 {
     return job->residual && i < s->n ? ((const float *)job->residual)[s->first + i] : 0;
+}
+
+// ---- scores of experts, of which these rows are the input -----------------------------------------
+
+// With the first piece of weights; nothing of it waits for the kernel before.
+INLINE void ask_router(const struct ew_vector_job *job)
+{
+    u32 n_quads = job->score.n_experts * job->score.stride / 4;
+    const u8 *from = (const u8 *)job->score.router + (u64)BLOCK_X * n_quads * 16;
+
+    for (u32 i = THREAD; i < n_quads; i += EW_VECTOR_THREADS)
+        copy_async(g_dynamic + i * 16, from + (u64)i * 16, 1);
+}
+
+// What the rows have become, and zeros behind them: behind the router's columns.
+INLINE SHARED float *values_of(const struct ew_vector_job *job)
+{
+    return (SHARED float *)g_dynamic + job->score.n_experts * job->score.stride;
+}
+
+// Four threads an expert.
+INLINE void add_scores(const struct ew_vector_job *job)
+{
+    const struct ew_score_job *score = &job->score;
+    SHARED const f32x4 *values = (SHARED const f32x4 *)values_of(job);
+
+    ROLL
+    for (u32 first = THREAD / 32 * 8; first < score->n_experts; first += WARPS * 8) {
+        u32 expert = first + THREAD % 32 / 4, n = score->stride / 4;
+        SHARED const f32x4 *row = (SHARED const f32x4 *)g_dynamic + min_u32(expert, score->n_experts - 1) * n;
+        f32x4 product = {0, 0, 0, 0};
+        float sum;
+
+        for (u32 i = THREAD % 4; i < n; i += 4)
+            product += row[i] * values[i];
+        sum = product.x + product.y + (product.z + product.w);
+        sum += shuffle_xor(sum, 1);
+        sum += shuffle_xor(sum, 2);
+        sum = max_f32(min_f32(sum, EW_SCORE_MOST), -EW_SCORE_MOST);
+        if (THREAD % 4 == 0 && expert < score->n_experts)
+            atomic_add_u64((u64 *)score->sums + EW_SCORE_AT(expert), (u64)(long long)(sum * EW_SCORE_ONE));
+    }
+}
+
+// What is left of the rows, of which a thread has one, and their scores.
+INLINE void finish_scored(const struct ew_vector_job *job, const struct share *s, const struct places *p,
+                          float residual)
+{
+    for (u32 i = THREAD; i < job->score.stride; i += EW_VECTOR_THREADS)
+        values_of(job)[i] =
+            i < s->n ? finish(job, s, p, i, i < EW_VECTOR_THREADS ? residual : residual_at(job, s, i)) : 0;
+    block_sync();
+    add_scores(job);
 }
 
 // The pieces of this warp, each one replaced by the next one that is to be asked for. n_stages: a constant, since how
@@ -752,6 +797,8 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     float residual;
 
     next_may_start();
+    if (job->score.sums)
+        ask_router(job);
     ROLL
     for (u32 i = 0; i < job->n_early; i++)
         ask(class, job->n_stages, job, &s, p.ring, &r);
@@ -767,6 +814,12 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     for (u32 i = job->n_early + 1; i < job->n_stages; i++)
         ask(class, job->n_stages, job, &s, p.ring, &r);
     sum_all(class, job, &s, &p, &r);
+    if (job->score.sums) {
+        copy_wait(0); // warps without pieces have waited for nothing
+        block_sync();
+        finish_scored(job, &s, &p, residual);
+        return;
+    }
     block_sync();
     ROLL
     for (u32 i = THREAD; i < s.n; i += EW_VECTOR_THREADS)
