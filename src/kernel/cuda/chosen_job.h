@@ -8,7 +8,7 @@
 
 #define EW_CHOSEN_THREADS 512
 #define EW_CHOSEN_STATIC_BYTES 128 // of the kernels' own shared arrays
-#define EW_CHOSEN_STAGES 7     // of a warp's ring, of which all but one are under way
+#define EW_CHOSEN_STAGES 6     // of a warp's ring, of which all but one are under way
 #define EW_CHOSEN_STAGES_FEW 3 // where there is no room for those
 #define EW_CHOSEN_CODE_BYTES 512 // of a warp's units of weights
 #define EW_CHOSEN_WORD_BYTES 128 // of the words beside them
@@ -33,6 +33,9 @@ struct ew_chosen_job {
     struct ew_chosen_matrix gate, up, down;
     uint32_t does;                 // EW_CHOSEN_GATES, EW_CHOSEN_SUMS or both
     uint32_t cols, hidden_cols, hidden_stride, n_stages;
+    uint32_t hidden_inverse;       // 2^32 / hidden_cols, rounded up
+    // Rows of each block, of gates and of sums, and how many blocks have one more.
+    uint32_t gates_each, gates_more, sums_each, sums_more;
     uint32_t n_experts, n_active, score, n_groups, n_groups_active, normalise, is_plain;
     float jitter, scale, y_scale, residual_scale;
     uint32_t act, no_gate;         // no_gate: `up` alone, through the activation; it stands in `gate`, too

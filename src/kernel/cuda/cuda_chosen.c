@@ -142,6 +142,9 @@ static bool is_safe(const struct match *m)
 {
     const struct ew_cuda_matrix *gate = matrix_of(m, m->gate), *down = matrix_of(m, m->down);
 
+    // Up to here products with hidden_inverse are quotients.
+    if ((uint64_t)op_of(m, m->route)->route.n_active * down->cols * down->cols > UINT32_MAX)
+        return false;
     if (gate->layout != matrix_of(m, m->up)->layout || !has_whole_words(gate) || !has_whole_words(down))
         return false;
     if (last_of(m)->out == m->route->in)
@@ -186,6 +189,7 @@ static void fill_job(const struct match *m, struct ew_chosen_job *job)
 {
     const uint64_t *buffers = m->backend->work.buffers;
     const struct ew_op *act = op_of(m, m->act);
+    uint32_t n_blocks = (uint32_t)m->backend->device.n_multiprocessors;
 
     fill_route(m, job);
     job->x = buffers[m->dispatch->in];
@@ -198,6 +202,11 @@ static void fill_job(const struct match *m, struct ew_chosen_job *job)
     job->down = chosen_matrix(m, m->down);
     job->cols = matrix_of(m, m->gate)->cols;
     job->hidden_cols = matrix_of(m, m->down)->cols;
+    job->hidden_inverse = (uint32_t)(((1ull << 32) + job->hidden_cols - 1) / job->hidden_cols);
+    job->gates_each = job->n_active * job->hidden_cols / n_blocks;
+    job->gates_more = job->n_active * job->hidden_cols % n_blocks;
+    job->sums_each = job->cols / n_blocks;
+    job->sums_more = job->cols % n_blocks;
     job->act = act->act.act;
     job->no_gate = act->kind == EW_OP_ACT;
     job->limit = act->act.limit;
@@ -247,7 +256,7 @@ static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layou
 {
     uint32_t ring = WARPS * n_stages * 2 * (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * LAYOUTS[layout].words);
 
-    return ring + (3 * job->n_experts + 2 * job->n_active + 3) / 4 * 16 +
+    return ring + (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 16 +
            (cols + 31) / 32 * LAYOUTS[layout].column_bytes_times_32;
 }
 

@@ -2,10 +2,11 @@
 // Every block chooses the experts for itself, since that costs less than a kernel of its own; then its warps read rows
 // of the chosen ones' matrices and nothing else of them.
 //
-// A block a multiprocessor. Rows of gates go to registers, as many units at once as these hold. Those of sums come in
-// steps: in each a warp's lanes copy two units of weights and what scales them to their own places in shared memory,
-// and use them some steps later. The first steps are asked for when a warp has its gates, so that memory is read while
-// blocks wait for each other.
+// A block a multiprocessor. Each warp reads its rows, those of gates and then those of sums, as one run of steps: in
+// each its lanes copy two units of weights and what scales them to their own places in a ring in shared memory, and use
+// them some steps later. The first ones are asked for when the experts are known, and when those of gates are used up
+// those of sums are on their way, so that memory is read while activations are brought into place and blocks wait for
+// each other. What comes once in a kernel has few instructions: each of them has to be fetched first.
 
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
@@ -41,7 +42,7 @@
 struct places {
     SHARED u8 *ring;      // of this warp
     SHARED u32x4 *low;    // columns 0 to 15 of each group of 32 in 8 bits; 0 to 7 of 16 in f16; 0 to 3 of 8 in f32
-    SHARED u32x4 *high;   // the others
+    SHARED u32x4 *high;   // the others; for 8-bit weights all lie in `low`, in order
     SHARED f32x2 *scales; // of 8 bits: scale, and scale times the sum of the codes
     SHARED float *logits;
     struct route route;
@@ -52,16 +53,18 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
 {
     u32 planes = cols / PLANE(layout), warp_bytes = job->n_stages * STAGE_BYTES(layout);
     SHARED float *at = (SHARED float *)(g_dynamic + WARPS * warp_bytes);
+    SHARED u32 *experts = (SHARED u32 *)(at + 3 * job->n_experts + job->n_active);
     struct places p;
 
     p.ring = g_dynamic + THREAD / 32 * warp_bytes;
-    p.logits = at + 2 * (job->n_experts + job->n_active);
+    p.logits = at + 2 * job->n_experts;
     p.route = (struct route){job->scores ? (const float *)p.logits : (const float *)job->logits,
                              (const float *)job->choice_bias, job->n_experts, job->n_active,
                              job->score, job->n_groups, job->n_groups_active, job->normalise, job->jitter, job->scale,
-                             at, at + job->n_experts, at + 2 * job->n_experts,
-                             (SHARED u32 *)(at + 2 * job->n_experts + job->n_active)};
-    p.low = (SHARED u32x4 *)(at + (3 * job->n_experts + 2 * job->n_active + 3) / 4 * 4);
+                             at, at + job->n_experts, at + 3 * job->n_experts, experts};
+    if (chooses_in_warps(&p.route))
+        p.route.experts += THREAD / 32 * job->n_active;
+    p.low = (SHARED u32x4 *)(at + (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 4);
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
     return p;
@@ -90,7 +93,10 @@ INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float w
     }
     if (!is_there)
         return;
-    ((SHARED u32 *)((i % 8 < 4 ? p->low : p->high) + i / 8))[i % 4] = word;
+    if (layout == LAYOUT_I8)
+        ((SHARED u32 *)p->low)[i] = word;
+    else
+        ((SHARED u32 *)((i % 8 < 4 ? p->low : p->high) + i / 8))[i % 4] = word;
     if (i % 8 == 0)
         p->scales[i / 8] = (f32x2){scale * sum_unit(layout), scale * (float)(sum * code_offset(layout))};
 }
@@ -115,14 +121,18 @@ INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float
 struct rows {
     const float *x;
     u32 stride, n_quads, total; // n_quads: of a row
+    u32 inverse;                // 2^32 / (4 n_quads), rounded up
 };
+
+// Which of the rows has quad i: exact, as the host sees to (cuda_chosen.c).
+INLINE u32 row_of(const struct rows *rows, u32 i) { return mul_high(4 * i, rows->inverse); }
 
 // Those of a thread from quad `first` on, asked for together; beyond the last one they repeat it.
 INLINE void load_quads(u32 n, const struct rows *rows, u32 first, f32x4 *v)
 {
     UNROLL
     for (u32 j = 0; j < n; j++) {
-        u32 i = min_u32(first + j * EW_CHOSEN_THREADS, rows->total - 1), row = i / rows->n_quads;
+        u32 i = min_u32(first + j * EW_CHOSEN_THREADS, rows->total - 1), row = row_of(rows, i);
 
         v[j] = *(const f32x4 *)(rows->x + (u64)row * rows->stride + (i - row * rows->n_quads) * 4);
     }
@@ -137,7 +147,7 @@ INLINE void stage_quads(u32 layout, u32 n, const struct places *p, const struct 
         u32 i = first + j * EW_CHOSEN_THREADS, is_there = i < rows->total;
 
         if (i - THREAD % 32 < rows->total)
-            stage_quad(layout, p, i, v[j], weights && is_there ? weights[i / rows->n_quads] : 1, is_there);
+            stage_quad(layout, p, i, v[j], weights && is_there ? weights[row_of(rows, i)] : 1, is_there);
     }
 }
 
@@ -171,6 +181,7 @@ INLINE float norm_factor(const struct ew_chosen_job *job, f32x4 first)
     u32 i = THREAD;
     f32x4 squares = i < job->cols / 4 ? first * first : (f32x4){0, 0, 0, 0};
 
+    ROLL
     for (i += EW_CHOSEN_THREADS; i < job->cols / 4; i += EW_CHOSEN_THREADS) {
         f32x4 v = ((const f32x4 *)job->x)[i];
 
@@ -185,6 +196,7 @@ INLINE void stage_normal(u32 layout, const struct ew_chosen_job *job, const stru
 {
     u32 n_quads = job->cols / 4, first = THREAD;
 
+    ROLL
     for (u32 i = first; i - THREAD % 32 < n_quads; i += EW_CHOSEN_THREADS) {
         u32 is_there = i < n_quads, at = min_u32(i, n_quads - 1);
 
@@ -203,24 +215,26 @@ INLINE float logit_of(const struct ew_chosen_job *job, u32 expert, u64 sum, floa
            (job->logits_bias ? ((const float *)job->logits_bias)[expert] : 0);
 }
 
-// The activations of the gates, and the logits, behind a barrier of the block.
-INLINE void stage_scored(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct ahead a)
+// The logits, behind a barrier of the block. The norm's factor, for the activations.
+INLINE float find_logits(const struct ew_chosen_job *job, const struct places *p, struct ahead *a)
 {
     const u64 *sums = (const u64 *)job->scores;
     u32 first = THREAD;
     u64 sum = sums[EW_SCORE_AT(min_u32(first, job->n_experts - 1))];
     float factor;
 
-    a.x = ((const f32x4 *)job->x)[min_u32(THREAD, job->cols / 4 - 1)];
-    factor = norm_factor(job, a.x);
+    a->x = ((const f32x4 *)job->x)[min_u32(THREAD, job->cols / 4 - 1)];
+    factor = norm_factor(job, a->x);
+    ROLL
     for (u32 i = first; i < job->n_experts; i += EW_CHOSEN_THREADS)
         p->logits[i] = logit_of(job, i, i == first ? sum : sums[EW_SCORE_AT(i)], factor);
-    stage_normal(layout, job, p, a, factor);
+    return factor;
 }
 
 // Once no block reads them any more.
 INLINE void clear_scores(const struct ew_chosen_job *job)
 {
+    ROLL
     for (u32 i = THREAD; i < job->n_experts && BLOCK_X == 0; i += EW_CHOSEN_THREADS)
         ((u64 *)job->scores)[EW_SCORE_AT(i)] = 0;
 }
@@ -240,13 +254,16 @@ struct unit_place {
     const u32 *words[WORDS_MAX];
 };
 
+// Of which layouts the row of codes ends with planes of higher bits.
+#define HAS_PLANES(layout) (IS_U5(layout) || (layout) == LAYOUT_U6)
+
 // Rows have an even number of groups, so that words of two scales are one row's.
 INLINE struct unit_place find_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units)
 {
     u64 at = (u64)row * n_units + unit, scale = at / 2;
-    u32 row_bytes = IS_U5(layout) || layout == LAYOUT_U6 ? code_bytes(layout, n_units * 32) : n_units * 16;
-    const u8 *codes = (const u8 *)m->codes + (u64)row * row_bytes, *high = codes + n_units * 16;
-    struct unit_place place = {codes + unit * 16, {0}};
+    const u8 *of_row = (const u8 *)m->codes + (u64)row * code_bytes(layout, n_units * 32);
+    const u8 *high = of_row + n_units * 16;
+    struct unit_place place = {HAS_PLANES(layout) ? of_row + unit * 16 : (const u8 *)m->codes + at * 16, {0}};
 
     if (layout == LAYOUT_I8)
         scale = at / 4;
@@ -270,22 +287,43 @@ INLINE struct unit_place find_unit(u32 layout, const struct ew_chosen_matrix *m,
     return place;
 }
 
-INLINE void load_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, struct unit *u)
+// How far the words of a row's unit are from those of the one 32 units before: a row has a multiple of as many units
+// as share a word, so that this holds from each of its units.
+INLINE u32 words_of_32(u32 layout, u32 i)
 {
-    struct unit_place place = find_unit(layout, m, row, unit, n_units);
-
-    u->codes = load_once(place.codes);
-    UNROLL
-    for (u32 i = 0; i < WORDS(layout); i++)
-        u->words[i] = *place.words[i];
+    if (i == 0)
+        return layout == LAYOUT_I8                              ? 8
+               : layout == LAYOUT_F8                            ? 4
+               : layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6 ? 32
+                                                                : 16;
+    if (layout == LAYOUT_NV4)
+        return 0;
+    return layout == LAYOUT_U6 ? 64 : IS_U5(layout) && i == 1 ? 32 : 16;
 }
 
-// The same to this lane's places in shared memory; zeros where it is not there.
-INLINE void copy_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *to,
-                      u32 there)
+// Which of a matrix's arrays words are in.
+INLINE u64 base_of_words(u32 layout, const struct ew_chosen_matrix *m, u32 i)
 {
-    struct unit_place place = find_unit(layout, m, row, unit, n_units);
+    if (i == 0)
+        return m->scales;
+    return layout == LAYOUT_U6 || (IS_U5(layout) && i == 1) ? m->codes : m->mins;
+}
 
+// The place in `to` of what is at `place` in `from`, a matrix of the same shape.
+INLINE struct unit_place same_in(u32 layout, struct unit_place place, const struct ew_chosen_matrix *from,
+                                 const struct ew_chosen_matrix *to)
+{
+    place.codes += to->codes - from->codes;
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        place.words[i] = (const u32 *)((const u8 *)place.words[i] + base_of_words(layout, to, i) -
+                                       base_of_words(layout, from, i));
+    return place;
+}
+
+// To this lane's places in shared memory; zeros where it is not there.
+INLINE void copy_unit(u32 layout, struct unit_place place, SHARED u8 *to, u32 there)
+{
     copy_async(to + THREAD % 32 * 16, place.codes, there);
     to += EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4;
     UNROLL
@@ -302,85 +340,152 @@ INLINE void take_unit(u32 layout, SHARED const u8 *from, struct unit *u)
         u->words[i] = *(SHARED const u32 *)(from + i * EW_CHOSEN_WORD_BYTES);
 }
 
-// This block's rows. A gate's is one of both matrices, a sum's one of all experts.
+// This block's rows. A gate's is one of both matrices, a sum's one of all experts. Steps are those of a row: of a gate
+// they have a unit of each matrix, of a sum two of the row.
 struct share {
-    u32 first_gate, n_gates;
-    u32 first_sum, n_sums, sum_steps; // sum_steps: of a row
+    u32 first_gate, n_gates, gate_steps;
+    u32 first_sum, n_sums, sum_steps;
 };
+
+INLINE u32 first_of(u32 each, u32 more) { return (u32)BLOCK_X * each + min_u32(BLOCK_X, more); }
+INLINE u32 count_of(u32 each, u32 more) { return each + ((u32)BLOCK_X < more); }
 
 INLINE struct share find_share(u32 layout, const struct ew_chosen_job *job)
 {
-    u32 n_gates = job->n_active * job->hidden_cols;
     struct share s = {0};
 
     if (job->does & EW_CHOSEN_GATES) {
-        s.first_gate = (u32)((u64)n_gates * BLOCK_X / N_BLOCKS_X);
-        s.n_gates = (u32)((u64)n_gates * (BLOCK_X + 1) / N_BLOCKS_X) - s.first_gate;
+        s.first_gate = first_of(job->gates_each, job->gates_more);
+        s.n_gates = count_of(job->gates_each, job->gates_more);
+        s.gate_steps = (job->cols / UNIT(layout) + 31) / 32;
     }
     if (job->does & EW_CHOSEN_SUMS) {
-        s.first_sum = (u32)((u64)job->cols * BLOCK_X / N_BLOCKS_X);
-        s.n_sums = (u32)((u64)job->cols * (BLOCK_X + 1) / N_BLOCKS_X) - s.first_sum;
-        s.sum_steps = (n_gates / UNIT(layout) + 63) / 64;
+        s.first_sum = first_of(job->sums_each, job->sums_more);
+        s.n_sums = count_of(job->sums_each, job->sums_more);
+        s.sum_steps = (job->n_active * job->hidden_cols / UNIT(layout) + 63) / 64;
     }
     return s;
 }
 
-// The step of a sum that a warp asks for next: of row `line` of the share, and the lane's next unit in the row of an
-// expert.
-struct reader {
-    u32 stage, line, step, slot, unit;
+// A row of gates, of the share and of an expert.
+struct gate {
+    u32 line, slot, row;
 };
 
-INLINE void ask_units(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+INLINE struct gate first_gate(const struct ew_chosen_job *job, const struct share *s)
+{
+    u32 i = s->first_gate + THREAD / 32, slot = mul_high(i, job->hidden_inverse);
+
+    return (struct gate){THREAD / 32, slot, i - slot * job->hidden_cols};
+}
+
+INLINE void next_gate(const struct ew_chosen_job *job, struct gate *g)
+{
+    g->line += WARPS;
+    g->row += WARPS;
+    while (g->row >= job->hidden_cols) {
+        g->row -= job->hidden_cols;
+        g->slot++;
+    }
+}
+
+// The step that a warp asks for next.
+struct reader {
+    u32 to;                 // byte of the ring
+    u32 left;               // steps of the row
+    struct gate gate;       // as long as there are such
+    struct unit_place place; // of the lane in its row
+    u32 line, slot, unit;   // then of the share, and of an expert
+};
+
+INLINE void open_gate(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
                       struct reader *r)
 {
-    SHARED u8 *to = p->ring + r->stage * STAGE_BYTES(layout);
+    r->left = s->gate_steps;
+    if (r->gate.line < s->n_gates)
+        r->place = find_unit(layout, &job->gate, p->route.experts[r->gate.slot] * job->hidden_cols + r->gate.row,
+                             THREAD % 32, job->cols / UNIT(layout));
+    else
+        r->left = s->sum_steps;
+}
+
+INLINE void open_sum(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r)
+{
+    r->left = s->sum_steps;
+    r->slot = 0;
+    r->unit = THREAD % 32;
+    while (r->unit >= job->hidden_cols / UNIT(layout)) {
+        r->unit -= job->hidden_cols / UNIT(layout);
+        r->slot++;
+    }
+}
+
+INLINE void ask_gate(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                     struct reader *r)
+{
+    u32 there = (s->gate_steps - r->left) * 32 + THREAD % 32 < job->cols / UNIT(layout);
+
+    copy_unit(layout, r->place, p->ring + r->to, there);
+    copy_unit(layout, same_in(layout, r->place, &job->gate, &job->up), p->ring + r->to + UNIT_BYTES(layout), there);
+    r->place.codes += 32 * 16;
+    UNROLL
+    for (u32 i = 0; i < WORDS(layout); i++)
+        r->place.words[i] += words_of_32(layout, i);
+    if (--r->left == 0) {
+        next_gate(job, &r->gate);
+        open_gate(layout, job, s, p, r);
+    }
+}
+
+INLINE void ask_sum(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                    struct reader *r)
+{
     u32 per_expert = job->hidden_cols / UNIT(layout), row = s->first_sum + r->line;
 
     UNROLL
     for (u32 i = 0; i < 2; i++) {
         u32 there = r->slot < job->n_active, expert = p->route.experts[there ? r->slot : 0];
 
-        copy_unit(layout, &job->down, expert * job->cols + row, r->unit, per_expert, to + i * UNIT_BYTES(layout),
-                  there);
+        copy_unit(layout, find_unit(layout, &job->down, expert * job->cols + row, r->unit, per_expert),
+                  p->ring + r->to + i * UNIT_BYTES(layout), there);
         r->unit += 32;
         while (r->unit >= per_expert) {
             r->unit -= per_expert;
             r->slot++;
         }
     }
+    if (--r->left == 0) {
+        r->line += WARPS;
+        open_sum(layout, job, s, r);
+    }
 }
 
-INLINE void open_line(u32 layout, const struct ew_chosen_job *job, struct reader *r)
+INLINE u32 next_stage(u32 layout, const struct ew_chosen_job *job, u32 at)
 {
-    u32 per_expert = job->hidden_cols / UNIT(layout);
-
-    r->step = 0;
-    r->slot = THREAD % 32 / per_expert;
-    r->unit = THREAD % 32 % per_expert;
+    return at + STAGE_BYTES(layout) == job->n_stages * STAGE_BYTES(layout) ? 0 : at + STAGE_BYTES(layout);
 }
 
 // Asks for a step, a group of copies of its own whether or not it is there.
 INLINE void ask(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
                 struct reader *r)
 {
-    if (r->line < s->n_sums) {
-        ask_units(layout, job, s, p, r);
-        r->stage = r->stage + 1 == job->n_stages ? 0 : r->stage + 1;
-        if (++r->step == s->sum_steps) {
-            r->line += WARPS;
-            open_line(layout, job, r);
-        }
-    }
+    if (r->gate.line < s->n_gates)
+        ask_gate(layout, job, s, p, r);
+    else if (r->line < s->n_sums)
+        ask_sum(layout, job, s, p, r);
     copy_commit();
+    r->to = next_stage(layout, job, r->to);
 }
 
 INLINE void begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
                           struct reader *r)
 {
-    r->stage = 0;
+    r->to = 0;
     r->line = THREAD / 32;
-    open_line(layout, job, r);
+    r->gate = first_gate(job, s);
+    open_sum(layout, job, s, r);
+    open_gate(layout, job, s, p, r);
+    ROLL
     for (u32 i = 0; i + 1 < job->n_stages; i++)
         ask(layout, job, s, p, r);
 }
@@ -481,7 +586,7 @@ INLINE float dot_unit(u32 layout, const struct table *table, const struct unit *
         return dot_half(layout, w, p, at);
     case LAYOUT_I8:
         return low_f16(half_of(layout, words[0], at)) * p->scales[at / 2].x *
-               (float)dot16(w, (at % 2 ? p->high : p->low)[at / 2], 0);
+               (float)dot16(w, p->low[at], 0);
     case LAYOUT_F8:
         return dot_f8(w, words, p, at);
     case LAYOUT_U5:
@@ -523,41 +628,31 @@ INLINE void finish_gate(const struct ew_chosen_job *job, u32 slot, u32 at, u32 r
             job->no_gate ? act_one(up, job->act) : glu_one(gate, up, job->act, job->limit, job->alpha);
 }
 
-// Units of a row of each matrix that are asked for together.
-#define GATE_UNITS_MAX 4
-#define GATE_UNITS(layout) ((layout) == LAYOUT_NV4 ? 1u : WORDS(layout) > 1 || (layout) >= LAYOUT_F8 ? 2u : 4u)
-
-INLINE void run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p)
+// The sums' steps follow at the place in the ring that is returned.
+INLINE u32 run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                     struct reader *r)
 {
-    u32 n_units = job->cols / UNIT(layout), lane = THREAD % 32, step = 32 * GATE_UNITS(layout);
+    u32 last = job->cols / UNIT(layout) - 1, at = 0;
     struct table table = find_table(layout, &job->gate); // and of the other one: both have the same layout
 
-    for (u32 line = THREAD / 32; line < s->n_gates; line += WARPS) {
-        u32 i = s->first_gate + line, slot = i / job->hidden_cols;
-        u32 row = p->route.experts[slot] * job->hidden_cols + i - slot * job->hidden_cols;
-        float gate = 0, up = 0;
+    ROLL
+    for (struct gate g = first_gate(job, s); g.line < s->n_gates; next_gate(job, &g)) {
+        f32x2 sums = {0, 0};
 
-        for (u32 first = 0; first < n_units; first += step) {
-            struct unit of_gate[GATE_UNITS_MAX], of_up[GATE_UNITS_MAX];
+        ROLL
+        for (u32 unit = THREAD % 32, left = s->gate_steps; left; left--, unit += 32) {
+            struct unit u[2];
 
-            UNROLL
-            for (u32 j = 0; j < GATE_UNITS(layout); j++) {
-                u32 unit = min_u32(first + j * 32 + lane, n_units - 1);
-
-                load_unit(layout, &job->gate, row, unit, n_units, &of_gate[j]);
-                load_unit(layout, &job->up, row, unit, n_units, &of_up[j]);
-            }
-            UNROLL
-            for (u32 j = 0; j < GATE_UNITS(layout); j++) {
-                u32 at = first + j * 32 + lane, unit = min_u32(at, n_units - 1);
-                f32x2 both = dot_both(layout, &table, &of_gate[j], &of_up[j], p, unit);
-
-                gate += at < n_units ? both.x : 0;
-                up += at < n_units ? both.y : 0;
-            }
+            wait_step(job);
+            take_unit(layout, p->ring + at, &u[0]);
+            take_unit(layout, p->ring + at + UNIT_BYTES(layout), &u[1]);
+            ask(layout, job, s, p, r);
+            sums += dot_both(layout, &table, &u[0], &u[1], p, min_u32(unit, last)); // behind the last one are zeros
+            at = next_stage(layout, job, at);
         }
-        finish_gate(job, slot, row, i - slot * job->hidden_cols, gate, up);
+        finish_gate(job, g.slot, p->route.experts[g.slot] * job->hidden_cols + g.row, g.row, sums.x, sums.y);
     }
+    return at;
 }
 
 // ---- sums -----------------------------------------------------------------------------------------
@@ -581,82 +676,84 @@ INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, 
 
 // `residual`: of the warp's first row.
 INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                     struct reader *r, float residual)
+                     struct reader *r, u32 at, float residual)
 {
-    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1, at = 0;
+    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1;
     struct table table = find_table(layout, &job->down);
 
+    ROLL
     for (u32 line = THREAD / 32; line < s->n_sums; line += WARPS) {
         float sum = 0;
 
-        for (u32 step = 0; step < s->sum_steps; step++) {
-            SHARED const u8 *from = p->ring + at * STAGE_BYTES(layout);
-            u32 unit = step * 64 + THREAD % 32;
+        ROLL
+        for (u32 unit = THREAD % 32, left = s->sum_steps; left; left--, unit += 64) {
             struct unit u[2];
 
             wait_step(job);
-            take_unit(layout, from, &u[0]);
-            take_unit(layout, from + UNIT_BYTES(layout), &u[1]);
+            take_unit(layout, p->ring + at, &u[0]);
+            take_unit(layout, p->ring + at + UNIT_BYTES(layout), &u[1]);
             ask(layout, job, s, p, r);
             sum += dot_unit(layout, &table, &u[0], p, min_u32(unit, last));
             sum += dot_unit(layout, &table, &u[1], p, min_u32(unit + 32, last));
-            at = at + 1 == job->n_stages ? 0 : at + 1;
+            at = next_stage(layout, job, at);
         }
         finish_sum(job, p, s->first_sum + line, sum, residual);
         residual = residual_at(job, s, line + WARPS);
     }
 }
 
-// All blocks have written what they write before, once this returns; meanwhile a warp weighs the experts. Blocks are
-// all there at once: one fits on each multiprocessor, whatever else lies there ends without waiting for this kernel,
-// and what was started early was started when all of them were there.
-INLINE void wait_for_all(const struct ew_chosen_job *job, const struct places *p)
+// All blocks have written what they write before, once this returns. Blocks are all there at once: one fits on each
+// multiprocessor, whatever else lies there ends without waiting for this kernel, and what was started early was started
+// when all of them were there.
+INLINE void wait_for_all(const struct ew_chosen_job *job)
 {
-    u32 *arrived = (u32 *)job->arrived;
-
     block_sync();
     if (THREAD == 0) {
-        add_ordered(arrived, 1);
-        wait_until(arrived, N_BLOCKS_X);
-    } else if (THREAD / 32 == 1) {
-        weigh(&p->route);
+        add_ordered((u32 *)job->arrived, 1);
+        wait_until((u32 *)job->arrived, N_BLOCKS_X);
     }
     block_sync();
 }
 
-// The last block that has waited makes the counters ready for the next layer.
-INLINE void leave_all(const struct ew_chosen_job *job)
+// The last block that has waited makes the counters ready for the next layer. In two parts, as the answer takes time.
+INLINE u32 leave_all(const struct ew_chosen_job *job)
 {
-    u32 *arrived = (u32 *)job->arrived;
-
-    if (THREAD == 0 && atomic_add(arrived + 1, 1) == N_BLOCKS_X - 1)
-        arrived[0] = arrived[1] = 0;
+    return THREAD == 0 ? atomic_add((u32 *)job->arrived + 1, 1) : 0;
 }
 
-INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r)
+INLINE void clear_arrived(const struct ew_chosen_job *job, u32 left_before)
+{
+    if (THREAD == 0 && left_before == N_BLOCKS_X - 1)
+        ((u32 *)job->arrived)[0] = ((u32 *)job->arrived)[1] = 0;
+}
+
+INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r,
+                   u32 at)
 {
     struct places p = find_places(layout, job, job->n_active * job->hidden_cols);
     struct rows rows = {(const float *)job->hidden, job->hidden_stride, job->hidden_cols / 4,
-                        job->n_active * job->hidden_cols / 4};
+                        job->n_active * job->hidden_cols / 4, job->hidden_inverse};
     float residual = residual_at(job, s, THREAD / 32);
+    u32 left_before = 0;
     f32x4 quads[HIDDEN_QUADS];
 
+    if (THREAD / 32 == WARPS - 1) // which has no more rows of gates than others
+        weigh(&p.route);
     if (job->does & EW_CHOSEN_GATES) {
-        wait_for_all(job, &p);
+        wait_for_all(job);
+        left_before = leave_all(job);
         if (job->scores)
             clear_scores(job);
     } else {
-        if (THREAD < 32)
-            weigh(&p.route);
         block_sync();
         previous_wait();
     }
     load_quads(HIDDEN_QUADS, &rows, THREAD, quads);
     stage(layout, HIDDEN_QUADS, &p, &rows, quads, job->is_plain ? 0 : p.route.weights);
     block_sync();
-    run_sums(layout, job, s, &p, r, residual);
+    run_sums(layout, job, s, &p, r, at, residual);
     if (job->does & EW_CHOSEN_GATES)
-        leave_all(job);
+        clear_arrived(job, left_before);
 }
 
 // The kernel before one that only sums lets it start when the scores are there: so its choice, and its first weights,
@@ -666,36 +763,39 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
 {
     struct share s = find_share(layout, job);
     struct places p = find_places(layout, job, job->cols);
-    struct rows rows = {(const float *)job->x, 0, job->cols / 4, job->cols / 4};
+    struct rows rows = {(const float *)job->x, 0, job->cols / 4, job->cols / 4, 0};
     struct reader r;
     struct ahead ahead;
     f32x4 quads[X_QUADS];
-    u32 does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
+    float factor = 0;
+    u32 at = 0, does_gates = job->does & EW_CHOSEN_GATES, does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
 
     if (job->scores)
         ahead.weight = norm_weight_at(job, min_u32(THREAD, job->cols / 4 - 1));
-    if (job->does & EW_CHOSEN_GATES)
+    if (does_gates)
         previous_wait();
     if (!does_all)
         next_may_start();
     if (job->scores) {
-        stage_scored(layout, job, &p, ahead);
+        factor = find_logits(job, &p, &ahead);
         block_sync();
-    } else if (job->does & EW_CHOSEN_GATES) {
+    } else if (does_gates) {
         load_quads(X_QUADS, &rows, THREAD, quads);
     }
     choose_together(&p.route);
-    if (job->does & EW_CHOSEN_GATES && !job->scores)
-        stage(layout, X_QUADS, &p, &rows, quads, 0);
-    block_sync(); // no warp reads what another one still writes, though it be the same
-    if (job->does & EW_CHOSEN_GATES)
-        run_gates(layout, job, &s, &p);
-    if (!(job->does & EW_CHOSEN_SUMS))
-        return;
     begin_reading(layout, job, &s, &p, &r);
+    if (does_gates) {
+        if (job->scores)
+            stage_normal(layout, job, &p, ahead, factor);
+        else
+            stage(layout, X_QUADS, &p, &rows, quads, 0);
+        block_sync();
+        at = run_gates(layout, job, &s, &p, &r);
+    }
     if (does_all)
         next_may_start();
-    sum_up(layout, job, &s, &r);
+    if (job->does & EW_CHOSEN_SUMS)
+        sum_up(layout, job, &s, &r, at);
 }
 
 KERNEL chosen_f16(struct ew_chosen_job job) { run(LAYOUT_F16, &job); }

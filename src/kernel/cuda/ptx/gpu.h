@@ -14,6 +14,7 @@ INLINE void kernel_begin(void)
 #define NEG_INFINITY (-__builtin_inff())
 
 INLINE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+INLINE u32 mul_high(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 INLINE u32 max_u32(u32 a, u32 b) { return a > b ? a : b; }
 INLINE float min_f32(float a, float b) { return a < b ? a : b; }
 INLINE float max_f32(float a, float b) { return a > b ? a : b; }

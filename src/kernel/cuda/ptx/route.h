@@ -49,7 +49,7 @@ struct route {
     SHARED float *scores; // [n_experts] what weights are made of
     SHARED float *ranks;  // [n_experts] what the choice is made by; -infinity where an expert was taken
     SHARED float *weights; // [n_active]
-    SHARED u32 *experts;   // [n_active]
+    SHARED u32 *experts;   // [n_active], each warp's own where each one chooses for itself
 };
 
 INLINE float no_nan(float x) { return x == x ? x : NEG_INFINITY; }
@@ -59,18 +59,23 @@ INLINE void find_scores(const struct route *r)
     float max = NEG_INFINITY, sum = 0;
 
     if (r->score == SCORE_SIGMOID) {
+        ROLL
         for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             r->scores[i] = 1 / (1 + exp_f32(-r->logits[i]));
     } else {
+        ROLL
         for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             max = max_f32(max, r->logits[i]);
         max = warp_max(max);
+        ROLL
         for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             sum += r->scores[i] = exp_f32(r->logits[i] - max);
         sum = 1 / warp_sum(sum);
+        ROLL
         for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
             r->scores[i] *= sum;
     }
+    ROLL
     for (u32 i = THREAD % 32; i < r->n_experts; i += 32)
         r->ranks[i] = no_nan(r->scores[i] + (r->bias ? r->bias[i] : 0));
     warp_sync();
@@ -163,10 +168,12 @@ INLINE void settle_weights(const struct route *r)
 {
     float sum = 0;
 
+    ROLL
     for (u32 j = 0; j < r->n_active; j++)
         sum += r->weights[j];
     warp_sync();
     sum = r->normalise && sum > 0 ? sum : 1;
+    ROLL
     for (u32 j = THREAD % 32; j < r->n_active; j += 32)
         r->weights[j] = r->weights[j] / sum * r->scale;
     warp_sync();
@@ -250,7 +257,7 @@ INLINE void choose_in_warp(u32 n, const struct route *r)
         UNROLL
         for (u32 j = 0; j < n; j++)
             keys[j] = first == j * 32 + lane ? 0 : keys[j];
-        if (lane == 0) // what the other warps write there, too
+        if (lane == 0)
             r->experts[k] = first;
     }
     warp_sync();
