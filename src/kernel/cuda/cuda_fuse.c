@@ -456,25 +456,37 @@ static enum ew_cuda_place place_of(const struct ew_cuda_backend *backend, uint32
     return next < backend->plan.n_steps && backend->attends[next].count ? EW_CUDA_BEFORE_ATTENTION : EW_CUDA_ELSEWHERE;
 }
 
-// Finds out beside which blocks a product's may have to find room; returns the last product.
+// Finds out beside which blocks, of products and of experts, a product's may have to find room; returns the last one.
 static struct ew_cuda_fused *find_places(struct ew_cuda_backend *backend)
 {
     uint32_t n_steps = backend->plan.n_steps, behind = n_steps; // step behind an attention
-    struct ew_cuda_fused *last = NULL;
+    uint32_t bytes = 0, before;                                 // of a block of what comes next, and of what was last
+    struct ew_cuda_fused *last = NULL, *neighbour = NULL;
 
     for (uint32_t i = 0; i < n_steps; i++) {
         struct ew_cuda_fused *fused = &backend->fused[i];
+        const struct ew_cuda_chosen *chosen = backend->chosen ? &backend->chosen[i] : NULL;
+        const struct ew_cuda_scored *scored = backend->scored ? &backend->scored[i] : NULL;
 
         if (backend->attends[i].count)
             behind = i + backend->attends[i].count;
-        if (!fused->count || (backend->chosen && backend->chosen[i].count))
+        if (!fused->count && !(chosen && chosen->count))
             continue;
-        fused->place = place_of(backend, i, i == behind);
-        if (last) {
-            fused->beside_bytes = last->rings[EW_CUDA_RING_SHORT].bytes;
-            last->beside_bytes = EW_MAX(last->beside_bytes, fused->rings[EW_CUDA_RING_SHORT].bytes);
+        before = bytes;
+        bytes = chosen && chosen->count ? chosen->shared_bytes[0] : fused->rings[EW_CUDA_RING_SHORT].bytes;
+        bytes += scored ? scored->shared_bytes : 0;
+        if (neighbour)
+            neighbour->beside_bytes = EW_MAX(neighbour->beside_bytes, bytes);
+        neighbour = NULL;
+        if (chosen && chosen->count) {
+            bytes = chosen->shared_bytes[chosen->n_kernels - 1];
+            continue;
         }
-        last = fused;
+        fused->place = place_of(backend, i, i == behind);
+        fused->beside_bytes = before;
+        last = neighbour = fused;
+        if (scored && scored->count) // the router's product is a part of this one
+            i += scored->count - 1;
     }
     if (last)
         last->place = EW_CUDA_LAST;
@@ -492,6 +504,8 @@ void ew_cuda_fuse_place(struct ew_cuda_backend *backend)
 
         if (!fused->count)
             continue;
+        if (backend->scored && backend->scored[i].count)
+            fused->beside_bytes += backend->scored[i].shared_bytes;
         find_ring(backend, fused, EW_CUDA_RING_FITTING, of_two - EW_MIN(of_two, fused->beside_bytes));
         if (fused == last || !fused->beside_bytes) // or among experts
             continue;
