@@ -169,6 +169,7 @@ struct ew_cuda_chosen {
 // product makes the scores, too, and the experts' kernel does the norm.
 struct ew_cuda_scored {
     uint32_t count; // 0: none begins here
+    enum ew_cuda_kernel kernel;
     uint32_t chosen; // step
     uint32_t shared_bytes; // beyond the product's own
     uint64_t normed, logits; // where the steps would have left them

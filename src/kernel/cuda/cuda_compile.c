@@ -160,6 +160,7 @@ struct needs {
     bool layouts[EW_CUDA_LAYOUT_COUNT]; // of matrices of products
     bool dims[DIMS_COUNT];              // of heads, rounded up
     bool shared[SHARED_COUNT];          // heads of queries that share a KV head, rounded up
+    bool experts;
     enum ew_kv_dtype kv;
 };
 
@@ -180,6 +181,7 @@ static struct needs find_needs(const struct ew_cuda_backend *backend)
     for (uint32_t i = 0; i < backend->program->n_ops; i++) {
         const struct ew_op *op = &backend->program->ops[i];
 
+        needs.experts |= op->kind == EW_OP_EXPERTS;
         if (op->kind == EW_OP_LINEAR || op->kind == EW_OP_EXPERTS) {
             enum ew_cuda_layout layout = ew_cuda_layout_of(backend->program, op->weight, reference, &exact);
 
@@ -300,13 +302,14 @@ static bool is_wanted(const struct needs *needs, enum ew_cuda_module module, con
     case EW_CUDA_LINEAR:
     case EW_CUDA_SOME:
     case EW_CUDA_FEW:
-    case EW_CUDA_VECTOR:
     case EW_CUDA_WGMMA_CODED:
     case EW_CUDA_WGMMA_F8_MODULE:
     case EW_CUDA_GEMM_F8_MODULE:
     case EW_CUDA_EXPERTS:
     case EW_CUDA_CHOSEN:
         return serves_layout(needs, module, name);
+    case EW_CUDA_VECTOR:
+        return serves_layout(needs, module, name) && (needs->experts || !has_word(name, "scored"));
     case EW_CUDA_GEMM:
     case EW_CUDA_WGMMA:
         return serves_operand(needs, name);

@@ -157,6 +157,7 @@ static void plan_scored(struct ew_cuda_backend *backend, struct match *m, uint32
     uint32_t after = m->next + backend->chosen[m->next].count;
 
     scored->count = m->next - first;
+    scored->kernel = m->fused->kernel - EW_CUDA_VECTOR_U4 + EW_CUDA_VECTOR_U4_SCORED;
     scored->chosen = m->next;
     scored->shared_bytes = shared_bytes(m);
     scored->normed = experts->x;
@@ -189,8 +190,8 @@ static int try_scored(struct ew_cuda_backend *backend, uint32_t first, uint64_t 
     if (bytes > most || *router > backend->work.routers + ew_cuda_scored_router_bytes(backend, backend->program))
         return 0;
     plan_scored(backend, &m, first, at);
-    if (bytes > device->shared_bytes[fused->kernel])
-        rc = ew_cuda_allow_shared(device, fused->kernel, bytes, err);
+    if (bytes > device->shared_bytes[backend->scored[first].kernel])
+        rc = ew_cuda_allow_shared(device, backend->scored[first].kernel, bytes, err);
     return rc ? rc : lay_router(backend, &m, at, err);
 }
 

@@ -499,7 +499,7 @@ static int launch_fused(struct ew_cuda_backend *backend, struct ew_cuda_fused *f
         job.score = scored->job;
         grid.shared_bytes += scored->shared_bytes;
     }
-    return ew_cuda_launch(&backend->device, fused->kernel, grid, ARGUMENTS(&job), err);
+    return ew_cuda_launch(&backend->device, scored ? scored->kernel : fused->kernel, grid, ARGUMENTS(&job), err);
 }
 
 // ---- units --------------------------------------------------------------------------------------

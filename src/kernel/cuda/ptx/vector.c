@@ -104,10 +104,10 @@ INLINE u32 score_bytes(const struct ew_vector_job *job)
     return (job->score.n_experts + 1) * job->score.stride * (u32)sizeof(float);
 }
 
-INLINE struct places find_places(u32 class, const struct ew_vector_job *job, const struct share *s)
+INLINE struct places find_places(u32 class, u32 is_scored, const struct ew_vector_job *job, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
-    SHARED u8 *rings = g_dynamic + score_bytes(job), *at = rings + WARPS * job->n_stages * BYTES(class);
+    SHARED u8 *rings = g_dynamic + (is_scored ? score_bytes(job) : 0), *at = rings + WARPS * job->n_stages * BYTES(class);
     struct places p;
 
     p.ring = rings + THREAD / 32 * job->n_stages * BYTES(class);
@@ -787,17 +787,18 @@ INLINE void sum_all(u32 class, const struct ew_vector_job *job, const struct sha
     }
 }
 
-INLINE void multiply(u32 class, const struct ew_vector_job *job)
+// is_scored: a constant, as the class is: products without scores are not to have registers taken by them.
+INLINE void multiply(u32 class, u32 is_scored, const struct ew_vector_job *job)
 {
     struct share s = find_share(class, job);
-    struct places p = find_places(class, job, &s);
+    struct places p = find_places(class, is_scored, job, &s);
     struct reader r = begin_reading(class, job, &s);
     u32 n_rows = s.n * (job->is_glu ? 2 : 1);
     struct ahead ahead;
     float residual;
 
     next_may_start();
-    if (job->score.sums)
+    if (is_scored)
         ask_router(job);
     ROLL
     for (u32 i = 0; i < job->n_early; i++)
@@ -814,7 +815,7 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
     for (u32 i = job->n_early + 1; i < job->n_stages; i++)
         ask(class, job->n_stages, job, &s, p.ring, &r);
     sum_all(class, job, &s, &p, &r);
-    if (job->score.sums) {
+    if (is_scored) {
         copy_wait(0); // warps without pieces have waited for nothing
         block_sync();
         finish_scored(job, &s, &p, residual);
@@ -826,11 +827,20 @@ INLINE void multiply(u32 class, const struct ew_vector_job *job)
         finish(job, &s, &p, i, i < EW_VECTOR_THREADS ? residual : residual_at(job, &s, i));
 }
 
-KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, &job); }
-KERNEL vector_i8(struct ew_vector_job job) { multiply(CLASS_I8, &job); }
-KERNEL vector_table(struct ew_vector_job job) { multiply(CLASS_TABLE, &job); }
-KERNEL vector_table_16(struct ew_vector_job job) { multiply(CLASS_TABLE_16, &job); }
-KERNEL vector_u5(struct ew_vector_job job) { multiply(CLASS_U5, &job); }
-KERNEL vector_u6(struct ew_vector_job job) { multiply(CLASS_U6, &job); }
-KERNEL vector_f8(struct ew_vector_job job) { multiply(CLASS_F8, &job); }
-KERNEL vector_half(struct ew_vector_job job) { multiply(CLASS_HALF, &job); }
+KERNEL vector_u4(struct ew_vector_job job) { multiply(CLASS_U4, 0, &job); }
+KERNEL vector_i8(struct ew_vector_job job) { multiply(CLASS_I8, 0, &job); }
+KERNEL vector_table(struct ew_vector_job job) { multiply(CLASS_TABLE, 0, &job); }
+KERNEL vector_table_16(struct ew_vector_job job) { multiply(CLASS_TABLE_16, 0, &job); }
+KERNEL vector_u5(struct ew_vector_job job) { multiply(CLASS_U5, 0, &job); }
+KERNEL vector_u6(struct ew_vector_job job) { multiply(CLASS_U6, 0, &job); }
+KERNEL vector_f8(struct ew_vector_job job) { multiply(CLASS_F8, 0, &job); }
+KERNEL vector_half(struct ew_vector_job job) { multiply(CLASS_HALF, 0, &job); }
+
+KERNEL vector_u4_scored(struct ew_vector_job job) { multiply(CLASS_U4, 1, &job); }
+KERNEL vector_i8_scored(struct ew_vector_job job) { multiply(CLASS_I8, 1, &job); }
+KERNEL vector_table_scored(struct ew_vector_job job) { multiply(CLASS_TABLE, 1, &job); }
+KERNEL vector_table_16_scored(struct ew_vector_job job) { multiply(CLASS_TABLE_16, 1, &job); }
+KERNEL vector_u5_scored(struct ew_vector_job job) { multiply(CLASS_U5, 1, &job); }
+KERNEL vector_u6_scored(struct ew_vector_job job) { multiply(CLASS_U6, 1, &job); }
+KERNEL vector_f8_scored(struct ew_vector_job job) { multiply(CLASS_F8, 1, &job); }
+KERNEL vector_half_scored(struct ew_vector_job job) { multiply(CLASS_HALF, 1, &job); }
