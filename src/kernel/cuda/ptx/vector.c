@@ -107,7 +107,8 @@ INLINE u32 score_bytes(const struct ew_vector_job *job)
 INLINE struct places find_places(u32 class, u32 is_scored, const struct ew_vector_job *job, const struct share *s)
 {
     u32 cols = s->n_pieces_row * COLS(class), planes = cols / PLANE(class);
-    SHARED u8 *rings = g_dynamic + (is_scored ? score_bytes(job) : 0), *at = rings + WARPS * job->n_stages * BYTES(class);
+    SHARED u8 *rings = g_dynamic + (is_scored ? score_bytes(job) : 0);
+    SHARED u8 *at = rings + WARPS * job->n_stages * BYTES(class);
     struct places p;
 
     p.ring = rings + THREAD / 32 * job->n_stages * BYTES(class);
