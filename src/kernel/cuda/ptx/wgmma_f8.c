@@ -259,6 +259,7 @@ INLINE void consume(u32 is_gated, const struct ew_f8_job *job)
             warpgroup_f8(sums, a, b + (BOX_BYTES >> 4));
             scales = scales_of(job, stage, group, 1);
             warpgroup_wait_sums(sums);
+            warp_sync();
             if (THREAD % 32 == 0) // its warp has read the scales
                 barrier_arrive(&g_empty[stage]);
             add_scaled(acc + 64, sums, scales, job->once);
