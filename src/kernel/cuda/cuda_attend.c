@@ -95,20 +95,6 @@ static bool is_possible(const struct ew_cuda_backend *backend, const struct foun
     return !found->k_norm && !found->k_rope;
 }
 
-// Whether a step from `first` on wants what is in the buffer now: rotated queries and keys are not written.
-static bool is_read_later(const struct ew_cuda_backend *backend, uint32_t first, uint32_t buffer)
-{
-    for (uint32_t i = first; i < backend->plan.n_steps; i++) {
-        const struct ew_cpu_step *step = &backend->plan.steps[i];
-
-        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
-            return true;
-        if (step->out == buffer)
-            return false;
-    }
-    return backend->plan.result == buffer;
-}
-
 static bool match(const struct ew_cuda_backend *backend, uint32_t first, struct found *found)
 {
     if (!find_attention(backend, first, found))
@@ -117,11 +103,12 @@ static bool match(const struct ew_cuda_backend *backend, uint32_t first, struct 
         if (!take(backend, &backend->plan.steps[first + i], found))
             return false;
     }
+    // Rotated queries and keys are not written.
     if (found->attention->out != found->attention->in &&
-        is_read_later(backend, first + found->count, found->attention->in))
+        ew_cuda_is_read(backend, first + found->count, found->attention->in))
         return false;
     if (found->append && found->append->in2 != found->attention->out &&
-        is_read_later(backend, first + found->count, found->append->in2))
+        ew_cuda_is_read(backend, first + found->count, found->append->in2))
         return false;
     return is_possible(backend, found);
 }

@@ -136,7 +136,7 @@ struct ew_cuda_fused {
     struct {
         uint32_t n_stages, bytes; // pieces; shared memory of a block, with all else
     } rings[EW_CUDA_RING_COUNT];
-    uint32_t beside_bytes; // of a block of the product before or behind this one, with the shortest ring
+    uint32_t beside_bytes; // of a block before or behind this one: of experts, or of a product with the shortest ring
     uint32_t n_shown;      // launches of a self-test
     uint32_t n_early;      // pieces of weights a warp asks for before activations are there, at most
     struct ew_vector_job job;
@@ -322,6 +322,8 @@ int ew_cuda_attend(struct ew_cuda_backend *backend, struct ew_cuda_attend *atten
 // cuda_fuse.c
 // Whether a step from `first` on multiplies the 8-bit activations that are there now.
 bool ew_cuda_reads_codes(const struct ew_cuda_backend *backend, uint32_t first);
+// Whether a step from `first` on wants what is in the buffer now.
+bool ew_cuda_is_read(const struct ew_cuda_backend *backend, uint32_t first, uint32_t buffer);
 // After the workspace has its addresses.
 int ew_cuda_fuse(struct ew_cuda_backend *backend, struct ew_error *err) EW_MUST_CHECK;
 void ew_cuda_fuse_place(struct ew_cuda_backend *backend); // once attentions are known, too

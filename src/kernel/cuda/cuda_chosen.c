@@ -94,21 +94,6 @@ static bool match(struct match *m)
 
 // ---- safety -------------------------------------------------------------------------------------
 
-static bool is_read_later(const struct match *m, uint32_t buffer)
-{
-    const struct ew_cpu_plan *plan = &m->backend->plan;
-
-    for (uint32_t i = m->next; i < plan->n_steps; i++) {
-        const struct ew_cpu_step *step = &plan->steps[i];
-
-        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
-            return true;
-        if (step->out == buffer && step->kind == EW_CPU_STEP_OP)
-            return false;
-    }
-    return plan->result == buffer;
-}
-
 static const struct ew_cuda_matrix *matrix_of(const struct match *m, const struct ew_cpu_step *step)
 {
     return &m->backend->matrices[op_of(m, step)->weight];
@@ -149,8 +134,8 @@ static bool is_safe(const struct match *m)
         return false;
     if (last_of(m)->out == m->route->in)
         return false;
-    return !is_read_later(m, m->route->out) && (!m->add || m->add->out == m->combine->out ||
-                                                !is_read_later(m, m->combine->out));
+    return !ew_cuda_is_read(m->backend, m->next, m->route->out) && (!m->add || m->add->out == m->combine->out ||
+                                                !ew_cuda_is_read(m->backend, m->next, m->combine->out));
 }
 
 // ---- jobs ---------------------------------------------------------------------------------------

@@ -40,23 +40,25 @@ static bool is_op(const struct match *m, const struct ew_cpu_step *step, enum ew
     return step && step->kind == EW_CPU_STEP_OP && op_of(m, step)->kind == kind;
 }
 
-static bool reads(const struct ew_cpu_step *step, uint32_t buffer)
+bool ew_cuda_is_read(const struct ew_cuda_backend *backend, uint32_t first, uint32_t buffer)
 {
-    return step->in == buffer || step->in2 == buffer || step->in3 == buffer;
+    const struct ew_cpu_plan *plan = &backend->plan;
+
+    for (uint32_t i = first; i < plan->n_steps; i++) {
+        const struct ew_cpu_step *step = &plan->steps[i];
+
+        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
+            return true;
+        if (step->out == buffer && step->kind == EW_CPU_STEP_OP)
+            return false;
+    }
+    return plan->result == buffer;
 }
 
 // Whether a step behind those of the match wants what is in the buffer now.
 static bool is_read_later(const struct match *m, uint32_t buffer)
 {
-    const struct ew_cpu_plan *plan = &m->backend->plan;
-
-    for (uint32_t i = m->next; i < plan->n_steps; i++) {
-        if (reads(&plan->steps[i], buffer))
-            return true;
-        if (plan->steps[i].out == buffer && plan->steps[i].kind == EW_CPU_STEP_OP)
-            return false;
-    }
-    return plan->result == buffer;
+    return ew_cuda_is_read(m->backend, m->next, buffer);
 }
 
 static bool is_quantised_product(const struct ew_cuda_backend *backend, const struct ew_cpu_step *step)

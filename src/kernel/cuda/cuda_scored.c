@@ -10,6 +10,9 @@
 
 #define ARGUMENTS(...) ((void *[]){__VA_ARGS__})
 
+_Static_assert(EW_CUDA_VECTOR_U6_SCORED - EW_CUDA_VECTOR_U4_SCORED == EW_CUDA_VECTOR_U6 - EW_CUDA_VECTOR_U4,
+               "kernels with scores are in the order of those without");
+
 struct match {
     const struct ew_cuda_backend *backend;
     const struct ew_cuda_fused *fused;
@@ -42,21 +45,6 @@ static bool is_plain_norm(const struct match *m)
            m->norm->out != m->norm->in;
 }
 
-static bool is_read_from(const struct match *m, uint32_t first, uint32_t buffer)
-{
-    const struct ew_cpu_plan *plan = &m->backend->plan;
-
-    for (uint32_t i = first; i < plan->n_steps; i++) {
-        const struct ew_cpu_step *step = &plan->steps[i];
-
-        if (step->in == buffer || step->in2 == buffer || step->in3 == buffer)
-            return true;
-        if (step->out == buffer && step->kind == EW_CPU_STEP_OP)
-            return false;
-    }
-    return plan->result == buffer;
-}
-
 // Whether the experts behind it are one kernel's, which alone reads the logits, and choose by these.
 static bool feeds_experts(const struct match *m)
 {
@@ -65,7 +53,7 @@ static bool feeds_experts(const struct match *m)
 
     return chosen->count && chosen->n_kernels == 1 && job->x == m->backend->work.buffers[m->norm->out] &&
            job->logits == m->backend->work.buffers[m->router->out] && job->cols == m->fused->job.rows &&
-           m->router->out != m->norm->out && !is_read_from(m, m->next + chosen->count, m->router->out);
+           m->router->out != m->norm->out && !ew_cuda_is_read(m->backend, m->next + chosen->count, m->router->out);
 }
 
 static bool match(struct match *m)
@@ -167,7 +155,7 @@ static void plan_scored(struct ew_cuda_backend *backend, struct match *m, uint32
     experts->scores = backend->work.scores;
     experts->x = backend->work.buffers[m->norm->in];
     experts->norm_weight = vector_of(m, norm->weight);
-    experts->normed = is_read_from(m, after, m->norm->out) ? scored->normed : 0;
+    experts->normed = ew_cuda_is_read(m->backend, after, m->norm->out) ? scored->normed : 0;
     experts->logits_bias = vector_of(m, op_of(m, m->router)->bias);
     experts->eps = norm->norm.eps;
     experts->norm_offset = norm->norm.weight_offset;

@@ -20,7 +20,7 @@
 #define EW_SCORE_STRIDE(rows, n_blocks) (((rows) / (n_blocks) + 4) / 4 * 4)
 
 struct ew_score_job {
-    uint64_t sums;   // i64 at EW_SCORE_AT of each expert, zeros before; 0: there are no scores to be made
+    uint64_t sums;   // i64 at EW_SCORE_AT of each expert, zeros before
     uint64_t router; // f32 [n_blocks, n_experts, stride]: each block's columns by the norm's weights, then zeros
     uint32_t n_experts, stride;
 };

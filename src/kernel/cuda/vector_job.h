@@ -55,5 +55,5 @@ struct ew_vector_job {
     uint32_t layout;                    // enum ew_cuda_layout, of all parts
     uint32_t n_stages;                  // EW_VECTOR_STAGES_MIN to _MAX
     uint32_t n_early;                   // pieces asked for before activations are there, less than n_stages
-    struct ew_score_job score;          // of one part that is no GLU's
+    struct ew_score_job score;          // of one part that is no GLU's, for the kernels that make scores
 };
