@@ -259,9 +259,7 @@ INLINE void consume(u32 is_gated, const struct ew_f8_job *job)
             warpgroup_f8(sums, a, b + (BOX_BYTES >> 4));
             scales = scales_of(job, stage, group, 1);
             warpgroup_wait_sums(sums);
-            warp_sync();
-            if (THREAD % 32 == 0) // its warp has read the scales
-                barrier_arrive(&g_empty[stage]);
+            barrier_arrive(&g_empty[stage]); // this thread has read the scales
             add_scaled(acc + 64, sums, scales, job->once);
             if (++stage == STAGES) {
                 stage = 0;
@@ -280,7 +278,7 @@ INLINE void multiply(u32 is_gated, const struct ew_f8_job *job)
     if (THREAD == 0) {
         for (u32 i = 0; i < STAGES; i++) {
             barrier_init(&g_full[i], 1);
-            barrier_init(&g_empty[i], CONSUMERS / 32);
+            barrier_init(&g_empty[i], CONSUMERS);
         }
         barrier_init_done();
     }
