@@ -25,6 +25,7 @@ struct speed {
     struct ew_engine *engine;
     struct ew_energy *energy; // NULL: this box has no meter
     double decode_joules;     // over all repeats
+    double decode_s, held_s;  // likewise; held_s: see ew_energy_held_s
     const struct ew_speed_options *options;
     struct ew_speed *out;
     uint32_t n_vocab;
@@ -139,13 +140,14 @@ static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
     uint32_t n_tokens, n_finished, n_drained = 0, batch = s->options->batch;
     uint64_t *ids = ew_alloc_array(batch, sizeof(*ids));
     struct ew_event event;
-    double started_s, started_j;
+    double started_s, started_j, started_held_s, passed_s;
     int rc;
 
     if (!ids)
         return ew_fail_memory(err, batch * sizeof(*ids), "the benchmark");
     rc = reach_depth(s, ids, err);
     started_j = ew_energy_joules(s->energy);
+    started_held_s = ew_energy_held_s(s->energy);
     started_s = ew_clock_s();
     for (uint32_t i = 0; i < s->options->n_gen && rc == 0; i++) {
         double before_s = ew_clock_s();
@@ -153,7 +155,10 @@ static int measure_decode(struct speed *s, uint32_t run, struct ew_error *err)
         rc = step(s, &n_tokens, &n_finished, err);
         s->itl_ms[s->n_itl++] = 1e3 * (ew_clock_s() - before_s);
     }
-    s->out->decode_runs[run] = batch * s->options->n_gen / (ew_clock_s() - started_s);
+    passed_s = ew_clock_s() - started_s;
+    s->out->decode_runs[run] = batch * s->options->n_gen / passed_s;
+    s->decode_s += passed_s;
+    s->held_s = started_held_s < 0 ? -1 : s->held_s + ew_energy_held_s(s->energy) - started_held_s;
     s->decode_joules += ew_energy_joules(s->energy) - started_j;
     for (uint32_t b = 0; b < batch; b++)
         ew_engine_cancel(s->engine, ids[b]);
@@ -221,6 +226,7 @@ static void summarise(struct speed *s)
     out->decode_tok_s = median(out->decode_runs, out->n_runs);
     out->ttft_ms = median(out->ttft_runs, out->n_runs);
     out->joules_per_token = s->decode_joules / ((double)out->n_runs * s->options->batch * s->options->n_gen);
+    out->power_held_share = s->held_s < 0 || s->decode_s <= 0 ? -1 : EW_MIN(s->held_s / s->decode_s, 1.0);
     out->joules_source = ew_energy_source(s->energy);
     out->weight_gb_s = (double)out->streamed_bytes * out->decode_tok_s / s->options->batch / 1e9;
     out->limit_pct = out->limit_gb_s > 0 ? 100 * out->weight_gb_s / out->limit_gb_s : 0;
@@ -275,7 +281,7 @@ static int warm_up(struct speed *s, struct ew_error *err)
         s->n_itl = 0;
         s->out->n_warmup += s->options->n_gen;
     }
-    s->decode_joules = 0;
+    s->decode_joules = s->decode_s = s->held_s = 0;
     return rc;
 }
 

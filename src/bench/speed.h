@@ -25,6 +25,7 @@ struct ew_speed {
     double weight_gb_s, limit_gb_s, limit_pct;
     double multiply_flops_s; // of the device, where it has limits of its own
     double joules_per_token;   // of decoding, of the whole batch's tokens; 0: this box does not tell
+    double power_held_share;   // of decoding's time, with clocks held down by a GPU's power limit; < 0: not known
     const char *joules_source; // what measured them; NULL: nothing does
     uint32_t n_warmup; // tokens that each sequence decoded before what counts; 0: nothing went before
     uint32_t n_runs;

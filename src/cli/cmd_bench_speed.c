@@ -45,6 +45,10 @@ static int print_json(const struct ew_model *model, const struct ew_engine_confi
         ew_buf_printf(&json, "%.6g", speed->joules_per_token);
     else
         ew_buf_append_str(&json, EW_STR("null"));
+    if (speed->power_held_share < 0)
+        ew_buf_append_str(&json, EW_STR(", \"power_held_share\": null"));
+    else
+        ew_buf_printf(&json, ", \"power_held_share\": %.4g", speed->power_held_share);
     ew_buf_printf(&json, ", \"warmup_tokens\": %u", speed->n_warmup);
     append_runs(&json, "prefill_tok_s_runs", speed->prefill_runs, speed->n_runs);
     append_runs(&json, "decode_tok_s_runs", speed->decode_runs, speed->n_runs);
@@ -83,6 +87,9 @@ static void print_text(const struct ew_model *model, const struct ew_engine_conf
     printf("\n");
     if (speed->joules_source)
         printf("  energy   %10.3f J       a token decoded, by %s\n", speed->joules_per_token, speed->joules_source);
+    if (speed->power_held_share >= 0.005)
+        printf("  clocks   %10.0f %%       of the time of decoding held down by the GPU's power limit\n",
+               100 * speed->power_held_share);
     if (options->profile)
         ew_op_table_print(options->profile->ctx, &limits);
 }

@@ -28,6 +28,7 @@ struct counter {
     uint32_t package;  // of RAPL: intel-rapl:N
     double range;      // where the counter wraps around, in joules; 0: never
     double last;       // joules or watts
+    unsigned long long held_ns; // of a GPU, by its power limit, when the meter was opened
 };
 
 struct ew_energy {
@@ -142,6 +143,19 @@ static void *sample(void *ctx)
     return NULL;
 }
 
+// False where the driver does not say.
+static bool read_held(const struct ew_energy *energy, const struct counter *counter, unsigned long long *ns)
+{
+    struct ew_nvml_violation time;
+
+    if ((counter->kind != KIND_GPU_COUNTER && counter->kind != KIND_GPU_POWER) ||
+        !energy->nvml.nvmlDeviceGetViolationStatus ||
+        energy->nvml.nvmlDeviceGetViolationStatus(counter->gpu, EW_NVML_VIOLATION_POWER, &time) != EW_NVML_SUCCESS)
+        return false;
+    *ns = time.violation_ns;
+    return true;
+}
+
 // ---- finding what there is ----
 
 // Keeps the counter if it can be read now.
@@ -149,6 +163,7 @@ static bool add(struct ew_energy *energy, struct counter counter)
 {
     if (energy->n_counters == COUNTERS_MAX || !read_counter(energy, &counter, &counter.last))
         return false;
+    (void)read_held(energy, &counter, &counter.held_ns);
     energy->counters[energy->n_counters++] = counter;
     return true;
 }
@@ -306,6 +321,20 @@ double ew_energy_watts(struct ew_energy *energy)
     watts = energy->watts;
     pthread_mutex_unlock(&energy->lock);
     return watts;
+}
+
+double ew_energy_held_s(struct ew_energy *energy)
+{
+    double held_s = -1;
+
+    for (uint32_t i = 0; energy && i < energy->n_counters; i++) {
+        const struct counter *counter = &energy->counters[i];
+        unsigned long long ns;
+
+        if (read_held(energy, counter, &ns))
+            held_s = EW_MAX(held_s, (double)(ns - EW_MIN(ns, counter->held_ns)) / 1e9);
+    }
+    return held_s;
 }
 
 const char *ew_energy_source(const struct ew_energy *energy)

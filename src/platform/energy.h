@@ -21,5 +21,8 @@ void ew_energy_close(struct ew_energy *energy);
 // Any thread may ask, as often as it likes: sensors are read at most a hundred times a second.
 double ew_energy_joules(struct ew_energy *energy); // since ew_energy_open, never falling; 0 without a meter
 double ew_energy_watts(struct ew_energy *energy);  // the mean of the last whole second or so
+// For how long, since ew_energy_open, a GPU's clocks have been lower than they could be because of its power limit: of
+// the GPU that this was longest. Less than 0: nobody tells.
+double ew_energy_held_s(struct ew_energy *energy);
 // "rails", "NVML", "NVML and RAPL", "RAPL"; NULL: no meter
 const char *ew_energy_source(const struct ew_energy *energy);

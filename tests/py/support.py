@@ -55,3 +55,8 @@ def levels():
     best = run_json("bench", "kernels", "--filter", "^$", "--json")["isa"]
     order = next((order for order in names if best in order), ["reference"])
     return order[:order.index(best) + 1] if best in order else order
+
+
+def fake_library(folder, name, source):
+    """A library in the place of a driver's, of which `source` is the C."""
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", folder / name], input=source.encode(), check=True)

@@ -13,10 +13,10 @@ def test_bench_speed_prints_the_contract():
     assert set(result) == {
         "model", "backend", "device", "threads", "weight_bytes", "kv_dtype", "prompt_tokens", "gen_tokens", "depth", "batch",
         "prefill_tok_s", "decode_tok_s", "ttft_ms", "itl_ms", "weight_gb_s", "limit_gb_s", "limit_pct", "peak_memory_bytes",
-        "load_s", "joules_per_token", "warmup_tokens", "prefill_tok_s_runs", "decode_tok_s_runs"}
+        "load_s", "joules_per_token", "power_held_share", "warmup_tokens", "prefill_tok_s_runs", "decode_tok_s_runs"}
     assert set(result["itl_ms"]) == {"p50", "p95", "p99"}
     assert result["prefill_tok_s"] > 0 and result["decode_tok_s"] > 0 and result["limit_gb_s"] > 0
-    assert len(result["decode_tok_s_runs"]) == 2 and result["joules_per_token"] is None
+    assert len(result["decode_tok_s_runs"]) == 2 and result["joules_per_token"] is None and result["power_held_share"] is None
     assert result["warmup_tokens"] == 8
 
 

@@ -369,6 +369,30 @@ def test_the_warm_up_lasts_until_a_way_is_chosen(cuda):
 
 
 @emulated
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is absent: no NVML to imitate")
+def test_bench_speed_says_when_the_power_limit_holds_clocks_down(cuda, tmp_path):
+    def speed(held, *options):
+        support.fake_library(tmp_path, "libnvidia-ml.so.1", """
+#include <time.h>
+static unsigned long long now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ull + t.tv_nsec; }
+int nvmlInit_v2(void) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) { *d = (void *)1; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *d, unsigned long long *mj) { *mj = now() / 10000; return 0; }
+struct violation { unsigned long long reference, time; };
+int nvmlDeviceGetViolationStatus(void *d, int policy, struct violation *v) { v->time = policy == 0 ? HELD : now(); return 0; }
+""".replace("HELD", held))
+        env = {**cuda, "EW_MOCK_CUDA_MEMORY": "60000000", "LD_LIBRARY_PATH": f"{cuda['LD_LIBRARY_PATH']}:{tmp_path}"}
+        return support.run_ok("bench", "speed", "-m", "synthetic:tiny:q8_0", "-p", "1", "-n", "4", "-r", "1", "--backend", "cuda",
+                              "--no-self-test", "--no-warmup", *options, env=env)
+
+    told = speed("5000000000 + now() / 2").decode()
+    assert 40 < int(re.search(r"clocks +(\d+) %       of the time of decoding held down by the GPU's power limit", told)[1]) < 60
+    assert json.loads(speed("7", "--json"))["power_held_share"] == 0
+
+
+@emulated
 def test_a_gpu_without_memory_of_its_own(cuda):
     """Its driver calls little free; the budget is what the machine has."""
     env = {"EW_MOCK_CUDA_MEMORY": "10485760", "EW_MOCK_CUDA_VMM": "0"}

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 import time
 
 import pytest
-from support import ROOT, run, run_json, run_ok
+from support import ROOT, fake_library, run, run_json, run_ok
 
 TREES = ROOT / "tests/fixtures/trees"
 GOLDEN = ROOT / "tests/fixtures/doctor"
@@ -163,10 +162,6 @@ def test_profiles_agree_with_the_trees(profile, tree):
 
 
 # ---- a machine that misbehaves, or is measured ----
-
-def fake_library(folder, name, source):
-    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", folder / name], input=source.encode(), check=True)
-
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is absent: no driver to imitate")
 def test_a_hanging_driver_is_a_finding(tmp_path):
