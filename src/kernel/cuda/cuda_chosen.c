@@ -11,6 +11,8 @@
 #include "kernel/cuda/cuda_experts.h"
 
 #define WARPS (EW_CHOSEN_THREADS / 32)
+// Columns of two spans, the longest layout's: activations are padded to whole ones.
+#define SPANS 2048
 // Of a multiprocessor's shared memory, what a block of vector.c wants beside one of these: it is started while this one
 // runs, and asks for its first weights.
 #define NEIGHBOUR_BYTES (72u << 10)
@@ -104,7 +106,8 @@ static const struct ew_cpu_step *last_of(const struct match *m)
     return m->add ? m->add : m->combine;
 }
 
-// Whether rows begin at 16 bytes and their scales at a word; of f8, whether four lanes' columns have one scale.
+// Whether rows begin at 16 bytes, have more than one unit, and their scales begin at a word; of f8, whether four lanes'
+// columns have one scale.
 static bool has_whole_words(const struct ew_cuda_matrix *m)
 {
     switch (m->layout) {
@@ -112,7 +115,7 @@ static bool has_whole_words(const struct ew_cuda_matrix *m)
         return false;
     case EW_CUDA_F16:
     case EW_CUDA_BF16:
-        return m->cols % 8 == 0;
+        return m->cols % 16 == 0;
     case EW_CUDA_F8:
     case EW_CUDA_U5:
     case EW_CUDA_U5_MIN:
@@ -129,6 +132,8 @@ static bool is_safe(const struct match *m)
 
     // Up to here products with hidden_inverse are quotients.
     if ((uint64_t)op_of(m, m->route)->route.n_active * down->cols * down->cols > UINT32_MAX)
+        return false;
+    if ((uint64_t)gate->rows * gate->cols / 8 > UINT32_MAX || (uint64_t)down->rows * down->cols / 8 > UINT32_MAX)
         return false;
     if (gate->layout != matrix_of(m, m->up)->layout || !has_whole_words(gate) || !has_whole_words(down))
         return false;
@@ -241,8 +246,8 @@ static uint32_t shared_bytes(const struct ew_chosen_job *job, enum ew_cuda_layou
 {
     uint32_t ring = WARPS * n_stages * 2 * (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * LAYOUTS[layout].words);
 
-    return ring + (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 16 +
-           (cols + 31) / 32 * LAYOUTS[layout].column_bytes_times_32;
+    return ring + (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 16 + (job->sums_each + 2) / 2 * 16 +
+           (cols + SPANS - 1) / SPANS * (SPANS / 32) * LAYOUTS[layout].column_bytes_times_32;
 }
 
 // With room enough, rings are long. False: what it works on does not fit.

@@ -3,10 +3,12 @@
 // of the chosen ones' matrices and nothing else of them.
 //
 // A block a multiprocessor. Each warp reads its rows, those of gates and then those of sums, as one run of steps: in
-// each its lanes copy two units of weights and what scales them to their own places in a ring in shared memory, and use
-// them some steps later. The first ones are asked for when the experts are known, and when those of gates are used up
-// those of sums are on their way, so that memory is read while activations are brought into place and blocks wait for
-// each other. What comes once in a kernel has few instructions: each of them has to be fetched first.
+// each its lanes copy two units of weights, which meet the same activations, and what scales them to their own places
+// in a ring in shared memory, and use them some steps later. Of gates the two are of both matrices, of sums of two
+// rows, whose steps two warps share. The first ones are asked for when the experts are known, and when those of gates
+// are used up those of sums are on their way.
+//
+// What comes once in a kernel has few instructions: each of them has to be fetched first.
 
 #include "kernel/cuda/chosen_job.h"
 #include "kernel/cuda/ptx/act.h"
@@ -17,7 +19,7 @@
 #define WARPS (EW_CHOSEN_THREADS / 32)
 // Times four activations that a thread loads at once: of the gates' and of the sums'.
 #define X_QUADS 1
-#define HIDDEN_QUADS 3
+#define HIDDEN_QUADS 2
 
 // Each layout has a kernel, but tables share two: LAYOUT_IQ4 stands for those with a scale for 32 columns,
 // LAYOUT_IQ2_16 for those with one for 16, and LAYOUT_NV4 is alone.
@@ -37,6 +39,8 @@
      : (layout) == LAYOUT_U4_MIN || (layout) == LAYOUT_NV4 || (layout) == LAYOUT_U5 ? 2u : 1u)
 #define UNIT_BYTES(layout) (EW_CHOSEN_CODE_BYTES + EW_CHOSEN_WORD_BYTES * WORDS(layout))
 #define STAGE_BYTES(layout) (2 * UNIT_BYTES(layout))
+// Columns of a warp's units.
+#define SPAN(layout) (32 * UNIT(layout))
 
 // Parts of dynamic shared memory; shared_bytes in cuda_chosen.c is their sum.
 struct places {
@@ -45,10 +49,11 @@ struct places {
     SHARED u32x4 *high;   // the others; for 8-bit weights all lie in `low`, in order
     SHARED f32x2 *scales; // of 8 bits: scale, and scale times the sum of the codes
     SHARED float *logits;
+    SHARED f32x2 *parts;  // of the block's sums, two warps'
     struct route route;
 };
 
-// For rows of `cols` activations.
+// For rows of `cols` activations, whole spans.
 INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u32 cols)
 {
     u32 planes = cols / PLANE(layout), warp_bytes = job->n_stages * STAGE_BYTES(layout);
@@ -64,7 +69,9 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
                              at, at + job->n_experts, at + 3 * job->n_experts, experts};
     if (chooses_in_warps(&p.route))
         p.route.experts += THREAD / 32 * job->n_active;
-    p.low = (SHARED u32x4 *)(at + (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 4);
+    at += (3 * job->n_experts + (1 + WARPS) * job->n_active + 3) / 4 * 4;
+    p.parts = (SHARED f32x2 *)at;
+    p.low = (SHARED u32x4 *)(at + (job->sums_each + 2) / 2 * 4);
     p.high = p.low + planes;
     p.scales = (SHARED f32x2 *)(p.high + planes);
     return p;
@@ -73,7 +80,7 @@ INLINE struct places find_places(u32 layout, const struct ew_chosen_job *job, u3
 // ---- activations --------------------------------------------------------------------------------
 
 // Four columns, of which eight lanes have a group of 32; numbers nearly as in rows.c, quantise.
-INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
+INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float weight)
 {
     float max = max_f32(max_f32(abs_f32(v.x), abs_f32(v.y)), max_f32(abs_f32(v.z), abs_f32(v.w))), factor, scale;
     u32 word;
@@ -91,8 +98,6 @@ INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float w
         for (u32 o = 1; o < 8; o *= 2)
             sum += (int)shuffle_xor_u32((u32)sum, o);
     }
-    if (!is_there)
-        return;
     if (layout == LAYOUT_I8)
         ((SHARED u32 *)p->low)[i] = word;
     else
@@ -103,17 +108,17 @@ INLINE void stage_q8(u32 layout, const struct places *p, u32 i, f32x4 v, float w
 
 INLINE float clamp_f16(float x) { return max_f32(min_f32(x, 65504), -65504); }
 
-INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float weight, u32 is_there)
+INLINE void stage_quad(u32 layout, const struct places *p, u32 i, f32x4 v, float weight)
 {
     if (!IS_HALF(layout) && layout != LAYOUT_F8) {
-        stage_q8(layout, p, i, v, weight, is_there);
+        stage_q8(layout, p, i, v, weight);
         return;
     }
     v *= weight;
-    if (is_there && layout == LAYOUT_F8)
+    if (layout == LAYOUT_F8)
         ((SHARED u32x2 *)((i / 2 % 2 ? p->high : p->low) + i / 4))[i % 2] =
             (u32x2){f16x2_of(clamp_f16(v.x), clamp_f16(v.y)), f16x2_of(clamp_f16(v.z), clamp_f16(v.w))};
-    else if (is_there)
+    else
         ((SHARED f32x4 *)(i % 2 ? p->high : p->low))[i / 2] = v;
 }
 
@@ -138,29 +143,32 @@ INLINE void load_quads(u32 n, const struct rows *rows, u32 first, f32x4 *v)
     }
 }
 
-// `weights` multiplies each row by its own, NULL: 1.
-INLINE void stage_quads(u32 layout, u32 n, const struct places *p, const struct rows *rows, u32 first, const f32x4 *v,
-                        SHARED const float *weights)
+// Quads below `end`, of which there are whole warps' of each span: zeros behind the last one. `weights` multiplies each
+// row by its own, NULL: 1.
+INLINE void stage_quads(u32 layout, u32 n, const struct places *p, const struct rows *rows, u32 first, u32 end,
+                        const f32x4 *v, SHARED const float *weights)
 {
     UNROLL
     for (u32 j = 0; j < n; j++) {
         u32 i = first + j * EW_CHOSEN_THREADS, is_there = i < rows->total;
 
-        if (i - THREAD % 32 < rows->total)
-            stage_quad(layout, p, i, v[j], weights && is_there ? weights[row_of(rows, i)] : 1, is_there);
+        if (i < end)
+            stage_quad(layout, p, i, is_there ? v[j] : (f32x4){0, 0, 0, 0},
+                       weights && is_there ? weights[row_of(rows, i)] : 1);
     }
 }
 
-// The first n quads of each thread are in `v`.
-INLINE void stage(u32 layout, u32 n, const struct places *p, const struct rows *rows, f32x4 *v,
+// The first n of each thread are in `v`.
+INLINE void stage(u32 layout, u32 n, const struct places *p, const struct rows *rows, u32 end, f32x4 *v,
                   SHARED const float *weights)
 {
     u32 first = THREAD, step = n * EW_CHOSEN_THREADS;
 
-    stage_quads(layout, n, p, rows, first, v, weights);
-    for (first += step; first - THREAD % 32 < rows->total; first += step) {
+    stage_quads(layout, n, p, rows, first, end, v, weights);
+    ROLL
+    for (first += step; first < end; first += step) {
         load_quads(n, rows, first, v);
-        stage_quads(layout, n, p, rows, first, v, weights);
+        stage_quads(layout, n, p, rows, first, end, v, weights);
     }
 }
 
@@ -191,21 +199,21 @@ INLINE float norm_factor(const struct ew_chosen_job *job, f32x4 first)
                         (float)job->cols + job->eps);
 }
 
-INLINE void stage_normal(u32 layout, const struct ew_chosen_job *job, const struct places *p, struct ahead a,
-                         float factor)
+INLINE void stage_normal(u32 layout, const struct ew_chosen_job *job, const struct places *p, u32 end,
+                         struct ahead a, float factor)
 {
     u32 n_quads = job->cols / 4, first = THREAD;
 
     ROLL
-    for (u32 i = first; i - THREAD % 32 < n_quads; i += EW_CHOSEN_THREADS) {
+    for (u32 i = first; i < end; i += EW_CHOSEN_THREADS) {
         u32 is_there = i < n_quads, at = min_u32(i, n_quads - 1);
 
         if (i != first)
             a = (struct ahead){norm_weight_at(job, at), ((const f32x4 *)job->x)[at]};
-        a.x *= a.weight * factor;
+        a.x *= a.weight * (is_there ? factor : 0);
         if (job->normed && BLOCK_X == 0 && is_there)
             ((f32x4 *)job->normed)[i] = a.x;
-        stage_quad(layout, p, i, a.x, 1, is_there);
+        stage_quad(layout, p, i, a.x, 1);
     }
 }
 
@@ -248,87 +256,40 @@ struct unit {
     u32 words[WORDS_MAX];
 };
 
-// Where a unit of a row of the matrix of all experts lies: as cuda_layout.h has it.
-struct unit_place {
-    const u8 *codes;
-    const u32 *words[WORDS_MAX];
-};
-
 // Of which layouts the row of codes ends with planes of higher bits.
 #define HAS_PLANES(layout) (IS_U5(layout) || (layout) == LAYOUT_U6)
 
-// Rows have an even number of groups, so that words of two scales are one row's.
-INLINE struct unit_place find_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units)
+INLINE const u8 *at_byte(u64 base, u32 i, u32 bytes) { return (const u8 *)base + (u64)i * bytes; }
+
+// A unit of a row of the matrix of all experts to this lane's places in shared memory: as cuda_layout.h has it. Zeros
+// where it is not there. Rows have an even number of groups, so that words of two scales are one row's; as many units
+// as the matrix has, the host sees to, are a number of 32 bits.
+INLINE void copy_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32 unit, u32 n_units, SHARED u8 *to,
+                      u32 there)
 {
-    u64 at = (u64)row * n_units + unit, scale = at / 2;
-    const u8 *of_row = (const u8 *)m->codes + (u64)row * code_bytes(layout, n_units * 32);
-    const u8 *high = of_row + n_units * 16;
-    struct unit_place place = {HAS_PLANES(layout) ? of_row + unit * 16 : (const u8 *)m->codes + at * 16, {0}};
+    u32 at = row * n_units + unit, scale = at / 2, planes = row * (code_bytes(layout, n_units * 32) / 16) + n_units;
+    SHARED u8 *words = to + EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4;
 
     if (layout == LAYOUT_I8)
         scale = at / 4;
     if (layout == LAYOUT_F8)
-        scale = (u64)row * f8_scales(n_units * 16) + unit / 8;
+        scale = row * f8_scales(n_units * 16) + unit / 8;
     if (layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6)
         scale = at;
-    place.words[0] = (const u32 *)m->scales + scale;
-    if (layout == LAYOUT_U4_MIN)
-        place.words[1] = (const u32 *)m->mins + at / 2;
-    if (layout == LAYOUT_NV4)
-        place.words[1] = (const u32 *)m->mins + row;
+    copy_async(to + THREAD % 32 * 16,
+               at_byte(m->codes, HAS_PLANES(layout) ? planes - n_units + unit : at, 16), there);
+    if (WORDS(layout) > 0)
+        copy_word_async(words, at_byte(m->scales, scale, 4), there);
+    if (layout == LAYOUT_U4_MIN || layout == LAYOUT_NV4)
+        copy_word_async(words + EW_CHOSEN_WORD_BYTES, at_byte(m->mins, layout == LAYOUT_NV4 ? row : at / 2, 4), there);
     if (IS_U5(layout))
-        place.words[1] = (const u32 *)high + unit;
+        copy_word_async(words + EW_CHOSEN_WORD_BYTES, at_byte(m->codes, planes, 16) + unit * 4, there);
     if (layout == LAYOUT_U5_MIN)
-        place.words[2] = (const u32 *)m->mins + at / 2;
+        copy_word_async(words + 2 * EW_CHOSEN_WORD_BYTES, at_byte(m->mins, at / 2, 4), there);
     if (layout == LAYOUT_U6) {
-        place.words[1] = (const u32 *)high + unit * 2;
-        place.words[2] = (const u32 *)high + unit * 2 + 1;
+        copy_word_async(words + EW_CHOSEN_WORD_BYTES, at_byte(m->codes, planes, 16) + unit * 8, there);
+        copy_word_async(words + 2 * EW_CHOSEN_WORD_BYTES, at_byte(m->codes, planes, 16) + unit * 8 + 4, there);
     }
-    return place;
-}
-
-// How far the words of a row's unit are from those of the one 32 units before: a row has a multiple of as many units
-// as share a word, so that this holds from each of its units.
-INLINE u32 words_of_32(u32 layout, u32 i)
-{
-    if (i == 0)
-        return layout == LAYOUT_I8                              ? 8
-               : layout == LAYOUT_F8                            ? 4
-               : layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6 ? 32
-                                                                : 16;
-    if (layout == LAYOUT_NV4)
-        return 0;
-    return layout == LAYOUT_U6 ? 64 : IS_U5(layout) && i == 1 ? 32 : 16;
-}
-
-// Which of a matrix's arrays words are in.
-INLINE u64 base_of_words(u32 layout, const struct ew_chosen_matrix *m, u32 i)
-{
-    if (i == 0)
-        return m->scales;
-    return layout == LAYOUT_U6 || (IS_U5(layout) && i == 1) ? m->codes : m->mins;
-}
-
-// The place in `to` of what is at `place` in `from`, a matrix of the same shape.
-INLINE struct unit_place same_in(u32 layout, struct unit_place place, const struct ew_chosen_matrix *from,
-                                 const struct ew_chosen_matrix *to)
-{
-    place.codes += to->codes - from->codes;
-    UNROLL
-    for (u32 i = 0; i < WORDS(layout); i++)
-        place.words[i] = (const u32 *)((const u8 *)place.words[i] + base_of_words(layout, to, i) -
-                                       base_of_words(layout, from, i));
-    return place;
-}
-
-// To this lane's places in shared memory; zeros where it is not there.
-INLINE void copy_unit(u32 layout, struct unit_place place, SHARED u8 *to, u32 there)
-{
-    copy_async(to + THREAD % 32 * 16, place.codes, there);
-    to += EW_CHOSEN_CODE_BYTES + THREAD % 32 * 4;
-    UNROLL
-    for (u32 i = 0; i < WORDS(layout); i++)
-        copy_word_async(to + i * EW_CHOSEN_WORD_BYTES, place.words[i], there);
 }
 
 INLINE void take_unit(u32 layout, SHARED const u8 *from, struct unit *u)
@@ -340,11 +301,13 @@ INLINE void take_unit(u32 layout, SHARED const u8 *from, struct unit *u)
         u->words[i] = *(SHARED const u32 *)(from + i * EW_CHOSEN_WORD_BYTES);
 }
 
-// This block's rows. A gate's is one of both matrices, a sum's one of all experts. Steps are those of a row: of a gate
-// they have a unit of each matrix, of a sum two of the row.
+// What is this block's. A gate is a row of both matrices, a pair two rows of all experts; steps are those of a row, or
+// of what a warp has of a pair: every other span of columns.
 struct share {
-    u32 first_gate, n_gates, gate_steps;
-    u32 first_sum, n_sums, sum_steps;
+    u32 first_gate, end_gate, gate_units, gate_steps;
+    u32 first_sum, n_sums, sum_units, sum_steps;
+    u32 n_all;   // units of all experts' rows, where sum_units are those of one
+    u32 inverse; // 2^32 / sum_units, rounded up
 };
 
 INLINE u32 first_of(u32 each, u32 more) { return (u32)BLOCK_X * each + min_u32(BLOCK_X, more); }
@@ -354,149 +317,138 @@ INLINE struct share find_share(u32 layout, const struct ew_chosen_job *job)
 {
     struct share s = {0};
 
+    s.gate_units = job->cols / UNIT(layout);
+    s.sum_units = job->hidden_cols / UNIT(layout);
+    s.inverse = job->hidden_inverse * UNIT(layout);
     if (job->does & EW_CHOSEN_GATES) {
         s.first_gate = first_of(job->gates_each, job->gates_more);
-        s.n_gates = count_of(job->gates_each, job->gates_more);
-        s.gate_steps = (job->cols / UNIT(layout) + 31) / 32;
+        s.end_gate = s.first_gate + count_of(job->gates_each, job->gates_more);
+        s.gate_steps = (s.gate_units + 31) / 32;
     }
     if (job->does & EW_CHOSEN_SUMS) {
         s.first_sum = first_of(job->sums_each, job->sums_more);
         s.n_sums = count_of(job->sums_each, job->sums_more);
-        s.sum_steps = (job->n_active * job->hidden_cols / UNIT(layout) + 63) / 64;
+        s.n_all = job->n_active * s.sum_units;
+        s.sum_steps = (s.n_all + 63) / 64;
     }
     return s;
 }
 
-// A row of gates, of the share and of an expert.
+// A row of gates, of an expert.
 struct gate {
-    u32 line, slot, row;
+    u32 slot, row;
 };
 
-INLINE struct gate first_gate(const struct ew_chosen_job *job, const struct share *s)
+INLINE struct gate find_gate(const struct ew_chosen_job *job, u32 i)
 {
-    u32 i = s->first_gate + THREAD / 32, slot = mul_high(i, job->hidden_inverse);
+    u32 slot = mul_high(i, job->hidden_inverse);
 
-    return (struct gate){THREAD / 32, slot, i - slot * job->hidden_cols};
-}
-
-INLINE void next_gate(const struct ew_chosen_job *job, struct gate *g)
-{
-    g->line += WARPS;
-    g->row += WARPS;
-    while (g->row >= job->hidden_cols) {
-        g->row -= job->hidden_cols;
-        g->slot++;
-    }
+    return (struct gate){slot, i - slot * job->hidden_cols};
 }
 
 // The step that a warp asks for next.
 struct reader {
-    u32 to;                 // byte of the ring
-    u32 left;               // steps of the row
-    struct gate gate;       // as long as there are such
-    struct unit_place place; // of the lane in its row
-    u32 line, slot, unit;   // then of the share, and of an expert
+    u32 left; // steps of the row or the pair
+    u32 unit; // of the lane in its row; of sums, of all experts'
+    u32 gate; // as long as there are such
+    u32 row;  // of gates, of the matrix; of sums, the first one of a pair among the block's
 };
 
-INLINE void open_gate(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                      struct reader *r)
+#define FAR 0x80000000u // units behind the last one
+
+INLINE void open_gate(const struct ew_chosen_job *job, const struct share *s, const struct places *p, struct reader *r)
 {
+    struct gate g = find_gate(job, r->gate);
+
+    r->row = p->route.experts[g.slot] * job->hidden_cols + g.row;
+    r->unit = THREAD % 32;
     r->left = s->gate_steps;
-    if (r->gate.line < s->n_gates)
-        r->place = find_unit(layout, &job->gate, p->route.experts[r->gate.slot] * job->hidden_cols + r->gate.row,
-                             THREAD % 32, job->cols / UNIT(layout));
-    else
-        r->left = s->sum_steps;
 }
 
-INLINE void open_sum(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r)
+INLINE void open_pair(const struct share *s, struct reader *r, u32 row)
 {
+    r->row = row;
+    r->unit = row < s->n_sums ? THREAD % 64 : FAR;
     r->left = s->sum_steps;
-    r->slot = 0;
-    r->unit = THREAD % 32;
-    while (r->unit >= job->hidden_cols / UNIT(layout)) {
-        r->unit -= job->hidden_cols / UNIT(layout);
-        r->slot++;
-    }
+}
+
+INLINE void open_row(const struct ew_chosen_job *job, const struct share *s, const struct places *p, struct reader *r)
+{
+    if (r->gate < s->end_gate)
+        open_gate(job, s, p, r);
+    else
+        open_pair(s, r, THREAD / 64 * 2);
 }
 
 INLINE void ask_gate(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                     struct reader *r)
+                     struct reader *r, u32 to)
 {
-    u32 there = (s->gate_steps - r->left) * 32 + THREAD % 32 < job->cols / UNIT(layout);
+    u32 there = r->unit < s->gate_units;
 
-    copy_unit(layout, r->place, p->ring + r->to, there);
-    copy_unit(layout, same_in(layout, r->place, &job->gate, &job->up), p->ring + r->to + UNIT_BYTES(layout), there);
-    r->place.codes += 32 * 16;
-    UNROLL
-    for (u32 i = 0; i < WORDS(layout); i++)
-        r->place.words[i] += words_of_32(layout, i);
+    copy_unit(layout, &job->gate, r->row, r->unit, s->gate_units, p->ring + to, there);
+    copy_unit(layout, &job->up, r->row, r->unit, s->gate_units, p->ring + to + UNIT_BYTES(layout), there);
+    r->unit += 32;
     if (--r->left == 0) {
-        next_gate(job, &r->gate);
-        open_gate(layout, job, s, p, r);
+        r->gate += WARPS;
+        open_row(job, s, p, r);
     }
 }
 
-INLINE void ask_sum(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                    struct reader *r)
+INLINE void ask_pair(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
+                     struct reader *r, u32 to)
 {
-    u32 per_expert = job->hidden_cols / UNIT(layout), row = s->first_sum + r->line;
+    u32 there = r->unit < s->n_all, slot = there ? mul_high(r->unit, s->inverse) : 0;
+    u32 row = p->route.experts[slot] * job->cols + s->first_sum + r->row, unit = r->unit - slot * s->sum_units;
 
-    UNROLL
-    for (u32 i = 0; i < 2; i++) {
-        u32 there = r->slot < job->n_active, expert = p->route.experts[there ? r->slot : 0];
-
-        copy_unit(layout, find_unit(layout, &job->down, expert * job->cols + row, r->unit, per_expert),
-                  p->ring + r->to + i * UNIT_BYTES(layout), there);
-        r->unit += 32;
-        while (r->unit >= per_expert) {
-            r->unit -= per_expert;
-            r->slot++;
-        }
-    }
-    if (--r->left == 0) {
-        r->line += WARPS;
-        open_sum(layout, job, s, r);
-    }
-}
-
-INLINE u32 next_stage(u32 layout, const struct ew_chosen_job *job, u32 at)
-{
-    return at + STAGE_BYTES(layout) == job->n_stages * STAGE_BYTES(layout) ? 0 : at + STAGE_BYTES(layout);
+    copy_unit(layout, &job->down, row, unit, s->sum_units, p->ring + to, there);
+    copy_unit(layout, &job->down, row + 1, unit, s->sum_units, p->ring + to + UNIT_BYTES(layout),
+              there && r->row + 1 < s->n_sums);
+    r->unit += 64;
+    if (--r->left == 0)
+        open_pair(s, r, r->row + WARPS);
 }
 
 // Asks for a step, a group of copies of its own whether or not it is there.
 INLINE void ask(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                struct reader *r)
+                struct reader *r, u32 to)
 {
-    if (r->gate.line < s->n_gates)
-        ask_gate(layout, job, s, p, r);
-    else if (r->line < s->n_sums)
-        ask_sum(layout, job, s, p, r);
-    copy_commit();
-    r->to = next_stage(layout, job, r->to);
-}
-
-INLINE void begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                          struct reader *r)
-{
-    r->to = 0;
-    r->line = THREAD / 32;
-    r->gate = first_gate(job, s);
-    open_sum(layout, job, s, r);
-    open_gate(layout, job, s, p, r);
-    ROLL
-    for (u32 i = 0; i + 1 < job->n_stages; i++)
-        ask(layout, job, s, p, r);
-}
-
-// Until the oldest step that was asked for is there.
-INLINE void wait_step(const struct ew_chosen_job *job)
-{
-    if (job->n_stages == EW_CHOSEN_STAGES)
-        copy_wait(EW_CHOSEN_STAGES - 2);
+    if (r->gate < s->end_gate)
+        ask_gate(layout, job, s, p, r, to);
     else
-        copy_wait(EW_CHOSEN_STAGES_FEW - 2);
+        ask_pair(layout, job, s, p, r, to);
+    copy_commit();
+}
+
+// The ring: the stage that is used next, and the one that is asked for next, which was used last.
+struct ring {
+    u32 at, to;
+};
+
+INLINE struct ring begin_reading(u32 layout, const struct ew_chosen_job *job, const struct share *s,
+                                 const struct places *p, struct reader *r)
+{
+    u32 to = 0;
+
+    r->gate = s->first_gate + THREAD / 32;
+    open_row(job, s, p, r);
+    ROLL
+    for (; to != (job->n_stages - 1) * STAGE_BYTES(layout); to += STAGE_BYTES(layout))
+        ask(layout, job, s, p, r, to);
+    return (struct ring){0, to};
+}
+
+INLINE void next_step(u32 layout, u32 n_stages, struct ring *ring)
+{
+    ring->to = ring->at;
+    ring->at = ring->at == (n_stages - 1) * STAGE_BYTES(layout) ? 0 : ring->at + STAGE_BYTES(layout);
+}
+
+// The oldest step that was asked for, once it is there.
+INLINE void take_step(u32 layout, u32 n_stages, const struct places *p, const struct ring *ring, struct unit *u)
+{
+    copy_wait(n_stages - 2);
+    take_unit(layout, p->ring + ring->at, &u[0]);
+    take_unit(layout, p->ring + ring->at + UNIT_BYTES(layout), &u[1]);
 }
 
 // ---- products -----------------------------------------------------------------------------------
@@ -504,10 +456,10 @@ INLINE void wait_step(const struct ew_chosen_job *job)
 INLINE float low_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? low_bf16(v) : low_f16(v); }
 INLINE float high_of(u32 v, u32 layout) { return layout == LAYOUT_BF16 ? high_bf16(v) : high_f16(v); }
 
-// Of a word of two scales or minima, that of a unit.
-INLINE u32 half_of(u32 layout, u32 word, u32 unit)
+// Of a word of two scales or minima, that of the lane's units: they are 32 from each other.
+INLINE u32 half_of(u32 layout, u32 word)
 {
-    return (layout == LAYOUT_I8 ? unit / 2 : unit) % 2 ? word >> 16 : word & 0xFFFF;
+    return word >> (layout == LAYOUT_I8 ? THREAD / 2 : THREAD) % 2 * 16 & 0xFFFF;
 }
 
 INLINE float dot_half(u32 layout, u32x4 w, const struct places *p, u32 at)
@@ -532,7 +484,7 @@ INLINE struct table find_table(u32 layout, const struct ew_chosen_matrix *m)
 
 INLINE float dot_table(u32 layout, const struct table *t, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    f32x2 scales = table_scales(t->layout, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0], at));
+    f32x2 scales = table_scales(t->layout, layout == LAYOUT_IQ2_16 ? words[0] : half_of(layout, words[0]));
     float sum = scales.x * float_of_sum(dot_table_codes(&t->halves, w.xy, p->low[at], SUM_BEGIN)) +
                 scales.y * float_of_sum(dot_table_codes(&t->halves, w.zw, p->high[at], SUM_BEGIN));
 
@@ -541,11 +493,11 @@ INLINE float dot_table(u32 layout, const struct table *t, u32x4 w, const u32 *wo
 
 INLINE float dot_u5(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    float scale = low_f16(half_of(layout, words[0], at));
+    float scale = low_f16(half_of(layout, words[0]));
     float dot = p->scales[at].x * (float)dot_u5_codes(w, words[1], p->low[at], p->high[at]);
 
     if (layout == LAYOUT_U5_MIN)
-        return scale * dot - low_f16(half_of(layout, words[2], at)) * p->scales[at].y;
+        return scale * dot - low_f16(half_of(layout, words[2])) * p->scales[at].y;
     return scale * (dot - p->scales[at].y);
 }
 
@@ -566,11 +518,11 @@ INLINE float dot_f8(u32x4 w, const u32 *words, const struct places *p, u32 at)
 
 INLINE float dot_4(u32 layout, u32x4 w, const u32 *words, const struct places *p, u32 at)
 {
-    float scale = low_f16(half_of(layout, words[0], at));
+    float scale = low_f16(half_of(layout, words[0]));
     float dot = p->scales[at].x * (float)dot_nibbles(w, p->low[at], p->high[at]);
 
     if (layout == LAYOUT_U4_MIN)
-        return scale * dot - low_f16(half_of(layout, words[1], at)) * p->scales[at].y;
+        return scale * dot - low_f16(half_of(layout, words[1])) * p->scales[at].y;
     return scale * (dot - p->scales[at].y);
 }
 
@@ -585,7 +537,7 @@ INLINE float dot_unit(u32 layout, const struct table *table, const struct unit *
     case LAYOUT_BF16:
         return dot_half(layout, w, p, at);
     case LAYOUT_I8:
-        return low_f16(half_of(layout, words[0], at)) * p->scales[at / 2].x *
+        return low_f16(half_of(layout, words[0])) * p->scales[at / 2].x *
                (float)dot16(w, p->low[at], 0);
     case LAYOUT_F8:
         return dot_f8(w, words, p, at);
@@ -618,87 +570,103 @@ INLINE f32x2 dot_both(u32 layout, const struct table *table, const struct unit *
 
 INLINE float bias_at(const struct ew_chosen_matrix *m, u64 row) { return m->bias ? ((const float *)m->bias)[row] : 0; }
 
-// Row `at` of the matrices, and `row` of the expert's.
-INLINE void finish_gate(const struct ew_chosen_job *job, u32 slot, u32 at, u32 row, float gate, float up)
+// The sums of two numbers over a warp: the first in lanes 0 to 15, the second in the others.
+INLINE float warp_sums(f32x2 v)
 {
-    up = warp_sum(up) + bias_at(&job->up, at);
-    gate = job->no_gate ? 0 : warp_sum(gate) + bias_at(&job->gate, at);
-    if (THREAD % 32 == 0)
-        ((float *)job->hidden)[(u64)slot * job->hidden_stride + row] =
-            job->no_gate ? act_one(up, job->act) : glu_one(gate, up, job->act, job->limit, job->alpha);
+    u32 upper = THREAD & 16;
+    float sum = (upper ? v.y : v.x) + shuffle_xor(upper ? v.x : v.y, 16);
+
+    UNROLL
+    for (u32 o = 8; o; o >>= 1)
+        sum += shuffle_xor(sum, o);
+    return sum;
 }
 
-// The sums' steps follow at the place in the ring that is returned.
-INLINE u32 run_gates(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                     struct reader *r)
+// `expert`: its first row in the matrices.
+INLINE void finish_gate(const struct ew_chosen_job *job, u32 expert, struct gate g, f32x2 sums)
 {
-    u32 last = job->cols / UNIT(layout) - 1, at = 0;
+    float gate = warp_sums(sums), up = shuffle_xor(gate, 16);
+
+    if (THREAD % 32)
+        return;
+    up += bias_at(&job->up, expert + g.row);
+    gate += bias_at(&job->gate, expert + g.row);
+    ((float *)job->hidden)[(u64)g.slot * job->hidden_stride + g.row] =
+        job->no_gate ? act_one(up, job->act) : glu_one(gate, up, job->act, job->limit, job->alpha);
+}
+
+INLINE void run_gates(u32 layout, u32 n_stages, const struct ew_chosen_job *job, const struct share *s,
+                      const struct places *p, struct reader *r, struct ring *ring)
+{
     struct table table = find_table(layout, &job->gate); // and of the other one: both have the same layout
 
     ROLL
-    for (struct gate g = first_gate(job, s); g.line < s->n_gates; next_gate(job, &g)) {
+    for (u32 i = s->first_gate + THREAD / 32; i < s->end_gate; i += WARPS) {
         f32x2 sums = {0, 0};
+        struct gate g;
 
         ROLL
-        for (u32 unit = THREAD % 32, left = s->gate_steps; left; left--, unit += 32) {
+        for (u32 at = THREAD % 32, left = s->gate_steps; left; left--, at += 32) {
             struct unit u[2];
 
-            wait_step(job);
-            take_unit(layout, p->ring + at, &u[0]);
-            take_unit(layout, p->ring + at + UNIT_BYTES(layout), &u[1]);
-            ask(layout, job, s, p, r);
-            sums += dot_both(layout, &table, &u[0], &u[1], p, min_u32(unit, last)); // behind the last one are zeros
-            at = next_stage(layout, job, at);
+            take_step(layout, n_stages, p, ring, u);
+            ask(layout, job, s, p, r, ring->to);
+            sums += dot_both(layout, &table, &u[0], &u[1], p, at);
+            next_step(layout, n_stages, ring);
         }
-        finish_gate(job, g.slot, p->route.experts[g.slot] * job->hidden_cols + g.row, g.row, sums.x, sums.y);
+        g = find_gate(job, i);
+        finish_gate(job, p->route.experts[g.slot] * job->hidden_cols, g, sums);
     }
-    return at;
 }
 
 // ---- sums -----------------------------------------------------------------------------------------
+
+INLINE void run_pairs(u32 layout, u32 n_stages, const struct ew_chosen_job *job, const struct share *s,
+                      const struct places *p, struct reader *r, struct ring *ring)
+{
+    struct table table = find_table(layout, &job->down);
+
+    ROLL
+    for (u32 line = THREAD / 64 * 2; line < s->n_sums; line += WARPS) {
+        f32x2 sums = {0, 0};
+        float sum;
+
+        ROLL
+        for (u32 at = THREAD % 64, left = s->sum_steps; left; left--, at += 64) {
+            struct unit u[2];
+
+            take_step(layout, n_stages, p, ring, u);
+            ask_pair(layout, job, s, p, r, ring->to);
+            copy_commit();
+            sums += dot_both(layout, &table, &u[0], &u[1], p, at);
+            next_step(layout, n_stages, ring);
+        }
+        sum = warp_sums(sums);
+        if (THREAD % 16 == 0)
+            ((SHARED float *)&p->parts[line + THREAD / 16 % 2])[THREAD / 32 % 2] = sum;
+    }
+}
 
 INLINE float residual_at(const struct ew_chosen_job *job, const struct share *s, u32 line)
 {
     return job->residual && line < s->n_sums ? ((const float *)job->residual)[s->first_sum + line] : 0;
 }
 
-INLINE void finish_sum(const struct ew_chosen_job *job, const struct places *p, u32 row, float sum, float residual)
+// `residual`: of the thread's first row.
+INLINE void finish_sums(const struct ew_chosen_job *job, const struct share *s, const struct places *p, float residual)
 {
-    if (job->down.bias) {
-        for (u32 j = THREAD % 32; j < job->n_active; j += 32)
-            sum += (job->is_plain ? 1 : p->route.weights[j]) *
-                   bias_at(&job->down, (u64)p->route.experts[j] * job->cols + row);
-    }
-    sum = warp_sum(sum);
-    if (THREAD % 32 == 0)
-        ((float *)job->out)[row] = job->residual ? job->y_scale * sum + job->residual_scale * residual : sum;
-}
-
-// `residual`: of the warp's first row.
-INLINE void run_sums(u32 layout, const struct ew_chosen_job *job, const struct share *s, const struct places *p,
-                     struct reader *r, u32 at, float residual)
-{
-    u32 last = job->n_active * job->hidden_cols / UNIT(layout) - 1;
-    struct table table = find_table(layout, &job->down);
-
     ROLL
-    for (u32 line = THREAD / 32; line < s->n_sums; line += WARPS) {
-        float sum = 0;
+    for (u32 line = THREAD; line < s->n_sums; line += EW_CHOSEN_THREADS) {
+        u32 row = s->first_sum + line;
+        float sum = p->parts[line].x + p->parts[line].y;
 
         ROLL
-        for (u32 unit = THREAD % 32, left = s->sum_steps; left; left--, unit += 64) {
-            struct unit u[2];
-
-            wait_step(job);
-            take_unit(layout, p->ring + at, &u[0]);
-            take_unit(layout, p->ring + at + UNIT_BYTES(layout), &u[1]);
-            ask(layout, job, s, p, r);
-            sum += dot_unit(layout, &table, &u[0], p, min_u32(unit, last));
-            sum += dot_unit(layout, &table, &u[1], p, min_u32(unit + 32, last));
-            at = next_stage(layout, job, at);
-        }
-        finish_sum(job, p, s->first_sum + line, sum, residual);
-        residual = residual_at(job, s, line + WARPS);
+        for (u32 j = 0; j < job->n_active && job->down.bias; j++)
+            sum += (job->is_plain ? 1 : p->route.weights[j]) *
+                   bias_at(&job->down, (u64)p->route.experts[j] * job->cols + row);
+        if (line != (u32)THREAD)
+            residual = residual_at(job, s, line);
+        ((float *)job->out)[row] = job->residual ? job->y_scale * sum + job->residual_scale * residual : sum;
     }
 }
 
@@ -727,14 +695,14 @@ INLINE void clear_arrived(const struct ew_chosen_job *job, u32 left_before)
         ((u32 *)job->arrived)[0] = ((u32 *)job->arrived)[1] = 0;
 }
 
-INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct share *s, struct reader *r,
-                   u32 at)
+INLINE void sum_up(u32 layout, u32 n_stages, const struct ew_chosen_job *job, const struct share *s,
+                   struct reader *r, struct ring *ring)
 {
-    struct places p = find_places(layout, job, job->n_active * job->hidden_cols);
+    u32 end = s->sum_steps * (2 * SPAN(layout) / 4), left_before = 0;
+    struct places p = find_places(layout, job, end * 4);
     struct rows rows = {(const float *)job->hidden, job->hidden_stride, job->hidden_cols / 4,
                         job->n_active * job->hidden_cols / 4, job->hidden_inverse};
-    float residual = residual_at(job, s, THREAD / 32);
-    u32 left_before = 0;
+    float residual = residual_at(job, s, THREAD);
     f32x4 quads[HIDDEN_QUADS];
 
     if (THREAD / 32 == WARPS - 1) // which has no more rows of gates than others
@@ -742,18 +710,35 @@ INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct sha
     if (job->does & EW_CHOSEN_GATES) {
         wait_for_all(job);
         left_before = leave_all(job);
-        if (job->scores)
-            clear_scores(job);
     } else {
         block_sync();
         previous_wait();
     }
     load_quads(HIDDEN_QUADS, &rows, THREAD, quads);
-    stage(layout, HIDDEN_QUADS, &p, &rows, quads, job->is_plain ? 0 : p.route.weights);
+    stage(layout, HIDDEN_QUADS, &p, &rows, end, quads, job->is_plain ? 0 : p.route.weights);
     block_sync();
-    run_sums(layout, job, s, &p, r, at, residual);
-    if (job->does & EW_CHOSEN_GATES)
+    run_pairs(layout, n_stages, job, s, &p, r, ring);
+    block_sync();
+    finish_sums(job, s, &p, residual);
+    if (job->does & EW_CHOSEN_GATES) {
+        if (job->scores)
+            clear_scores(job);
         clear_arrived(job, left_before);
+    }
+}
+
+// With the ring's length known.
+INLINE void run_ring(u32 layout, u32 n_stages, const struct ew_chosen_job *job, const struct share *s,
+                     const struct places *p, struct reader *r, struct ring *ring)
+{
+    u32 does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
+
+    if (job->does & EW_CHOSEN_GATES)
+        run_gates(layout, n_stages, job, s, p, r, ring);
+    if (does_all)
+        next_may_start();
+    if (job->does & EW_CHOSEN_SUMS)
+        sum_up(layout, n_stages, job, s, r, ring);
 }
 
 // The kernel before one that only sums lets it start when the scores are there: so its choice, and its first weights,
@@ -762,13 +747,15 @@ INLINE void sum_up(u32 layout, const struct ew_chosen_job *job, const struct sha
 INLINE void run(u32 layout, const struct ew_chosen_job *job)
 {
     struct share s = find_share(layout, job);
-    struct places p = find_places(layout, job, job->cols);
+    u32 x_end = s.gate_steps * (SPAN(layout) / 4);
+    struct places p = find_places(layout, job, x_end * 4);
     struct rows rows = {(const float *)job->x, 0, job->cols / 4, job->cols / 4, 0};
     struct reader r;
+    struct ring ring;
     struct ahead ahead;
     f32x4 quads[X_QUADS];
     float factor = 0;
-    u32 at = 0, does_gates = job->does & EW_CHOSEN_GATES, does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
+    u32 does_gates = job->does & EW_CHOSEN_GATES, does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
 
     if (job->scores)
         ahead.weight = norm_weight_at(job, min_u32(THREAD, job->cols / 4 - 1));
@@ -783,19 +770,18 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
         load_quads(X_QUADS, &rows, THREAD, quads);
     }
     choose_together(&p.route);
-    begin_reading(layout, job, &s, &p, &r);
+    ring = begin_reading(layout, job, &s, &p, &r);
     if (does_gates) {
         if (job->scores)
-            stage_normal(layout, job, &p, ahead, factor);
+            stage_normal(layout, job, &p, x_end, ahead, factor);
         else
-            stage(layout, X_QUADS, &p, &rows, quads, 0);
+            stage(layout, X_QUADS, &p, &rows, x_end, quads, 0);
         block_sync();
-        at = run_gates(layout, job, &s, &p, &r);
     }
-    if (does_all)
-        next_may_start();
-    if (job->does & EW_CHOSEN_SUMS)
-        sum_up(layout, job, &s, &r, at);
+    if (job->n_stages == EW_CHOSEN_STAGES)
+        run_ring(layout, EW_CHOSEN_STAGES, job, &s, &p, &r, &ring);
+    else
+        run_ring(layout, EW_CHOSEN_STAGES_FEW, job, &s, &p, &r, &ring);
 }
 
 KERNEL chosen_f16(struct ew_chosen_job job) { run(LAYOUT_F16, &job); }
