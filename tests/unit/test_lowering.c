@@ -233,6 +233,7 @@ static void test_against_reference(void **state)
 
     for (uint32_t i = 0; i < EW_COUNT_OF(CASES); i++) {
         struct ew_backend *reference, *fast;
+        enum ew_arith arith;
         struct fixture f;
 
         if (!ew_dtype_info(CASES[i].dtype)->encode)
@@ -242,8 +243,14 @@ static void test_against_reference(void **state)
         fast = prepared(&f, EW_KERNELS_AUTO, 2);
         feed_in_chunks(reference, TOKENS, 1, g_want);
         feed_in_chunks(fast, TOKENS, 1, g_got);
-        assert_true(distance(g_got, g_want, TOKENS * VOCAB) < CASES[i].tolerance);
-        assert_int_equal(fast->ops->arith(fast), CASES[i].arith);
+        arith = fast->ops->arith(fast);
+        // With AMX, activations of f16, bf16 and fp8 are rounded to bf16.
+        if (CASES[i].arith == EW_ARITH_REFERENCE && CASES[i].dtype != EW_DTYPE_F32 && arith == EW_ARITH_BF16) {
+            assert_true(distance(g_got, g_want, TOKENS * VOCAB) < 5e-3);
+        } else {
+            assert_true(distance(g_got, g_want, TOKENS * VOCAB) < CASES[i].tolerance);
+            assert_int_equal(arith, CASES[i].arith);
+        }
         assert_int_equal(reference->ops->arith(reference), EW_ARITH_REFERENCE);
         ew_backend_destroy(reference);
         ew_backend_destroy(fast);
