@@ -28,7 +28,7 @@ TIERS = {
 }
 SPILL_MAX = 48  # bytes a thread: a few words outside of the loops, on some architecture, and of some modules more
 SPILL_MAX_OF = {"chosen": 64}  # on sm_120; 24 on sm_100
-NO_SPILLS = {("vector.sm_90.ptx", "sm_90")}  # where one costs 4 % of a step and more: its reload waits behind all weights under way
+NO_SPILLS = {("vector.sm_90.ptx", "sm_90")}  # where one cost 4 % of a step and more: docs/benchmarks.md
 # Modules that exist in more tiers than the first, or in others.
 CHAINED = [
     "attention",
