@@ -217,25 +217,42 @@ INLINE void stage_normal(u32 layout, const struct ew_chosen_job *job, const stru
     }
 }
 
-INLINE float logit_of(const struct ew_chosen_job *job, u32 expert, u64 sum, float factor)
+// Without the norm's factor.
+INLINE float score_of(const struct ew_chosen_job *job, u32 expert)
 {
-    return factor * ((float)(long long)sum * (1 / EW_SCORE_ONE)) +
-           (job->logits_bias ? ((const float *)job->logits_bias)[expert] : 0);
+    return (float)(long long)((const u64 *)job->scores)[EW_SCORE_AT(expert)] * (1 / EW_SCORE_ONE);
 }
 
-// The logits, behind a barrier of the block. The norm's factor, for the activations.
-INLINE float find_logits(const struct ew_chosen_job *job, const struct places *p, struct ahead *a)
+INLINE float logit_of(const struct ew_chosen_job *job, u32 expert, float score, float factor)
 {
-    const u64 *sums = (const u64 *)job->scores;
-    u32 first = THREAD;
-    u64 sum = sums[EW_SCORE_AT(min_u32(first, job->n_experts - 1))];
-    float factor;
+    return factor * score + (job->logits_bias ? ((const float *)job->logits_bias)[expert] : 0);
+}
 
-    a->x = ((const f32x4 *)job->x)[min_u32(THREAD, job->cols / 4 - 1)];
-    factor = norm_factor(job, a->x);
+// Neither softmax nor the norm's factor changes an order: without biases the scores alone tell who is chosen. Warps that
+// choose for themselves leave weights for later.
+INLINE u32 chooses_by_scores(const struct ew_chosen_job *job, const struct places *p)
+{
+    return job->scores && job->score == SCORE_SOFTMAX && !job->logits_bias && !job->choice_bias &&
+           chooses_in_warps(&p->route);
+}
+
+// The scores, where logits are to be.
+INLINE void put_scores(const struct ew_chosen_job *job, const struct places *p)
+{
     ROLL
-    for (u32 i = first; i < job->n_experts; i += EW_CHOSEN_THREADS)
-        p->logits[i] = logit_of(job, i, i == first ? sum : sums[EW_SCORE_AT(i)], factor);
+    for (u32 i = THREAD; i < job->n_experts; i += EW_CHOSEN_THREADS)
+        p->logits[i] = score_of(job, i);
+}
+
+// Of the scores there, by the threads that took them, once no thread chooses by scores any more (the norm's sum has a
+// barrier). The norm's factor, for the activations.
+INLINE float make_logits(const struct ew_chosen_job *job, const struct places *p, const struct ahead *a)
+{
+    float factor = norm_factor(job, a->x);
+
+    ROLL
+    for (u32 i = THREAD; i < job->n_experts; i += EW_CHOSEN_THREADS)
+        p->logits[i] = logit_of(job, i, p->logits[i], factor);
     return factor;
 }
 
@@ -276,8 +293,8 @@ INLINE void copy_unit(u32 layout, const struct ew_chosen_matrix *m, u32 row, u32
         scale = row * f8_scales(n_units * 16) + unit / 8;
     if (layout == LAYOUT_IQ2_16 || layout == LAYOUT_U6)
         scale = at;
-    copy_async(to + THREAD % 32 * 16,
-               at_byte(m->codes, HAS_PLANES(layout) ? planes - n_units + unit : at, 16), there);
+    copy_once_async(to + THREAD % 32 * 16, at_byte(m->codes, HAS_PLANES(layout) ? planes - n_units + unit : at, 16),
+                    there, hidden_zero(n_units));
     if (WORDS(layout) > 0)
         copy_word_async(words, at_byte(m->scales, scale, 4), there);
     if (layout == LAYOUT_U4_MIN || layout == LAYOUT_NV4)
@@ -756,6 +773,7 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
     f32x4 quads[X_QUADS];
     float factor = 0;
     u32 does_gates = job->does & EW_CHOSEN_GATES, does_all = job->does == (EW_CHOSEN_GATES | EW_CHOSEN_SUMS);
+    u32 by_scores = chooses_by_scores(job, &p);
 
     if (job->scores)
         ahead.weight = norm_weight_at(job, min_u32(THREAD, job->cols / 4 - 1));
@@ -764,13 +782,18 @@ INLINE void run(u32 layout, const struct ew_chosen_job *job)
     if (!does_all)
         next_may_start();
     if (job->scores) {
-        factor = find_logits(job, &p, &ahead);
+        ahead.x = ((const f32x4 *)job->x)[min_u32(THREAD, job->cols / 4 - 1)];
+        put_scores(job, &p);
+        if (!by_scores)
+            factor = make_logits(job, &p, &ahead);
         block_sync();
     } else if (does_gates) {
         load_quads(X_QUADS, &rows, THREAD, quads);
     }
     choose_together(&p.route);
     ring = begin_reading(layout, job, &s, &p, &r);
+    if (by_scores)
+        factor = make_logits(job, &p, &ahead);
     if (does_gates) {
         if (job->scores)
             stage_normal(layout, job, &p, x_end, ahead, factor);
@@ -809,7 +832,7 @@ KERNEL show_scores(struct ew_chosen_job job)
     for (u32 i = THREAD; i < job.cols / 4; i += EW_CHOSEN_THREADS)
         ((f32x4 *)job.normed)[i] = x[i] * norm_weight_at(&job, i) * factor;
     for (u32 i = THREAD; i < job.n_experts; i += EW_CHOSEN_THREADS)
-        ((float *)job.logits)[i] = logit_of(&job, i, ((const u64 *)job.scores)[EW_SCORE_AT(i)], factor);
+        ((float *)job.logits)[i] = logit_of(&job, i, score_of(&job, i), factor);
 }
 
 KERNEL take_scores(struct ew_chosen_job job)

@@ -366,7 +366,27 @@ INLINE void copy_async(SHARED void *to, const void *from, u32 there)
                  : "memory");
 }
 
-// The same of 4 bytes.
+// 0, of a number that is even, as ptxas cannot know.
+INLINE u32 hidden_zero(u32 even) { return even & 1; }
+
+// The same of weights, which a step reads once: they are the first to leave the second cache. `zero` is hidden_zero's:
+// of such a copy whose address ends with an addend in a uniform register ptxas 13.0 makes an illegal instruction.
+INLINE void copy_once_async(SHARED void *to, const void *from, u32 there, u32 zero)
+{
+#if EW_SM >= 90
+    u64 policy;
+
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;"
+                 :
+                 : "r"((u32)(u64)to ^ zero), "l"(from), "r"(there ? 16 : 0), "l"(policy)
+                 : "memory");
+#else
+    copy_async(to, from, there);
+#endif
+}
+
+// The same of 8 bytes, of 4.
 INLINE void copy_8_async(SHARED void *to, const void *from, u32 there)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"

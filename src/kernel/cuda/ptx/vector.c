@@ -254,8 +254,9 @@ INLINE void ask(u32 class, u32 n_stages, const struct ew_vector_job *job, const 
 
         UNROLL
         for (u32 j = 0; j < codes / 512; j++)
-            copy_async(slot + (j * 32 + THREAD % 32) * 16, r->codes + j * 512,
-                       r->first + (j * 32 + THREAD % 32) * 16 * COLS(class) / codes < job->cols);
+            copy_once_async(slot + (j * 32 + THREAD % 32) * 16, r->codes + j * 512,
+                            r->first + (j * 32 + THREAD % 32) * 16 * COLS(class) / codes < job->cols,
+                            hidden_zero(job->cols));
         ask_scales(class, job, r, slot);
         r->codes += codes;
         r->first += COLS(class);

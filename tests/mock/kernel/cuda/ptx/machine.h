@@ -191,6 +191,12 @@ INLINE void copy_async(void *to, const void *from, u32 there)
         memset(to, 0, 16);
 }
 
+INLINE u32 hidden_zero(u32 even) { return even & 1; }
+INLINE void copy_once_async(void *to, const void *from, u32 there, u32 zero)
+{
+    copy_async((u8 *)to + zero, from, there);
+}
+
 INLINE void copy_8_async(void *to, const void *from, u32 there)
 {
     if (there)
