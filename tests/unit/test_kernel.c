@@ -256,46 +256,79 @@ static void test_variants(void **state)
 struct product {
     struct ew_cpu_matrix matrix;
     struct ew_cpu_q8 q8;
-    float *x; // [MANY_ROWS, cols]
+    const float *x;          // [MANY_ROWS, cols]
     float *alone, *together; // [MANY_ROWS, TILED_ROWS]
     uint8_t *data;
 };
 
-static void quantised_activations(struct product *p, uint32_t cols)
+// Of each width, for all kernels: most of this test's time would be spent in making them.
+static struct activations {
+    uint32_t cols;
+    float *x;
+    struct ew_cpu_q8 q8;
+} g_activations[4];
+
+static void make_activations(struct activations *a, uint32_t cols)
 {
     struct ew_cpu_ops reference;
+    struct ew_cpu_q8 *q8 = &a->q8;
 
-    p->x = ew_alloc_array((uint64_t)MANY_ROWS * cols, sizeof(*p->x));
+    a->cols = cols;
+    a->x = ew_alloc_array((uint64_t)MANY_ROWS * cols, sizeof(*a->x));
     ew_cpu_ops_init_reference(&reference);
-    p->q8.q_stride = (cols + 63) / 64 * 64;
-    p->q8.group_stride = p->q8.q_stride / EW_CPU_GROUP;
-    p->q8.q = ew_alloc_aligned(MANY_ROWS * p->q8.q_stride);
-    p->q8.bf16 = ew_alloc_array(MANY_ROWS * p->q8.q_stride, sizeof(uint16_t));
-    p->q8.scale = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
-    p->q8.scaled_sum = ew_alloc_array(MANY_ROWS * p->q8.group_stride, sizeof(float));
-    p->q8.sum = ew_alloc_array(2 * MANY_ROWS * p->q8.group_stride, sizeof(int16_t));
+    q8->q_stride = (cols + 63) / 64 * 64;
+    q8->group_stride = q8->q_stride / EW_CPU_GROUP;
+    q8->q = ew_alloc_aligned(MANY_ROWS * q8->q_stride);
+    q8->bf16 = ew_alloc_array(MANY_ROWS * q8->q_stride, sizeof(uint16_t));
+    q8->scale = ew_alloc_array(MANY_ROWS * q8->group_stride, sizeof(float));
+    q8->scaled_sum = ew_alloc_array(MANY_ROWS * q8->group_stride, sizeof(float));
+    q8->sum = ew_alloc_array(2 * MANY_ROWS * q8->group_stride, sizeof(int16_t));
     for (uint32_t row = 0; row < MANY_ROWS; row++) {
         struct ew_rng rng = ew_rng_at(30, row);
-        float *x = p->x + (uint64_t)row * cols;
+        float *x = a->x + (uint64_t)row * cols;
 
         for (uint32_t i = 0; i < cols; i++)
             x[i] = ew_rng_normal(&rng);
-        ew_cpu_quantise_row(&reference, x, cols, &p->q8, row);
+        ew_cpu_quantise_row(&reference, x, cols, q8, row);
     }
+}
+
+static const struct activations *activations_of(uint32_t cols)
+{
+    size_t i = 0;
+
+    while (i < EW_COUNT_OF(g_activations) && g_activations[i].cols && g_activations[i].cols != cols)
+        i++;
+    assert_true(i < EW_COUNT_OF(g_activations));
+    if (!g_activations[i].cols)
+        make_activations(&g_activations[i], cols);
+    return &g_activations[i];
+}
+
+static int free_activations(void **state)
+{
+    for (size_t i = 0; i < EW_COUNT_OF(g_activations); i++) {
+        struct activations *a = &g_activations[i];
+        void *pieces[] = {a->q8.q, a->q8.bf16, a->q8.scale, a->q8.scaled_sum, a->q8.sum, a->x};
+
+        for (size_t k = 0; k < EW_COUNT_OF(pieces); k++)
+            ew_free(pieces[k]);
+    }
+    memset(g_activations, 0, sizeof(g_activations));
+    return 0;
 }
 
 static void product_free(struct product *p)
 {
-    void *pieces[] = {p->q8.q, p->q8.bf16, p->q8.scale,  p->q8.scaled_sum, p->q8.sum,
-                      p->x,    p->alone,   p->together, p->data};
-
-    for (size_t i = 0; i < EW_COUNT_OF(pieces); i++)
-        ew_free(pieces[i]);
+    ew_free(p->alone);
+    ew_free(p->together);
+    ew_free(p->data);
 }
 
 // Small random bytes are ordinary numbers in every layout.
 static void product_make(struct product *p, enum ew_cpu_layout layout, uint32_t cols)
 {
+    const struct activations *activations = activations_of(cols);
     uint64_t bytes;
 
     p->matrix = (struct ew_cpu_matrix){.layout = layout, .rows = TILED_ROWS, .cols = cols};
@@ -307,7 +340,8 @@ static void product_make(struct product *p, enum ew_cpu_layout layout, uint32_t 
     for (uint64_t i = 0; i < bytes; i++)
         p->data[i] &= 0x3F;
     p->matrix.data = p->data;
-    quantised_activations(p, cols);
+    p->x = activations->x;
+    p->q8 = activations->q8;
 }
 
 static void compare_alone_and_together(ew_cpu_linear_fn linear, enum ew_cpu_layout layout, uint32_t cols)
@@ -433,7 +467,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_by_hand),  cmocka_unit_test(test_export_import),
         cmocka_unit_test(test_trace),    cmocka_unit_test(test_bad_batches),
-        cmocka_unit_test(test_variants), cmocka_unit_test(test_rows_alone_and_together),
+        cmocka_unit_test(test_variants), cmocka_unit_test_teardown(test_rows_alone_and_together, free_activations),
         cmocka_unit_test(test_fp8_as_i8),
     };
 
