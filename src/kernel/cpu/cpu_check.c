@@ -15,6 +15,7 @@
 #define B_MAX 35    // activations of the largest batch
 #define ROWS_MAX 40 // of a checked matrix
 #define OUT_STRIDE (ROWS_MAX + 3)
+#define POOL_STARTS (1u << 16)
 
 static const uint32_t SIZES[] = {1, 3, 7, 8, 16, 31, 32, 33, 64, 100, 257, 2048, 4099};
 static const uint32_t BATCHES[] = {1, 2, 3, 8, 17, B_MAX};
@@ -27,15 +28,16 @@ struct checker {
     bool failed;
     struct ew_cpu_check check;     // being filled
     float *a, *b, *c, *want, *got; // [B_MAX * N_MAX]
+    float *pool;                   // [POOL_STARTS + B_MAX * N_MAX] what inputs are taken from
     uint8_t *bytes, *tiles;        // rows of a file, and packed
 };
 
 // ---- inputs and comparison ----------------------------------------------------------------------
 
 // Mostly ordinary numbers; some zero, tiny, large, or of exactly the same size.
-static void fill(struct checker *checker, float *out, uint32_t n)
+static void fill_pool(float *out, uint32_t n)
 {
-    struct ew_rng rng = ew_rng_at(20, checker->seed++);
+    struct ew_rng rng = ew_rng_at(20, 0);
 
     for (uint32_t i = 0; i < n; i++) {
         uint32_t kind = ew_rng_below(&rng, 16);
@@ -43,6 +45,15 @@ static void fill(struct checker *checker, float *out, uint32_t n)
 
         out[i] = kind == 0 ? 0 : kind == 1 ? x * 1e-6f : kind == 2 ? x * 30 : kind == 3 ? copysignf(8, x) : x;
     }
+}
+
+// From anywhere in the pool: to draw each of them anew would take longer than all checks.
+static void fill(struct checker *checker, float *out, uint32_t n)
+{
+    struct ew_rng rng = ew_rng_at(23, checker->seed++);
+
+    EW_ASSERT(n <= B_MAX * N_MAX);
+    memcpy(out, checker->pool + ew_rng_below(&rng, POOL_STARTS), n * sizeof(*out));
 }
 
 static void begin(struct checker *checker, const char *op, const char *variant)
@@ -592,19 +603,21 @@ static double largest_magnitude(const float *x, uint32_t n)
 static void compare_product(struct checker *checker, const struct ew_cpu_matrix *matrix, const float *bias,
                             uint32_t n_rows)
 {
-    double share = matrix->layout == EW_CPU_FP8 ? 2e-5 : 4e-6;
+    double share = matrix->layout == EW_CPU_FP8 ? 2e-5 : 4e-6, sizes[B_MAX] = {0};
     float *row = checker->c;
 
+    for (uint32_t b = 0; b < n_rows; b++) {
+        for (uint32_t i = 0; i < matrix->cols; i++)
+            sizes[b] += fabs(checker->b[(uint64_t)b * matrix->cols + i]);
+    }
     for (uint32_t r = 0; r < matrix->rows; r++) {
         double largest;
 
         ew_cpu_matrix_row(matrix, r, row);
         largest = 1e-30 + largest_magnitude(row, matrix->cols);
         for (uint32_t b = 0; b < n_rows; b++) {
-            double size = bias ? fabs(bias[r]) / largest : 0;
+            double size = sizes[b] + (bias ? fabs(bias[r]) / largest : 0);
 
-            for (uint32_t i = 0; i < matrix->cols; i++)
-                size += fabs(checker->b[(uint64_t)b * matrix->cols + i]);
             compare(checker, checker->got[b * OUT_STRIDE + r], checker->want[b * OUT_STRIDE + r],
                     1e-30 + share * size * largest);
         }
@@ -787,9 +800,12 @@ static bool allocate(struct checker *checker)
         *rows[i] = ew_alloc_aligned((uint64_t)B_MAX * N_MAX * sizeof(float));
         ok = ok && *rows[i];
     }
+    checker->pool = ew_alloc_array(POOL_STARTS + B_MAX * N_MAX, sizeof(*checker->pool));
+    if (checker->pool)
+        fill_pool(checker->pool, POOL_STARTS + B_MAX * N_MAX);
     checker->bytes = ew_alloc_aligned(8u << 20);
     checker->tiles = ew_alloc_aligned(16u << 20);
-    return ok && checker->bytes && checker->tiles;
+    return ok && checker->pool && checker->bytes && checker->tiles;
 }
 
 static void release(struct checker *checker)
@@ -798,6 +814,7 @@ static void release(struct checker *checker)
 
     for (uint32_t i = 0; i < EW_COUNT_OF(rows); i++)
         ew_free(rows[i]);
+    ew_free(checker->pool);
     ew_free(checker->bytes);
     ew_free(checker->tiles);
 }
