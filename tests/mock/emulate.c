@@ -18,10 +18,80 @@
 
 enum state { STATE_RUNS, STATE_AT_WARP, STATE_AT_BLOCK, STATE_AT_CLUSTER, STATE_ENDED, STATE_POLLS };
 
+// ---- fibers -------------------------------------------------------------------------------------
+
+// Where a fiber goes on. Kernels meet at every warp-wide function, so most of an emulated GPU's time would be spent in
+// setjmp and longjmp: where we know how, a dozen instructions of our own do the same.
+#ifdef __x86_64__
+
+struct context {
+    void *stack; // what the ABI has a function keep lies there
+};
+
+void emu_switch(struct context *from, struct context *to);
+__asm__(".text\n"
+        ".type emu_switch, @function\n"
+        "emu_switch:\n"
+        "    pushq %rbp\n    pushq %rbx\n    pushq %r12\n    pushq %r13\n    pushq %r14\n    pushq %r15\n"
+        "    movq %rsp, (%rdi)\n"
+        "    movq (%rsi), %rsp\n"
+        "    popq %r15\n    popq %r14\n    popq %r13\n    popq %r12\n    popq %rbx\n    popq %rbp\n"
+        "    ret\n"
+        ".size emu_switch, . - emu_switch\n");
+
+// The first switch to it returns into main, at the stack's end as after a call.
+static void context_make(struct context *context, uint8_t *stack, void (*main)(void))
+{
+    void **top = (void **)(stack + STACK_BYTES) - 8;
+
+    memcpy(&top[6], &main, sizeof(main));
+    context->stack = top;
+}
+
+#else
+
+struct context {
+    jmp_buf here;
+};
+
+static void emu_switch(struct context *from, struct context *to)
+{
+    if (_setjmp(from->here) == 0)
+        _longjmp(to->here, 1);
+}
+
+static struct context *g_made, g_maker;
+static void (*g_made_main)(void);
+
+static void context_main(void)
+{
+    emu_switch(g_made, &g_maker);
+    g_made_main();
+}
+
+static void context_make(struct context *context, uint8_t *stack, void (*main)(void))
+{
+    static ucontext_t first, back;
+
+    if (getcontext(&first)) {
+        perror("mock CUDA: a stack");
+        abort();
+    }
+    first.uc_stack.ss_sp = stack;
+    first.uc_stack.ss_size = STACK_BYTES;
+    first.uc_link = NULL;
+    makecontext(&first, context_main, 0);
+    g_made = context;
+    g_made_main = main;
+    if (_setjmp(g_maker.here) == 0)
+        swapcontext(&back, &first);
+}
+
+#endif
+
 struct fiber {
     struct emu_thread at; // the first member: emu_now points to it
-    enum state state;
-    jmp_buf here;
+    struct context here;
     bool has_stack;
 };
 
@@ -29,23 +99,46 @@ struct emu_thread *emu_now;
 uint8_t g_dynamic[SHARED_BYTES] __attribute__((aligned(128))); // kernels' `extern SHARED u8 g_dynamic[]`
 
 struct block {
+    uint8_t states[THREADS_MAX]; // enum state
     struct fiber fibers[THREADS_MAX];
     struct emu_warp warps[THREADS_MAX / 32];
     uint8_t *shared; // what was in g_dynamic when it waited for the others
 };
 
 static struct block *g_blocks[BLOCKS_MAX];
-static jmp_buf g_scheduler;
+static struct context g_scheduler;
 static void (*g_body)(void *ctx);
 static void *g_ctx;
 
+// The warp that runs.
+static struct fiber *g_lanes;
+static uint8_t *g_states;
+static uint32_t g_n_lanes;
+
+// From lane `first` on the first one that is not held up; n_lanes if none.
+static uint32_t next_lane(uint32_t first)
+{
+    while (first < g_n_lanes && g_states[first] != STATE_RUNS)
+        first++;
+    return first;
+}
+
+static struct context *enter(uint32_t lane)
+{
+    if (lane == g_n_lanes)
+        return &g_scheduler;
+    emu_now = &g_lanes[lane].at;
+    return &g_lanes[lane].here;
+}
+
+// On to the next lane, and behind the last one to the scheduler.
 static void leave(enum state state)
 {
     struct fiber *fiber = (struct fiber *)emu_now;
+    uint32_t lane = fiber->at.thread % 32;
 
-    fiber->state = state;
-    if (_setjmp(fiber->here) == 0)
-        _longjmp(g_scheduler, 1);
+    g_states[lane] = (uint8_t)state;
+    emu_switch(&fiber->here, enter(next_lane(lane + 1)));
 }
 
 void emu_block_sync(void)
@@ -79,30 +172,14 @@ static void fiber_main(void)
 
 static void give_stack(struct fiber *fiber)
 {
-    static ucontext_t first, back;
     void *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    if (stack == MAP_FAILED || getcontext(&first)) {
+    if (stack == MAP_FAILED) {
         perror("mock CUDA: a stack");
         abort();
     }
-    first.uc_stack.ss_sp = stack;
-    first.uc_stack.ss_size = STACK_BYTES;
-    first.uc_link = NULL;
-    makecontext(&first, fiber_main, 0);
+    context_make(&fiber->here, stack, fiber_main);
     fiber->has_stack = true;
-    swapcontext(&back, &first);
-}
-
-static void resume(struct fiber *fiber)
-{
-    fiber->state = STATE_RUNS;
-    emu_now = &fiber->at;
-    if (_setjmp(g_scheduler))
-        return;
-    if (fiber->has_stack)
-        _longjmp(fiber->here, 1);
-    give_stack(fiber);
 }
 
 static const char *g_name; // of the kernel
@@ -113,48 +190,48 @@ static void refuse(uint32_t warp, const char *what)
     abort();
 }
 
-// Until all lanes of the warp are at the block's barrier or at their end, or some poll what others will do.
-static void run_warp(struct block *block, uint32_t warp, uint32_t n_lanes)
-{
-    struct fiber *lanes = block->fibers + warp * 32;
-
-    for (uint32_t i = 0; i < n_lanes; i++) {
-        if (lanes[i].state == STATE_POLLS)
-            lanes[i].state = STATE_RUNS;
-    }
-    for (;;) {
-        uint32_t n[STATE_POLLS + 1] = {0};
-
-        for (uint32_t i = 0; i < n_lanes; i++) {
-            if (lanes[i].state == STATE_RUNS)
-                resume(&lanes[i]);
-            n[lanes[i].state]++;
-        }
-        if (n[STATE_AT_WARP] == 0 || n[STATE_POLLS])
-            return;
-        if (n[STATE_AT_WARP] != n_lanes)
-            refuse(warp, "some lanes are at a warp-wide function, others elsewhere");
-        for (uint32_t i = 0; i < n_lanes; i++)
-            lanes[i].state = STATE_RUNS;
-    }
-}
-
-static uint32_t count(const struct block *block, const struct emu_grid *grid, enum state state)
+static uint32_t count(const uint8_t *states, uint32_t n_states, enum state state)
 {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < grid->n_threads; i++)
-        n += block->fibers[i].state == state;
+    for (uint32_t i = 0; i < n_states; i++)
+        n += states[i] == state;
     return n;
+}
+
+static void set(uint8_t *states, uint32_t n_states, enum state from, enum state to)
+{
+    for (uint32_t i = 0; i < n_states; i++)
+        states[i] = (uint8_t)(states[i] == from ? to : states[i]);
+}
+
+// Until all lanes of the warp are at the block's barrier or at their end, or some poll what others will do.
+static void run_warp(struct block *block, uint32_t warp, uint32_t n_lanes)
+{
+    g_lanes = block->fibers + warp * 32;
+    g_states = block->states + warp * 32;
+    g_n_lanes = n_lanes;
+    set(g_states, n_lanes, STATE_POLLS, STATE_RUNS);
+    for (;;) {
+        uint32_t first = next_lane(0), n_waiting;
+
+        if (first < n_lanes)
+            emu_switch(&g_scheduler, enter(first));
+        n_waiting = count(g_states, n_lanes, STATE_AT_WARP);
+        if (n_waiting == 0 || count(g_states, n_lanes, STATE_POLLS))
+            return;
+        if (n_waiting != n_lanes)
+            refuse(warp, "some lanes are at a warp-wide function, others elsewhere");
+        memset(g_states, STATE_RUNS, n_lanes);
+    }
 }
 
 // Threads at the block's barrier go on once all are there.
 static bool pass_barrier(struct block *block, const struct emu_grid *grid)
 {
-    if (count(block, grid, STATE_AT_BLOCK) != grid->n_threads)
+    if (count(block->states, grid->n_threads, STATE_AT_BLOCK) != grid->n_threads)
         return false;
-    for (uint32_t i = 0; i < grid->n_threads; i++)
-        block->fibers[i].state = STATE_RUNS;
+    memset(block->states, STATE_RUNS, grid->n_threads);
     return true;
 }
 
@@ -172,10 +249,10 @@ static bool run_block(struct block *block, const struct emu_grid *grid, bool bac
         }
         if (pass_barrier(block, grid))
             continue;
-        if (count(block, grid, STATE_AT_CLUSTER) == grid->n_threads)
+        if (count(block->states, grid->n_threads, STATE_AT_CLUSTER) == grid->n_threads)
             return false;
-        if (count(block, grid, STATE_POLLS) == 0) {
-            if (count(block, grid, STATE_ENDED) != grid->n_threads)
+        if (count(block->states, grid->n_threads, STATE_POLLS) == 0) {
+            if (count(block->states, grid->n_threads, STATE_ENDED) != grid->n_threads)
                 refuse(0, "some threads ended while others wait at the block's barrier");
             return true;
         }
@@ -195,8 +272,10 @@ static struct block *begin_block(uint32_t slot, const struct emu_grid *grid, uin
         perror("mock CUDA: a block");
         abort();
     }
+    memset(block->states, STATE_RUNS, grid->n_threads);
     for (uint32_t i = 0; i < grid->n_threads; i++) {
-        block->fibers[i].state = STATE_RUNS;
+        if (!block->fibers[i].has_stack)
+            give_stack(&block->fibers[i]);
         block->fibers[i].at = (struct emu_thread){
             .thread = i, .n_threads = grid->n_threads, .block = {x, y, z}, .warp = &block->warps[i / 32],
             .n_blocks = {grid->blocks[0], grid->blocks[1], grid->blocks[2]}, .n_cluster = grid->cluster,
@@ -278,13 +357,10 @@ static void run_cluster(const struct emu_grid *grid, uint32_t x, uint32_t y, uin
 
             if (has_ended[i])
                 continue;
-            for (uint32_t t = 0; t < grid->n_threads; t++) {
-                if (block->fibers[t].state == STATE_AT_CLUSTER)
-                    block->fibers[t].state = STATE_RUNS;
-            }
+            set(block->states, grid->n_threads, STATE_AT_CLUSTER, STATE_RUNS);
             memcpy(g_dynamic, block->shared, grid->shared_bytes);
             has_ended[i] = run_block(block, grid, (x + y + z + i) % 2);
-            if (!has_ended[i] && count(block, grid, STATE_AT_CLUSTER) != grid->n_threads)
+            if (!has_ended[i] && count(block->states, grid->n_threads, STATE_AT_CLUSTER) != grid->n_threads)
                 refuse(0, "a block of a cluster waits for others by other means");
             keep_shared(block, grid);
             n_left -= has_ended[i];

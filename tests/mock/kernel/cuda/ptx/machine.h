@@ -26,7 +26,7 @@ typedef float f32x4 __attribute__((ext_vector_type(4)));
 #define ROLL
 
 struct emu_slot {
-    u32 words[16];
+    u32 words[24];
 };
 
 struct emu_warp {
@@ -114,9 +114,34 @@ INLINE void shared_add_u64(u64 *p, u64 v) { *p += v; }
 
 // ---- numbers ------------------------------------------------------------------------------------
 
+// Where the CPU converts, it does so as half.h does, but for the bits of NaN.
+#ifdef __F16C__
+
+INLINE float f32_of_f16(u16 h)
+{
+    _Float16 half;
+
+    memcpy(&half, &h, sizeof(half));
+    return (float)half;
+}
+
+INLINE u16 f16_of_f32(float f)
+{
+    _Float16 half = (_Float16)f;
+    u16 h;
+
+    memcpy(&h, &half, sizeof(h));
+    return h;
+}
+
+#else
+
 INLINE float f32_of_f16(u16 h) { return ew_f32_of_f16(h); }
 INLINE u16 f16_of_f32(float f) { return ew_f16_of_f32(f); }
-INLINE u32 f16x2_of(float low, float high) { return ew_f16_of_f32(low) | (u32)ew_f16_of_f32(high) << 16; }
+
+#endif
+
+INLINE u32 f16x2_of(float low, float high) { return f16_of_f32(low) | (u32)f16_of_f32(high) << 16; }
 INLINE u32 bf16x2_of(float low, float high) { return ew_bf16_of_f32(low) | (u32)ew_bf16_of_f32(high) << 16; }
 
 INLINE u32 byte_permute(u32 a, u32 b, u32 which)
@@ -159,18 +184,18 @@ INLINE u32 add_f16x2(u32 a, u32 b)
     return f16x2_of(f32_of_f16((u16)a) + f32_of_f16((u16)b), f32_of_f16((u16)(a >> 16)) + f32_of_f16((u16)(b >> 16)));
 }
 
-INLINE int dp4a(u32 a, u32 b, int sum)
-{
-    for (u32 i = 0; i < 32; i += 8)
-        sum += (i8)(a >> i) * (i8)(b >> i);
-    return sum;
-}
+typedef u8 emu_u8x4 __attribute__((ext_vector_type(4)));
+typedef i8 emu_i8x4 __attribute__((ext_vector_type(4)));
+typedef int emu_i32x4 __attribute__((ext_vector_type(4)));
+
+INLINE emu_i32x4 emu_bytes(u32 v) { return __builtin_convertvector(__builtin_bit_cast(emu_i8x4, v), emu_i32x4); }
+INLINE int emu_sum(emu_i32x4 v) { return v.x + v.y + v.z + v.w; }
+
+INLINE int dp4a(u32 a, u32 b, int sum) { return sum + emu_sum(emu_bytes(a) * emu_bytes(b)); }
 
 INLINE int dp4a_unsigned(u32 a, u32 b, int sum)
 {
-    for (u32 i = 0; i < 32; i += 8)
-        sum += (u8)(a >> i) * (i8)(b >> i);
-    return sum;
+    return sum + emu_sum(__builtin_convertvector(__builtin_bit_cast(emu_u8x4, a), emu_i32x4) * emu_bytes(b));
 }
 
 INLINE float exp2_approx(float x) { return __builtin_exp2f(x); }
@@ -294,72 +319,71 @@ INLINE void ldmatrix4_trans(u32 *r, const u16 *p)
 
 // Elements of a lane's registers: of a, rows lane / 4 and lane / 4 + 8 by turns, then the same for the upper half of k;
 // of b, column lane / 4.
-INLINE float emu_half(u32 word, u32 i, u32 is_bf16)
+INLINE u32 emu_half(u32 word, u32 i, u32 is_bf16)
 {
     u16 h = (u16)(word >> 16 * i);
 
-    return is_bf16 ? ew_f32_of_bf16(h) : ew_f32_of_f16(h);
+    return ew_bits_of_f32(is_bf16 ? ew_f32_of_bf16(h) : f32_of_f16(h));
 }
 
-// Slots hold numbers: words 0 to 7 the lane's of a, 8 to 11 those of b.
+// Slots hold numbers: words 0 to 3 the lane's of a's upper row, 4 to 7 those of the lower one, 8 to 11 those of b, all
+// in the same order.
 INLINE void emu_give_halves(const u32 *a, u32 b0, u32 b1, u32 is_bf16)
 {
-    u32 words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    u32 words[6] = {a[0], a[2], a[1], a[3], b0, b1};
     struct emu_slot *slot = emu_give();
 
     for (u32 i = 0; i < 12; i++)
-        slot->words[i] = ew_bits_of_f32(emu_half(words[i / 2], i % 2, is_bf16));
+        slot->words[i] = emu_half(words[i / 2], i % 2, is_bf16);
+}
+
+INLINE f32x4 emu_four(const struct emu_slot *slot, u32 first)
+{
+    f32x4 v;
+
+    memcpy(&v, slot->words + first, sizeof(v));
+    return v;
 }
 
 INLINE void emu_mma_half(float *c, const u32 *a, u32 b0, u32 b1, u32 is_bf16)
 {
     u32 lane = THREAD % 32;
-    const struct emu_slot *slots;
+    const struct emu_slot *slots, *rows, *columns;
+    f32x4 sums[4] = {0};
 
     emu_give_halves(a, b0, b1, is_bf16);
     slots = emu_meet();
-    for (u32 i = 0; i < 4; i++) {
-        u32 row = lane / 4, upper = i / 2, column = lane % 4 * 2 + i % 2;
-        float sum = 0;
-
-        for (u32 k = 0; k < 16; k++)
-            sum += ew_f32_of_bits(slots[row * 4 + k / 2 % 4].words[k / 8 * 4 + upper * 2 + k % 2]) *
-                   ew_f32_of_bits(slots[column * 4 + k / 2 % 4].words[8 + k / 8 * 2 + k % 2]);
-        c[i] += sum;
+    rows = slots + lane / 4 * 4;
+    columns = slots + lane % 4 * 8;
+    for (u32 j = 0; j < 4; j++) { // four of sixteen columns of a
+        for (u32 i = 0; i < 4; i++)
+            sums[i] += emu_four(rows + j, i / 2 * 4) * emu_four(columns + i % 2 * 4 + j, 8);
     }
+    for (u32 i = 0; i < 4; i++)
+        c[i] += (sums[i].x + sums[i].y) + (sums[i].z + sums[i].w);
 }
 
 INLINE void mma_f16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 0); }
 INLINE void mma_bf16(float *c, const u32 *a, u32 b0, u32 b1) { emu_mma_half(c, a, b0, b1, 1); }
 
-// Slots hold words 0 to 3 of a, 4 and 5 of b.
-INLINE const struct emu_slot *emu_meet_bytes(const u32 *a, u32 b0, u32 b1)
-{
-    struct emu_slot *slot = emu_give();
-
-    memcpy(slot->words, a, 16);
-    slot->words[4] = b0;
-    slot->words[5] = b1;
-    return emu_meet();
-}
-
-// Element k of 32 that four lanes have, 16 bytes each of two.
-INLINE float emu_e4m3(const struct emu_slot *lanes, u32 first, u32 step, u32 k)
-{
-    u32 code = lanes[k / 4 % 4].words[first + k / 16 * step] >> k % 4 * 8;
-
-    return ew_f32_of_f16((u16)f16x2_of_e4m3(code & 0xFF));
-}
-
+// Likewise eight numbers of each row, words 0 to 7 and 8 to 15, and eight of b's column.
 INLINE void mma_e4m3(float *c, const u32 *a, u32 b0, u32 b1)
 {
-    u32 lane = THREAD % 32;
-    const struct emu_slot *slots = emu_meet_bytes(a, b0, b1);
+    u32 lane = THREAD % 32, words[6] = {a[0], a[2], a[1], a[3], b0, b1};
+    const struct emu_slot *slots, *rows, *columns;
+    struct emu_slot *slot = emu_give();
+    f32x4 sums[4] = {0};
 
-    for (u32 i = 0; i < 4; i++) {
-        const struct emu_slot *row = slots + lane / 4 * 4, *column = slots + (lane % 4 * 2 + i % 2) * 4;
-
-        for (u32 k = 0; k < 32; k++)
-            c[i] += emu_e4m3(row, i / 2, 2, k) * emu_e4m3(column, 4, 1, k);
+    for (u32 i = 0; i < 24; i++)
+        slot->words[i] = ew_bits_of_f32(ew_f32_of_e4m3((u8)(words[i / 4] >> i % 4 * 8)));
+    slots = emu_meet();
+    rows = slots + lane / 4 * 4;
+    columns = slots + lane % 4 * 8;
+    for (u32 j = 0; j < 8; j++) { // four of 32 columns of a
+        for (u32 i = 0; i < 4; i++)
+            sums[i] += emu_four(rows + j / 2, i / 2 * 8 + j % 2 * 4) *
+                       emu_four(columns + i % 2 * 4 + j / 2, 16 + j % 2 * 4);
     }
+    for (u32 i = 0; i < 4; i++)
+        c[i] += (sums[i].x + sums[i].y) + (sums[i].z + sums[i].w);
 }
