@@ -748,6 +748,8 @@ static void the_books_balance_whatever_happens(void **state)
         struct ew_engine_config config = small_config();
         struct ew_engine *engine;
 
+        config.device.kernels = EW_KERNELS_AUTO; // nobody asks what the answers are
+        config.device.n_threads = 1;
         config.policy = i % 2 ? EW_POLICY_MAX_UTILIZATION : EW_POLICY_GUARANTEED_NO_EVICT;
         config.block_tokens = 4;
         config.max_batch_size = 3;
