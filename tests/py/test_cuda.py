@@ -244,16 +244,33 @@ def test_a_wrong_kernel_is_not_excused_by_other_experts(cuda):
     assert result.returncode == 1 and not json.loads(result.stdout)["pass"]
 
 
-def small_run(cuda, **env):
-    model = support.need("fixtures/gguf/llama-q8_0.gguf")
-    return support.run(*SMALL, "-m", model, "--ref", model.with_suffix(".ref.safetensors"), env={**cuda, **env})
+def first_case(ref, to):
+    """Of a file of references the first case's ids and logits: seven tokens, and every kind of step that the others have."""
+    data = ref.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header, kept, body = json.loads(data[8:start]), {}, b""
+    for name in ("input_ids_0", "logits_0"):
+        first, last = header[name]["data_offsets"]
+        kept[name] = header[name] | {"data_offsets": [len(body), len(body) + last - first]}
+        body += data[start + first:start + last]
+    text = json.dumps(kept).encode()
+    to.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return to
 
 
 @pytest.fixture(scope="session")
-def calls(cuda, tmp_path_factory):
+def small_run(cuda, tmp_path_factory):
+    """Runs a small model on a few tokens: hundreds of times, to see one call fail."""
+    model = support.need("fixtures/gguf/llama-q8_0.gguf")
+    ref = first_case(model.with_suffix(".ref.safetensors"), tmp_path_factory.mktemp("ref") / "ref.safetensors")
+    return lambda **env: support.run(*SMALL, "-m", model, "--ref", ref, env={**cuda, **env})
+
+
+@pytest.fixture(scope="session")
+def calls(small_run, tmp_path_factory):
     """How often a small run calls each function of the driver."""
     path = tmp_path_factory.mktemp("mock") / "calls"
-    assert small_run(cuda, EW_MOCK_CUDA_CALLS=str(path)).returncode == 0
+    assert small_run(EW_MOCK_CUDA_CALLS=str(path)).returncode == 0
     return {name: int(n) for name, n in (line.split() for line in path.read_text().splitlines())}
 
 
@@ -263,12 +280,12 @@ MAPPING = "cuMemGetAllocationGranularity|cuMemAddressReserve|cuMemCreate|cuMemMa
 
 @emulated
 @pytest.mark.parametrize("error", [2, 700])
-def test_every_call_may_fail(cuda, calls, error):
+def test_every_call_may_fail(small_run, calls, error):
     """The first and last call of each function, one at a time: a sentence that names the driver's error, never a death."""
     assert len(calls) >= 20
     for name, n in calls.items():
         for at in sorted({1, n}):
-            result = small_run(cuda, EW_MOCK_CUDA_FAIL=f"{name}:{at}:{error}")
+            result = small_run(EW_MOCK_CUDA_FAIL=f"{name}:{at}:{error}")
             text = result.stderr.decode()
             spared = re.search("Free|Destroy|Unload|Release|SetCurrent|CtxSynchronize|GetErrorName|Unmap", name) and result.returncode == 0
             spared = spared or (error == 2 and re.search(MAPPING, name) and result.returncode == 0)
@@ -283,8 +300,8 @@ def test_every_call_may_fail(cuda, calls, error):
     ({"EW_MOCK_CUDA_MEMORY": "1000000"}, "memory"),
     ({"EW_MOCK_CUDA_FAIL": "cuInit:1:100"}, "CUDA_ERROR_NO_DEVICE (100)"),
 ])
-def test_boxes_that_will_not_do(cuda, env, expected):
-    result = small_run(cuda, **env)
+def test_boxes_that_will_not_do(small_run, env, expected):
+    result = small_run(**env)
     assert result.returncode == 1 and expected in result.stderr.decode()
 
 
@@ -296,10 +313,10 @@ def test_boxes_that_will_not_do(cuda, env, expected):
     ({"EW_MOCK_CUDA_FAIL": "cuMemCreate:2:801"}, True, True),         # maps one part and no more
     ({"EW_MOCK_CUDA_FAIL": "cuMemSetAccess:0:801"}, True, True),
 ])
-def test_memory_is_mapped_or_taken_in_one_piece(cuda, tmp_path, env, maps, plain):
+def test_memory_is_mapped_or_taken_in_one_piece(small_run, tmp_path, env, maps, plain):
     """What is mapped is given back, and a driver that maps none or stops doing so is asked for whole pieces."""
     path = tmp_path / "calls"
-    result = small_run(cuda, EW_MOCK_CUDA_CALLS=str(path), **env)
+    result = small_run(EW_MOCK_CUDA_CALLS=str(path), **env)
     assert result.returncode == 0, result.stderr.decode()
     n = {name: int(n) for name, n in (line.split() for line in path.read_text().splitlines())}
     assert (n.get("cuMemMap", 0) > 0) == maps and (n.get("cuMemAlloc_v2", 0) > 0) == plain
