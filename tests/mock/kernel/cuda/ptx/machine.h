@@ -5,6 +5,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
 
 #include "base/half.h"
 
@@ -117,22 +120,8 @@ INLINE void shared_add_u64(u64 *p, u64 v) { *p += v; }
 // Where the CPU converts, it does so as half.h does, but for the bits of NaN.
 #ifdef __F16C__
 
-INLINE float f32_of_f16(u16 h)
-{
-    _Float16 half;
-
-    memcpy(&half, &h, sizeof(half));
-    return (float)half;
-}
-
-INLINE u16 f16_of_f32(float f)
-{
-    _Float16 half = (_Float16)f;
-    u16 h;
-
-    memcpy(&h, &half, sizeof(h));
-    return h;
-}
+INLINE float f32_of_f16(u16 h) { return _cvtsh_ss(h); }
+INLINE u16 f16_of_f32(float f) { return _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT); }
 
 #else
 
