@@ -228,7 +228,7 @@ INLINE float logit_of(const struct ew_chosen_job *job, u32 expert, float score, 
     return factor * score + (job->logits_bias ? ((const float *)job->logits_bias)[expert] : 0);
 }
 
-// Neither softmax nor the norm's factor changes an order: without biases the scores alone tell who is chosen. Warps that
+// Neither softmax nor the norm's factor changes an order: without biases scores alone tell who is chosen. Warps that
 // choose for themselves leave weights for later.
 INLINE u32 chooses_by_scores(const struct ew_chosen_job *job, const struct places *p)
 {
