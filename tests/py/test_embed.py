@@ -140,6 +140,25 @@ def test_a_line_a_vector(model, vocabulary):
         assert np.abs(np.array(json.loads(line)) - expected(model, vocabulary, text)).max() < 1e-5
 
 
+def test_wide_matrices_in_f32_are_rounded(model, vocabulary, tmp_path):
+    """So wide that a CPU's matrix unit takes f16 and bf16: f32 goes to 8 bits there as everywhere, and says so."""
+    directory = tmp_path / "wide"
+    shutil.copytree(model, directory)
+    tensors = dict(safetensors.load_file(model / "model.safetensors"))
+    for name, tensor in tensors.items():  # four times the same hidden units, each a fourth of the sum
+        if ".intermediate.dense." in name:
+            tensors[name] = np.concatenate([tensor] * 4)
+        elif name.endswith(".output.dense.weight") and ".attention." not in name:
+            tensors[name] = np.concatenate([tensor / 4] * 4, axis=1)
+    safetensors.save_file(tensors, directory / "model.safetensors")
+    config = json.loads((model / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(dict(config, intermediate_size=4 * config["intermediate_size"])))
+    result = support.run("embed", "-v", "-m", directory, "-p", TEXTS[0])
+    assert result.returncode == 0 and b"type f32 have no kernels of their own and are expanded to i8" in result.stderr
+    vector = np.array(json.loads(result.stdout))
+    assert 0.999 < cosine(vector, expected(model, vocabulary, TEXTS[0])) < 1 - 1e-9
+
+
 def test_texts_from_files_and_arguments(model, tmp_path):
     (tmp_path / "a.txt").write_text("dogs ran\r\ncats\n")
     out = json.loads(support.run_ok("embed", "-m", model, "--json", "-p", "the cat", "-p", "a mat", tmp_path / "a.txt"))

@@ -122,7 +122,7 @@ static enum ew_cpu_layout choose_layout(const struct ew_cpu_backend *backend, co
     }
     if (of_heads) // of activations in f32, parts can be taken anywhere
         return layout;
-    if (fits_matrix_unit(backend, program, weight))
+    if (tiled_layout(layout) != layout && fits_matrix_unit(backend, program, weight))
         return tiled_layout(layout);
     if (layout > EW_CPU_BF16 || !is_rounded(program, weight))
         return layout;
